@@ -1,0 +1,1 @@
+"""Metrics of folders of images: diversity, fidelity, and the exact ones of the built-in world."""

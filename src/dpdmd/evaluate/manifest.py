@@ -1,0 +1,118 @@
+"""A folder of generated images and its manifest.json: what generation hands to every metric and to the report."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpdmd.files import read_json, write_json
+
+MANIFEST_NAME = "manifest.json"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image: the prompt and seed that name it and its file, relative to the folder."""
+
+    prompt: str
+    seed: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The images of a folder, and how they were made (`info`: model, num_inference_steps, guidance_scale, grid ...)."""
+
+    images: list[ImageEntry]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def by_prompt(self) -> dict[str, list[ImageEntry]]:
+        """Images of each prompt by rising seed; prompts in the order in which they first appear."""
+        groups: dict[str, list[ImageEntry]] = {}
+        for entry in self.images:
+            groups.setdefault(entry.prompt, []).append(entry)
+        return {prompt: sorted(entries, key=lambda entry: entry.seed) for prompt, entries in groups.items()}
+
+
+def write_manifest(folder: str | Path, images: list[ImageEntry], info: dict[str, Any] | None = None) -> Manifest:
+    """Write `folder`/manifest.json for images that already lie there; returns what was written.
+
+    Raises ValueError like `read_manifest`, and when `info` has a key "images".
+    """
+    info = dict(info or {})
+    if "images" in info:
+        raise ValueError('info must not have a key "images": the manifest keeps the list of images under it')
+    manifest = Manifest(list(images), info)
+    _check(Path(folder), manifest)
+    rows = [{"prompt": entry.prompt, "seed": entry.seed, "file": entry.file} for entry in manifest.images]
+    write_json(Path(folder) / MANIFEST_NAME, {"images": rows, **info})
+    return manifest
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read the manifest of a folder of images.
+
+    A folder without manifest.json is read as one sub-folder of images per prompt, named as the prompt; the seed of an
+    image is then its file name where all names of that prompt are whole numbers, else its place in their order.
+
+    Raises ValueError for a folder that is missing or without images; a manifest that is broken JSON or lacks a field;
+    a listed file that is missing or outside the folder; a file, or a (prompt, seed), listed twice.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no such folder: {folder}")
+    path = folder / MANIFEST_NAME
+    manifest = _parse(path, read_json(path)) if path.exists() else _from_sub_folders(folder)
+    _check(folder, manifest)
+    return manifest
+
+
+def _parse(path: Path, content: Any) -> Manifest:
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise ValueError(f'{path} must be a JSON object with a list under "images"')
+    images = []
+    for number, row in enumerate(content["images"]):
+        fields = {"prompt": str, "seed": int, "file": str}
+        for name, kind in fields.items():
+            value = row.get(name) if isinstance(row, dict) else None
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{path}: image {number} needs {name!r} ({kind.__name__}), got {value!r}")
+        images.append(ImageEntry(row["prompt"], row["seed"], row["file"]))
+    return Manifest(images, {name: value for name, value in content.items() if name != "images"})
+
+
+def _from_sub_folders(folder: Path) -> Manifest:
+    images = []
+    for sub_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = sorted(path for path in sub_folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        stems = [path.stem for path in files]
+        numbered = all(stem.isascii() and stem.isdigit() for stem in stems)
+        for place, path in enumerate(files):
+            seed = int(path.stem) if numbered else place
+            images.append(ImageEntry(sub_folder.name, seed, f"{sub_folder.name}/{path.name}"))
+    if not images:
+        raise ValueError(
+            f"{folder} has neither {MANIFEST_NAME} nor a sub-folder of images per prompt; "
+            "make one with `dpdmd sample ... --out`"
+        )
+    return Manifest(images)
+
+
+def _check(folder: Path, manifest: Manifest) -> None:
+    if not manifest.images:
+        raise ValueError(f"{folder} lists no images")
+    root = folder.resolve()
+    files: set[Path] = set()
+    keys: set[tuple[str, int]] = set()
+    for entry in manifest.images:
+        path = (folder / entry.file).resolve()
+        if Path(entry.file).is_absolute() or not path.is_relative_to(root):
+            raise ValueError(f"{folder}: image file {entry.file!r} is not inside the folder")
+        if not path.is_file():
+            raise ValueError(f"{folder}: listed image is missing: {entry.file}")
+        if path in files:
+            raise ValueError(f"{folder}: image {entry.file!r} is listed twice")
+        if (entry.prompt, entry.seed) in keys:
+            raise ValueError(f"{folder}: prompt {entry.prompt!r} with seed {entry.seed} is listed twice")
+        files.add(path)
+        keys.add((entry.prompt, entry.seed))
