@@ -34,9 +34,7 @@ def num_wordings(named: dict[str, str]) -> int:
 def named_factors(text: str) -> dict[str, str]:
     """The factors a prompt names, read from its words; unknown words are ignored. The inverse of `caption`."""
     words = text.lower().replace(",", " ").replace(".", " ").split()
-    return {
-        factor: value for factor in NAMEABLE_FACTORS for value in DISCRETE_FACTORS[factor] if value in words
-    }
+    return {factor: value for factor in NAMEABLE_FACTORS for value in DISCRETE_FACTORS[factor] if value in words}
 
 
 def sample_captions(scenes: Scenes, generator: torch.Generator) -> list[str]:

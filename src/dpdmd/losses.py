@@ -1,0 +1,60 @@
+"""The losses as pure functions: tensors in, scalar out, fp32, one line per symbol of the papers."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpdmd.paths import Prediction
+
+Space = Literal["velocity", "eps", "x0"]
+Normalisation = Literal["dmd2", "dpdmd"]
+
+
+def in_space(prediction: Prediction, space: Space) -> Tensor:
+    """The view of a prediction that a loss compares: velocity = eps - x0, eps, or x0."""
+    return getattr(prediction, space)
+
+
+def dmd_gradient(
+    x_student: Tensor, x_tau: Tensor, real: Prediction, fake: Prediction, normalisation: Normalisation
+) -> Tensor:
+    """The direction in which a DMD step moves the student's samples, negated: g = (x0_fake - x0_real) / norm.
+
+    norm, one number per sample: "dmd2" mean |x_student - x0_real| (arXiv 2405.14867, after arXiv 2311.18828, eq. 8);
+    "dpdmd" mean |x_tau - x0_real| (released code of arXiv 2602.03139), on a flow g = (v_real - v_fake) / mean |v_real|.
+
+    x_student, x_tau: (B, C, H, W); real: the guided teacher at x_tau; fake: the fake score there. Nothing receives
+    gradient. Returns (B, C, H, W) fp32.
+    """
+    with torch.no_grad():
+        reference = {"dmd2": x_student, "dpdmd": x_tau}[normalisation]
+        norm = (reference.float() - real.x0).abs().mean(dim=(1, 2, 3), keepdim=True)
+        return (fake.x0 - real.x0) / norm.clamp_min(1e-8)
+
+
+def dmd_loss(x_student: Tensor, gradient: Tensor) -> Tensor:
+    """0.5 mean (x - sg(x - g))^2, whose derivative by x is g / numel (arXiv 2311.18828, eq. 7).
+
+    Only `x_student` receives gradient: the student, through the steps that its rollout kept.
+    """
+    target = (x_student.float() - gradient).detach()
+    return 0.5 * F.mse_loss(x_student.float(), target)
+
+
+def denoising_loss(prediction: Prediction, x0: Tensor, eps: Tensor, space: Space) -> Tensor:
+    """mean (prediction - truth)^2 in the network's own prediction space: how the fake score learns the student.
+
+    x0, eps: (B, C, H, W), the clean samples (detached by the caller) and the noise that was added.
+    """
+    truth = Prediction(x0.detach().float(), eps.float())
+    return F.mse_loss(in_space(prediction, space), in_space(truth, space))
+
+
+def anchor_loss(first: Prediction, target: Prediction, space: Space) -> Tensor:
+    """The diversity anchor, mean (v_student(z_0, t_0) - v*)^2 (arXiv 2602.03139, target prediction on step 1).
+
+    `first`: the student's prediction at the noise, receives gradient; `target`: the teacher's secant, detached.
+    """
+    return F.mse_loss(in_space(first, space), in_space(target.detach(), space))

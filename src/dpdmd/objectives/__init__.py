@@ -1,0 +1,1 @@
+"""Objectives: short lists of terms."""

@@ -1,0 +1,92 @@
+"""The only table of objective names: a name and its settings become a list of terms."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dpdmd.grids import Grid, anchor_steps
+from dpdmd.guidance import Guidance
+from dpdmd.objectives.anchor import DiversityAnchor
+from dpdmd.objectives.base import Objective
+from dpdmd.objectives.dmd import Dmd
+
+Interval = tuple[float, float]
+
+
+class AnchorConfig(BaseModel):
+    """The diversity anchor of DP-DMD."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float = Field(default=0.05, ge=0, description="lambda; the paper's 0.05. Needs a sweep per model.")
+    steps: int | None = Field(
+        default=None, ge=1, description="K, teacher steps of the anchor. Default: where the student's first step lands."
+    )
+    time: float | None = Field(default=None, gt=0, lt=1, description="Name the anchor by t instead of by K.")
+    guidance_scale: float | None = Field(default=None, ge=1, description="Default: the teacher's. 1 = off.")
+
+    @model_validator(mode="after")
+    def _one_name(self):
+        if self.steps is not None and self.time is not None:
+            raise ValueError("set anchor.steps or anchor.time, not both")
+        return self
+
+
+class ObjectiveConfig(BaseModel):
+    """What the student learns from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["dmd", "dp_dmd"] = Field(default="dp_dmd", description="dmd or dp_dmd.")
+    normalisation: Literal["dmd2", "dpdmd"] = Field(default="dpdmd", description="Norm of the DMD gradient.")
+    tau_low: float = Field(default=0.02, ge=0, lt=1, description="Least noise of the score comparison.")
+    tau_high: float = Field(default=0.98, gt=0, le=1, description="Most noise of the score comparison.")
+    tau_shift: float = Field(default=1.0, gt=0, description="Shift of tau toward noise; 1 = uniform.")
+    guidance_interval: Interval = Field(default=(0.0, 1.0), description="Noise interval of the real score's guidance.")
+    anchor: AnchorConfig = AnchorConfig()
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.tau_low >= self.tau_high:
+            raise ValueError(f"tau_low must be below tau_high, got {self.tau_low} and {self.tau_high}")
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"guidance_interval must be [low, high] with 0 <= low < high <= 1, got [{low}, {high}]")
+        return self
+
+
+def num_anchor_steps(config: AnchorConfig, student_grid: Grid, teacher_grid: Grid) -> int:
+    """K from its number, from its time, or from where the student's first step lands.
+
+    Raises ValueError unless 1 <= K < number of teacher steps.
+    """
+    if config.steps is None:
+        return anchor_steps(teacher_grid, student_grid.times[1] if config.time is None else config.time)
+    if not config.steps < teacher_grid.num_steps:
+        raise ValueError(f"anchor.steps must be below the teacher's {teacher_grid.num_steps} steps, got {config.steps}")
+    return config.steps
+
+
+def build_objective(
+    config: ObjectiveConfig, *, guidance_scale: float, student_grid: Grid, teacher_grid: Grid
+) -> Objective:
+    """The terms and the gradient routing of an objective. Raises ValueError for impossible settings."""
+    dmd = Dmd(
+        guidance=Guidance(guidance_scale, config.guidance_interval),
+        tau_low=config.tau_low,
+        tau_high=config.tau_high,
+        tau_shift=config.tau_shift,
+        normalisation=config.normalisation,
+    )
+    if config.name == "dmd":
+        return Objective(terms=(dmd,), detach_after=0)
+    if student_grid.num_steps < 2:
+        raise ValueError(
+            "dp_dmd needs student.num_steps >= 2: with one step, detached behind step 1, DMD would train nothing"
+        )
+    anchor = DiversityAnchor(
+        guidance=Guidance(guidance_scale if config.anchor.guidance_scale is None else config.anchor.guidance_scale),
+        num_steps=num_anchor_steps(config.anchor, student_grid, teacher_grid),
+        weight=config.anchor.weight,
+    )
+    return Objective(terms=(dmd, anchor), detach_after=1)

@@ -1,0 +1,99 @@
+"""Stage 2 of the built-in teacher: a word tokenizer and two small CLIP text encoders.
+
+The encoders learn to tell which factors a caption names (and which it leaves free) from their pooled output, the
+part that contrastive training plays in a full-size CLIP. They are frozen before the transformer is trained.
+"""
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
+
+from dpdmd.world.captions import NAMEABLE_FACTORS, all_captions, named_factors
+from dpdmd.world.scenes import DISCRETE_FACTORS
+
+NUM_TOKENS = 10  # start, up to eight words, end
+HIDDEN_SIZE = 64
+
+
+def new_tokenizer() -> PreTrainedTokenizerFast:
+    """A lower-casing word tokenizer over the captions' vocabulary; other words become <|unknown|>."""
+    special = ["<|pad|>", "<|start|>", "<|unknown|>"]
+    words = sorted({word for text in all_captions() for word in text.split()})
+    # The end token has the largest id: CLIP pools at the first end token, found as the largest id by old configs.
+    vocabulary = {token: i for i, token in enumerate([*special, *words, "<|end|>"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|start|> $A <|end|>",
+        special_tokens=[("<|start|>", vocabulary["<|start|>"]), ("<|end|>", vocabulary["<|end|>"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=NUM_TOKENS,
+        bos_token="<|start|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        unk_token="<|unknown|>",
+    )
+
+
+def new_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModelWithProjection:
+    """Untrained two-layer CLIP text encoder; the pipeline reads its layer-1 states and its pooled projection."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=4 * HIDDEN_SIZE,
+        projection_dim=HIDDEN_SIZE,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=NUM_TOKENS,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """Token ids (B, NUM_TOKENS) exactly as the stock pipeline makes them."""
+    return tokenizer(texts, padding="max_length", max_length=NUM_TOKENS, truncation=True, return_tensors="pt").input_ids
+
+
+def factor_labels(texts: list[str]) -> dict[str, Tensor]:
+    """Per nameable factor (B,): the index of the named value, or the number of values where it is left free."""
+    labels: dict[str, list[int]] = {factor: [] for factor in NAMEABLE_FACTORS}
+    for text in texts:
+        named = named_factors(text)
+        for factor in NAMEABLE_FACTORS:
+            values = DISCRETE_FACTORS[factor]
+            labels[factor].append(values.index(named[factor]) if factor in named else len(values))
+    return {factor: torch.tensor(values) for factor, values in labels.items()}
+
+
+def train_text_encoder(
+    tokenizer: PreTrainedTokenizerFast, num_steps: int, batch_size: int, seed: int, log=print
+) -> CLIPTextModelWithProjection:
+    """Train one encoder with throw-away linear heads on its pooled output; returns it frozen."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    encoder = new_text_encoder(tokenizer)
+    heads = nn.ModuleDict({f: nn.Linear(HIDDEN_SIZE, len(DISCRETE_FACTORS[f]) + 1) for f in NAMEABLE_FACTORS})
+    texts = ["", *all_captions()]
+    tokens, labels = tokenize(tokenizer, texts), factor_labels(texts)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=1e-3, weight_decay=0.01)
+    for step in tqdm(range(num_steps), desc=f"text encoder (seed {seed})"):
+        rows = torch.randint(0, len(texts), (batch_size,), generator=generator)
+        rows[0] = 0
+        pooled = encoder(tokens[rows]).text_embeds
+        loss = sum(F.cross_entropy(heads[f](pooled), labels[f][rows]) for f in NAMEABLE_FACTORS)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if step % 100 == 0 or step == num_steps - 1:
+            log({"stage": "text_encoder", "seed": seed, "step": step, "loss": loss.item()})
+    return encoder.eval().requires_grad_(False)
