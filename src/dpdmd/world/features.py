@@ -1,0 +1,65 @@
+"""Perceptual features of the built-in world: a small network trained to recognise the factors of scenes.
+
+Pairwise cosine distances and Frechet distances of generated scenes are taken between these features. How the
+weights were made and how far each factor moves them stands in `weights/README.md`.
+"""
+
+from importlib import resources
+
+import torch
+from torch import Tensor, nn
+
+from dpdmd import files
+from dpdmd.world.scenes import IMAGE_SIZE
+
+FEATURE_DIM = 64
+WEIGHTS = "scene_features.safetensors"
+
+
+class SceneFeatures(nn.Module):
+    """Four convolutions on pixels and their coordinates, the mean over positions, a linear map, minus a mean.
+
+    feature = linear(mean over positions(convolutions(image))) - mean
+
+    `mean` is the average feature of the world's own scenes: without it all scenes would share a large common
+    direction and every pairwise cosine would be near one. Training also scales `linear` so that every factor of a
+    scene moves the features in reasonable proportion (`pretrain/features.py`, `balance`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths, strides = (5, 32, 64, 96, 96), (2, 2, 1, 2)
+        layers: list[nn.Module] = []
+        for before, after, stride in zip(widths[:-1], widths[1:], strides, strict=True):
+            layers += [nn.Conv2d(before, after, 3, stride=stride, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
+        self.convolutions = nn.Sequential(*layers)
+        self.project = nn.Linear(widths[-1], FEATURE_DIM)
+        self.register_buffer("mean", torch.zeros(FEATURE_DIM))
+        ramp = torch.linspace(-1, 1, IMAGE_SIZE)
+        grid = torch.stack(torch.meshgrid(ramp, ramp, indexing="ij"))
+        self.register_buffer("coordinates", grid, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, 64) of images (B, 3, 32, 32) in [-1, 1].
+
+        Raises ValueError for another image shape.
+        """
+        if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+            raise ValueError(
+                f"images must be (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) in [-1, 1], got {tuple(images.shape)}; "
+                "scene features know the built-in world only"
+            )
+        coordinates = self.coordinates.expand(len(images), -1, -1, -1)
+        hidden = self.convolutions(torch.cat([images, coordinates], dim=1))
+        return self.project(hidden.mean(dim=(2, 3))) - self.mean
+
+
+def load_scene_features() -> SceneFeatures:
+    """The shipped network with its trained weights, in evaluation mode, without gradients to its parameters.
+
+    Raises ValueError when the weights are missing from the installation or broken.
+    """
+    network = SceneFeatures()
+    with resources.as_file(resources.files("dpdmd.world") / "weights" / WEIGHTS) as path:
+        network.load_state_dict(files.read_tensors(path))
+    return network.eval().requires_grad_(False)
