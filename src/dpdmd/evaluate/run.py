@@ -1,0 +1,211 @@
+"""Scoring a folder of images: everything that is measured, in one dict of plain numbers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpdmd.evaluate.diversity import pairwise_diversity, vendi_score
+from dpdmd.evaluate.features import DEFAULT_MODEL, SCENES, FeatureExtractor, extract_features, load_extractor
+from dpdmd.evaluate.fidelity import frechet_distance, neighbours
+from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate
+from dpdmd.evaluate.manifest import Manifest, read_manifest
+from dpdmd.files import read_png, write_json
+
+NUM_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A folder's images in a fixed order: prompt by prompt, within a prompt by rising seed."""
+
+    folder: Path
+    prompts: list[str]
+    seeds: dict[str, list[int]]
+    files: list[Path]
+
+    @property
+    def images_per_prompt(self) -> int:
+        return len(self.files) // len(self.prompts)
+
+    def images(self) -> Iterator[Tensor]:
+        """Each image (3, H, W) in [-1, 1], read when it is asked for."""
+        return (read_png(path) for path in self.files)
+
+
+def evaluate_folder(
+    folder: str | Path,
+    *,
+    reference: str | Path | None = None,
+    features: str = "auto",
+    out: str | Path | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Score the images of a folder, and against a reference (the teacher's images for the same prompts and seeds).
+
+    features: "scenes", the folder or hub id of a transformers vision model, or "auto": the built-in network for
+    captions of the built-in world at 32 x 32, else DINOv3 if it is in the local hub cache, else no feature metrics,
+    and the result says so under "skipped". out: JSON file to write as well.
+    Returns "num_prompts", "images_per_prompt", "saturation" (share of colour values that are exactly 0 or 255), from
+    features "diversity", "vendi", with a reference "diversity_share", "frechet", "precision", "recall", "density",
+    "coverage"; for the built-in world what `scene_metrics` returns; "intervals" over prompts; "per_prompt" rows;
+    "provenance". The same input gives the same output.
+    Raises ValueError like `read_manifest` and `load_extractor`, when prompts have different numbers of images, and
+    when the reference has other prompts or seeds.
+    """
+    samples = _read_samples(folder)
+    teacher = _read_samples(reference, order=samples.prompts) if reference is not None else None
+    if teacher is not None:
+        _require_same_keys(samples, teacher)
+    is_world = _is_world(samples) and (teacher is None or _is_world(teacher))
+    extractor, skipped = _choose_extractor(features, is_world, device)
+
+    metrics: dict[str, Any] = {
+        "num_prompts": len(samples.prompts),
+        "images_per_prompt": samples.images_per_prompt,
+        "saturation": _saturation(samples),
+    }
+    rows = [{"prompt": prompt} for prompt in samples.prompts]
+    estimates: dict[str, Estimate] = {}
+    if extractor is not None:
+        skipped |= _feature_part(extractor, samples, teacher, metrics, rows, estimates)
+    if is_world:
+        _world_part(samples, teacher, metrics, rows, estimates)
+    metrics |= {key: estimate.value for key, estimate in estimates.items()}
+    metrics["intervals"] = {key: e.interval for key, e in estimates.items() if e.interval is not None}
+    metrics["per_prompt"] = rows
+    if skipped:
+        metrics["skipped"] = skipped
+    metrics["provenance"] = _provenance(extractor)
+    if out is not None:
+        write_json(out, metrics)
+    return metrics
+
+
+def _read_samples(folder: str | Path, order: list[str] | None = None) -> Samples:
+    manifest: Manifest = read_manifest(folder)
+    groups = manifest.by_prompt()
+    if order is not None and set(order) == set(groups):
+        groups = {prompt: groups[prompt] for prompt in order}
+    counts = {prompt: len(entries) for prompt, entries in groups.items()}
+    if len(set(counts.values())) > 1:
+        few, many = min(counts, key=counts.get), max(counts, key=counts.get)
+        raise ValueError(
+            f"{folder}: every prompt needs the same number of images, "
+            f"got {counts[few]} for {few!r} and {counts[many]} for {many!r}"
+        )
+    files = [Path(folder) / entry.file for entries in groups.values() for entry in entries]
+    seeds = {prompt: [entry.seed for entry in entries] for prompt, entries in groups.items()}
+    return Samples(Path(folder), list(groups), seeds, files)
+
+
+def _require_same_keys(samples: Samples, reference: Samples) -> None:
+    ours, theirs = set(samples.prompts), set(reference.prompts)
+    for missing, where in ((ours - theirs, reference.folder), (theirs - ours, samples.folder)):
+        if missing:
+            raise ValueError(
+                f"the reference must have the same prompts: {len(missing)} missing in {where}, such as {min(missing)!r}"
+            )
+    for prompt in samples.prompts:
+        if samples.seeds[prompt] != reference.seeds[prompt]:
+            raise ValueError(
+                f"the reference must have the same seeds: for {prompt!r} {samples.folder} has "
+                f"{samples.seeds[prompt]}, {reference.folder} has {reference.seeds[prompt]}"
+            )
+
+
+@cache
+def _captions() -> frozenset[str]:
+    from dpdmd.world.captions import all_captions
+
+    return frozenset(all_captions())
+
+
+def _is_world(samples: Samples) -> bool:
+    """Whether every prompt is a caption of the built-in world and every image has its size."""
+    from dpdmd.world.scenes import IMAGE_SIZE
+
+    if not _captions().issuperset(samples.prompts):
+        return False
+    return all(image.shape == (3, IMAGE_SIZE, IMAGE_SIZE) for image in samples.images())
+
+
+def _choose_extractor(features: str, is_world: bool, device: str) -> tuple[FeatureExtractor | None, dict[str, str]]:
+    if features != "auto":
+        return load_extractor(features, device=device), {}
+    if is_world:
+        return load_extractor(SCENES), {}
+    try:
+        return load_extractor(DEFAULT_MODEL, device=device, local_files_only=True), {}
+    except ValueError:
+        reason = (
+            "these are not images of the built-in world, and no feature network was named; "
+            "name one with --features, a folder or hub id such as facebook/dinov2-large"
+        )
+        return None, {"feature metrics": reason}
+
+
+def _saturation(samples: Samples) -> float:
+    """Share of colour values that are exactly 0 or 255, that is -1 or 1 after reading."""
+    shares = [float((image.abs() >= 1).double().mean()) for image in samples.images()]
+    return sum(shares) / len(shares)
+
+
+def _feature_part(
+    extractor: FeatureExtractor,
+    samples: Samples,
+    teacher: Samples | None,
+    metrics: dict[str, Any],
+    rows: list[dict[str, Any]],
+    estimates: dict[str, Estimate],
+) -> dict[str, str]:
+    """Add what features tell; returns what had to be left out and why."""
+    if len(samples.files) < 2 or samples.images_per_prompt < 2:
+        return {"feature metrics": f"they need at least 2 images per prompt, got {samples.images_per_prompt}"}
+    flat = extract_features(extractor, samples.images())
+    grouped = flat.reshape(len(samples.prompts), samples.images_per_prompt, -1)
+    diversity, vendi = pairwise_diversity(grouped).tolist(), vendi_score(grouped).tolist()
+    for row, value, score in zip(rows, diversity, vendi, strict=True):
+        row |= {"diversity": value, "vendi": score}
+    estimates["diversity"], estimates["vendi"] = mean_estimate(diversity), mean_estimate(vendi)
+    if teacher is None:
+        return {}
+    flat_teacher = extract_features(extractor, teacher.images())
+    of_teacher = pairwise_diversity(flat_teacher.reshape(grouped.shape)).tolist()
+    for row, value in zip(rows, of_teacher, strict=True):
+        row["reference_diversity"] = value
+    estimates["diversity_share"] = ratio_estimate(diversity, of_teacher)
+    frechet = frechet_distance(flat, flat_teacher)
+    metrics |= {"frechet": frechet.value, "frechet_reliable": frechet.reliable}
+    if len(flat) > NUM_NEIGHBOURS:
+        metrics |= vars(neighbours(flat, flat_teacher, num_neighbours=NUM_NEIGHBOURS))
+    return {}
+
+
+def _world_part(
+    samples: Samples,
+    teacher: Samples | None,
+    metrics: dict[str, Any],
+    rows: list[dict[str, Any]],
+    estimates: dict[str, Estimate],
+) -> None:
+    """Add the exact metrics of the built-in world."""
+
+
+def _provenance(extractor: FeatureExtractor | None) -> dict[str, Any]:
+    packages = ("dpdmd", "torch") + (("transformers",) if extractor and extractor.name != SCENES else ())
+    return {"features": extractor.name if extractor else None, "versions": {name: _version(name) for name in packages}}
+
+
+def _version(package: str) -> str:
+    if package == "torch":
+        return torch.__version__
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,135 @@
+"""Reading what runs left behind: samples, metrics and training log of each row of a report."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpdmd.evaluate.manifest import MANIFEST_NAME, Manifest, read_manifest
+from dpdmd.files import read_json
+
+LABELS = {
+    "teacher": "Teacher",
+    "teacher_few_steps": "Teacher, few steps",
+    "dmd": "DMD",
+    "dp_dmd": "DP-DMD",
+}
+SETTINGS_FILES = ("recipe.toml", "config.toml", "config.json", "provenance.json", "versions.json", "grid.json")
+# A settings file is shown in full; anything longer is not a settings file.
+LONGEST_SETTINGS = 20_000
+
+
+@dataclass(frozen=True)
+class ArmReport:
+    """One row of a report; every part but the label may be missing.
+
+    samples: folder of images with a manifest, images: its manifest; metrics: as `evaluate_folder` writes them, with
+    whatever else is known, such as seconds and peak_memory_bytes; log: one dict per student update.
+    """
+
+    label: str
+    samples: Path | None = None
+    images: Manifest | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_trained(self) -> bool:
+        return bool(self.log)
+
+
+def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None = None) -> ArmReport:
+    """Read a run folder: `samples/` (or images in the folder itself), `metrics.json`, `metrics.jsonl`, settings files.
+
+    metrics: further figures, which win over those of metrics.json.
+    Raises ValueError for a missing folder and for files that are there but broken.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no such run folder: {folder}")
+    samples = next((path for path in (folder / "samples", folder) if (path / MANIFEST_NAME).exists()), None)
+    found = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder / 'metrics.json'} must be a JSON object")
+    texts = {name: folder / name for name in SETTINGS_FILES if (folder / name).is_file()}
+    return ArmReport(
+        label=label,
+        samples=samples,
+        images=read_manifest(samples) if samples else None,
+        metrics=found | (metrics or {}),
+        log=read_log(folder / "metrics.jsonl"),
+        settings={name: path.read_text(encoding="utf-8")[:LONGEST_SETTINGS] for name, path in texts.items()},
+    )
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The training log, one dict per line; [] when there is none.
+
+    The last line may be cut off by a killed run and is then left out. Raises ValueError for any other broken line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number} is not valid JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} must be a JSON object")
+        rows.append(row)
+    return rows
+
+
+def read_runs(runs: list[str | Path]) -> dict[str, ArmReport]:
+    """The rows of a report from run folders, in the order given.
+
+    A folder that only holds runs (such as the demo's) gives one row per sub-folder: teacher, few-step teacher, DMD,
+    DP-DMD first, then the others by name; its own metrics.json {"arms": {name: ...}} adds to theirs.
+    Raises ValueError when a folder is missing or holds nothing to report.
+    """
+    arms: dict[str, ArmReport] = {}
+    for run in map(Path, runs):
+        if not run.is_dir():
+            raise ValueError(f"no such run folder: {run}")
+        together = read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
+        extra = together.get("arms") if isinstance(together, dict) else None
+        if _is_run(run) and not isinstance(extra, dict):
+            _add(arms, run.resolve().name, read_arm(run, LABELS.get(run.resolve().name, run.resolve().name)))
+            continue
+        extra = extra if isinstance(extra, dict) else {}
+        names = {path.name for path in run.iterdir() if path.is_dir() and _is_run(path)} | set(extra)
+        if not names:
+            raise ValueError(
+                f"nothing to report in {run}: expected samples/{MANIFEST_NAME}, metrics.json or metrics.jsonl "
+                "in it or in its sub-folders"
+            )
+        for name in sorted(names, key=lambda name: (_place(name), name)):
+            label = LABELS.get(name, name)
+            has_folder = (run / name).is_dir() and "/" not in name
+            arm = read_arm(run / name, label, metrics=extra.get(name)) if has_folder else None
+            _add(arms, name, arm or ArmReport(label, metrics=extra[name]))
+    return arms
+
+
+def _is_run(folder: Path) -> bool:
+    names = ("metrics.json", "metrics.jsonl", MANIFEST_NAME, f"samples/{MANIFEST_NAME}")
+    return any((folder / name).exists() for name in names)
+
+
+def _place(name: str) -> int:
+    return list(LABELS).index(name) if name in LABELS else len(LABELS)
+
+
+def _add(arms: dict[str, ArmReport], name: str, arm: ArmReport) -> None:
+    unique, number = name, 2
+    while unique in arms:
+        unique, number = f"{name} ({number})", number + 1
+    arms[unique] = arm if unique == name else ArmReport(**{**vars(arm), "label": f"{arm.label} ({number - 1})"})

@@ -1,0 +1,166 @@
+"""What the numbers say, in plain words and whatever they are."""
+
+from typing import Any
+
+from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate
+from dpdmd.report.runs import ArmReport
+
+
+def summary_sentences(arms: dict[str, ArmReport]) -> list[str]:
+    """Sentences on diversity, quality and time, computed from the metrics; those without numbers are left out."""
+    students = _students(arms)
+    pair = _pair(arms, students)
+    sentences = [_diversity(students), pair and _diversity_verdict(*pair)]
+    sentences += [_quality(arms, students), pair and _quality_verdict(*pair)]
+    sentences += [_modes(arms, students), _time(students)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def difference(a: ArmReport, b: ArmReport, key: str) -> Estimate | None:
+    """a - b of a metric, with an interval where both have it for the same prompts (compared prompt by prompt).
+
+    None when either lacks the metric.
+    """
+    first, second = a.metrics.get(key), b.metrics.get(key)
+    if not _is_number(first) or not _is_number(second):
+        return None
+    column = "diversity" if key == "diversity_share" else key
+    rows_a, rows_b = _rows(a, column), _rows(b, column)
+    if not rows_a or rows_a.keys() != rows_b.keys():
+        return Estimate(first - second, None, None, 0)
+    gaps = [rows_a[prompt] - rows_b[prompt] for prompt in rows_a]
+    if key != "diversity_share":
+        return mean_estimate(gaps)
+    reference = _rows(a, "reference_diversity")
+    if reference.keys() != rows_a.keys():
+        return Estimate(first - second, None, None, 0)
+    return ratio_estimate(gaps, [reference[prompt] for prompt in rows_a])
+
+
+def percent(value: float) -> str:
+    """0.923 as "92 %"."""
+    return f"{100 * value:.0f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units a reader thinks in: "7.5 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _students(arms: dict[str, ArmReport]) -> dict[str, ArmReport]:
+    return {name: arm for name, arm in arms.items() if name not in ("teacher", "teacher_few_steps")}
+
+
+def _pair(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> tuple[ArmReport, ArmReport] | None:
+    """The two rows to compare, the one expected to keep more first."""
+    if "dp_dmd" in arms and "dmd" in arms:
+        return arms["dp_dmd"], arms["dmd"]
+    return tuple(students.values()) if len(students) == 2 else None
+
+
+def _diversity(students: dict[str, ArmReport]) -> str | None:
+    parts = []
+    for arm in students.values():
+        share = arm.metrics.get("diversity_share")
+        if _is_number(share):
+            interval = arm.metrics.get("intervals", {}).get("diversity_share")
+            between = f" (95 % interval {100 * interval[0]:.0f} to {100 * interval[1]:.0f})" if interval else ""
+            parts.append(f"{arm.label} has {percent(share)}{between}")
+    return f"Of the teacher's diversity, {_join(parts)}." if parts else None
+
+
+def _diversity_verdict(a: ArmReport, b: ArmReport) -> str | None:
+    for key in ("diversity_share", "diversity"):
+        gap = difference(a, b, key)
+        if gap is not None:
+            points = key == "diversity_share"
+            of = " of the teacher's diversity" if points else " of pairwise feature distance"
+            return _verdict(a, b, gap, "is more diverse than", "in diversity", of, points)
+    return None
+
+
+def _quality(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | None:
+    sentences = []
+    for key, what in (("named_accuracy", "What a prompt names is drawn right"), ("validity", "A clean scene is drawn")):
+        parts = [
+            f"{percent(arm.metrics[key])} of the time by {arm.label}"
+            for arm in students.values()
+            if _is_number(arm.metrics.get(key))
+        ]
+        teacher = arms["teacher"].metrics.get(key) if "teacher" in arms else None
+        if parts:
+            aside = f" (the teacher: {percent(teacher)})" if _is_number(teacher) else ""
+            sentences.append(f"{what} {_join(parts)}{aside}.")
+    return " ".join(sentences) or None
+
+
+def _quality_verdict(a: ArmReport, b: ArmReport) -> str | None:
+    gap = difference(a, b, "named_accuracy")
+    if gap is None:
+        return None
+    return _verdict(a, b, gap, "follows the prompt better than", "in following the prompt", "", True)
+
+
+def _verdict(a: ArmReport, b: ArmReport, gap: Estimate, more: str, where: str, of: str, points: bool) -> str:
+    scale, unit = (100, " percentage points") if points else (1, "")
+    digits = 1 if points else 3
+    if gap.interval is None:
+        if gap.value == 0:
+            return f"{a.label} and {b.label} do not differ {where}."
+        winner, loser = (a, b) if gap.value > 0 else (b, a)
+        return (
+            f"{winner.label} {more} {loser.label} by {abs(scale * gap.value):.{digits}f}{unit}{of}; "
+            "there is no interval to say whether that is more than chance."
+        )
+    if gap.low <= 0 <= gap.high:
+        bounds = f"{scale * gap.low:+.{digits}f} to {scale * gap.high:+.{digits}f}"
+        return (
+            f"Between {a.label} and {b.label} these prompts show no difference {where}: "
+            f"{scale * gap.value:+.{digits}f}{unit}{of}, 95 % interval {bounds}."
+        )
+    winner, loser = (a, b) if gap.value > 0 else (b, a)
+    low, high = sorted((abs(scale * gap.low), abs(scale * gap.high)))
+    return (
+        f"{winner.label} {more} {loser.label}, by {abs(scale * gap.value):.{digits}f}{unit}{of} "
+        f"(95 % interval {low:.{digits}f} to {high:.{digits}f})."
+    )
+
+
+def _modes(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | None:
+    shown = {name: arm for name, arm in arms.items() if name == "teacher"} | students
+    parts = [
+        f"{arm.metrics['effective_modes']:.1f} for {arm.label}"
+        for arm in shown.values()
+        if _is_number(arm.metrics.get("effective_modes"))
+    ]
+    if not parts:
+        return None
+    return f"Effective number of values that what the prompt leaves open takes: {_join(parts)}."
+
+
+def _time(students: dict[str, ArmReport]) -> str | None:
+    parts = [
+        f"{duration(arm.metrics['seconds'])} for {arm.label}"
+        for arm in students.values()
+        if _is_number(arm.metrics.get("seconds"))
+    ]
+    return f"Time taken: {_join(parts)}." if parts else None
+
+
+def _rows(arm: ArmReport, column: str) -> dict[str, float]:
+    rows = arm.metrics.get("per_prompt")
+    rows = rows if isinstance(rows, list) else []
+    return {row["prompt"]: row[column] for row in rows if "prompt" in row and _is_number(row.get(column))}
+
+
+def _join(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

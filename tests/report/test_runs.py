@@ -1,0 +1,48 @@
+import json
+
+import pytest
+import torch
+
+from dpdmd.evaluate.manifest import ImageEntry, write_manifest
+from dpdmd.files import write_json, write_png
+from dpdmd.report.runs import read_log, read_runs
+
+
+def _samples(folder, prompt="a red circle"):
+    write_png(folder / "0.png", torch.zeros(3, 8, 8))
+    write_manifest(folder, [ImageEntry(prompt, 0, "0.png")], {"num_inference_steps": 4})
+
+
+def test_a_folder_of_runs_gives_its_rows_in_the_known_order(tmp_path):
+    for name in ("zeta", "dp_dmd", "teacher", "dmd"):
+        _samples(tmp_path / name / "samples")
+    write_json(tmp_path / "dmd" / "metrics.json", {"diversity": 0.1, "vendi": 2.0})
+    write_json(tmp_path / "metrics.json", {"arms": {"dmd": {"diversity": 0.2}, "adversarial": {"diversity": 0.3}}})
+    arms = read_runs([tmp_path])
+    assert list(arms) == ["teacher", "dmd", "dp_dmd", "adversarial", "zeta"]
+    assert arms["dmd"].label == "DMD" and arms["dmd"].metrics == {"diversity": 0.2, "vendi": 2.0}
+    assert arms["adversarial"].metrics == {"diversity": 0.3} and arms["adversarial"].images is None
+    assert arms["zeta"].images.info == {"num_inference_steps": 4}
+
+
+def test_single_runs_are_rows_and_equal_names_stay_apart(tmp_path):
+    for parent in ("a", "b"):
+        _samples(tmp_path / parent / "run")
+    assert list(read_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])) == ["run", "run (2)"]
+
+
+def test_a_log_cut_off_in_its_last_line_is_read_up_to_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n\n" + '{"step": 2, "lo')
+    assert read_log(path) == [{"step": 1}]
+    path.write_text('{"step": 1, "lo\n' + json.dumps({"step": 2}) + "\n")
+    with pytest.raises(ValueError, match="line 1 is not valid JSON"):
+        read_log(path)
+    assert read_log(tmp_path / "none.jsonl") == []
+
+
+def test_folders_without_anything_to_report_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing to report"):
+        read_runs([tmp_path])
+    with pytest.raises(ValueError, match="no such run folder"):
+        read_runs([tmp_path / "nowhere"])
