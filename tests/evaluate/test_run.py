@@ -1,0 +1,125 @@
+import json
+
+import pytest
+import torch
+
+from dpdmd.evaluate.diversity import pairwise_diversity
+from dpdmd.evaluate.manifest import ImageEntry, write_manifest
+from dpdmd.evaluate.run import evaluate_folder
+from dpdmd.files import write_png
+from dpdmd.randomness import generator
+from dpdmd.world.captions import named_factors
+from dpdmd.world.features import load_scene_features
+from dpdmd.world.scenes import DISCRETE_FACTORS, render, sample_scenes
+
+PROMPTS = ["a red circle", "one blue cross", "a small green square"]
+
+
+def _true_images(prompt, num):
+    """Images of scenes drawn from the world's distribution given what the prompt names."""
+    scenes = sample_scenes(8000, generator(0, prompt))
+    keep = torch.ones(8000, dtype=torch.bool)
+    for factor, value in named_factors(prompt).items():
+        keep &= scenes.discrete[factor] == DISCRETE_FACTORS[factor].index(value)
+    return render(scenes[keep.nonzero().squeeze(1)[:num]])
+
+
+def _folder(path, images, first_seed=0):
+    entries = []
+    for i, (prompt, batch) in enumerate(images.items()):
+        for j, image in enumerate(batch):
+            file = f"{i}-{j}.png"
+            write_png(path / file, image)
+            entries.append(ImageEntry(prompt, first_seed + j, file))
+    write_manifest(path, entries)
+    return path
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return {prompt: _true_images(prompt, 9) for prompt in PROMPTS}
+
+
+@pytest.fixture
+def teacher(tmp_path, truth):
+    return _folder(tmp_path / "teacher", truth)
+
+
+@pytest.fixture
+def collapsed(tmp_path, truth):
+    """Three different images per prompt, each three times."""
+    return _folder(tmp_path / "collapsed", {p: images[:3].repeat(3, 1, 1, 1) for p, images in truth.items()})
+
+
+def test_a_folder_against_itself_keeps_everything(teacher):
+    metrics = evaluate_folder(teacher, reference=teacher)
+    assert metrics["diversity_share"] == pytest.approx(1.0)
+    assert metrics["intervals"]["diversity_share"] == pytest.approx([1.0, 1.0])
+    assert metrics["frechet"] == pytest.approx(0.0, abs=1e-6) and not metrics["frechet_reliable"]
+    assert (metrics["precision"], metrics["recall"], metrics["coverage"]) == (1.0, 1.0, 1.0)
+    assert (metrics["num_prompts"], metrics["images_per_prompt"], metrics["saturation"]) == (3, 9, 0.0)
+    assert metrics["provenance"]["features"] == "scenes" and "skipped" not in metrics
+
+
+def test_a_collapsed_folder_loses_diversity_by_the_known_share(teacher, collapsed, truth):
+    metrics = evaluate_folder(collapsed, reference=teacher)
+    network = load_scene_features()
+    # What a PNG keeps differs from the rendering by 1 / 255 at most.
+    features = {prompt: network(images) for prompt, images in truth.items()}
+    ours = torch.stack([pairwise_diversity(f[None, :3].repeat(1, 3, 1)) for f in features.values()])
+    theirs = torch.stack([pairwise_diversity(f[None]) for f in features.values()])
+    assert metrics["diversity"] == pytest.approx(float(ours.mean()), rel=0.02)
+    assert metrics["diversity_share"] == pytest.approx(float(ours.sum() / theirs.sum()), rel=0.02)
+    low, high = metrics["intervals"]["diversity_share"]
+    assert low <= metrics["diversity_share"] <= high
+    assert [row["prompt"] for row in metrics["per_prompt"]] == PROMPTS
+    assert all(row["vendi"] < 3.001 for row in metrics["per_prompt"])
+
+
+def test_the_same_folder_gives_the_same_file_whatever_the_order_of_its_list(teacher, collapsed, tmp_path):
+    evaluate_folder(collapsed, reference=teacher, out=tmp_path / "one.json")
+    manifest = json.loads((teacher / "manifest.json").read_text())
+    manifest["images"].reverse()
+    (teacher / "manifest.json").write_text(json.dumps(manifest))
+    metrics = evaluate_folder(collapsed, reference=teacher, out=tmp_path / "two.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert json.loads((tmp_path / "two.json").read_text()) == metrics
+
+
+def test_a_reference_of_other_prompts_or_seeds_is_refused(teacher, truth, tmp_path):
+    other = _folder(tmp_path / "fewer", dict(list(truth.items())[:2]))
+    with pytest.raises(ValueError, match=r"same prompts: 1 missing in .*fewer, such as 'a small green square'"):
+        evaluate_folder(teacher, reference=other)
+    with pytest.raises(ValueError, match=r"same prompts: 1 missing in .*fewer"):
+        evaluate_folder(other, reference=teacher)
+    shifted = _folder(tmp_path / "shifted", truth, first_seed=1)
+    with pytest.raises(ValueError, match=r"same seeds: for 'a red circle'"):
+        evaluate_folder(teacher, reference=shifted)
+
+
+def test_unequal_numbers_of_images_are_refused(truth, tmp_path):
+    images = {PROMPTS[0]: truth[PROMPTS[0]], PROMPTS[1]: truth[PROMPTS[1]][:4]}
+    with pytest.raises(ValueError, match=r"got 4 for 'one blue cross' and 9 for 'a red circle'"):
+        evaluate_folder(_folder(tmp_path / "uneven", images))
+
+
+def test_saturation_counts_values_at_the_ends(tmp_path):
+    image = torch.zeros(3, 10, 10)
+    image[0, :5] = 1.0
+    image[1, :1] = -3.0
+    folder = _folder(tmp_path / "bright", {"a photo of a dog": image.expand(2, 3, 10, 10)})
+    assert evaluate_folder(folder)["saturation"] == pytest.approx(60 / 300)
+
+
+def test_other_images_without_a_feature_network_say_what_was_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr("dpdmd.evaluate.run.DEFAULT_MODEL", "nobody/has-this-in-the-cache")
+    folder = _folder(tmp_path / "photos", {"a photo of a dog": torch.zeros(2, 3, 48, 48)})
+    metrics = evaluate_folder(folder)
+    assert "diversity" not in metrics and "named_accuracy" not in metrics
+    assert "name one with --features" in metrics["skipped"]["feature metrics"]
+
+
+def test_one_image_per_prompt_says_what_was_skipped(truth, tmp_path):
+    metrics = evaluate_folder(_folder(tmp_path / "single", {p: images[:1] for p, images in truth.items()}))
+    assert "at least 2 images per prompt, got 1" in metrics["skipped"]["feature metrics"]
+    assert "diversity" not in metrics
