@@ -70,7 +70,7 @@ def generate_folder(
     sampler = load_sampler(model)
     grid = sampling_grid(sampler, num_inference_steps)
     scale = sampler.guidance_scale if guidance_scale is None else guidance_scale
-    Guidance(scale)
+    Guidance(scale)  # refuses a bad scale before anything is written
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     shape = sampler.adapter.latent_shape()
@@ -83,9 +83,7 @@ def generate_folder(
             started = time.perf_counter()
             cond = conds[torch.tensor([i for i, _ in batch])]
             noise = image_noise([seed for _, seed in batch], shape)
-            latents = sample_latents(
-                sampler, cond, uncond.expand(len(batch)), noise, grid=grid, guidance_scale=scale
-            )
+            latents = sample_latents(sampler, cond, uncond.expand(len(batch)), noise, grid=grid, guidance_scale=scale)
             images = sampler.adapter.decode(latents)
             seconds += time.perf_counter() - started
             for (i, seed), image in zip(batch, images, strict=True):

@@ -1,0 +1,94 @@
+"""From a name to a model: the built-in teacher, a pipeline folder, a hub id, a run of ours, an export of ours."""
+
+import importlib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from torch import nn
+
+from dpdmd.files import read_json, read_tensors
+from dpdmd.grids import Grid
+from dpdmd.models.base import ModelAdapter
+
+BUILT_IN = "scenes"
+STUDENT_FILE = "student.json"
+
+# The one table of families: pipeline class -> module and adapter class.
+FAMILIES = {"StableDiffusion3Pipeline": ("dpdmd.models.sd3", "SD3Adapter")}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A model ready to sample: `grid` is set for students only, whose grid is part of the model."""
+
+    adapter: ModelAdapter
+    network: nn.Module
+    grid: Grid | None
+    guidance_scale: float
+
+
+def built_in_teacher() -> Path:
+    """The folder of the shipped teacher, a StableDiffusion3Pipeline."""
+    return Path(str(files("dpdmd.world") / "teacher"))
+
+
+def pipeline_class(source: str) -> str:
+    """The pipeline class that a folder or hub id names in its model_index.json.
+
+    Raises ValueError when there is no such model.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{source} is a folder but no diffusers pipeline: it has no model_index.json")
+        return read_json(folder / "model_index.json").get("_class_name", "unknown")
+    from diffusers import DiffusionPipeline
+
+    try:
+        return DiffusionPipeline.load_config(source)["_class_name"]
+    except OSError as error:
+        raise ValueError(
+            f"{source!r} is neither {BUILT_IN!r}, nor a folder, nor a hub id that could be loaded ({error})"
+        ) from None
+
+
+def load_adapter(source: str) -> ModelAdapter:
+    """The adapter of the model's family. Raises ValueError for unknown models and families."""
+    folder = str(built_in_teacher()) if source == BUILT_IN else source
+    name = pipeline_class(folder)
+    if name not in FAMILIES:
+        raise ValueError(f"{source}: {name} is not a supported family; supported: {', '.join(sorted(FAMILIES))}")
+    module, adapter = FAMILIES[name]
+    return getattr(importlib.import_module(module), adapter)(folder)
+
+
+def load_sampler(model: str) -> Sampler:
+    """A model to sample from: teacher (built-in, folder, hub id), run folder or export.
+
+    Raises ValueError when it cannot be loaded.
+    """
+    folder = Path(model)
+    if (folder / "student" / STUDENT_FILE).is_file():
+        return _load_run(folder / "student")
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"{model} is neither a finished run (student/{STUDENT_FILE}) nor a pipeline folder (model_index.json)"
+        )
+    adapter = load_adapter(model)
+    network = adapter.load_network().eval().requires_grad_(False)
+    if (folder / STUDENT_FILE).is_file():
+        return Sampler(adapter, network, Grid(tuple(read_json(folder / STUDENT_FILE)["grid"])), 1.0)
+    return Sampler(adapter, network, None, adapter.guidance_scale)
+
+
+def _load_run(student: Path) -> Sampler:
+    info = read_json(student / STUDENT_FILE)
+    adapter = load_adapter(info["base"])
+    network = adapter.load_network()
+    weights = read_tensors(student / "student.safetensors")
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{student}/student.safetensors does not fit {info['base']}: {error}") from None
+    return Sampler(adapter, network.eval().requires_grad_(False), Grid(tuple(info["grid"])), 1.0)

@@ -1,0 +1,93 @@
+"""Runs, exports and pipeline folders: one name, one model, the same pictures."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpdmd.evaluate.generate import generate_folder
+from dpdmd.evaluate.manifest import read_manifest
+from dpdmd.export import export_run
+from dpdmd.files import write_json, write_tensors
+from dpdmd.models.load import load_adapter, load_sampler
+
+GRID = [1.0, 0.9, 0.75, 0.5, 0.0]
+
+
+@pytest.fixture
+def run(sd3_folder, tmp_path):
+    """A finished run whose student is the teacher with every weight moved a little."""
+    student = load_adapter(sd3_folder).load_network().state_dict()
+    torch.manual_seed(1)
+    moved = {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in student.items()}
+    folder = tmp_path / "run"
+    write_tensors(folder / "student" / "student.safetensors", moved)
+    info = {"base": sd3_folder, "grid": GRID, "num_inference_steps": 4, "objective": "dp_dmd", "updates": 1}
+    write_json(folder / "student" / "student.json", info)
+    return folder
+
+
+def pixels(folder) -> np.ndarray:
+    entries = read_manifest(folder).images
+    return np.stack([np.asarray(Image.open(folder / entry.file)) for entry in entries]).astype(int)
+
+
+def test_images_do_not_depend_on_the_batch_they_are_in(run, tmp_path):
+    prompts = ["a red circle", "one cross"]
+    generate_folder(str(run), prompts, out=tmp_path / "one", seeds=[0, 1], batch_size=1, progress=False)
+    generate_folder(str(run), prompts, out=tmp_path / "all", seeds=[0, 1], batch_size=4, progress=False)
+    assert np.abs(pixels(tmp_path / "one") - pixels(tmp_path / "all")).max() <= 1
+
+
+def test_manifest_names_model_and_grid(run, tmp_path):
+    generate_folder(str(run), ["one cross"], out=tmp_path / "out", seeds=[7], progress=False)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["images"] == [{"prompt": "one cross", "seed": 7, "file": "0000-000007.png"}]
+    assert manifest["grid"] == GRID and manifest["guidance_scale"] == 1.0 and manifest["model"] == str(run)
+
+
+def test_the_cards_snippet_in_stock_diffusers_reproduces_our_sample(run, tmp_path):
+    out = export_run(run, tmp_path / "export")
+    card = (out / "README.md").read_text()
+    snippet = card.split("```python\n")[1].split("```")[0]
+    scope: dict = {}
+    exec(snippet, scope)
+    generate_folder(str(run), ["a red circle"], out=tmp_path / "ours", seeds=[0], progress=False)
+    assert np.abs(np.asarray(scope["image"]).astype(int) - pixels(tmp_path / "ours")[0]).max() <= 1
+
+
+def test_an_export_samples_like_its_run(run, tmp_path):
+    out = export_run(run, tmp_path / "export")
+    for name, model in (("a", run), ("b", out)):
+        generate_folder(str(model), ["one cross"], out=tmp_path / name, seeds=[5], progress=False)
+    assert np.abs(pixels(tmp_path / "a") - pixels(tmp_path / "b")).max() <= 1
+
+
+def test_bad_models_are_refused_in_one_sentence(run, sd3_folder, tmp_path):
+    with pytest.raises(ValueError, match="neither a finished run"):
+        load_sampler(str(tmp_path))
+    with pytest.raises(ValueError, match=r"no model_index\.json"):
+        load_adapter(str(tmp_path))
+    (tmp_path / "other").mkdir()
+    write_json(tmp_path / "other" / "model_index.json", {"_class_name": "KandinskyPipeline"})
+    with pytest.raises(ValueError, match="KandinskyPipeline is not a supported family"):
+        load_adapter(str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="exists already"):
+        export_run(run, tmp_path / "other")
+    with pytest.raises(ValueError, match="no finished run"):
+        export_run(tmp_path, tmp_path / "new")
+    write_tensors(run / "student" / "student.safetensors", {"pos_embed.pos_embed": torch.zeros(1)})
+    with pytest.raises(ValueError, match="does not fit"):
+        load_sampler(str(run))
+
+
+def test_a_student_refuses_another_number_of_steps(run, tmp_path):
+    with pytest.raises(ValueError, match="trained for 4 steps"):
+        generate_folder(str(run), ["one cross"], out=tmp_path / "x", seeds=[0], num_inference_steps=8)
+    with pytest.raises(ValueError, match="different values"):
+        generate_folder(str(run), ["a", "a"], out=tmp_path / "x", seeds=[0])
+    with pytest.raises(ValueError, match="guidance_scale must be >= 1"):
+        generate_folder(str(run), ["one cross"], out=tmp_path / "x", seeds=[0], guidance_scale=0.5)
+    assert not (tmp_path / "x").exists()
