@@ -123,3 +123,33 @@ def test_one_image_per_prompt_says_what_was_skipped(truth, tmp_path):
     metrics = evaluate_folder(_folder(tmp_path / "single", {p: images[:1] for p, images in truth.items()}))
     assert "at least 2 images per prompt, got 1" in metrics["skipped"]["feature metrics"]
     assert "diversity" not in metrics
+
+
+def test_exact_metrics_see_what_a_collapsed_folder_lost(teacher, collapsed, truth):
+    full, lost = evaluate_folder(teacher, reference=teacher), evaluate_folder(collapsed, reference=teacher)
+    for metrics in (full, lost):
+        assert metrics["named_accuracy"] == metrics["validity"] == 1.0
+        assert metrics["intervals"]["named_accuracy"] == [1.0, 1.0]
+    assert lost["effective_modes"] < full["effective_modes"]
+    assert full["total_variation_reference"] == 0.0 < lost["total_variation_reference"]
+    low, high = lost["intervals"]["effective_modes"]
+    assert 1.0 <= low <= lost["effective_modes"] <= high
+
+
+def test_effective_modes_are_the_geometric_mean_over_the_factors(tmp_path, truth):
+    # Both prompts leave background, size and side free, so the mean over prompts and the mean over factors commute.
+    images = {prompt: truth[prompt] for prompt in PROMPTS[:2]}
+    metrics = evaluate_folder(_folder(tmp_path / "two", images))
+    by_factor = [value for value in metrics["effective_modes_by_factor"].values() if value is not None]
+    assert len(by_factor) == 3
+    # Only a factor whose mean estimate is clipped at its number of values may make this smaller.
+    assert torch.tensor(by_factor).log().mean().exp() == pytest.approx(metrics["effective_modes"], rel=0.02)
+
+
+def test_images_of_the_wrong_prompt_and_gray_ones_count_as_such(tmp_path, truth):
+    images = {PROMPTS[0]: truth[PROMPTS[1]], PROMPTS[1]: torch.zeros(9, 3, 32, 32)}
+    metrics = evaluate_folder(_folder(tmp_path / "wrong", images))
+    rows = {row["prompt"]: row for row in metrics["per_prompt"]}
+    assert rows[PROMPTS[0]]["named_accuracy"] == 0.0 and rows[PROMPTS[0]]["validity"] == 1.0
+    assert rows[PROMPTS[1]]["validity"] == 0.0 and rows[PROMPTS[1]]["effective_modes"] is None
+    assert metrics["validity"] == 0.5

@@ -73,3 +73,13 @@ def test_no_numbers_no_sentences():
 
 def test_durations():
     assert [duration(s) for s in (7.46, 59.6, 200, 7500)] == ["7.5 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]
+
+
+def test_overdriven_colours_are_told_only_where_they_are():
+    def text(saturation):
+        arms = {"teacher": ArmReport("Teacher", metrics={"saturation": 0.01}),
+                "dmd": ArmReport("DMD", metrics={"saturation": saturation})}  # fmt: skip
+        return " ".join(summary_sentences(arms))
+
+    assert "15 % of DMD's colour values are at the end of their range (the teacher: 1 %)" in text(0.15)
+    assert text(0.02) == ""

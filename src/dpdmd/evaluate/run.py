@@ -1,11 +1,12 @@
 """Scoring a folder of images: everything that is measured, in one dict of plain numbers."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from dpdmd.evaluate.fidelity import frechet_distance, neighbours
 from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate
 from dpdmd.evaluate.manifest import Manifest, read_manifest
 from dpdmd.files import read_png, write_json
+
+if TYPE_CHECKING:
+    from dpdmd.world.oracle import Reading
 
 NUM_NEIGHBOURS = 5
 
@@ -38,6 +42,16 @@ class Samples:
         return (read_png(path) for path in self.files)
 
 
+@dataclass(frozen=True)
+class SceneRow:
+    """One prompt's images: named factors read right, named factors in all, and the mean over free factors of the
+    entropy (nats) among its valid images, None with fewer than two of them."""
+
+    num_right: int
+    num_named: int
+    free_entropy: float | None
+
+
 def evaluate_folder(
     folder: str | Path,
     *,
@@ -53,8 +67,11 @@ def evaluate_folder(
     and the result says so under "skipped". out: JSON file to write as well.
     Returns "num_prompts", "images_per_prompt", "saturation" (share of colour values that are exactly 0 or 255), from
     features "diversity", "vendi", with a reference "diversity_share", "frechet", "precision", "recall", "density",
-    "coverage"; for the built-in world what `scene_metrics` returns; "intervals" over prompts; "per_prompt" rows;
-    "provenance". The same input gives the same output.
+    "coverage"; "intervals" over prompts; "per_prompt" rows; "provenance". For the built-in world also, from what the
+    oracle reads, "named_accuracy", "validity", "effective_modes" (exp of the entropy of what a prompt leaves free, in
+    the mean over its free factors and over prompts; of valid images), "effective_modes_mean" (the same over what exact
+    sampling gives: 1 when nothing is lost), "total_variation_true", "_floor" and "_reference" (means over factors),
+    each with its "..._by_factor", and "spread" per continuous factor. The same input gives the same output.
     Raises ValueError like `read_manifest` and `load_extractor`, when prompts have different numbers of images, and
     when the reference has other prompts or seeds.
     """
@@ -194,7 +211,62 @@ def _world_part(
     rows: list[dict[str, Any]],
     estimates: dict[str, Estimate],
 ) -> None:
-    """Add the exact metrics of the built-in world."""
+    """Add the exact metrics of the built-in world: the overall figures, and each figure per factor."""
+    from dpdmd.world.metrics import scene_metrics
+    from dpdmd.world.oracle import read_scenes
+
+    num = samples.images_per_prompt
+    repeated = [prompt for prompt in samples.prompts for _ in range(num)]
+    reading = read_scenes(torch.stack(list(samples.images())))
+    reference = None if teacher is None else read_scenes(torch.stack(list(teacher.images())))
+    exact = scene_metrics(repeated, reading, reference=reference)
+    for key in ("total_variation_true", "total_variation_floor", "total_variation_reference"):
+        if key in exact:
+            by_factor = [value for value in exact[key].values() if value is not None]
+            metrics[key] = sum(by_factor) / len(by_factor) if by_factor else None
+            metrics[f"{key}_by_factor"] = exact[key]
+    metrics |= {key: exact[key] for key in ("named_accuracy_by_factor", "spread", "spread_true")}
+    metrics["effective_modes_by_factor"] = exact["effective_modes"]
+    metrics["effective_modes_exact_by_factor"] = exact["effective_modes_exact"]
+    metrics["effective_modes_mean"] = exact["effective_modes_mean"]
+
+    right, named, free = [], [], []
+    for i, row in enumerate(rows):
+        of_prompt = _scene_row(row["prompt"], reading, slice(i * num, (i + 1) * num))
+        right.append(of_prompt.num_right)
+        named.append(of_prompt.num_named)
+        free.append(of_prompt.free_entropy)
+        row["named_accuracy"] = of_prompt.num_right / of_prompt.num_named
+        row["validity"] = float(reading.valid[i * num : (i + 1) * num].double().mean())
+        row["effective_modes"] = None if of_prompt.free_entropy is None else math.exp(of_prompt.free_entropy)
+    estimates["named_accuracy"] = ratio_estimate(right, named)
+    estimates["validity"] = mean_estimate([row["validity"] for row in rows])
+    free = [value for value in free if value is not None]
+    if free:
+        estimates["effective_modes"] = _exponential(mean_estimate(free))
+
+
+def _scene_row(prompt: str, reading: "Reading", rows: slice) -> SceneRow:
+    from dpdmd.world.captions import named_factors
+    from dpdmd.world.metrics import DEPENDS_ON, entropy
+    from dpdmd.world.scenes import DISCRETE_FACTORS
+
+    named = named_factors(prompt)
+    valid = reading.valid[rows]
+    right, entropies = 0, []
+    for factor, values in DISCRETE_FACTORS.items():
+        read = reading.scenes.discrete[factor][rows]
+        if factor in named:
+            right += int((read == values.index(named[factor])).sum())
+        elif factor in DEPENDS_ON and int(valid.sum()) >= 2:
+            entropies.append(float(entropy(torch.bincount(read[valid], minlength=len(values)))))
+    return SceneRow(right, len(named) * len(valid), sum(entropies) / len(entropies) if entropies else None)
+
+
+def _exponential(estimate: Estimate) -> Estimate:
+    """exp of an estimate; percentiles follow any rising function."""
+    low, high = (None if bound is None else math.exp(bound) for bound in (estimate.low, estimate.high))
+    return Estimate(math.exp(estimate.value), low, high, estimate.n)
 
 
 def _provenance(extractor: FeatureExtractor | None) -> dict[str, Any]:

@@ -49,9 +49,16 @@ COLUMNS = (
     Column(
         "effective_modes",
         "effective modes",
-        "How many different values what the prompt leaves open takes, counted by their evenness "
-        "(exponential of the entropy); higher is more diverse.",
+        "How many different values a factor that the prompt leaves open takes, weighted by how evenly (exponential of "
+        "the entropy, mean over factors); read from the images themselves, so overdriven colours do not raise it.",
         "decimal1",
+    ),
+    Column(
+        "total_variation_true",
+        "off the truth",
+        "Distance (total variation, 0 to 1) of what is left open from the world's own distribution; few images "
+        "alone give some.",
+        "decimal",
     ),
     Column("vendi", "Vendi score", "Effective number of different images among those of one prompt.", "decimal1"),
     Column("frechet", "Frechet", "Distance of all images to the teacher's in feature space; 0 is the same.", "decimal"),
@@ -134,7 +141,7 @@ def _plots(arms: dict[str, ArmReport], folder: Path) -> tuple[list[Plot], str]:
 
 def _value(arm: ArmReport, key: str) -> float | None:
     value = arm.metrics.get(key)
-    if value is None and arm.images:
+    if value is None and arm.images and key == "num_inference_steps":
         value = arm.images.info.get(key)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 

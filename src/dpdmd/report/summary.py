@@ -5,6 +5,9 @@ from typing import Any
 from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate
 from dpdmd.report.runs import ArmReport
 
+# Share of colour values at the ends of their range, beyond the teacher's, from which a reader should know.
+NOTABLE_SATURATION = 0.05
+
 
 def summary_sentences(arms: dict[str, ArmReport]) -> list[str]:
     """Sentences on diversity, quality and time, computed from the metrics; those without numbers are left out."""
@@ -12,7 +15,7 @@ def summary_sentences(arms: dict[str, ArmReport]) -> list[str]:
     pair = _pair(arms, students)
     sentences = [_diversity(students), pair and _diversity_verdict(*pair)]
     sentences += [_quality(arms, students), pair and _quality_verdict(*pair)]
-    sentences += [_modes(arms, students), _time(students)]
+    sentences += [_modes(arms, students), _saturation(arms, students), _time(students)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -140,7 +143,26 @@ def _modes(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | 
     ]
     if not parts:
         return None
-    return f"Effective number of values that what the prompt leaves open takes: {_join(parts)}."
+    return f"A property that the prompt leaves open takes, effectively, this many values: {_join(parts)}."
+
+
+def _saturation(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | None:
+    """Said only where a student's colours are clearly more overdriven than the teacher's."""
+    usual = arms["teacher"].metrics.get("saturation") if "teacher" in arms else None
+    if not _is_number(usual):
+        return None
+    shares = {arm.label: arm.metrics.get("saturation") for arm in students.values()}
+    parts = [
+        f"{percent(v)} of {label}'s colour values"
+        for label, v in shares.items()
+        if _is_number(v) and v > usual + NOTABLE_SATURATION
+    ]
+    if not parts:
+        return None
+    return (
+        f"Colours are overdriven: {_join(parts)} are at the end of their range (the teacher: {percent(usual)}). "
+        "That alone raises the distance between features, so trust the effective number of values more."
+    )
 
 
 def _time(students: dict[str, ArmReport]) -> str | None:
