@@ -124,8 +124,8 @@ def test_augmentation_keeps_the_scene_and_repeats():
 
 def test_training_changes_every_parameter_and_repeats():
     lines = []
-    first = train_features(num_steps=3, batch_size=8, seed=1, log=lines.append)
-    second = train_features(num_steps=3, batch_size=8, seed=1, log=lines.append)
+    first = train_features(num_steps=3, batch_size=8, seed=1, log=lines.append, num_held_out=64)
+    second = train_features(num_steps=3, batch_size=8, seed=1, log=lines.append, num_held_out=64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         fresh = SceneFeatures().state_dict()

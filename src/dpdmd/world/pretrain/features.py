@@ -157,11 +157,16 @@ def balance(network: SceneFeatures, images: Tensor) -> None:
 
 
 def train_features(
-    num_steps: int = 2400, batch_size: int = 128, seed: int = 0, log: Callable[[str], None] = print
+    num_steps: int = 2400,
+    batch_size: int = 128,
+    seed: int = 0,
+    log: Callable[[str], None] = print,
+    *,
+    num_held_out: int = 4096,
 ) -> SceneFeatures:
     """Train the features with heads for all factors (AdamW, cosine decay) then `balance` the features.
 
-    Logs the loss, then the accuracy on held-out scenes and `factor_distances`. The heads are dropped, for they read
+    Logs the loss, then the accuracy on `num_held_out` fresh scenes and `factor_distances`. The heads are dropped, for they read
     the features before balancing.
     """
     with torch.random.fork_rng(devices=[]):
@@ -184,7 +189,7 @@ def train_features(
             log(f"step {step}  loss {loss.item():.4f}  {time.monotonic() - start:.0f} s")
     network.eval().requires_grad_(False)
     for degraded in (False, True):
-        scores = held_out_accuracy(network, heads, num_scenes=4096, seed=seed, degraded=degraded)
+        scores = held_out_accuracy(network, heads, num_scenes=num_held_out, seed=seed, degraded=degraded)
         log(f"held out, {'degraded' if degraded else 'clean'}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
     balance(network, render(sample_scenes(8192, generator(seed, "features_balance"))))
     log("cosine distance by factor: " + "  ".join(f"{k} {v:.3f}" for k, v in factor_distances(network).items()))
