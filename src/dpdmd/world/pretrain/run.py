@@ -19,7 +19,7 @@ from dpdmd.world.pretrain.transformer import embedding_table, latent_cache, new_
 
 STAGES = ("autoencoder", "text", "transformer", "assemble", "features")
 NUM_SCENES = 120_000
-NUM_STEPS = {"autoencoder": 1400, "text": 400, "transformer": 14_000, "features": 2500}
+NUM_STEPS = {"autoencoder": 1400, "text": 400, "transformer": 14_000, "features": 2400}
 BATCH_SIZE = {"autoencoder": 64, "text": 256, "transformer": 128, "features": 128}
 LEARNING_RATE = 1e-3
 
@@ -49,7 +49,9 @@ def pretrain(out: str | Path, *, stage: str = "all", seed: int = 0, processes: i
     if "transformer" in todo and not (parts / "transformer.safetensors").exists():
         _train_transformer(parts, num_scenes, steps["transformer"], seed, processes)
     if "features" in todo:
-        features = train_features(steps["features"], BATCH_SIZE["features"], seed, log)
+        features = train_features(
+            steps["features"], BATCH_SIZE["features"], seed, lambda text: log({"stage": "features", "message": text})
+        )
         write_tensors(Path(out) / "scene_features.safetensors", features.state_dict())
     if "assemble" in todo:
         assemble(parts, Path(out) / "teacher")

@@ -1,0 +1,129 @@
+"""Compare arms under one budget: each is trained, sampled and scored by the commands that a user would type.
+
+An arm is a teacher that is only sampled, or a recipe that is trained first. Every command runs in a process of its
+own, so that its time and peak memory are its own; what a finished command left behind is not made again.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpdmd.evaluate.run import evaluate_folder
+from dpdmd.files import read_json, write_json, write_text
+
+REFERENCE = "teacher"
+HEADLINE = ("diversity", "diversity_share", "named_accuracy", "validity", "effective_modes")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row: `recipe` (file or shipped name) with `overrides` for a student, or None for the teacher itself.
+
+    `sampling`: further arguments of `dpdmd sample`. The arm called "teacher" is what the others are compared with.
+    """
+
+    name: str
+    recipe: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    sampling: tuple[str, ...] = ()
+
+
+def compare_arms(
+    arms: list[Arm], out: str | Path, *, teacher: str, prompts: list[str], num_seeds: int
+) -> dict[str, dict[str, Any]]:
+    """Run all arms into `out`/NAME and score them against the teacher's images of the same prompts and seeds.
+
+    Writes `out`/metrics.json, {"arms": {name: {"diversity", "diversity_share", "named_accuracy", "validity",
+    "effective_modes", "seconds", "peak_memory_bytes", "intervals", ...}}}, and returns its "arms".
+    Raises ValueError without an arm "teacher", RuntimeError when a command fails.
+    """
+    if REFERENCE not in [arm.name for arm in arms]:
+        raise ValueError(f'one arm must be called "{REFERENCE}": the others are compared with it')
+    out = Path(out)
+    prompt_file = out / "prompts.txt"
+    write_text(prompt_file, "\n".join(prompts) + "\n")
+    for arm in arms:
+        run_arm(arm, out / arm.name, teacher=teacher, prompt_file=prompt_file, num_seeds=num_seeds)
+    results = {}
+    for arm in arms:
+        folder = out / arm.name
+        metrics = evaluate_folder(
+            folder / "samples", reference=out / REFERENCE / "samples", out=folder / "metrics.json"
+        )
+        results[arm.name] = metrics | read_json(folder / "cost.json")
+    rows = {name: {k: v for k, v in row.items() if k != "per_prompt"} for name, row in results.items()}
+    write_json(out / "metrics.json", {"arms": rows})
+    return rows
+
+
+def run_arm(arm: Arm, folder: Path, *, teacher: str, prompt_file: Path, num_seeds: int) -> None:
+    """Train (if the arm is a student) and sample one arm into `folder`, resuming what was interrupted.
+
+    Writes cost.json: wall-clock "seconds" of all commands, the largest "peak_memory_bytes" of any.
+    """
+    costs = []
+    if arm.recipe is not None and not (folder / "cost_train.json").exists():
+        settings = {**arm.overrides, "output.folder": str(folder)}
+        sets = [part for key, value in settings.items() for part in ("--set", f"{key}={_toml(value)}")]
+        resume = ["--resume"] if (folder / "recipe.toml").exists() else []
+        write_json(folder / "cost_train.json", _run("train", arm.recipe, *sets, *resume))
+    if not (folder / "cost_sample.json").exists():
+        model = teacher if arm.recipe is None else str(folder)
+        seeds = ("--images-per-prompt", str(num_seeds), "--seed", "0")
+        places = ("--prompts", str(prompt_file), "--out", str(folder / "samples"))
+        write_json(folder / "cost_sample.json", _run("sample", model, *places, *seeds, *arm.sampling))
+    for name in ("cost_train.json", "cost_sample.json"):
+        if (folder / name).exists():
+            costs.append(read_json(folder / name))
+    total = {
+        "seconds": sum(cost["seconds"] for cost in costs),
+        "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
+    }
+    write_json(folder / "cost.json", total)
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _run(*arguments: str) -> dict[str, float]:
+    """Run `dpdmd ARGUMENTS` in a process of its own; returns its seconds and peak memory."""
+    print(f"\n$ dpdmd {shlex.join(arguments)}", flush=True)
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "dpdmd.cli", *arguments])
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt:
+        # The terminal has sent Ctrl-C to the child as well: let it save before we go.
+        os.wait4(process.pid, 0)
+        raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"dpdmd {shlex.join(arguments)} ended with exit code {process.returncode}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"seconds": time.perf_counter() - started, "peak_memory_bytes": usage.ru_maxrss * unit}
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The headline figures as a Markdown table, intervals over prompts in brackets."""
+
+    def cell(row: dict[str, Any], key: str) -> str:
+        value = row.get(key)
+        if value is None:
+            return "-"
+        low_high = row.get("intervals", {}).get(key)
+        return f"{value:.3f}" + (f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else "")
+
+    lines = [f"| arm | {' | '.join(name.replace('_', ' ') for name in HEADLINE)} | seconds | MiB |"]
+    lines.append("|---" * (len(HEADLINE) + 3) + "|")
+    for name, row in rows.items():
+        cells = [cell(row, key) for key in HEADLINE]
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {row['seconds']:.0f} | {row['peak_memory_bytes'] / 2**20:.0f} |"
+        )
+    return "\n".join(lines)
