@@ -29,7 +29,7 @@ def test_a_student_that_keeps_more_is_named():
     text = _text(_arm("DMD", [0.7 * r for r in REFERENCE]), _arm("DP-DMD", [0.9 * r for r in REFERENCE]))
     assert "DMD has 70 % and DP-DMD has 90 %" in text
     assert "DP-DMD is more diverse than DMD, by 20.0 percentage points" in text
-    assert "no difference in following the prompt" in text
+    assert "do not differ in following the prompt" in text
 
 
 def test_the_outcome_that_nobody_hoped_for_is_told_as_plainly():

@@ -60,7 +60,6 @@ COLUMNS = (
         "alone give some.",
         "decimal",
     ),
-    Column("vendi", "Vendi score", "Effective number of different images among those of one prompt.", "decimal1"),
     Column("frechet", "Frechet", "Distance of all images to the teacher's in feature space; 0 is the same.", "decimal"),
     Column(
         "saturation",

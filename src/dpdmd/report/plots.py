@@ -125,11 +125,15 @@ def _trade_off(arms: dict[str, ArmReport]) -> "Figure | None":
     for name, arm, x, y in points:
         bars = {axis: _bars(arm.metrics, key, value) for axis, key, value in (
             ("xerr", "diversity_share", x), ("yerr", "named_accuracy", y))}  # fmt: skip
-        axes.errorbar(100 * x, 100 * y, **bars, fmt="o", color=colours[name], markersize=7, linewidth=1.2)
-        axes.annotate(_plain(arm.label), (100 * x, 100 * y), textcoords="offset points", xytext=(8, 7))
+        label = _plain(arm.label)
+        axes.errorbar(100 * x, 100 * y, **bars, fmt="o", color=colours[name], markersize=7, linewidth=1.2, label=label)
     axes.set_xlabel("diversity, % of the teacher's")
     axes.set_ylabel("named factors right, %")
-    axes.margins(0.18)
+    axes.margins(0.12)
+    # Nothing is above 100 %; a margin of its own keeps a point there whole.
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(min(bottom, 98), min(top, 100.6))
+    figure.legend(loc="outside upper left", ncols=len(points), frameon=False)
     axes.grid(alpha=0.18, linewidth=0.6, color=INK)
     return figure
 

@@ -103,18 +103,21 @@ def _quality(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str 
 
 
 def _quality_verdict(a: ArmReport, b: ArmReport) -> str | None:
-    gap = difference(a, b, "named_accuracy")
-    if gap is None:
-        return None
-    return _verdict(a, b, gap, "follows the prompt better than", "in following the prompt", "", True)
+    metrics = (
+        ("named_accuracy", "follows the prompt better than", "in following the prompt"),
+        ("validity", "draws more clean scenes than", "in drawing clean scenes"),
+    )
+    gaps = [(difference(a, b, key), more, where) for key, more, where in metrics]
+    sentences = [_verdict(a, b, gap, more, where, "", True) for gap, more, where in gaps if gap is not None]
+    return " ".join(sentences) or None
 
 
 def _verdict(a: ArmReport, b: ArmReport, gap: Estimate, more: str, where: str, of: str, points: bool) -> str:
     scale, unit = (100, " percentage points") if points else (1, "")
     digits = 1 if points else 3
+    if gap.value == 0 and gap.interval in (None, [0, 0]):
+        return f"{a.label} and {b.label} do not differ {where}."
     if gap.interval is None:
-        if gap.value == 0:
-            return f"{a.label} and {b.label} do not differ {where}."
         winner, loser = (a, b) if gap.value > 0 else (b, a)
         return (
             f"{winner.label} {more} {loser.label} by {abs(scale * gap.value):.{digits}f}{unit}{of}; "
