@@ -166,8 +166,8 @@ def train_features(
 ) -> SceneFeatures:
     """Train the features with heads for all factors (AdamW, cosine decay) then `balance` the features.
 
-    Logs the loss, then the accuracy on `num_held_out` fresh scenes and `factor_distances`. The heads are dropped, for they read
-    the features before balancing.
+    Logs the loss, then the accuracy on `num_held_out` fresh scenes and `factor_distances`. The heads are dropped, for
+    they read the features before balancing.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
