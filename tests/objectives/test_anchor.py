@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dpdmd.grids import Grid, uniform_grid
+from dpdmd.guidance import Guidance
+from dpdmd.objectives.anchor import DiversityAnchor
+from dpdmd.paths import FlowPath
+
+STUDENT_GRID, TEACHER_GRID = uniform_grid(4, shift=3), Grid((1.0, 0.95, 0.85, 0.6, 0.3, 0.0))
+
+
+@pytest.fixture
+def micro_batch(prompts, randn):
+    return {
+        "noise": randn(0, 4, 2, 3, 4),
+        "cond": prompts([1.0, -1.0, 2.0, 0.5]),
+        "uncond": prompts([0.25, 0.25, 0.25, 0.25]),
+        "student_grid": STUDENT_GRID,
+        "teacher_grid": TEACHER_GRID,
+    }
+
+
+@pytest.mark.parametrize("detach_after", [0, 1])
+def test_the_anchor_trains_the_first_step_of_the_student_and_no_other_role(
+    detach_after, stepwise_network, recorder, micro_batch, student_step
+):
+    student, teacher, fake = (stepwise_network(STUDENT_GRID.times, seed) for seed in range(3))
+    spy = recorder(fake)
+    step = student_step(student, teacher, spy, **micro_batch, detach_after=detach_after)
+    DiversityAnchor(Guidance(3.0), num_steps=2, weight=0.05)(step).loss.backward()
+    assert student.steps_with_gradient() == [True, False, False, False]
+    assert teacher.steps_with_gradient() == [False] * 4 and spy.calls == []
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+def test_the_anchor_is_the_mean_guided_velocity_over_its_teacher_steps(
+    num_steps, stepwise_network, exact_gaussian, micro_batch, student_step
+):
+    student = stepwise_network(STUDENT_GRID.times)
+    step = student_step(student, exact_gaussian(FlowPath(), 0.5), None, **micro_batch)
+    result = DiversityAnchor(Guidance(3.0), num_steps=num_steps, weight=0.05)(step)
+    first = step.rollout.first
+    by_x0, by_eps = torch.autograd.grad(result.loss, (first.x0, first.eps))
+
+    # Euler by hand for the Gaussian whose mean is the guided one: velocity = (x - x0) / t.
+    z_0 = micro_batch["noise"].double().numpy()
+    cond, uncond = (micro_batch[name].tensors["mean"].numpy().reshape(4, 1, 1, 1) for name in ("cond", "uncond"))
+    mean, z = uncond + 3 * (cond - uncond), z_0
+    for t, s in zip(TEACHER_GRID.times[:num_steps], TEACHER_GRID.times[1:], strict=False):
+        x0 = mean + (1 - t) * 0.25 * (z - (1 - t) * mean) / ((1 - t) ** 2 * 0.25 + t**2)
+        z = z + (s - t) * (z - x0) / t
+    v_star = (z_0 - z) / (1.0 - TEACHER_GRID.times[num_steps])
+
+    away = first.velocity.detach().double().numpy() - v_star
+    assert result.loss.item() == pytest.approx(np.mean(away**2), rel=1e-4)
+    assert_close(by_eps.double(), torch.from_numpy(2 * away / away.size), atol=1e-6, rtol=1e-4)
+    assert_close(by_x0, -by_eps)
+
+
+def test_the_anchor_is_zero_for_a_student_that_predicts_the_segment(
+    stepwise_network, exact_gaussian, micro_batch, student_step
+):
+    # A teacher that knows one image per prompt, x0 = mean, flows along straight lines: v* = z_0 - mean. That is
+    # weight 1, gain -1, bias 0 at step 1, whatever the later steps do.
+    student = stepwise_network(STUDENT_GRID.times)
+    with torch.no_grad():
+        student.weight[0], student.gain[0], student.bias[0] = 1.0, -1.0, 0.0
+    teacher, unguided = exact_gaussian(FlowPath(), 0.0), Guidance(1.0)
+    step = student_step(student, teacher, None, **micro_batch)
+    assert DiversityAnchor(unguided, num_steps=3, weight=1.0)(step).loss.item() < 1e-10
+    # Guided, the target is another: mean (s - 1)^2 (c - u)^2 away.
+    expected = (micro_batch["cond"].tensors["mean"] - 0.25).square().mean().item() * 2.0**2
+    guided = DiversityAnchor(Guidance(3.0), num_steps=3, weight=1.0)(step)
+    assert guided.loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_anchor_runs_k_teacher_steps_on_the_teachers_grid_from_the_students_noise(
+    stepwise_network, exact_gaussian, recorder, micro_batch, student_step
+):
+    spy = recorder(exact_gaussian(FlowPath(), 0.5))
+    step = student_step(stepwise_network(STUDENT_GRID.times), spy, None, **micro_batch)
+    DiversityAnchor(Guidance(1.0), num_steps=3, weight=0.05)(step)
+    assert [t[0].item() for _, t, _ in spy.calls] == pytest.approx(list(TEACHER_GRID.times[:3]))
+    assert torch.equal(spy.calls[0][0], micro_batch["noise"]) and not any(spy.grad_enabled)

@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from dpdmd.grids import Grid, uniform_grid
+from dpdmd.guidance import Guidance
+from dpdmd.objectives.presets import AnchorConfig, ObjectiveConfig, build_objective, num_anchor_steps
+
+STUDENT_GRID, TEACHER_GRID = uniform_grid(4, shift=3), uniform_grid(30, shift=3)
+
+
+def build(student_grid=STUDENT_GRID, **settings):
+    return build_objective(
+        ObjectiveConfig(**settings), guidance_scale=3.5, student_grid=student_grid, teacher_grid=TEACHER_GRID
+    )
+
+
+def test_dmd_is_one_term_through_every_step():
+    objective = build(name="dmd")
+    assert [(term.name, term.weight) for term in objective.terms] == [("dmd", 1.0)]
+    assert objective.detach_after == 0
+
+
+def test_dp_dmd_is_dmd_behind_step_one_and_the_anchor_with_the_weight_of_the_paper():
+    objective = build(name="dp_dmd")
+    assert [(term.name, term.weight) for term in objective.terms] == [("dmd", 1.0), ("anchor", 0.05)]
+    assert objective.detach_after == 1
+
+
+def test_both_terms_are_guided_like_the_teacher_unless_told_otherwise():
+    dmd, anchor = build().terms
+    assert dmd.guidance == anchor.guidance == Guidance(3.5)
+    dmd, anchor = build(guidance_interval=(0.3, 0.9), anchor={"guidance_scale": 1.0}).terms
+    assert dmd.guidance == Guidance(3.5, (0.3, 0.9)) and anchor.guidance == Guidance(1.0)
+
+
+def test_settings_reach_the_terms():
+    settings = {"normalisation": "dmd2", "tau_low": 0.1, "tau_high": 0.7, "tau_shift": 3.0}
+    dmd, anchor = build(**settings, anchor={"weight": 0.2, "steps": 5}).terms
+    assert {name: getattr(dmd, name) for name in settings} == settings
+    assert (anchor.weight, anchor.num_steps) == (0.2, 5)
+
+
+@pytest.mark.parametrize(
+    ("anchor", "num_steps"),
+    [
+        ({}, 7),  # t = .9079, where step 1 of the student lands (.9)
+        ({"steps": 12}, 12),
+        ({"time": 0.5}, 22),  # u = .25 is 22.5 steps: .5143 after 22, .5 - .0200 after 23
+        ({"time": 0.999}, 1),
+        ({"time": 0.001}, 29),
+    ],
+)
+def test_the_anchor_is_named_by_steps_by_time_or_by_where_step_one_lands(anchor, num_steps):
+    assert num_anchor_steps(AnchorConfig(**anchor), STUDENT_GRID, TEACHER_GRID) == num_steps
+
+
+@pytest.mark.parametrize("num_steps", [30, 31])
+def test_an_anchor_of_all_teacher_steps_is_refused(num_steps):
+    with pytest.raises(ValueError, match=f"anchor.steps must be below the teacher's 30 steps, got {num_steps}"):
+        build(anchor={"steps": num_steps})
+
+
+def test_dp_dmd_of_one_step_is_refused_and_dmd_is_not():
+    with pytest.raises(ValueError, match=r"dp_dmd needs student\.num_steps >= 2"):
+        build(Grid((1.0, 0.0)))
+    assert build(Grid((1.0, 0.0)), name="dmd").detach_after == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "dpdmd"}, "dp_dmd"),
+        ({"tau_lo": 0.1}, "Extra inputs are not permitted"),
+        ({"anchor": {"lambda": 0.1}}, "Extra inputs are not permitted"),
+        ({"anchor": {"steps": 3, "time": 0.9}}, "anchor.steps or anchor.time, not both"),
+        ({"anchor": {"steps": 0}}, "greater than or equal to 1"),
+        ({"anchor": {"guidance_scale": 0.5}}, "greater than or equal to 1"),
+        ({"tau_low": 0.5, "tau_high": 0.5}, "tau_low must be below tau_high"),
+        ({"guidance_interval": (0.9, 0.3)}, "guidance_interval must be"),
+        ({"guidance_interval": (0.3, 1.2)}, "guidance_interval must be"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig(**settings)
+
+
+def test_the_summed_loss_routes_dmd_behind_step_one_and_the_anchor_to_step_one(
+    stepwise_network, prompts, randn, student_step
+):
+    objective = build(anchor={"weight": 0.5})
+
+    def gradients(select):
+        student, teacher, fake = (stepwise_network(STUDENT_GRID.times, seed) for seed in range(3))
+        step = student_step(
+            student,
+            teacher,
+            fake,
+            noise=randn(0, 4, 1, 3, 3),
+            cond=prompts([1.0, -1.0, 2.0, 0.5]),
+            uncond=prompts([0.0] * 4),
+            student_grid=STUDENT_GRID,
+            teacher_grid=TEACHER_GRID,
+            detach_after=objective.detach_after,
+        )
+        sum(term.weight * term(step).loss for term in objective.terms if term.name in select).backward()
+        assert not any(teacher.steps_with_gradient() + fake.steps_with_gradient())
+        return torch.stack([student.weight.grad, student.bias.grad, student.gain.grad])
+
+    both, dmd, anchor = gradients({"dmd", "anchor"}), gradients({"dmd"}), gradients({"anchor"})
+    assert (dmd[:, 0] == 0).all() and (dmd[:, 1:] != 0).all()
+    assert (anchor[:, 0] != 0).all() and (anchor[:, 1:] == 0).all()
+    assert torch.equal(both, dmd + anchor)
