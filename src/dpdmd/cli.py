@@ -1,0 +1,240 @@
+"""The command line. Every command imports what it needs itself, so that `--help` waits for none of it."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="dpdmd",
+    help="Distil a text-to-image diffusion or flow model into a few-step student that keeps its diversity.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+USER_ERROR = 2
+STOPPED_ERROR = 1
+DEBUG_VARIABLE = "DPDMD_DEBUG"
+
+
+class Stage(StrEnum):
+    """Parts of the built-in teacher that can be trained one by one."""
+
+    all = "all"
+    autoencoder = "autoencoder"
+    text = "text"
+    transformer = "transformer"
+    assemble = "assemble"
+    features = "features"
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the recipe; may be given repeatedly."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("dpdmd"))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Distil a text-to-image diffusion or flow model into a few-step student that keeps its diversity."""
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+
+
+@app.command(epilog="Example: dpdmd train recipe.toml --set train.num_updates=200 --set output.folder=runs/try")
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file, or the name of a shipped recipe.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the folder.")] = False,
+) -> None:
+    """Train a student. Ctrl-C (exit code 130) and SIGTERM (143) save a checkpoint first."""
+    from dpdmd.train.config import load_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+
+    from dpdmd.models.load import load_adapter
+    from dpdmd.train.run_folder import RunFolder
+    from dpdmd.train.trainer import train as run_training
+
+    RunFolder(settings.output.folder).refuse_if_unusable(settings, resume=resume, overwrite=overwrite)
+    folder = run_training(settings, load_adapter(settings.model.teacher), resume=resume, overwrite=overwrite)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"student: {folder}\nsample it: dpdmd sample {folder} --prompt TEXT --out images")
+
+
+@app.command(epilog="Example: dpdmd config recipe.toml --set student.num_steps=2")
+def config(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="TOML file, or the name of a shipped recipe.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print every key of a recipe with default and meaning; with RECIPE, print that recipe with all defaults."""
+    from dpdmd.train.config import describe_recipe, dump_recipe, load_recipe, shipped_recipes
+
+    if recipe is not None:
+        typer.echo(dump_recipe(load_recipe(recipe, overrides or [])), nl=False)
+        return
+    if overrides:
+        raise ValueError("--set changes a recipe: name one, as in dpdmd config recipe.toml --set train.seed=1")
+    typer.echo(describe_recipe())
+    typer.echo(f"\n# Shipped recipes: {', '.join(shipped_recipes()) or 'none'}")
+
+
+@app.command(epilog='Example: dpdmd sample runs/demo/dp_dmd --prompt "a red circle" --images-per-prompt 9 --out images')
+def sample(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Pipeline folder, hub id, run folder or export.")],
+    out: Annotated[Path, typer.Option(help="Folder for the PNGs and manifest.json.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; may be given repeatedly.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt per line.")] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps. Default: the model's own; a student's cannot be changed.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=1, help="Guidance, 1 = off. Default: the model's own; 1 for a student.")
+    ] = None,
+    images_per_prompt: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of each prompt's first image; the others count up.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once; changes speed and memory only.")] = 32,
+) -> None:
+    """Draw images: PNGs and a manifest.json naming prompt, seed and file of each."""
+    from dpdmd.data.prompts import read_prompts
+
+    texts = list(prompt or []) + (read_prompts(prompts) if prompts else [])
+    if not texts:
+        raise ValueError("nothing to draw: give --prompt TEXT or --prompts FILE")
+
+    from dpdmd.evaluate.generate import generate_folder
+
+    generate_folder(
+        model,
+        list(dict.fromkeys(texts)),
+        out=out,
+        seeds=list(range(seed, seed + images_per_prompt)),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+    )
+    typer.echo(f"images: {out}")
+
+
+@app.command(epilog="Example: dpdmd evaluate images --reference teacher_images --out metrics.json")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images that `dpdmd sample` wrote.")],
+    reference: Annotated[Path | None, typer.Option(help="The teacher's images for the same prompts and seeds.")] = None,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("metrics.json"),
+    features: Annotated[
+        str, typer.Option(help='"scenes", a vision model\'s folder or hub id, or "auto" to choose by the prompts.')
+    ] = "auto",
+) -> None:
+    """Score a folder of images: diversity, as a share of the reference's too, and quality."""
+    from dpdmd.evaluate.run import evaluate_folder
+
+    metrics = evaluate_folder(folder, reference=reference, features=features, out=out)
+    for key, value in metrics.items():
+        if isinstance(value, int | float):
+            typer.echo(f"{key:<28} {value:.4g}")
+    typer.echo(f"metrics: {out}")
+
+
+@app.command(epilog="Example: dpdmd report runs/dmd runs/dp_dmd --out report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or a folder of run folders.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Put runs side by side in one self-contained HTML page."""
+    from dpdmd.report.build import report_from_runs
+
+    typer.echo(f"report: {report_from_runs(list(runs), out)}")
+
+
+@app.command(epilog="Example: dpdmd export runs/demo/dp_dmd --out my_student")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished training.")],
+    out: Annotated[Path, typer.Option(help="Pipeline folder to write.")],
+) -> None:
+    """Write a run's student as a pipeline folder that stock diffusers loads."""
+    from dpdmd.export import export_run
+
+    export_run(run, out)
+    typer.echo(f"pipeline: {out}")
+
+
+@app.command(
+    "pretrain-teacher",
+    epilog="Example: dpdmd pretrain-teacher --out runs/teacher --stage autoencoder",
+)
+def pretrain_teacher(
+    out: Annotated[Path, typer.Option(help="Folder to write to; stages finished there are not repeated.")],
+    stage: Annotated[Stage, typer.Option(help="Train one part only.")] = Stage.all,
+    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the transformer's batches.")] = 2,
+    scale: Annotated[float, typer.Option(help="Multiplies every number of steps, for a quick look.")] = 1.0,
+) -> None:
+    """Make the built-in teacher again, from scratch (hours)."""
+    from dpdmd.world.pretrain.run import pretrain
+
+    typer.echo(f"teacher: {pretrain(out, stage=stage.value, seed=seed, processes=processes, scale=scale)}")
+
+
+@app.command(epilog="Example: dpdmd demo --out runs/demo --seed 1")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for students, images, metrics.json and report.html.")] = Path(
+        "runs/demo"
+    ),
+    updates: Annotated[int | None, typer.Option(min=1, help="Student updates. Default: the demo recipe's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the report in a browser.")] = False,
+) -> None:
+    """Distil the built-in teacher by DMD and by DP-DMD, score both, and write a report (minutes on two CPU cores)."""
+    from dpdmd.demo import run_demo
+
+    run_demo(out, seed=seed, updates=updates, open_browser=open_browser)
+
+
+def main() -> None:
+    """Run the command line: what a user can mend is one line on stderr and exit code 2, without a traceback."""
+    try:
+        app()
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None or os.environ.get(DEBUG_VARIABLE):
+            raise
+        prefix = "" if code > 128 else "error: "
+        print(f"{prefix}{error}", file=sys.stderr)
+        sys.exit(code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for what the user gave, 1 for a run that cannot go on, 128 + signal; None for our own mistakes."""
+    if isinstance(error, ValueError | FileNotFoundError):
+        return USER_ERROR
+    if isinstance(error, FloatingPointError | OSError):
+        return STOPPED_ERROR
+    return getattr(error, "exit_code", None)
+
+
+if __name__ == "__main__":
+    main()

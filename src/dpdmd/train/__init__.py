@@ -1,0 +1,1 @@
+"""Distillation as a program: recipe, loop, checkpoints."""

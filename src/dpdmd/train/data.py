@@ -1,0 +1,106 @@
+"""What one micro-batch is made of: prompts in a fixed order, noise, and names for everything else that is random.
+
+Every draw is a function of (seed, role, step, update, micro-batch, rank): nothing is carried over, so a resumed run
+draws what an uninterrupted one would, and two objectives with one seed see the same prompts and the same noise.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from dpdmd.denoiser import Condition, concatenate
+from dpdmd.models.base import ModelAdapter
+from dpdmd.randomness import generator
+from dpdmd.roles import Role
+
+ENCODE_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """`noise` (B, C, H, W), the prompts' `cond` and `uncond` (B each); `rng(stream)` a fresh generator of its own."""
+
+    prompts: list[str]
+    noise: Tensor
+    cond: Condition
+    uncond: Condition
+    rng: Callable[[str], torch.Generator]
+
+
+class EncodedPrompts:
+    """Prompts with their conditioning on the CPU, each different one encoded once, and the empty prompt's."""
+
+    def __init__(self, adapter: ModelAdapter, prompts: list[str]):
+        self.prompts = prompts
+        self.digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+        unique = list(dict.fromkeys(prompts))
+        place = {prompt: i for i, prompt in enumerate(unique)}
+        self.rows = torch.tensor([place[prompt] for prompt in prompts])
+        with torch.no_grad():
+            self.conds = concatenate(
+                adapter.encode(unique[i : i + ENCODE_CHUNK]) for i in range(0, len(unique), ENCODE_CHUNK)
+            )
+            self.uncond = adapter.encode([""])
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def cond(self, indices: Tensor) -> Condition:
+        """Conditioning of the prompts at `indices` (B,)."""
+        return self.conds[self.rows[indices]]
+
+
+@lru_cache(maxsize=8)
+def _epoch_order(num_prompts: int, seed: int, stream: str, epoch: int) -> Tensor:
+    return torch.randperm(num_prompts, generator=generator(seed, stream, epoch))
+
+
+def prompt_indices(positions: range, num_prompts: int, *, seed: int, stream: str) -> Tensor:
+    """Which prompts stand at `positions` of the endless sequence `stream`: one shuffled pass after the other."""
+    return torch.tensor(
+        [int(_epoch_order(num_prompts, seed, stream, p // num_prompts)[p % num_prompts]) for p in positions]
+    )
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """The micro-batches of a run.
+
+    The prompts of one update are a slice of one sequence per role, cut by micro-batch and rank: how an update's
+    prompts are spread over processes and micro-batches does not change which they are.
+    """
+
+    prompts: EncodedPrompts
+    latent_shape: tuple[int, int, int]
+    seed: int
+    batch_size: int
+    accumulation: int
+    fake_updates: int
+    rank: int
+    num_processes: int
+    device: torch.device
+
+    def micro_batch(self, role: Role, step: int, index: int, *, update: int = 0) -> MicroBatch:
+        """Micro-batch `index` of update number `update` (0 ... M - 1; the student has one) of `role` at `step`."""
+        updates_per_step = self.fake_updates if role == "fake_score" else 1
+        done = (step * updates_per_step + update) * self.accumulation + index
+        start = (done * self.num_processes + self.rank) * self.batch_size
+        chosen = prompt_indices(
+            range(start, start + self.batch_size), len(self.prompts), seed=self.seed, stream=f"{role}/prompts"
+        )
+
+        def rng(stream: str) -> torch.Generator:
+            return generator(self.seed, f"{role}/{update}/{index}/{stream}", step, self.rank)
+
+        noise = torch.randn(self.batch_size, *self.latent_shape, generator=rng("noise"))
+        return MicroBatch(
+            prompts=[self.prompts.prompts[i] for i in chosen.tolist()],
+            noise=noise.to(self.device),
+            cond=self.prompts.cond(chosen).to(self.device),
+            uncond=self.prompts.uncond.to(self.device).expand(self.batch_size),
+            rng=rng,
+        )

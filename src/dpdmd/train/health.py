@@ -1,0 +1,60 @@
+"""Numbers that tell early whether a run is well, and the file they go to."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpdmd.files import write_text
+
+SATURATED = 3.0
+
+
+@torch.no_grad()
+def sample_health(x0: Tensor) -> dict[str, float]:
+    """`mean`, `std` and `saturation` of the student's samples x0 (B, C, H, W).
+
+    saturation: share of values with |x| > 3. Latents are scaled to about unit variance by every family, so this is
+    the share beyond three standard deviations of the data; .0027 for a normal distribution.
+    """
+    x0 = x0.float()
+    return {
+        "mean": x0.mean().item(),
+        "std": x0.std(correction=0).item(),
+        "saturation": (x0.abs() > SATURATED).float().mean().item(),
+    }
+
+
+def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Key by key the mean over rows of equal keys."""
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one line per student update, appended and flushed at once."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def append(self, row: dict[str, float]) -> None:
+        """Add a line; NaN and infinity, which JSON does not have, become null."""
+        clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
+
+    def cut_after(self, step: int) -> None:
+        """Drop every line past `step`, and a last one that a killed run left unfinished."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if row["step"] > step:
+                break
+            kept.append(line)
+        write_text(self.path, "".join(f"{line}\n" for line in kept))

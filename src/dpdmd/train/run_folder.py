@@ -1,0 +1,159 @@
+"""The run folder: what it holds, when it may be written to, and what a resumed run must not change.
+
+recipe.toml  provenance.json  metrics.jsonl  checkpoints/  validation/  student/
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dpdmd
+from dpdmd.files import read_json, write_json, write_text
+from dpdmd.train.config import Recipe, dump_recipe, flatten, load_recipe
+
+PARTS = ("recipe.toml", "provenance.json", "metrics.jsonl", "checkpoints", "validation", "student")
+PACKAGES = ("dpdmd", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
+# A resumed run may change these and nothing else.
+FREE_SECTIONS = ("output", "validation", "checkpoint")
+FREE_KEYS = ("train.num_updates",)
+
+
+def binding_settings(recipe: Recipe) -> dict[str, Any]:
+    """{dotted key: value} of all that decides what the student's weights become, the number of updates aside."""
+    return {
+        key: value
+        for key, value in flatten(recipe).items()
+        if key.partition(".")[0] not in FREE_SECTIONS and key not in FREE_KEYS
+    }
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 of the binding settings."""
+    return hashlib.sha256(repr(sorted(binding_settings(recipe).items())).encode()).hexdigest()
+
+
+class RunFolder:
+    """Paths of one run; only the main process writes."""
+
+    def __init__(self, folder: str | Path):
+        self.root = Path(folder)
+        self.recipe = self.root / "recipe.toml"
+        self.provenance = self.root / "provenance.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.checkpoints = self.root / "checkpoints"
+        self.validation = self.root / "validation"
+        self.student = self.root / "student"
+
+    def has_run(self) -> bool:
+        """Whether a run was started here."""
+        return any((self.root / name).exists() for name in PARTS)
+
+    def refuse_if_unusable(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        """Raises ValueError when the folder may not be used as asked."""
+        if resume and overwrite:
+            raise ValueError("choose --resume or --overwrite, not both")
+        if self.root.exists() and not self.root.is_dir():
+            raise ValueError(f"output.folder {self.root} is a file")
+        if not self.has_run() or overwrite:
+            return
+        if not resume:
+            raise ValueError(
+                f"{self.root} already holds a run: go on with it by --resume, replace it by --overwrite, or choose "
+                "another output.folder"
+            )
+        if self.recipe.exists():
+            self._refuse_other_recipe(recipe)
+
+    def _refuse_other_recipe(self, recipe: Recipe) -> None:
+        old, new = binding_settings(load_recipe(self.recipe)), binding_settings(recipe)
+        changed = [f"{key}: the run has {old[key]!r}, the recipe {new[key]!r}" for key in new if old[key] != new[key]]
+        if changed:
+            raise ValueError(
+                "\n  ".join([f"{self.root} cannot be resumed with other settings:", *changed])
+                + "\nOnly train.num_updates and [validation], [checkpoint], [output] may change; otherwise choose "
+                "another output.folder"
+            )
+
+    def prepare(self, recipe: Recipe, *, overwrite: bool) -> None:
+        """Make the folder and write the recipe into it; with `overwrite` an earlier run's files are removed first."""
+        if overwrite:
+            for name in PARTS:
+                path = self.root / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_text(self.recipe, dump_recipe(recipe))
+        except OSError as error:
+            raise OSError(f"cannot write to output.folder {self.root}: {error.strerror}") from error
+
+    def write_provenance(self, facts: dict[str, Any], *, from_step: int) -> None:
+        """`provenance.json`: `facts` of the run, and under "sessions" where and with what each start of it ran."""
+        before = read_json(self.provenance).get("sessions", []) if self.provenance.exists() and from_step else []
+        session = {"from_step": from_step, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **surroundings()}
+        write_json(self.provenance, {**facts, "sessions": [*before, session]})
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, commit and hardware this process runs with."""
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "commit": git_commit(),
+        "command": sys.argv,
+        "hardware": {
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "num_cpus": os.cpu_count(),
+            "num_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from, "+" appended when files differ; None outside of one."""
+    package = Path(dpdmd.__file__).parent
+    if not (package.parents[1] / ".git").exists():
+        return None
+    try:
+        arguments = ["git", "-C", str(package), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has used: of the GPU when there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,359 @@
+"""The training loop: M fake-score updates, then one student update, again and again."""
+
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
+from tqdm import tqdm
+
+from dpdmd.data.prompts import BUILT_IN, training_prompts
+from dpdmd.denoiser import Condition, Denoiser
+from dpdmd.files import write_json, write_tensors
+from dpdmd.grids import Grid, lint
+from dpdmd.models.base import ModelAdapter, denoiser
+from dpdmd.objectives.presets import build_objective, num_anchor_steps
+from dpdmd.paths import Prediction
+from dpdmd.roles import Role, SeparateCopies
+from dpdmd.train.checkpoint import Checkpoint, latest_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from dpdmd.train.config import Recipe
+from dpdmd.train.data import BatchSource, EncodedPrompts
+from dpdmd.train.ema import Ema
+from dpdmd.train.health import MetricsLog, mean_of
+from dpdmd.train.run_folder import RunFolder, peak_memory_bytes, recipe_hash
+from dpdmd.train.signals import StoppedBySignal, StopRequest
+from dpdmd.train.updates import Players, TauRange, Updater, fake_score_loss, learning_rate_at, student_loss
+from dpdmd.train.validation import Validation, default_prompts
+
+
+def train(
+    recipe: Recipe, adapter: ModelAdapter, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+) -> Path:
+    """Train a student as `recipe` says; returns the run folder, which then holds `student/`.
+
+    resume: go on from the newest undamaged checkpoint of the folder, or start when it has none. overwrite: replace a
+    run that is there. Raises ValueError for impossible settings and for a folder that holds a run; FloatingPointError
+    when a loss is no longer finite; StoppedBySignal after Ctrl-C or SIGTERM, a checkpoint having been saved.
+    """
+    run = RunFolder(recipe.output.folder)
+    run.refuse_if_unusable(recipe, resume=resume, overwrite=overwrite)
+    trainer = Trainer(recipe, adapter)
+    trainer.accelerator.wait_for_everyone()
+    say = trainer.say if progress else lambda message: None
+    checkpoint = latest_checkpoint(run.checkpoints, say=trainer.say) if resume else None
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    if trainer.accelerator.is_main_process:
+        run.prepare(recipe, overwrite=overwrite)
+        run.write_provenance(trainer.facts(), from_step=trainer.step)
+        MetricsLog(run.metrics).cut_after(trainer.step)
+    for message in trainer.lint_messages:
+        say(f"note: {message}")
+    if resume:
+        say(f"resuming {run.root} after step {trainer.step}" if checkpoint else f"{run.root} has no checkpoint: step 0")
+    _loop(trainer, run, progress=progress)
+    if trainer.accelerator.is_main_process:
+        trainer.write_student(run.student)
+    trainer.accelerator.wait_for_everyone()
+    return run.root
+
+
+def _loop(trainer: "Trainer", run: RunFolder, *, progress: bool) -> None:
+    """Iterate to the last update, with log, checkpoints and pictures at their intervals."""
+    recipe, accelerator, metrics = trainer.recipe, trainer.accelerator, MetricsLog(run.metrics)
+    last = recipe.train.num_updates
+    saved_step = trainer.step if trainer.step else None
+    hide = not (progress and accelerator.is_main_process)
+    with StopRequest() as stop, tqdm(total=last, initial=trainer.step, desc=run.root.name, disable=hide) as bar:
+        while trainer.step < last:
+            row = trainer.iterate()
+            if accelerator.is_main_process:
+                metrics.append(row)
+            bar.set_postfix({key.removeprefix("loss/"): f"{row[key]:.3g}" for key in row if key.startswith("loss/")})
+            bar.update()
+            signum = trainer.agree_on_signal(stop)
+            if signum or trainer.step == last or _is_due(trainer.step, recipe.checkpoint.every):
+                trainer.save(run.checkpoints)
+                saved_step = trainer.step
+            if signum:
+                raise StoppedBySignal(
+                    signum, f"stopped after step {trainer.step}; the checkpoint is saved, --resume goes on from it"
+                )
+            if _is_due(trainer.step, recipe.validation.every) and accelerator.is_main_process:
+                seconds = trainer.draw_validation(run.validation)
+                if not hide:
+                    trainer.say(f"step {trainer.step}: pictures in {run.validation} ({seconds:.1f} s)")
+    assert saved_step == last
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+class Trainer:
+    """The state of a run: roles, optimisers, moving average, `step` (student updates done) and training `seconds`."""
+
+    def __init__(self, recipe: Recipe, adapter: ModelAdapter):
+        """Raises ValueError, before anything is loaded, for settings that do not fit the model."""
+        self.recipe, self.adapter = recipe, adapter
+        self._check_and_plan()
+        prompts = training_prompts(recipe.data.prompts)
+        self.accelerator = Accelerator(
+            mixed_precision="no",
+            cpu=not torch.cuda.is_available(),
+            # A rollout calls a network several times before one backward; synchronising its buffers at every call
+            # would change in place what an earlier call needs for its gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.roles = SeparateCopies(adapter.load_network())
+        self._place_networks()
+        self.updaters: dict[Role, Updater] = {
+            "student": self._updater("student", recipe.train.learning_rate),
+            "fake_score": self._updater("fake_score", recipe.train.fake_learning_rate or recipe.train.learning_rate),
+        }
+        self.ema = Ema(self.network("student"), recipe.train.ema_decay) if recipe.train.ema_decay else None
+        self.players = Players(
+            student=self._denoiser("student"),
+            teacher=self._denoiser("teacher"),
+            fake_score=self._denoiser("fake_score"),
+            path=adapter.path,
+            prediction_space=adapter.prediction_space,
+            student_grid=self.student_grid,
+            teacher_grid=self.teacher_grid,
+        )
+        self.batches = BatchSource(
+            prompts=EncodedPrompts(adapter, prompts),
+            latent_shape=self.latent_shape,
+            seed=recipe.train.seed,
+            batch_size=recipe.train.batch_size,
+            accumulation=recipe.train.accumulation,
+            fake_updates=recipe.train.fake_updates,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            device=self.accelerator.device,
+        )
+        self.step, self.seconds, self.peak_memory = 0, 0.0, 0
+        self._validation: tuple[Validation, Tensor] | None = None
+
+    def iterate(self) -> dict[str, Any]:
+        """M fake-score updates, one student update, one step of the moving average; returns the line to log."""
+        started = time.perf_counter()
+        fake_rows = [self._fake_update(m) for m in range(self.recipe.train.fake_updates)]
+        student_row = self._student_update()
+        if self.ema is not None:
+            self.ema.update(self.network("student"))
+        rate = learning_rate_at(self.step, self.recipe.train.learning_rate, self.recipe.train.warmup)
+        row = self._mean_over_processes(student_row | mean_of(fake_rows))
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+        return {"step": self.step, "seconds": self.seconds, **row, "learning_rate": rate}
+
+    def _fake_update(self, m: int) -> dict[str, float]:
+        def micro_loss(index: int):
+            batch = self.batches.micro_batch("fake_score", self.step, index, update=m)
+            return fake_score_loss(self.players, batch, self.tau_range)
+
+        return self.updaters["fake_score"].update(self.step, self._micro(micro_loss))
+
+    def _student_update(self) -> dict[str, float]:
+        def micro_loss(index: int):
+            batch = self.batches.micro_batch("student", self.step, index)
+            return student_loss(self.players, batch, self.objective)
+
+        return self.updaters["student"].update(self.step, self._micro(micro_loss))
+
+    def _micro(self, micro_loss) -> list:
+        return [partial(micro_loss, index) for index in range(self.recipe.train.accumulation)]
+
+    def network(self, role: Role) -> torch.nn.Module:
+        """The network of a role without what accelerate wraps around it."""
+        return self.accelerator.unwrap_model(self.roles.networks[role])
+
+    def agree_on_signal(self, stop: StopRequest) -> int:
+        """The signal that any process received, 0 for none: all stop at the same step or none does."""
+        if self.accelerator.num_processes == 1:
+            return stop.signum
+        mine = torch.tensor([stop.signum], device=self.accelerator.device)
+        return int(self.accelerator.gather(mine).max().item())
+
+    def say(self, message: str) -> None:
+        """Print beside the progress bar, once."""
+        if self.accelerator.is_main_process:
+            tqdm.write(message)
+
+    def facts(self) -> dict[str, Any]:
+        """What a run is made of, for provenance.json."""
+        return {
+            "teacher": self.adapter.source,
+            "guidance_scale": self.guidance_scale,
+            "num_inference_steps": self.teacher_grid.num_steps,
+            "grid": list(self.student_grid.times),
+            "teacher_grid": list(self.teacher_grid.times),
+            "num_anchor_steps": self.num_anchor_steps,
+            "lint": self.lint_messages,
+            "latent_shape": list(self.latent_shape),
+            "num_prompts": len(self.batches.prompts),
+            "num_parameters": sum(p.numel() for p in self.updaters["student"].parameters),
+            "seed": self.recipe.train.seed,
+            "num_processes": self.accelerator.num_processes,
+            "samples_per_update": self.recipe.train.batch_size
+            * self.recipe.train.accumulation
+            * self.accelerator.num_processes,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; all processes wait for it."""
+        if self.accelerator.is_main_process:
+            student, fake_score = self.network("student"), self.network("fake_score")
+            tensors = {
+                "student": student.state_dict(),
+                "fake_score": fake_score.state_dict(),
+                "student_optimizer": optimizer_tensors(self.updaters["student"].optimizer, student),
+                "fake_score_optimizer": optimizer_tensors(self.updaters["fake_score"].optimizer, fake_score),
+            }
+            if self.ema is not None:
+                tensors["ema"] = self.ema.average
+            state = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self._peak(), **self._identity()}
+            save_checkpoint(folder, tensors, state, keep=self.recipe.checkpoint.keep)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Become what was saved. Raises ValueError when it was saved by another recipe, prompt list or setup."""
+        state = checkpoint.state
+        for key, mine in self._identity().items():
+            if state.get(key) != mine:
+                raise ValueError(
+                    f"checkpoint {checkpoint.folder} belongs to a run with another {key}: {state.get(key)}, now {mine}"
+                )
+        if checkpoint.step > self.recipe.train.num_updates:
+            raise ValueError(
+                f"train.num_updates must be at least the {checkpoint.step} updates that the run has done already, "
+                f"got {self.recipe.train.num_updates}"
+            )
+        for role, updater in self.updaters.items():
+            network = self.network(role)
+            network.load_state_dict(checkpoint.tensors(role))
+            load_optimizer(updater.optimizer, network, checkpoint.tensors(f"{role}_optimizer"))
+        if self.ema is not None:
+            self.ema.load(checkpoint.tensors("ema"))
+        self.step, self.seconds, self.peak_memory = state["step"], state["seconds"], state["peak_memory_bytes"]
+
+    def write_student(self, folder: Path) -> None:
+        """`student.safetensors` (averaged weights if there are any) and `student.json`, which names base and grid."""
+        network, teacher = self.network("student"), self.recipe.model.teacher
+        write_tensors(
+            folder / "student.safetensors", self.ema.state_dict(network) if self.ema else network.state_dict()
+        )
+        is_folder = teacher != BUILT_IN and Path(teacher).is_dir()
+        info = {
+            # Absolute, so that the student can be sampled from any working directory.
+            "base": str(Path(teacher).resolve()) if is_folder else teacher,
+            "grid": list(self.student_grid.times),
+            "num_inference_steps": self.student_grid.num_steps,
+            "guidance_scale": 1.0,
+            "objective": self.recipe.objective.name,
+            "updates": self.step,
+            "seconds": self.seconds,
+            "peak_memory_bytes": self._peak(),
+        }
+        write_json(folder / "student.json", info)
+
+    def draw_validation(self, folder: Path) -> float:
+        """Write the picture of this step; returns the seconds it took, which are no training seconds."""
+        started = time.perf_counter()
+        if self._validation is None:
+            config = self.recipe.validation
+            validation = Validation(
+                self.adapter,
+                folder,
+                prompts=list(config.prompts or default_prompts(self.batches.prompts.prompts)),
+                num_seeds=config.num_seeds,
+                latent_shape=self.latent_shape,
+                batch_size=self.recipe.train.batch_size,
+                device=self.accelerator.device,
+            )
+            teacher = validation.teacher_images(self.players.teacher, self.teacher_grid, self.guidance_scale)
+            self._validation = validation, teacher
+        validation, teacher = self._validation
+        with self.ema.applied(self.network("student")) if self.ema else nullcontext():
+            student = validation.images(self.players.student, self.student_grid, 1.0)
+        validation.draw(self.step, teacher, student)
+        return time.perf_counter() - started
+
+    def _check_and_plan(self) -> None:
+        """Grids, objective and latent size: all that can be wrong before a network is loaded."""
+        recipe, adapter = self.recipe, self.adapter
+        model, student = recipe.model, recipe.student
+        self.latent_shape = adapter.latent_shape(model.height, model.width)
+        self.guidance_scale = adapter.guidance_scale if model.guidance_scale is None else model.guidance_scale
+        self.teacher_grid = adapter.stock_grid(model.num_inference_steps or adapter.num_inference_steps)
+        grids = {"uniform": adapter.uniform_grid, "stock": adapter.stock_grid}
+        self.student_grid: Grid = grids[student.grid](student.num_steps)
+        objective = recipe.objective
+        self.objective = build_objective(
+            objective,
+            guidance_scale=self.guidance_scale,
+            student_grid=self.student_grid,
+            teacher_grid=self.teacher_grid,
+        )
+        self.tau_range = TauRange(objective.tau_low, objective.tau_high, objective.tau_shift)
+        is_anchored = objective.name == "dp_dmd"
+        self.num_anchor_steps = (
+            num_anchor_steps(objective.anchor, self.student_grid, self.teacher_grid) if is_anchored else None
+        )
+        self.lint_messages = lint(self.student_grid, self.teacher_grid, self.num_anchor_steps)
+
+    def _place_networks(self) -> None:
+        networks = self.roles.networks
+        networks["teacher"].to(self.accelerator.device)
+        networks["student"], networks["fake_score"] = self.accelerator.prepare(
+            networks["student"], networks["fake_score"]
+        )
+
+    def _updater(self, role: Role, learning_rate: float) -> Updater:
+        config = self.recipe.train
+        return Updater(
+            role,
+            self.roles.networks[role],
+            self.roles.parameters(role),
+            self.accelerator,
+            learning_rate=learning_rate,
+            warmup=config.warmup,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+        )
+
+    def _denoiser(self, role: Role) -> Denoiser:
+        """The role's denoiser; in bf16 the network call alone is autocast, its prediction is fp32."""
+        denoise, device = denoiser(self.adapter, self.roles, role), self.accelerator.device.type
+        if self.recipe.train.precision == "fp32":
+            return denoise
+
+        def in_bf16(x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+            with torch.autocast(device, dtype=torch.bfloat16):
+                return denoise(x_t, t, cond)
+
+        return in_bf16
+
+    def _mean_over_processes(self, row: dict[str, float]) -> dict[str, float]:
+        if self.accelerator.num_processes == 1:
+            return row
+        values = torch.tensor(list(row.values()), device=self.accelerator.device)
+        return dict(zip(row, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the run that goes on from it."""
+        return {
+            "recipe_hash": recipe_hash(self.recipe),
+            "prompts_hash": self.batches.prompts.digest,
+            "num_processes": self.accelerator.num_processes,
+        }
+
+    def _peak(self) -> int:
+        return max(self.peak_memory, peak_memory_bytes())

@@ -1,0 +1,91 @@
+"""Validation pictures: the same prompts and seeds from the teacher (above) and from the student (below)."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpdmd.denoiser import Condition, Denoiser
+from dpdmd.files import read_tensors, write_png, write_tensors
+from dpdmd.grids import Grid
+from dpdmd.guidance import Guidance
+from dpdmd.models.base import ModelAdapter
+from dpdmd.rollout import teacher_rollout
+
+NUM_DEFAULT_PROMPTS = 4
+GAP = 1
+
+
+def default_prompts(prompts: list[str]) -> list[str]:
+    """Up to four different prompts spread evenly over the training prompts."""
+    unique = list(dict.fromkeys(prompts))
+    number = min(NUM_DEFAULT_PROMPTS, len(unique))
+    return [unique[i * len(unique) // number] for i in range(number)]
+
+
+class Validation:
+    """Draws `step-000100.png` into `folder`; the teacher's images are made once and cached there."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        folder: Path,
+        *,
+        prompts: list[str],
+        num_seeds: int,
+        latent_shape: tuple[int, int, int],
+        batch_size: int,
+        device: torch.device,
+    ):
+        self.adapter, self.folder, self.batch_size, self.device = adapter, folder, batch_size, device
+        self.prompts, self.num_seeds = prompts, num_seeds
+        seeds = [seed for _ in prompts for seed in range(num_seeds)]
+        # As stock diffusers draws it: an image depends on its own seed alone.
+        self.noise = torch.cat(
+            [torch.randn(1, *latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        )
+        with torch.no_grad():
+            self.cond = adapter.encode(prompts)[torch.arange(len(prompts)).repeat_interleave(num_seeds)]
+            self.uncond = adapter.encode([""])
+
+    def teacher_images(self, denoise: Denoiser, grid: Grid, guidance_scale: float) -> Tensor:
+        """The guided teacher's images, from the cache if it was made with the same settings."""
+        settings = [self.prompts, self.num_seeds, list(self.noise.shape), grid.times, guidance_scale]
+        name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+        path = self.folder / f"teacher-{name}.safetensors"
+        if path.exists():
+            return read_tensors(path)["images"]
+        images = self.images(denoise, grid, guidance_scale)
+        write_tensors(path, {"images": images})
+        return images
+
+    @torch.no_grad()
+    def images(self, denoise: Denoiser, grid: Grid, guidance_scale: float) -> Tensor:
+        """One image per prompt and seed, (num_prompts * num_seeds, 3, H, W) on the CPU."""
+        parts = []
+        for start in range(0, len(self.noise), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            noise = self.noise[rows].to(self.device)
+            cond: Condition = self.cond[rows].to(self.device)
+            uncond = self.uncond.to(self.device).expand(len(noise))
+            latents = teacher_rollout(
+                denoise, self.adapter.path, noise, cond, uncond, grid=grid, guidance=Guidance(guidance_scale)
+            )
+            parts.append(self.adapter.decode(latents).float().cpu())
+        return torch.cat(parts)
+
+    def draw(self, step: int, teacher: Tensor, student: Tensor) -> Path:
+        """Two rows per prompt, teacher above student, one column per seed."""
+        path = self.folder / f"step-{step:06d}.png"
+        write_png(path, picture(teacher, student, self.num_seeds))
+        return path
+
+
+def picture(teacher: Tensor, student: Tensor, num_seeds: int) -> Tensor:
+    """(P * S, 3, H, W) twice to one image: per prompt a teacher row above a student row, white gaps."""
+    rows = torch.stack([teacher.unflatten(0, (-1, num_seeds)), student.unflatten(0, (-1, num_seeds))], dim=1)
+    framed = F.pad(rows.clamp(-1, 1), (GAP, GAP, GAP, GAP), value=1.0)
+    return torch.cat([torch.cat(list(row), dim=-1) for row in framed.flatten(0, 1)], dim=-2)

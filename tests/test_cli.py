@@ -1,0 +1,169 @@
+"""The command line: what reaches the library, and what a user sees when something is wrong."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+
+from dpdmd import cli
+
+RECIPE = '[model]\nteacher = "scenes"\n[data]\nprompts = "scenes"\n[output]\nfolder = "{folder}"\n'
+COMMANDS = ["train", "config", "sample", "evaluate", "report", "export", "pretrain-teacher", "demo"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call `dpdmd ARGUMENTS`; returns exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
+        monkeypatch.setattr(sys, "argv", ["dpdmd", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit_info.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(folder=tmp_path / "run"))
+    return path
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Replace functions of modules that may be heavy by ones that note how they were called."""
+    calls = {}
+
+    def replace(module: str, function: str, result=None):
+        def noted(*args, **options):
+            calls[function] = (args, options)
+            return result
+
+        monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{function: noted}))
+
+    calls["replace"] = replace
+    return calls
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"Example: dpdmd {command}" in out
+
+
+def test_importing_the_command_line_loads_nothing_heavy():
+    heavy = {"accelerate", "diffusers", "matplotlib", "pydantic", "transformers"}
+    code = f"import sys, dpdmd.cli; print(sorted({heavy} & set(sys.modules)))"
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[]"
+
+
+def test_config_prints_a_template_of_every_key(run):
+    code, out, _ = run("config")
+    assert code == 0
+    assert "num_steps = 4 " in out
+    filled = out.replace("= ...", '= "x"')
+    assert set(tomllib.loads(filled)) == {
+        "model", "student", "objective", "data", "train", "validation", "checkpoint", "output",
+    }  # fmt: skip
+
+
+def test_config_prints_the_resolved_recipe(run, recipe):
+    code, out, _ = run("config", recipe, "--set", "student.num_steps=2", "--set", "objective.anchor.weight=1")
+    resolved = tomllib.loads(out)
+    assert code == 0
+    assert resolved["student"]["num_steps"] == 2
+    assert resolved["objective"]["anchor"]["weight"] == 1
+    assert resolved["train"]["learning_rate"] == 1e-5
+
+
+def test_a_mistake_in_a_recipe_is_one_message_without_traceback(run, recipe):
+    code, out, err = run("train", recipe, "--set", "train.lerning_rate=1")
+    assert code == 2
+    assert err.startswith("error: ")
+    assert "did you mean train.learning_rate?" in err
+    assert "Traceback" not in out + err
+
+
+def test_debug_shows_the_traceback(monkeypatch, recipe):
+    monkeypatch.setenv(cli.DEBUG_VARIABLE, "")
+    monkeypatch.setattr(sys, "argv", ["dpdmd", "--debug", "config", "nowhere.toml"])
+    with pytest.raises(ValueError, match=r"no recipe file nowhere\.toml"):
+        cli.main()
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch):
+    def broken():
+        raise TypeError("ours")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(TypeError, match="ours"):
+        cli.main()
+
+
+def test_sample_counts_seeds_up_and_joins_prompts(run, called, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a ring\n# no\na red circle\n")
+    called["replace"]("dpdmd.evaluate.generate", "generate_folder")
+    code, _, _ = run(
+        "sample", "runs/x", "--prompt", "a red circle", "--prompts", file, "--images-per-prompt", 3, "--seed", 5,
+        "--out", tmp_path / "images", "--guidance-scale", 2,
+    )  # fmt: skip
+    args, options = called["generate_folder"]
+    assert code == 0
+    assert args == ("runs/x", ["a red circle", "a ring"])
+    assert options == {
+        "out": tmp_path / "images",
+        "seeds": [5, 6, 7],
+        "num_inference_steps": None,
+        "guidance_scale": 2.0,
+        "batch_size": 32,
+    }
+
+
+def test_sample_without_a_prompt_says_so(run, tmp_path):
+    code, _, err = run("sample", "runs/x", "--out", tmp_path / "images")
+    assert (code, err) == (2, "error: nothing to draw: give --prompt TEXT or --prompts FILE\n")
+
+
+def test_evaluate_report_export_pretrain_and_demo_pass_their_arguments_on(run, called, tmp_path):
+    called["replace"]("dpdmd.evaluate.run", "evaluate_folder", {"diversity": 0.25, "provenance": {}})
+    code, out, _ = run("evaluate", "images", "--reference", "teacher", "--out", tmp_path / "m.json")
+    assert code == 0
+    assert called["evaluate_folder"] == (
+        (Path("images"),),
+        {"reference": Path("teacher"), "features": "auto", "out": tmp_path / "m.json"},
+    )
+    assert "diversity                    0.25" in out
+
+    called["replace"]("dpdmd.report.build", "report_from_runs", "r.html")
+    assert run("report", "a", "b", "--out", "r.html")[0] == 0
+    assert called["report_from_runs"] == (([Path("a"), Path("b")], Path("r.html")), {})
+
+    called["replace"]("dpdmd.export", "export_run")
+    assert run("export", "a", "--out", "b")[0] == 0
+    assert called["export_run"] == ((Path("a"), Path("b")), {})
+
+    called["replace"]("dpdmd.world.pretrain.run", "pretrain")
+    assert run("pretrain-teacher", "--out", "t", "--stage", "text", "--seed", 2)[0] == 0
+    assert called["pretrain"] == ((Path("t"),), {"stage": "text", "seed": 2, "processes": 2, "scale": 1.0})
+
+    called["replace"]("dpdmd.demo", "run_demo")
+    assert run("demo", "--updates", 3, "--no-open")[0] == 0
+    assert called["run_demo"] == ((Path("runs/demo"),), {"updates": 3, "seed": 0, "open_browser": False})
+
+
+def test_an_unknown_stage_names_the_stages(run):
+    code, _, err = run("pretrain-teacher", "--out", "t", "--stage", "txt")
+    assert code == 2
+    assert "autoencoder" in err

@@ -1,0 +1,168 @@
+"""One update: gradient routing, accumulation, clipping, warm-up, and the stop before a step that is not finite."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from dpdmd.denoiser import concatenate
+from dpdmd.objectives.base import Objective
+from dpdmd.objectives.presets import ObjectiveConfig, build_objective
+from dpdmd.train.data import MicroBatch
+from dpdmd.train.trainer import Trainer
+from dpdmd.train.updates import MicroLoss, TauRange, fake_score_loss, learning_rate_at, student_loss
+
+
+def gradients(trainer, role):
+    return [p.grad for p in trainer.network(role).parameters()]
+
+
+def gradient_reaches_step(trainer, objective, index):
+    """Whether the student's loss depends on what student step `index` predicts."""
+    reached, calls = [], 0
+    student = trainer.players.student
+
+    def marked(x_t, t, cond):
+        nonlocal calls
+        prediction = student(x_t, t, cond)
+        if calls == index:
+            prediction.x0.register_hook(lambda grad: reached.append(bool(grad.abs().sum() > 0)))
+        calls += 1
+        return prediction
+
+    players = replace(trainer.players, student=marked)
+    student_loss(players, trainer.batches.micro_batch("student", 0, 0), objective).total.backward()
+    return any(reached)
+
+
+def objective_of(trainer, name):
+    return build_objective(
+        ObjectiveConfig(name=name),
+        guidance_scale=2.0,
+        student_grid=trainer.student_grid,
+        teacher_grid=trainer.teacher_grid,
+    )
+
+
+def test_dmd_reaches_step_one_and_dp_dmds_dmd_term_does_not(make_recipe, adapter):
+    trainer = Trainer(make_recipe(), adapter)
+    trainer.iterate()  # at the start fake and teacher differ by guidance only; after an update by more
+    dmd, dp_dmd = objective_of(trainer, "dmd"), objective_of(trainer, "dp_dmd")
+    only_dmd_term = Objective(terms=dp_dmd.terms[:1], detach_after=dp_dmd.detach_after)
+    only_anchor = Objective(terms=dp_dmd.terms[1:], detach_after=dp_dmd.detach_after)
+    reach = lambda objective: [gradient_reaches_step(trainer, objective, i) for i in range(3)]  # noqa: E731
+    assert reach(dmd) == [True, True, True]
+    assert reach(only_dmd_term) == [False, True, True]
+    assert reach(only_anchor) == [True, False, False]
+
+
+def test_each_loss_gives_gradient_to_its_role_only(make_recipe, adapter):
+    trainer = Trainer(make_recipe(), adapter)
+    fake_score_loss(
+        trainer.players, trainer.batches.micro_batch("fake_score", 0, 0), trainer.tau_range
+    ).total.backward()
+    assert all(g is not None for g in gradients(trainer, "fake_score"))
+    assert all(g is None for g in gradients(trainer, "student") + gradients(trainer, "teacher"))
+    trainer = Trainer(make_recipe(), adapter)
+    student_loss(trainer.players, trainer.batches.micro_batch("student", 0, 0), trainer.objective).total.backward()
+    assert all(g is not None for g in gradients(trainer, "student"))
+    assert all(g is None for g in gradients(trainer, "fake_score") + gradients(trainer, "teacher"))
+
+
+def test_fake_score_learns_the_students_samples(make_recipe, adapter):
+    trainer = Trainer(make_recipe(), adapter)
+    batch, tau = trainer.batches.micro_batch("fake_score", 0, 0), TauRange(0.02, 0.98, 1.0)
+    micro_losses = [partial(fake_score_loss, trainer.players, batch, tau)]
+    updater = trainer.updaters["fake_score"]
+    losses = [updater.update(0, micro_losses)["loss/fake_score"] for _ in range(30)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def split(batch, parts):
+    size = len(batch.noise) // parts
+    rows = [slice(i * size, (i + 1) * size) for i in range(parts)]
+    return [MicroBatch(batch.prompts[r], batch.noise[r], batch.cond[r], batch.uncond[r], batch.rng) for r in rows]
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_accumulated_micro_batches_give_the_gradient_of_one_batch(make_recipe, adapter, parts):
+    trainer = Trainer(make_recipe(train={"batch_size": 8}), adapter)
+    trainer.iterate()
+    batch = trainer.batches.micro_batch("student", 1, 0)
+    # The anchor draws nothing at random, so that a part of the batch is that part of the whole.
+    objective = Objective(terms=objective_of(trainer, "dp_dmd").terms[1:], detach_after=1)
+    updater = trainer.updaters["student"]
+    stepped = []
+    updater.optimizer.step = lambda: stepped.append([p.grad.clone() for p in updater.parameters if p.grad is not None])
+    for batches in ([batch], split(batch, parts)):
+        log = updater.update(1, [partial(student_loss, trainer.players, b, objective) for b in batches])
+        stepped[-1].append(torch.tensor([log["grad_norm/student"], log["loss/anchor"]]))
+    for whole, accumulated in zip(*stepped, strict=True):
+        # Sums in another order differ by rounding.
+        torch.testing.assert_close(accumulated, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_a_gradient_is_clipped_by_its_global_norm(make_recipe, adapter):
+    trainer = Trainer(make_recipe(train={"max_grad_norm": 1e-3}), adapter)
+    updater = trainer.updaters["student"]
+    seen = []
+    updater.optimizer.step = lambda: seen.append(torch.cat([p.grad.flatten() for p in updater.parameters]).norm())
+    batch = trainer.batches.micro_batch("student", 0, 0)
+    log = updater.update(0, [partial(student_loss, trainer.players, batch, trainer.objective)])
+    assert log["grad_norm/student"] > 1e-3
+    torch.testing.assert_close(seen[0], torch.tensor(1e-3), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("role", ["student", "fake_score"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_step(make_recipe, adapter, role, value):
+    trainer = Trainer(make_recipe(), adapter)
+    trainer.iterate()
+    updater, network = trainer.updaters[role], trainer.network(role)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+
+    def broken():
+        total = value * sum(p.sum() for p in network.parameters())
+        return MicroLoss(total, {"loss/some": total.item()}, {})
+
+    with pytest.raises(
+        FloatingPointError, match=rf"the {role} update of step 8 is not finite \(loss/some = .*Try a lower"
+    ):
+        updater.update(7, [broken])
+    assert all(torch.equal(before[name], p) for name, p in network.named_parameters())
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_gradient_that_is_not_finite_stops_although_the_loss_is_finite(make_recipe, adapter):
+    trainer = Trainer(make_recipe(), adapter)
+    updater, network = trainer.updaters["student"], trainer.network("student")
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+
+    def broken():
+        total = sum((p * 0).abs().sqrt().sum() for p in network.parameters())  # d sqrt at 0 is infinite
+        return MicroLoss(total, {"loss/some": total.item()}, {})
+
+    with pytest.raises(FloatingPointError, match="grad_norm/student = "):
+        updater.update(0, [broken])
+    assert all(torch.equal(before[name], p) for name, p in network.named_parameters())
+
+
+def test_warm_up_is_linear_and_then_constant():
+    rates = [learning_rate_at(step, 1.0, 4) for step in range(6)]
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert learning_rate_at(0, 1.0, 0) == 1.0
+
+
+def test_warm_up_reaches_the_optimiser(make_recipe, adapter):
+    trainer = Trainer(make_recipe(train={"warmup": 2, "learning_rate": 1e-2, "fake_learning_rate": 4e-2}), adapter)
+    assert [trainer.iterate()["learning_rate"] for _ in range(3)] == [5e-3, 1e-2, 1e-2]
+    trainer = Trainer(make_recipe(train={"warmup": 2, "fake_learning_rate": 4e-2}), adapter)
+    trainer.iterate()
+    assert trainer.updaters["fake_score"].optimizer.param_groups[0]["lr"] == 2e-2
+
+
+def test_concatenated_parts_are_the_batch(make_recipe, adapter):
+    batch = Trainer(make_recipe(train={"batch_size": 8}), adapter).batches.micro_batch("student", 0, 0)
+    again = concatenate([part.cond for part in split(batch, 4)])
+    assert torch.equal(again.tensors["embeds"], batch.cond.tensors["embeds"])
