@@ -10,8 +10,8 @@ from dpdmd.paths import FlowPath, Prediction
 GRID = uniform_grid(4, shift=3)
 
 
-def dmd(scale=3.0, interval=(0.0, 1.0), *, low=0.02, high=0.98, normalisation="dpdmd"):
-    return Dmd(Guidance(scale, interval), tau_low=low, tau_high=high, tau_shift=1.0, normalisation=normalisation)
+def dmd(scale=3.0, interval=(0.0, 1.0), *, low=0.02, high=0.98, shift=1.0, normalisation="dpdmd"):
+    return Dmd(Guidance(scale, interval), tau_low=low, tau_high=high, tau_shift=shift, normalisation=normalisation)
 
 
 @pytest.fixture
@@ -55,6 +55,7 @@ def test_dmd_gradient_at_the_samples_is_that_of_the_formula(normalisation, netwo
     tau_ = tau[:, None, None, None]
     noise = (x_tau - (1 - tau_) * x.detach()) / tau_
     assert abs(noise.mean()) < 0.4 and abs(noise.std() - 1) < 0.3  # 96 standard normal values
+    assert len(noise.round(decimals=2).unique()) > 70  # and not some of them for every sample or channel
 
     with torch.no_grad():
         c, u = (teacher.denoise(x_tau, tau, cond).x0 for cond in (step.cond, step.uncond))
@@ -76,6 +77,9 @@ def test_tau_is_stratified_over_the_batch_inside_its_range(networks, micro_batch
     dmd(low=0.2, high=0.6)(student_step(*networks, **micro_batch))
     _, tau, _ = networks[2].calls[0]
     assert ((tau - 0.2) / 0.4 * 4).floor().sort().values.tolist() == [0, 1, 2, 3]
+    dmd(low=0.2, high=0.6, shift=3.0)(student_step(*networks, **micro_batch))
+    u, shifted = (tau - 0.2) / 0.4, networks[2].calls[1][1]
+    assert_close(shifted, 0.2 + 0.4 * 3 * u / (1 + 2 * u))
 
 
 def test_the_draws_are_named_by_the_micro_batch(networks, micro_batch, student_step):
