@@ -31,6 +31,7 @@ class Stage(StrEnum):
     transformer = "transformer"
     assemble = "assemble"
     features = "features"
+    card = "card"
 
 
 Overrides = Annotated[

@@ -40,7 +40,7 @@ def compare_arms(
 
     Writes `out`/metrics.json, {"arms": {name: {"diversity", "diversity_share", "named_accuracy", "validity",
     "effective_modes", "seconds", "peak_memory_bytes", "intervals", ...}}}, and returns its "arms".
-    Raises ValueError without an arm "teacher", RuntimeError when a command fails.
+    Raises ValueError without an arm "teacher", ChildProcessError when a command fails.
     """
     if REFERENCE not in [arm.name for arm in arms]:
         raise ValueError(f'one arm must be called "{REFERENCE}": the others are compared with it')
@@ -104,7 +104,7 @@ def _run(*arguments: str) -> dict[str, float]:
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"dpdmd {shlex.join(arguments)} ended with exit code {process.returncode}")
+        raise ChildProcessError(f"dpdmd {shlex.join(arguments)} ended with exit code {process.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024
     return {"seconds": time.perf_counter() - started, "peak_memory_bytes": usage.ru_maxrss * unit}
 

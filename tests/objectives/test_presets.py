@@ -111,3 +111,13 @@ def test_the_summed_loss_routes_dmd_behind_step_one_and_the_anchor_to_step_one(
     assert (dmd[:, 0] == 0).all() and (dmd[:, 1:] != 0).all()
     assert (anchor[:, 0] != 0).all() and (anchor[:, 1:] == 0).all()
     assert torch.equal(both, dmd + anchor)
+
+
+def test_student_and_teacher_must_start_at_the_same_noise():
+    with pytest.raises(ValueError, match="start at the same noise"):
+        build_objective(
+            ObjectiveConfig(name="dp_dmd"),
+            guidance_scale=2.0,
+            student_grid=Grid((0.9, 0.5, 0.0)),
+            teacher_grid=Grid((1.0, 0.5, 0.0)),
+        )

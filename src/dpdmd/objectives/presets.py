@@ -16,7 +16,7 @@ Interval = tuple[float, float]
 class AnchorConfig(BaseModel):
     """The diversity anchor of DP-DMD."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     weight: float = Field(default=0.05, ge=0, description="lambda; the paper's 0.05. Needs a sweep per model.")
     steps: int | None = Field(
@@ -35,7 +35,7 @@ class AnchorConfig(BaseModel):
 class ObjectiveConfig(BaseModel):
     """What the student learns from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["dmd", "dp_dmd"] = Field(default="dp_dmd", description="dmd or dp_dmd.")
     normalisation: Literal["dmd2", "dpdmd"] = Field(default="dpdmd", description="Norm of the DMD gradient.")
@@ -83,6 +83,11 @@ def build_objective(
     if student_grid.num_steps < 2:
         raise ValueError(
             "dp_dmd needs student.num_steps >= 2: with one step, detached behind step 1, DMD would train nothing"
+        )
+    if student_grid.times[0] != teacher_grid.times[0]:
+        raise ValueError(
+            f"dp_dmd needs student and teacher to start at the same noise, got t = {student_grid.times[0]} and "
+            f"{teacher_grid.times[0]}"
         )
     anchor = DiversityAnchor(
         guidance=Guidance(guidance_scale if config.anchor.guidance_scale is None else config.anchor.guidance_scale),

@@ -13,11 +13,12 @@ from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from dpdmd.files import read_tensors, write_tensors
 from dpdmd.world.pretrain.autoencoder import train_autoencoder
+from dpdmd.world.pretrain.card import write_card
 from dpdmd.world.pretrain.features import train_features
 from dpdmd.world.pretrain.text_encoders import HIDDEN_SIZE, new_tokenizer, train_text_encoder
 from dpdmd.world.pretrain.transformer import embedding_table, latent_cache, new_transformer, train_transformer
 
-STAGES = ("autoencoder", "text", "transformer", "assemble", "features")
+STAGES = ("autoencoder", "text", "transformer", "assemble", "features", "card")
 NUM_SCENES = 120_000
 NUM_STEPS = {"autoencoder": 1400, "text": 400, "transformer": 14_000, "features": 2400}
 BATCH_SIZE = {"autoencoder": 64, "text": 256, "transformer": 128, "features": 128}
@@ -55,6 +56,8 @@ def pretrain(out: str | Path, *, stage: str = "all", seed: int = 0, processes: i
         write_tensors(Path(out) / "scene_features.safetensors", features.state_dict())
     if "assemble" in todo:
         assemble(parts, Path(out) / "teacher")
+    if "card" in todo:
+        write_card(Path(out) / "teacher", parts / "log.jsonl", seed)
     return Path(out) / "teacher"
 
 
