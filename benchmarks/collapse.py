@@ -20,7 +20,7 @@ from pathlib import Path
 
 from scipy.stats import t as student_t
 
-from dpdmd.compare import HEADLINE, Arm, compare_arms, run_arm
+from dpdmd.compare import HEADLINE, Arm, run_arm, score_arms
 from dpdmd.demo import FEW_STEPS
 from dpdmd.files import write_json, write_text
 from dpdmd.world.prompts import evaluation_prompts
@@ -66,16 +66,10 @@ def run_all(out: Path, seeds: list[int], updates: int, jobs: int) -> None:
 def collect(out: Path, seeds: list[int], updates: int) -> dict[str, list[dict]]:
     """Per arm the metrics of every seed; a teacher, which is not trained, has one row."""
     rows: dict[str, list[dict]] = {}
+    teachers = {arm.name: out / "teachers" / arm.name for arm in TEACHERS}
     for seed in seeds:
-        folder = out / f"seed-{seed}"
-        for arm in TEACHERS:
-            if not (folder / arm.name).exists():
-                (folder / arm.name).symlink_to((out / "teachers" / arm.name).resolve())
-        arms = [*TEACHERS, *student_arms(seed, updates)]
-        results = compare_arms(
-            arms, folder, teacher="scenes", prompts=evaluation_prompts(), num_seeds=NUM_IMAGES_PER_PROMPT
-        )
-        for name, row in results.items():
+        students = {arm.name: out / f"seed-{seed}" / arm.name for arm in student_arms(seed, updates)}
+        for name, row in score_arms(teachers | students).items():
             rows.setdefault(name, []).append(row)
     return {name: values[:1] if name.startswith("teacher") else values for name, values in rows.items()}
 

@@ -1,4 +1,5 @@
 import sys
+from contextlib import nullcontext
 
 import pytest
 
@@ -60,6 +61,13 @@ def test_finished_commands_are_not_repeated(commands, tmp_path):
     for _ in range(2):
         compare_arms(arms, tmp_path, teacher="scenes", prompts=PROMPTS, num_seeds=4)
     assert len(commands) == 3
+
+
+def test_results_of_other_arguments_are_not_taken_for_these(commands, tmp_path):
+    for updates, expectation in ((3, nullcontext()), (4, pytest.raises(ValueError, match="choose another folder"))):
+        arm = Arm("dmd", "scenes_dmd", {"train.num_updates": updates})
+        with expectation:
+            run_arm(arm, tmp_path / "dmd", teacher="scenes", prompt_file=tmp_path / "p", num_seeds=4)
 
 
 def test_an_interrupted_training_is_resumed(commands, tmp_path):

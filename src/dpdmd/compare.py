@@ -49,15 +49,21 @@ def compare_arms(
     write_text(prompt_file, "\n".join(prompts) + "\n")
     for arm in arms:
         run_arm(arm, out / arm.name, teacher=teacher, prompt_file=prompt_file, num_seeds=num_seeds)
-    results = {}
-    for arm in arms:
-        folder = out / arm.name
-        metrics = evaluate_folder(
-            folder / "samples", reference=out / REFERENCE / "samples", out=folder / "metrics.json"
-        )
-        results[arm.name] = metrics | read_json(folder / "cost.json")
-    rows = {name: {k: v for k, v in row.items() if k != "per_prompt"} for name, row in results.items()}
+    rows = score_arms({arm.name: out / arm.name for arm in arms})
     write_json(out / "metrics.json", {"arms": rows})
+    return rows
+
+
+def score_arms(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """Score arms that have been sampled, each against "teacher"; writes metrics.json into each arm's folder.
+
+    Returns per arm its metrics and costs, without the rows per prompt.
+    """
+    rows = {}
+    for name, folder in folders.items():
+        reference = folders[REFERENCE] / "samples"
+        metrics = evaluate_folder(folder / "samples", reference=reference, out=folder / "metrics.json")
+        rows[name] = {k: v for k, v in metrics.items() if k != "per_prompt"} | read_json(folder / "cost.json")
     return rows
 
 
@@ -65,26 +71,39 @@ def run_arm(arm: Arm, folder: Path, *, teacher: str, prompt_file: Path, num_seed
     """Train (if the arm is a student) and sample one arm into `folder`, resuming what was interrupted.
 
     Writes cost.json: wall-clock "seconds" of all commands, the largest "peak_memory_bytes" of any.
+    Raises ValueError when `folder` holds what other arguments made.
     """
-    costs = []
-    if arm.recipe is not None and not (folder / "cost_train.json").exists():
+    steps = []
+    if arm.recipe is not None:
         settings = {**arm.overrides, "output.folder": str(folder)}
         sets = [part for key, value in settings.items() for part in ("--set", f"{key}={_toml(value)}")]
-        resume = ["--resume"] if (folder / "recipe.toml").exists() else []
-        write_json(folder / "cost_train.json", _run("train", arm.recipe, *sets, *resume))
-    if not (folder / "cost_sample.json").exists():
-        model = teacher if arm.recipe is None else str(folder)
-        seeds = ("--images-per-prompt", str(num_seeds), "--seed", "0")
-        places = ("--prompts", str(prompt_file), "--out", str(folder / "samples"))
-        write_json(folder / "cost_sample.json", _run("sample", model, *places, *seeds, *arm.sampling))
-    for name in ("cost_train.json", "cost_sample.json"):
-        if (folder / name).exists():
-            costs.append(read_json(folder / name))
+        steps.append(("train", arm.recipe, *sets))
+    model = teacher if arm.recipe is None else str(folder)
+    places = ("--prompts", str(prompt_file), "--out", str(folder / "samples"))
+    steps.append(("sample", model, *places, "--images-per-prompt", str(num_seeds), "--seed", "0", *arm.sampling))
+    costs = [_once(folder, step) for step in steps]
     total = {
         "seconds": sum(cost["seconds"] for cost in costs),
         "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
     }
     write_json(folder / "cost.json", total)
+
+
+def _once(folder: Path, arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Run a command unless it has been finished in `folder` before; returns what it cost then or now."""
+    record = folder / f"cost_{arguments[0]}.json"
+    if record.exists():
+        cost = read_json(record)
+        if cost["command"] != list(arguments):
+            raise ValueError(
+                f"{folder} was made by `dpdmd {shlex.join(cost['command'])}`, now asked for "
+                f"`dpdmd {shlex.join(arguments)}`; choose another folder or remove this one"
+            )
+        return cost
+    is_begun = arguments[0] == "train" and (folder / "recipe.toml").exists()
+    cost = {"command": list(arguments), **_run(*arguments, *(["--resume"] if is_begun else []))}
+    write_json(record, cost)
+    return cost
 
 
 def _toml(value: Any) -> str:
