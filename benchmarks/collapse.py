@@ -25,7 +25,7 @@ from dpdmd.demo import FEW_STEPS
 from dpdmd.files import write_json, write_text
 from dpdmd.world.prompts import evaluation_prompts
 
-FIGURES = (*HEADLINE, "total_variation_true", "frechet", "saturation")
+FIGURES = (*HEADLINE, "coverage", "total_variation_true", "saturation")
 NUM_IMAGES_PER_PROMPT = 16
 TEACHERS = [Arm("teacher"), Arm("teacher_few_steps", sampling=("--num-inference-steps", str(FEW_STEPS)))]
 

@@ -17,7 +17,15 @@ from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.files import read_json, write_json, write_text
 
 REFERENCE = "teacher"
-HEADLINE = ("diversity", "diversity_share", "named_accuracy", "validity", "effective_modes")
+HEADLINE = (
+    "diversity",
+    "diversity_share",
+    "named_accuracy",
+    "validity",
+    "effective_modes",
+    "total_variation_reference",
+    "frechet",
+)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,12 @@ COLUMNS = (
         "alone give some.",
         "decimal",
     ),
+    Column(
+        "total_variation_reference",
+        "off the teacher",
+        "The same distance to what the teacher leaves open: a student can be diverse and still draw other things.",
+        "decimal",
+    ),
     Column("frechet", "Frechet", "Distance of all images to the teacher's in feature space; 0 is the same.", "decimal"),
     Column(
         "saturation",

@@ -13,7 +13,7 @@ def summary_sentences(arms: dict[str, ArmReport]) -> list[str]:
     """Sentences on diversity, quality and time, computed from the metrics; those without numbers are left out."""
     students = _students(arms)
     pair = _pair(arms, students)
-    sentences = [_diversity(students), pair and _diversity_verdict(*pair)]
+    sentences = [_diversity(students), pair and _diversity_verdict(*pair), _distance(students)]
     sentences += [_quality(arms, students), pair and _quality_verdict(*pair)]
     sentences += [_modes(arms, students), _saturation(arms, students), _time(students)]
     return [sentence for sentence in sentences if sentence]
@@ -85,6 +85,24 @@ def _diversity_verdict(a: ArmReport, b: ArmReport) -> str | None:
             of = " of the teacher's diversity" if points else " of pairwise feature distance"
             return _verdict(a, b, gap, "is more diverse than", "in diversity", of, points)
     return None
+
+
+def _distance(students: dict[str, ArmReport]) -> str | None:
+    """Diversity alone does not say whether it is the teacher's."""
+    sentences = []
+    for key, what in (
+        ("frechet", "In feature space the images are this far from the teacher's (Frechet distance)"),
+        (
+            "total_variation_reference",
+            "What a prompt leaves open is this far from the teacher's choices (total variation)",
+        ),
+    ):
+        parts = [
+            f"{arm.metrics[key]:.2f} for {arm.label}" for arm in students.values() if _is_number(arm.metrics.get(key))
+        ]
+        if parts:
+            sentences.append(f"{what}: {_join(parts)}.")
+    return " ".join(sentences) or None
 
 
 def _quality(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | None:

@@ -62,16 +62,16 @@ valid images would show.
 """
 
 
-def score(model: str, guidance_scales: tuple[float, ...] = GUIDANCE_SCALES) -> dict[str, dict[str, Any]]:
+def score(model: str, images_per_prompt: int = IMAGES_PER_PROMPT) -> dict[str, dict[str, Any]]:
     """The exact metrics of a teacher at several guidance scales, {scale: metrics}."""
     scores = {}
-    for scale in guidance_scales:
+    for scale in GUIDANCE_SCALES:
         with tempfile.TemporaryDirectory() as folder:
             generate_folder(
                 model,
                 evaluation_prompts(),
                 out=folder,
-                seeds=list(range(IMAGES_PER_PROMPT)),
+                seeds=list(range(images_per_prompt)),
                 num_inference_steps=NUM_INFERENCE_STEPS,
                 guidance_scale=scale,
                 batch_size=128,
@@ -81,9 +81,9 @@ def score(model: str, guidance_scales: tuple[float, ...] = GUIDANCE_SCALES) -> d
     return scores
 
 
-def write_card(teacher: Path, log: Path, seed: int) -> None:
+def write_card(teacher: Path, log: Path, seed: int, images_per_prompt: int = IMAGES_PER_PROMPT) -> None:
     """Score the teacher in folder `teacher` and write its README.md and scores.json; `log` tells how it was trained."""
-    scores = score(str(teacher))
+    scores = score(str(teacher), images_per_prompt)
     config = json.loads((teacher / "transformer" / "config.json").read_text())
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     write_json(teacher / "scores.json", scores)
@@ -95,7 +95,7 @@ def write_card(teacher: Path, log: Path, seed: int) -> None:
         versions=f"torch {version('torch')}, diffusers {version('diffusers')}, {platform.machine()}, CPU only",
         num_inference_steps=NUM_INFERENCE_STEPS,
         num_prompts=len(evaluation_prompts()),
-        num_images=IMAGES_PER_PROMPT,
+        num_images=images_per_prompt,
         table=_table(scores),
     )
     write_text(teacher / "README.md", card)

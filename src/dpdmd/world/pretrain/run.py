@@ -13,7 +13,7 @@ from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from dpdmd.files import read_tensors, write_tensors
 from dpdmd.world.pretrain.autoencoder import train_autoencoder
-from dpdmd.world.pretrain.card import write_card
+from dpdmd.world.pretrain.card import IMAGES_PER_PROMPT, write_card
 from dpdmd.world.pretrain.features import train_features
 from dpdmd.world.pretrain.text_encoders import HIDDEN_SIZE, new_tokenizer, train_text_encoder
 from dpdmd.world.pretrain.transformer import embedding_table, latent_cache, new_transformer, train_transformer
@@ -57,7 +57,7 @@ def pretrain(out: str | Path, *, stage: str = "all", seed: int = 0, processes: i
     if "assemble" in todo:
         assemble(parts, Path(out) / "teacher")
     if "card" in todo:
-        write_card(Path(out) / "teacher", parts / "log.jsonl", seed)
+        write_card(Path(out) / "teacher", parts / "log.jsonl", seed, max(2, round(scale * IMAGES_PER_PROMPT)))
     return Path(out) / "teacher"
 
 
