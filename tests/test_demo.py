@@ -26,6 +26,7 @@ def test_the_demo_ends_in_a_report_and_repeats_itself(tmp_path, monkeypatch):
         report = demo.run_demo(tmp_path / name, updates=2)
         page = report.read_text()
         assert "DP-DMD" in page and "http://" not in page.replace("http://www.w3.org", "")
+        assert (tmp_path / name / "overview.png").stat().st_size > 0
         arms = read_json(tmp_path / name / "metrics.json")["arms"]
         assert set(arms) == ARMS
         for arm in arms.values():

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from dpdmd.compare import Arm, compare_arms, table
 from dpdmd.report.build import report_from_runs
+from dpdmd.report.galleries import write_overview_png
+from dpdmd.report.runs import read_runs
 from dpdmd.world.prompts import evaluation_prompts
 
 NUM_SEEDS = 16
@@ -27,6 +29,8 @@ def run_demo(
 ) -> Path:
     """Train, sample, score and report into `out`; prints the table, returns the report's path.
 
+    Beside report.html: metrics.json, and overview.png, the picture of the README.
+
     Called again it goes on where it was interrupted. Two runs with the same seed give the same metrics.
     """
     out = Path(out)
@@ -34,6 +38,7 @@ def run_demo(
         demo_arms(seed, updates), out, teacher="scenes", prompts=evaluation_prompts(), num_seeds=NUM_SEEDS
     )
     report = report_from_runs([out], out / "report.html", title="DMD and DP-DMD on the built-in teacher")
+    write_overview_png(out / "overview.png", read_runs([out]))
     print(f"\n{table(rows)}\n\nreport: {report.resolve()}")
     if open_browser:
         webbrowser.open(report.resolve().as_uri())
