@@ -214,6 +214,9 @@ def demo(
 
 def main() -> None:
     """Run the command line: what a user can mend is one line on stderr and exit code 2, without a traceback."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        # Their notices on optional packages that are missing would bury ours.
+        os.environ.setdefault(name, "error")
     try:
         app()
     except Exception as error:
