@@ -14,15 +14,14 @@ import math
 import os
 import platform
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
 from scipy.stats import t as student_t
 
-from dpdmd.compare import HEADLINE, Arm, run_arm, score_arms
+from dpdmd.compare import HEADLINE, Arm, run_arms, score_arms
 from dpdmd.demo import FEW_STEPS
-from dpdmd.files import write_json, write_text
+from dpdmd.files import write_json
 from dpdmd.world.prompts import evaluation_prompts
 
 FIGURES = (*HEADLINE, "coverage", "total_variation_true", "saturation")
@@ -48,19 +47,17 @@ def student_arms(seed: int, updates: int) -> list[Arm]:
 
 
 def run_all(out: Path, seeds: list[int], updates: int, jobs: int) -> None:
-    """Train and sample everything, `jobs` commands at a time, each with its share of the cores."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    prompt_file = out / "prompts.txt"
-    write_text(prompt_file, "\n".join(evaluation_prompts()) + "\n")
+    """Train and sample everything, `jobs` runs side by side."""
     tasks = [(arm, out / "teachers" / arm.name) for arm in TEACHERS]
     tasks += [(arm, out / f"seed-{seed}" / arm.name) for seed in seeds for arm in student_arms(seed, updates)]
-
-    def run(task: tuple[Arm, Path]) -> None:
-        arm, folder = task
-        run_arm(arm, folder, teacher="scenes", prompt_file=prompt_file, num_seeds=NUM_IMAGES_PER_PROMPT)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, tasks))
+    run_arms(
+        tasks,
+        out / "prompts.txt",
+        teacher="scenes",
+        prompts=evaluation_prompts(),
+        num_seeds=NUM_IMAGES_PER_PROMPT,
+        jobs=jobs,
+    )
 
 
 def collect(out: Path, seeds: list[int], updates: int) -> dict[str, list[dict]]:

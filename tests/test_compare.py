@@ -1,4 +1,5 @@
 import sys
+import threading
 from contextlib import nullcontext
 
 import pytest
@@ -18,8 +19,8 @@ def commands(monkeypatch):
     """Record the commands instead of running them; `sample` draws scenes of the world."""
     calls = []
 
-    def run(*arguments: str) -> dict:
-        calls.append(arguments)
+    def run(arguments: list[str], environment: dict[str, str]) -> dict:
+        calls.append(tuple(arguments))
         if arguments[0] == "sample":
             from pathlib import Path
 
@@ -85,4 +86,34 @@ def test_a_comparison_needs_a_teacher(tmp_path):
 def test_a_failing_command_is_named(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ChildProcessError, match="dpdmd sample nothing ended with exit code 1"):
-        compare._run("sample", "nothing")
+        compare._run(["sample", "nothing"], {})
+
+
+def test_jobs_run_side_by_side_each_with_its_share_of_the_cores(monkeypatch, tmp_path):
+    together, environments = threading.Barrier(2, timeout=20), []
+
+    def run(arguments: list[str], environment: dict[str, str]) -> dict:
+        environments.append(environment)
+        together.wait()
+        return {"seconds": 1.0, "peak_memory_bytes": 1}
+
+    monkeypatch.setattr(compare, "_run", run)
+    monkeypatch.setattr(compare.os, "cpu_count", lambda: 8)
+    tasks = [(Arm(name), tmp_path / name) for name in "abcd"]
+    compare.run_arms(tasks, tmp_path / "p", teacher="scenes", prompts=PROMPTS, num_seeds=1, jobs=2)
+    assert len(environments) == 4 and {e["OMP_NUM_THREADS"] for e in environments} == {"4"}
+    assert {e["TQDM_POSITION"] for e in environments} == {"0", "1"}
+
+
+def test_after_a_failure_nothing_more_is_begun(monkeypatch, tmp_path):
+    begun = []
+
+    def run(arguments: list[str], environment: dict[str, str]) -> dict:
+        begun.append(arguments)
+        raise ChildProcessError("dpdmd sample scenes ended with exit code 1")
+
+    monkeypatch.setattr(compare, "_run", run)
+    tasks = [(Arm(name), tmp_path / name) for name in "abcdefgh"]
+    with pytest.raises(ChildProcessError):
+        compare.run_arms(tasks, tmp_path / "p", teacher="scenes", prompts=PROMPTS, num_seeds=1)
+    assert len(begun) == 1

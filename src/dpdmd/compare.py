@@ -9,8 +9,11 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 from dpdmd.evaluate.run import evaluate_folder
@@ -42,7 +45,7 @@ class Arm:
 
 
 def compare_arms(
-    arms: list[Arm], out: str | Path, *, teacher: str, prompts: list[str], num_seeds: int
+    arms: list[Arm], out: str | Path, *, teacher: str, prompts: list[str], num_seeds: int, jobs: int = 1
 ) -> dict[str, dict[str, Any]]:
     """Run all arms into `out`/NAME and score them against the teacher's images of the same prompts and seeds.
 
@@ -53,30 +56,78 @@ def compare_arms(
     if REFERENCE not in [arm.name for arm in arms]:
         raise ValueError(f'one arm must be called "{REFERENCE}": the others are compared with it')
     out = Path(out)
-    prompt_file = out / "prompts.txt"
-    write_text(prompt_file, "\n".join(prompts) + "\n")
-    for arm in arms:
-        run_arm(arm, out / arm.name, teacher=teacher, prompt_file=prompt_file, num_seeds=num_seeds)
+    tasks = [(arm, out / arm.name) for arm in arms]
+    run_arms(tasks, out / "prompts.txt", teacher=teacher, prompts=prompts, num_seeds=num_seeds, jobs=jobs)
     rows = score_arms({arm.name: out / arm.name for arm in arms})
     write_json(out / "metrics.json", {"arms": rows})
     return rows
 
 
+def run_arms(
+    tasks: list[tuple[Arm, Path]], prompt_file: Path, *, teacher: str, prompts: list[str], num_seeds: int, jobs: int = 1
+) -> None:
+    """Train and sample every (arm, folder), `jobs` side by side, each on its share of the cores.
+
+    Side by side on one core each is faster than one after the other on all of them: networks this small do not fill
+    several cores. When one fails, or on Ctrl-C, those under way finish or save, and no other is begun.
+    """
+    write_text(prompt_file, "\n".join(prompts) + "\n")
+    slots: SimpleQueue[int] = SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+
+    stopped = Event()
+
+    def run(arm: Arm, folder: Path) -> None:
+        if stopped.is_set():
+            return
+        slot = slots.get()
+        environment = {"OMP_NUM_THREADS": str(threads), "TQDM_POSITION": str(slot)} if jobs > 1 else {}
+        try:
+            run_arm(arm, folder, teacher=teacher, prompt_file=prompt_file, num_seeds=num_seeds, environment=environment)
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            slots.put(slot)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(run, arm, folder) for arm, folder in tasks]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            stopped.set()
+
+
 def score_arms(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """Score arms that have been sampled, each against "teacher"; writes metrics.json into each arm's folder.
 
-    Returns per arm its metrics and costs, without the rows per prompt.
+    Returns per arm its metrics and costs, without the rows per prompt; a headline that cannot be had (no valid image,
+    say) is None.
     """
     rows = {}
     for name, folder in folders.items():
         reference = folders[REFERENCE] / "samples"
         metrics = evaluate_folder(folder / "samples", reference=reference, out=folder / "metrics.json")
-        rows[name] = {k: v for k, v in metrics.items() if k != "per_prompt"} | read_json(folder / "cost.json")
+        scores = {key: value for key, value in metrics.items() if key != "per_prompt"}
+        rows[name] = dict.fromkeys(HEADLINE) | scores | read_json(folder / "cost.json")
     return rows
 
 
-def run_arm(arm: Arm, folder: Path, *, teacher: str, prompt_file: Path, num_seeds: int) -> None:
+def run_arm(
+    arm: Arm,
+    folder: Path,
+    *,
+    teacher: str,
+    prompt_file: Path,
+    num_seeds: int,
+    environment: dict[str, str] | None = None,
+) -> None:
     """Train (if the arm is a student) and sample one arm into `folder`, resuming what was interrupted.
+
+    `environment`: variables of the commands, on top of this process's own.
 
     Writes cost.json: wall-clock "seconds" of all commands, the largest "peak_memory_bytes" of any.
     Raises ValueError when `folder` holds what other arguments made.
@@ -89,7 +140,7 @@ def run_arm(arm: Arm, folder: Path, *, teacher: str, prompt_file: Path, num_seed
     model = teacher if arm.recipe is None else str(folder)
     places = ("--prompts", str(prompt_file), "--out", str(folder / "samples"))
     steps.append(("sample", model, *places, "--images-per-prompt", str(num_seeds), "--seed", "0", *arm.sampling))
-    costs = [_once(folder, step) for step in steps]
+    costs = [_once(folder, step, environment or {}) for step in steps]
     total = {
         "seconds": sum(cost["seconds"] for cost in costs),
         "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
@@ -97,7 +148,7 @@ def run_arm(arm: Arm, folder: Path, *, teacher: str, prompt_file: Path, num_seed
     write_json(folder / "cost.json", total)
 
 
-def _once(folder: Path, arguments: tuple[str, ...]) -> dict[str, Any]:
+def _once(folder: Path, arguments: tuple[str, ...], environment: dict[str, str]) -> dict[str, Any]:
     """Run a command unless it has been finished in `folder` before; returns what it cost then or now."""
     record = folder / f"cost_{arguments[0]}.json"
     if record.exists():
@@ -109,7 +160,7 @@ def _once(folder: Path, arguments: tuple[str, ...]) -> dict[str, Any]:
             )
         return cost
     is_begun = arguments[0] == "train" and (folder / "recipe.toml").exists()
-    cost = {"command": list(arguments), **_run(*arguments, *(["--resume"] if is_begun else []))}
+    cost = {"command": list(arguments), **_run([*arguments, *(["--resume"] if is_begun else [])], environment)}
     write_json(record, cost)
     return cost
 
@@ -118,11 +169,11 @@ def _toml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _run(*arguments: str) -> dict[str, float]:
+def _run(arguments: list[str], environment: dict[str, str]) -> dict[str, float]:
     """Run `dpdmd ARGUMENTS` in a process of its own; returns its seconds and peak memory."""
     print(f"\n$ dpdmd {shlex.join(arguments)}", flush=True)
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "dpdmd.cli", *arguments])
+    process = subprocess.Popen([sys.executable, "-m", "dpdmd.cli", *arguments], env=os.environ | environment)
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt:

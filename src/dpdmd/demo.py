@@ -1,7 +1,10 @@
 """The whole way once: the built-in teacher, distilled by DMD and by DP-DMD, judged and shown."""
 
+import os
 import webbrowser
 from pathlib import Path
+
+import torch
 
 from dpdmd.compare import Arm, compare_arms, table
 from dpdmd.report.build import report_from_runs
@@ -35,7 +38,12 @@ def run_demo(
     """
     out = Path(out)
     rows = compare_arms(
-        demo_arms(seed, updates), out, teacher="scenes", prompts=evaluation_prompts(), num_seeds=NUM_SEEDS
+        demo_arms(seed, updates),
+        out,
+        teacher="scenes",
+        prompts=evaluation_prompts(),
+        num_seeds=NUM_SEEDS,
+        jobs=1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1),
     )
     report = report_from_runs([out], out / "report.html", title="DMD and DP-DMD on the built-in teacher")
     write_overview_png(out / "overview.png", read_runs([out]))

