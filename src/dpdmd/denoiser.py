@@ -36,6 +36,22 @@ class Condition:
 
 
 def concatenate(conditions: Iterable[Condition]) -> Condition:
-    """Conditions of equal names and sizes, one after the other."""
+    """Conditions of equal names, one after the other.
+
+    Axis 1, the tokens, may differ in length: the shorter ones are padded with zeros at the end, which in a mask means
+    "no token". Families without a mask encode all prompts to one length.
+    """
     conditions = list(conditions)
-    return Condition({name: torch.cat([c.tensors[name] for c in conditions]) for name in conditions[0].tensors})
+    return Condition({name: _stack([c.tensors[name] for c in conditions]) for name in conditions[0].tensors})
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    if tensors[0].ndim < 2 or len({tensor.shape[1] for tensor in tensors}) == 1:
+        return torch.cat(tensors)
+    length = max(tensor.shape[1] for tensor in tensors)
+    out = tensors[0].new_zeros(sum(map(len, tensors)), length, *tensors[0].shape[2:])
+    start = 0
+    for tensor in tensors:
+        out[start : start + len(tensor), : tensor.shape[1]] = tensor
+        start += len(tensor)
+    return out

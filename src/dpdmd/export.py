@@ -1,10 +1,15 @@
 """Hand a trained student to stock diffusers: a pipeline folder with a card whose snippet samples it."""
 
-import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
-from dpdmd.files import read_json, write_json, write_text
-from dpdmd.models.load import STUDENT_FILE, load_sampler
+from torch import nn
+
+from dpdmd.files import atomic_folder, read_json, write_json, write_text
+from dpdmd.models.base import ModelAdapter
+from dpdmd.models.load import STUDENT_FILE, load_sampler, local_folder
 
 CARD = """\
 ---
@@ -21,12 +26,23 @@ was trained on (t = {grid}):
 {snippet}```
 """
 
+SNIPPET = """\
+import torch
+from diffusers import {pipeline}
 
-def export_run(run: str | Path, out: str | Path) -> Path:
+pipe = {pipeline}.from_pretrained({folder!r})
+generator = torch.Generator().manual_seed(0)
+image = pipe({prompt!r}, {arguments}, generator=generator).images[0]
+"""
+
+
+def export_run(run: str | Path, out: str | Path, *, copy: bool = False) -> Path:
     """Write the student of a finished run as a pipeline folder that stock diffusers loads.
 
     Beside the pipeline: README.md, the model card with the snippet, and student.json, so that dpdmd knows the grid.
-    Raises ValueError when `run` is no finished run or `out` exists.
+    The parts that the student shares with its base (text encoders, autoencoder) are hard links to the base's files
+    where the file system allows; `copy` makes them copies. Raises ValueError when `run` is no finished run or `out`
+    exists.
     """
     run, out = Path(run), Path(out)
     if not (run / "student" / STUDENT_FILE).is_file():
@@ -35,19 +51,53 @@ def export_run(run: str | Path, out: str | Path) -> Path:
         raise ValueError(f"{out} exists already; name a new folder")
     info = read_json(run / "student" / STUDENT_FILE)
     sampler = load_sampler(str(run))
-    snippet = sampler.adapter.export(sampler.network, sampler.grid, out)
-    prompt = _example_prompt(run)
+    adapter = sampler.adapter
+    arguments = adapter.call_arguments(sampler.grid, sampler.embedded_guidance)
+    if sampler.image_size is not None:
+        arguments |= dict(zip(("height", "width"), sampler.image_size, strict=True))
+    snippet = SNIPPET.format(
+        pipeline=adapter.pipeline_class.__name__,
+        folder=str(out),
+        prompt=_example_prompt(run),
+        arguments=", ".join(f"{name}={value!r}" for name, value in arguments.items()),
+    )
     card = CARD.format(
         base=info["base"],
         num_steps=sampler.grid.num_steps,
         objective=info["objective"],
         updates=info["updates"],
         grid=", ".join(f"{t:.4g}" for t in sampler.grid.times),
-        snippet=snippet.replace("'{prompt}'", json.dumps(prompt)),
+        snippet=snippet,
     )
-    write_text(out / "README.md", card)
-    write_json(out / STUDENT_FILE, info)
+    with atomic_folder(out) as folder:
+        write_pipeline(adapter, sampler.network, adapter.student_scheduler(sampler.kind), folder, copy=copy)
+        write_text(folder / "README.md", card)
+        write_json(folder / STUDENT_FILE, info)
     return out
+
+
+def write_pipeline(adapter: ModelAdapter, network: nn.Module, scheduler: Any, out: Path, *, copy: bool) -> None:
+    """The base's pipeline folder with another denoising network and another scheduler."""
+    base = local_folder(adapter.source)
+    index = read_json(base / "model_index.json")
+    replaced = {adapter.network_name: network, "scheduler": scheduler}
+    for name, entry in index.items():
+        is_part = not name.startswith("_") and isinstance(entry, list) and entry[0] is not None
+        if is_part and name not in replaced:
+            take = shutil.copyfile if copy else _link
+            shutil.copytree(base / name, out / name, copy_function=take)
+    for name, part in replaced.items():
+        part.save_pretrained(out / name)
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    write_json(out / "model_index.json", index)
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link to the file itself, also where `source` is a link into a hub cache; a copy across file systems."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _example_prompt(run: Path) -> str:

@@ -1,5 +1,6 @@
 """Classifier-free guidance (arXiv 2207.12598), everywhere or inside a noise interval (arXiv 2404.07724)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +9,22 @@ from torch import Tensor
 from dpdmd.denoiser import Condition, Denoiser, concatenate
 from dpdmd.paths import Prediction, per_sample
 
+# (x_t, t, conditional, unconditional, scale (B, 1, 1, 1)) -> guided; a scale of 1 must give the conditional one back.
+GuidanceRule = Callable[[Tensor, Tensor, Prediction, Prediction, Tensor], Prediction]
+
+
+def linear_rule(x_t: Tensor, t: Tensor, cond: Prediction, uncond: Prediction, scale: Tensor) -> Prediction:
+    """uncond + s (cond - uncond), in x0 and eps alike: both are linear in what the network returns."""
+    return Prediction(uncond.x0 + scale * (cond.x0 - uncond.x0), uncond.eps + scale * (cond.eps - uncond.eps))
+
 
 @dataclass(frozen=True)
 class Guidance:
-    """`scale` 1 = off; applied where low <= t <= high of `interval`, off outside of it."""
+    """`scale` 1 = off; applied where low <= t <= high of `interval`, off outside of it; `rule` is the family's."""
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    rule: GuidanceRule = linear_rule
 
     def __post_init__(self):
         if not self.scale >= 1:
@@ -27,7 +37,7 @@ class Guidance:
 def guided(
     denoise: Denoiser, x_t: Tensor, t: Tensor, cond: Condition, uncond: Condition, guidance: Guidance
 ) -> Prediction:
-    """uncond + s (cond - uncond), in x0 and eps alike: both are linear in what the network returns.
+    """Conditional and unconditional predictions combined by the family's rule.
 
     x_t: (B, C, H, W); t: (B,); cond, uncond: B prompts, `uncond` the model's true empty prompt. Samples whose t lies
     outside the interval are not guided and cost one forward instead of two.
@@ -38,12 +48,10 @@ def guided(
         return denoise(x_t, t, cond)
     rows = inside.nonzero().squeeze(1)
     both = denoise(torch.cat([x_t, x_t[rows]]), torch.cat([t, t[rows]]), concatenate([cond, uncond[rows]]))
-    batch_size = len(x_t)
+    conditional = Prediction(both.x0[: len(x_t)], both.eps[: len(x_t)])
+    unconditional = Prediction(
+        conditional.x0.index_copy(0, rows, both.x0[len(x_t) :]),
+        conditional.eps.index_copy(0, rows, both.eps[len(x_t) :]),
+    )
     scale = per_sample(torch.where(inside, guidance.scale, 1.0), x_t)
-
-    def combine(value: Tensor) -> Tensor:
-        conditional = value[:batch_size]
-        unconditional = conditional.index_copy(0, rows, value[batch_size:])
-        return unconditional + scale * (conditional - unconditional)
-
-    return Prediction(combine(both.x0), combine(both.eps))
+    return guidance.rule(x_t, t, conditional, unconditional, scale)

@@ -1,6 +1,8 @@
 """From noise to samples: the guided multi-step teacher, and the few-step student with named gradient routing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,7 +10,11 @@ from torch import Tensor
 from dpdmd.denoiser import Condition, Denoiser
 from dpdmd.grids import Grid
 from dpdmd.guidance import Guidance, guided
-from dpdmd.paths import Path, Prediction, step
+from dpdmd.paths import Path, Prediction, add_noise, step
+
+# "ode": deterministic steps (arXiv 2602.03139). "renoise": every step predicts x0 and noises it anew (LCM,
+# arXiv 2310.04378; DMD2, arXiv 2405.14867).
+StudentKind = Literal["ode", "renoise"]
 
 
 @torch.no_grad()
@@ -47,24 +53,72 @@ class StudentRollout:
 
 
 def student_rollout(
-    denoise: Denoiser, path: Path, noise: Tensor, cond: Condition, *, grid: Grid, detach_after: int = 0
+    denoise: Denoiser,
+    path: Path,
+    noise: Tensor,
+    cond: Condition,
+    *,
+    grid: Grid,
+    detach_after: int = 0,
+    fresh_noise: Callable[[int], Tensor] | None = None,
+    num_steps: int | None = None,
 ) -> StudentRollout:
-    """N deterministic, unguided student steps; the last lands on x0.
+    """Unguided student steps from `noise`, all N of them on a deterministic path landing on x0.
 
     `detach_after` = m cuts the graph behind step m: a loss on `x0` reaches steps m + 1 ... N only, a loss on `first`
     reaches step 1 only (arXiv 2602.03139, stop-gradient on z_1). 0 lets the gradient through every step (plain DMD).
-    Raises ValueError when m >= N: no step would be left for a loss on x0.
+
+    `fresh_noise(i)`, (B, C, H, W), makes a re-noising student: behind step i, x_s = alpha(s) x0_hat + sigma(s) noise.
+    Its training simulates the first `num_steps` - 1 calls without gradient and takes x0_hat of the last one as the
+    sample (backward simulation, arXiv 2405.14867, sec. 4.5); `first` keeps its graph where m >= 1.
+
+    Raises ValueError unless m < num_steps <= N: no step would be left for a loss on x0.
     """
-    if not 0 <= detach_after < grid.num_steps:
+    last = grid.num_steps if num_steps is None else num_steps
+    if not 0 <= detach_after < last <= grid.num_steps:
         raise ValueError(
-            f"detach_after must leave at least one step to train: 0 <= detach_after < {grid.num_steps}, "
+            f"detach_after must leave at least one of {grid.num_steps} steps to train: 0 <= detach_after < {last}, "
             f"got {detach_after}"
         )
+    if fresh_noise is None and last < grid.num_steps:
+        raise ValueError("only a re-noising student may stop before its last step: an ODE state there is no sample")
     x_t, first = noise.float(), None
-    for i in range(grid.num_steps):
-        prediction = denoise(x_t, grid.time(i, x_t), cond)
+    for i in range(last):
+        needs_graph = fresh_noise is None or i == last - 1 or i < detach_after
+        with torch.set_grad_enabled(needs_graph and torch.is_grad_enabled()):
+            prediction = denoise(x_t, grid.time(i, x_t), cond)
         first = prediction if first is None else first
-        x_t = step(path, prediction, grid.time(i + 1, x_t))
-        if i + 1 == detach_after:
-            x_t = x_t.detach()
-    return StudentRollout(x0=x_t, first=first)
+        if i + 1 < last:
+            s = grid.time(i + 1, x_t)
+            x_t = (
+                step(path, prediction, s) if fresh_noise is None else add_noise(path, prediction.x0, fresh_noise(i), s)
+            )
+            if fresh_noise is not None or i + 1 == detach_after:
+                x_t = x_t.detach()
+    return StudentRollout(x0=prediction.x0, first=first)
+
+
+@torch.no_grad()
+def student_samples(
+    denoise: Denoiser,
+    path: Path,
+    seeds: list[int],
+    shape: tuple[int, int, int],
+    cond: Condition,
+    *,
+    grid: Grid,
+    kind: StudentKind = "ode",
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """A student's images as latents (B, C, H, W), one per seed, B = len(seeds) prompts.
+
+    All noise of an image comes from its own `torch.Generator().manual_seed(seed)`, on the CPU: first z_0, then, for a
+    re-noising student, the noise of every step.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def draw(_: int = 0) -> Tensor:
+        return torch.cat([torch.randn(1, *shape, generator=generator) for generator in generators]).to(device)
+
+    noise = draw()
+    return student_rollout(denoise, path, noise, cond, grid=grid, fresh_noise=draw if kind == "renoise" else None).x0

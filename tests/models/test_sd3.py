@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from dpdmd.evaluate.generate import image_noise, sample_latents, sampling_grid
+from dpdmd.evaluate.generate import sample_latents, sampling_grid
 from dpdmd.files import to_uint8
 from dpdmd.grids import Grid, uniform_grid
 from dpdmd.models.load import load_sampler
@@ -26,9 +26,9 @@ def generators() -> list[torch.Generator]:
 def our_latents(folder: str, guidance_scale: float, grid: Grid | None = None) -> torch.Tensor:
     sampler = load_sampler(folder)
     cond, uncond = sampler.adapter.encode(PROMPTS), sampler.adapter.encode([""])
-    noise = image_noise(SEEDS, sampler.adapter.latent_shape())
     grid = grid or sampling_grid(sampler, 5)
-    return sample_latents(sampler, cond, uncond.expand(2), noise, grid=grid, guidance_scale=guidance_scale)
+    shape = sampler.latent_shape()
+    return sample_latents(sampler, cond, uncond.expand(2), SEEDS, shape, grid=grid, guidance_scale=guidance_scale)
 
 
 @pytest.mark.parametrize("fixture", ["sd3_folder", "sd3_folder_with_t5"])

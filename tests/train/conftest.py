@@ -8,6 +8,7 @@ from torch import nn
 
 from dpdmd.denoiser import Condition
 from dpdmd.grids import Grid, uniform_grid
+from dpdmd.guidance import linear_rule
 from dpdmd.paths import FlowPath, from_velocity
 from dpdmd.randomness import generator
 from dpdmd.train.config import Recipe
@@ -36,6 +37,8 @@ class TinyAdapter:
     prediction_space = "velocity"
     guidance_scale = 2.0
     num_inference_steps = 8
+    guidance_rule = staticmethod(linear_rule)
+    embedded_guidance = None
 
     def __init__(self, source: str = "tiny"):
         self.source = source
@@ -57,17 +60,17 @@ class TinyAdapter:
         self.encoded += prompts
         return Condition({"embeds": torch.stack([torch.randn(8, generator=generator(0, p)) for p in prompts])})
 
-    def predict(self, network, x_t, t, cond):
+    def predict(self, network, x_t, t, cond, embedded_guidance=None):
         return from_velocity(x_t, network(x_t, t, cond.tensors["embeds"]), t)
 
     def decode(self, latents):
         return latents[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3)
 
-    def stock_grid(self, num_steps):
+    def stock_grid(self, num_steps, latent_shape=None):
         times = torch.linspace(1, 0.01, num_steps, dtype=torch.float64)
         return Grid((*(3 * times / (1 + 2 * times)).tolist(), 0.0))
 
-    def uniform_grid(self, num_steps):
+    def uniform_grid(self, num_steps, latent_shape=None):
         return uniform_grid(num_steps, shift=3.0)
 
 

@@ -14,7 +14,7 @@ from dpdmd.grids import Grid
 from dpdmd.guidance import Guidance
 from dpdmd.models.base import network_denoiser
 from dpdmd.models.load import Sampler, load_sampler
-from dpdmd.rollout import teacher_rollout
+from dpdmd.rollout import student_samples, teacher_rollout
 
 
 def image_noise(seeds: list[int], shape: tuple[int, int, int]) -> Tensor:
@@ -26,18 +26,31 @@ def image_noise(seeds: list[int], shape: tuple[int, int, int]) -> Tensor:
 
 
 def sample_latents(
-    sampler: Sampler, cond: Condition, uncond: Condition, noise: Tensor, *, grid: Grid, guidance_scale: float
+    sampler: Sampler,
+    cond: Condition,
+    uncond: Condition,
+    seeds: list[int],
+    shape: tuple[int, int, int],
+    *,
+    grid: Grid,
+    guidance_scale: float,
 ) -> Tensor:
-    """Final latents (B, C, H, W) of a teacher (guided) or student (guidance 1) along `grid`."""
-    denoise = network_denoiser(sampler.adapter, sampler.network)
-    guidance = Guidance(guidance_scale)
-    return teacher_rollout(denoise, sampler.adapter.path, noise, cond, uncond, grid=grid, guidance=guidance)
+    """Final latents (B, C, H, W) along `grid`, one per seed: a teacher's guided, a student's unguided."""
+    adapter = sampler.adapter
+    denoise = network_denoiser(adapter, sampler.network, sampler.embedded_guidance)
+    if sampler.grid is not None and guidance_scale == 1:
+        return student_samples(denoise, adapter.path, seeds, shape, cond, grid=grid, kind=sampler.kind)
+    guidance = Guidance(guidance_scale, rule=adapter.guidance_rule)
+    noise = image_noise(seeds, shape)
+    return teacher_rollout(denoise, adapter.path, noise, cond, uncond, grid=grid, guidance=guidance)
 
 
-def sampling_grid(sampler: Sampler, num_inference_steps: int | None) -> Grid:
+def sampling_grid(
+    sampler: Sampler, num_inference_steps: int | None, latent_shape: tuple[int, int, int] | None = None
+) -> Grid:
     """A student's own grid, a teacher's stock grid. Raises ValueError for a student asked for other steps."""
     if sampler.grid is None:
-        return sampler.adapter.stock_grid(num_inference_steps or sampler.adapter.num_inference_steps)
+        return sampler.adapter.stock_grid(num_inference_steps or sampler.adapter.num_inference_steps, latent_shape)
     if num_inference_steps not in (None, sampler.grid.num_steps):
         raise ValueError(
             f"this student was trained for {sampler.grid.num_steps} steps, got num_inference_steps "
@@ -68,12 +81,12 @@ def generate_folder(
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
     sampler = load_sampler(model)
-    grid = sampling_grid(sampler, num_inference_steps)
+    shape = sampler.latent_shape()
+    grid = sampling_grid(sampler, num_inference_steps, shape)
     scale = sampler.guidance_scale if guidance_scale is None else guidance_scale
     Guidance(scale)  # refuses a bad scale before anything is written
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    shape = sampler.adapter.latent_shape()
     conds, uncond = sampler.adapter.encode(prompts), sampler.adapter.encode([""])
     jobs = [(i, seed) for i in range(len(prompts)) for seed in seeds]
     entries, seconds = [], 0.0
@@ -82,8 +95,15 @@ def generate_folder(
             batch = jobs[start : start + batch_size]
             started = time.perf_counter()
             cond = conds[torch.tensor([i for i, _ in batch])]
-            noise = image_noise([seed for _, seed in batch], shape)
-            latents = sample_latents(sampler, cond, uncond.expand(len(batch)), noise, grid=grid, guidance_scale=scale)
+            latents = sample_latents(
+                sampler,
+                cond,
+                uncond.expand(len(batch)),
+                [seed for _, seed in batch],
+                shape,
+                grid=grid,
+                guidance_scale=scale,
+            )
             images = sampler.adapter.decode(latents)
             seconds += time.perf_counter() - started
             for (i, seed), image in zip(batch, images, strict=True):

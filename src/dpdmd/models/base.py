@@ -4,28 +4,49 @@ An adapter owns sign, time scale, packing and folding of what its networks are f
 only `x_t` (B, C, H, W) latents, `t` in [0, 1], `Condition` and `Prediction`.
 """
 
-from pathlib import Path as FilePath
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dpdmd.denoiser import Condition, Denoiser
 from dpdmd.grids import Grid
+from dpdmd.guidance import GuidanceRule
 from dpdmd.paths import Path, Prediction
 from dpdmd.roles import Role, Roles
+from dpdmd.rollout import StudentKind
+
+LatentShape = tuple[int, int, int]
 
 
 class ModelAdapter(Protocol):
-    """One family of text-to-image models, loaded from one diffusers pipeline folder or hub id."""
+    """One family of text-to-image models, loaded from one diffusers pipeline folder or hub id.
+
+    Making one reads JSON only; a part is loaded when it is first needed: text encoders by `encode`, the autoencoder by
+    `decode`, the denoising network by `load_network`.
+
+    pipeline_class: the stock pipeline, which samples an export.
+    network_class, network_name: class and component name ("transformer", "unet") of the denoising network.
+    guidance_scale, num_inference_steps: how the teacher is sampled unless told otherwise.
+    guidance_rule: how conditional and unconditional predictions are combined.
+    embedded_guidance: what a guidance-distilled network is fed by default; None for a network that takes nothing.
+    lora_targets: module names that a LoRA is put on. block_lists: the network's attributes that hold its blocks.
+    """
 
     source: str
+    pipeline_class: type
+    network_class: type
+    network_name: str
     path: Path
     prediction_space: str
     guidance_scale: float
     num_inference_steps: int
+    guidance_rule: GuidanceRule
+    embedded_guidance: float | None
+    lora_targets: tuple[str, ...]
+    block_lists: tuple[str, ...]
 
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
         """(C, H, W) of the latents of one image; default: the model's own size. ValueError if indivisible."""
 
     def load_network(self) -> nn.Module:
@@ -34,37 +55,42 @@ class ModelAdapter(Protocol):
     def encode(self, prompts: list[str]) -> Condition:
         """Prompts to conditioning on the CPU, exactly as the stock pipeline; "" is the unconditional one."""
 
-    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+    def predict(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
+    ) -> Prediction:
         """What `network` believes of x_t (B, C, H, W) at t (B,), in fp32."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W) to images (B, 3, 8H, 8W or so) in [-1, 1], not clamped."""
 
-    def stock_grid(self, num_steps: int) -> Grid:
-        """The grid that the stock pipeline's scheduler takes by default for this many steps."""
+    def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
+        """The grid that the stock pipeline takes by default for this many steps at this size."""
 
-    def uniform_grid(self, num_steps: int) -> Grid:
+    def uniform_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """The grid in which every call counts: uniform in the model's own time, then its shift."""
 
-    def export(self, network: nn.Module, grid: Grid, out: FilePath) -> str:
-        """Write a stock pipeline folder with these weights and this grid; returns the snippet that samples it."""
+    def student_scheduler(self, kind: StudentKind) -> Any:
+        """The stock scheduler that takes a student's steps exactly as it was trained to take them."""
+
+    def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
+        """Arguments of the stock pipeline with `student_scheduler` that sample a student along `grid`, unguided."""
 
 
-def denoiser(adapter: ModelAdapter, roles: Roles, role: Role) -> Denoiser:
+def denoiser(adapter: ModelAdapter, roles: Roles, role: Role, embedded_guidance: float | None = None) -> Denoiser:
     """The denoiser of one role: its network, entered through `roles.use`, behind the family's adapter."""
 
     def denoise(x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         with roles.use(role) as network:
-            return adapter.predict(network, x_t, t, cond)
+            return adapter.predict(network, x_t, t, cond, embedded_guidance)
 
     return denoise
 
 
-def network_denoiser(adapter: ModelAdapter, network: nn.Module) -> Denoiser:
+def network_denoiser(adapter: ModelAdapter, network: nn.Module, embedded_guidance: float | None = None) -> Denoiser:
     """The denoiser of a single network, for sampling."""
 
     def denoise(x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         with torch.no_grad():
-            return adapter.predict(network, x_t, t, cond)
+            return adapter.predict(network, x_t, t, cond, embedded_guidance)
 
     return denoise

@@ -4,12 +4,14 @@ import importlib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from dpdmd.files import read_json, read_tensors
 from dpdmd.grids import Grid
-from dpdmd.models.base import ModelAdapter
+from dpdmd.models.base import LatentShape, ModelAdapter
+from dpdmd.rollout import StudentKind
 
 BUILT_IN = "scenes"
 STUDENT_FILE = "student.json"
@@ -20,17 +22,49 @@ FAMILIES = {"StableDiffusion3Pipeline": ("dpdmd.models.sd3", "SD3Adapter")}
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model ready to sample: `grid` is set for students only, whose grid is part of the model."""
+    """A model ready to sample: `grid` is set for students only, whose grid is part of the model.
+
+    kind, embedded_guidance, image_size (height, width): what else a student was trained for; None: the model's own.
+    """
 
     adapter: ModelAdapter
     network: nn.Module
     grid: Grid | None
     guidance_scale: float
+    kind: StudentKind = "ode"
+    embedded_guidance: float | None = None
+    image_size: tuple[int, int] | None = None
+
+    def latent_shape(self) -> LatentShape:
+        """(C, H, W) of one image's latents."""
+        return self.adapter.latent_shape(*(self.image_size or ()))
+
+
+def _student(adapter: ModelAdapter, network: nn.Module, info: dict[str, Any]) -> Sampler:
+    """A student from what student.json says of it."""
+    return Sampler(
+        adapter,
+        network.eval().requires_grad_(False),
+        Grid(tuple(info["grid"])),
+        1.0,
+        kind=info.get("kind", "ode"),
+        embedded_guidance=info.get("embedded_guidance"),
+        image_size=None if info.get("height") is None else (info["height"], info["width"]),
+    )
 
 
 def built_in_teacher() -> Path:
     """The folder of the shipped teacher, a StableDiffusion3Pipeline."""
     return Path(str(files("dpdmd.world") / "teacher"))
+
+
+def local_folder(source: str) -> Path:
+    """The folder of a pipeline: `source` itself, or the snapshot of a hub id, downloaded where it is not cached."""
+    if Path(source).is_dir():
+        return Path(source)
+    from diffusers import DiffusionPipeline
+
+    return Path(DiffusionPipeline.download(source))
 
 
 def pipeline_class(source: str) -> str:
@@ -76,10 +110,11 @@ def load_sampler(model: str) -> Sampler:
             f"{model} is neither a finished run (student/{STUDENT_FILE}) nor a pipeline folder (model_index.json)"
         )
     adapter = load_adapter(model)
-    network = adapter.load_network().eval().requires_grad_(False)
+    network = adapter.load_network()
     if (folder / STUDENT_FILE).is_file():
-        return Sampler(adapter, network, Grid(tuple(read_json(folder / STUDENT_FILE)["grid"])), 1.0)
-    return Sampler(adapter, network, None, adapter.guidance_scale)
+        return _student(adapter, network, read_json(folder / STUDENT_FILE))
+    network.eval().requires_grad_(False)
+    return Sampler(adapter, network, None, adapter.guidance_scale, embedded_guidance=adapter.embedded_guidance)
 
 
 def _load_run(student: Path) -> Sampler:
@@ -91,4 +126,4 @@ def _load_run(student: Path) -> Sampler:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{student}/student.safetensors does not fit {info['base']}: {error}") from None
-    return Sampler(adapter, network.eval().requires_grad_(False), Grid(tuple(info["grid"])), 1.0)
+    return _student(adapter, network, info)

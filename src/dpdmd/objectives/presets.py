@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dpdmd.grids import Grid, anchor_steps
-from dpdmd.guidance import Guidance
+from dpdmd.guidance import Guidance, GuidanceRule, linear_rule
 from dpdmd.objectives.anchor import DiversityAnchor
 from dpdmd.objectives.base import Objective
 from dpdmd.objectives.dmd import Dmd
@@ -68,11 +68,16 @@ def num_anchor_steps(config: AnchorConfig, student_grid: Grid, teacher_grid: Gri
 
 
 def build_objective(
-    config: ObjectiveConfig, *, guidance_scale: float, student_grid: Grid, teacher_grid: Grid
+    config: ObjectiveConfig,
+    *,
+    guidance_scale: float,
+    student_grid: Grid,
+    teacher_grid: Grid,
+    guidance_rule: GuidanceRule = linear_rule,
 ) -> Objective:
     """The terms and the gradient routing of an objective. Raises ValueError for impossible settings."""
     dmd = Dmd(
-        guidance=Guidance(guidance_scale, config.guidance_interval),
+        guidance=Guidance(guidance_scale, config.guidance_interval, guidance_rule),
         tau_low=config.tau_low,
         tau_high=config.tau_high,
         tau_shift=config.tau_shift,
@@ -89,8 +94,9 @@ def build_objective(
             f"dp_dmd needs student and teacher to start at the same noise, got t = {student_grid.times[0]} and "
             f"{teacher_grid.times[0]}"
         )
+    anchor_scale = guidance_scale if config.anchor.guidance_scale is None else config.anchor.guidance_scale
     anchor = DiversityAnchor(
-        guidance=Guidance(guidance_scale if config.anchor.guidance_scale is None else config.anchor.guidance_scale),
+        guidance=Guidance(anchor_scale, rule=guidance_rule),
         num_steps=num_anchor_steps(config.anchor, student_grid, teacher_grid),
         weight=config.anchor.weight,
     )

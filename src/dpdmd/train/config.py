@@ -32,6 +32,9 @@ class ModelConfig(Section):
     num_inference_steps: int | None = Field(
         default=None, ge=2, description="Steps of the teacher's own grid. Default: the model family's."
     )
+    embedded_guidance: float | None = Field(
+        default=None, ge=0, description="Guidance fed to a guidance-distilled teacher (FLUX.1-dev). Default: 3.5."
+    )
 
     @model_validator(mode="after")
     def _both_sides(self):
@@ -58,6 +61,12 @@ class StudentConfig(Section):
         default="uniform",
         description="uniform: every call counts. stock: the stock scheduler's, whose last call does next to nothing.",
     )
+    kind: Literal["ode", "renoise"] = Field(
+        default="ode", description="ode: deterministic steps. renoise: x0 noised anew behind every step (LCM, DMD2)."
+    )
+    embedded_guidance: float | None = Field(
+        default=None, ge=0, description="Guidance fed to a guidance-distilled student. Default: the teacher's."
+    )
 
 
 class DataConfig(Section):
@@ -79,6 +88,9 @@ class TrainConfig(Section):
     learning_rate: float = Field(default=1e-5, gt=0, description="Student's learning rate (AdamW).")
     fake_learning_rate: float | None = Field(
         default=None, gt=0, description="Fake score's learning rate. Default: the student's."
+    )
+    fake_embedded_guidance: float | None = Field(
+        default=None, ge=0, description="Guidance fed to a guidance-distilled fake score. Default: the teacher's."
     )
     warmup: int = Field(default=0, ge=0, description="Student updates over which both learning rates rise linearly.")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay, both networks.")

@@ -125,6 +125,7 @@ class Trainer:
             prediction_space=adapter.prediction_space,
             student_grid=self.student_grid,
             teacher_grid=self.teacher_grid,
+            student_kind=recipe.student.kind,
         )
         self.batches = BatchSource(
             prompts=EncodedPrompts(adapter, prompts),
@@ -156,7 +157,7 @@ class Trainer:
     def _fake_update(self, m: int) -> dict[str, float]:
         def micro_loss(index: int):
             batch = self.batches.micro_batch("fake_score", self.step, index, update=m)
-            return fake_score_loss(self.players, batch, self.tau_range)
+            return fake_score_loss(self.players, batch, self.tau_range, detach_after=self.objective.detach_after)
 
         return self.updaters["fake_score"].update(self.step, self._micro(micro_loss))
 
@@ -256,6 +257,10 @@ class Trainer:
             "grid": list(self.student_grid.times),
             "num_inference_steps": self.student_grid.num_steps,
             "guidance_scale": 1.0,
+            "kind": self.recipe.student.kind,
+            "embedded_guidance": self.embedded_guidance["student"],
+            "height": self.recipe.model.height,
+            "width": self.recipe.model.width,
             "objective": self.recipe.objective.name,
             "updates": self.step,
             "seconds": self.seconds,
@@ -281,7 +286,7 @@ class Trainer:
             self._validation = validation, teacher
         validation, teacher = self._validation
         with self.ema.applied(self.network("student")) if self.ema else nullcontext():
-            student = validation.images(self.players.student, self.student_grid, 1.0)
+            student = validation.student_images(self.players.student, self.student_grid, self.recipe.student.kind)
         validation.draw(self.step, teacher, student)
         return time.perf_counter() - started
 
@@ -291,15 +296,19 @@ class Trainer:
         model, student = recipe.model, recipe.student
         self.latent_shape = adapter.latent_shape(model.height, model.width)
         self.guidance_scale = adapter.guidance_scale if model.guidance_scale is None else model.guidance_scale
-        self.teacher_grid = adapter.stock_grid(model.num_inference_steps or adapter.num_inference_steps)
+        self.embedded_guidance = self._plan_embedded_guidance()
+        self.teacher_grid = adapter.stock_grid(
+            model.num_inference_steps or adapter.num_inference_steps, self.latent_shape
+        )
         grids = {"uniform": adapter.uniform_grid, "stock": adapter.stock_grid}
-        self.student_grid: Grid = grids[student.grid](student.num_steps)
+        self.student_grid: Grid = grids[student.grid](student.num_steps, self.latent_shape)
         objective = recipe.objective
         self.objective = build_objective(
             objective,
             guidance_scale=self.guidance_scale,
             student_grid=self.student_grid,
             teacher_grid=self.teacher_grid,
+            guidance_rule=adapter.guidance_rule,
         )
         self.tau_range = TauRange(objective.tau_low, objective.tau_high, objective.tau_shift)
         is_anchored = objective.name == "dp_dmd"
@@ -307,6 +316,22 @@ class Trainer:
             num_anchor_steps(objective.anchor, self.student_grid, self.teacher_grid) if is_anchored else None
         )
         self.lint_messages = lint(self.student_grid, self.teacher_grid, self.num_anchor_steps)
+
+    def _plan_embedded_guidance(self) -> dict[Role, float | None]:
+        """What each role's network is fed as guidance: its own setting, else the teacher's, else the family's."""
+        recipe = self.recipe
+        settings: dict[str, tuple[Role, float | None]] = {
+            "model.embedded_guidance": ("teacher", recipe.model.embedded_guidance),
+            "student.embedded_guidance": ("student", recipe.student.embedded_guidance),
+            "train.fake_embedded_guidance": ("fake_score", recipe.train.fake_embedded_guidance),
+        }
+        if self.adapter.embedded_guidance is None:
+            for key, (_, value) in settings.items():
+                if value is not None:
+                    raise ValueError(f"{key} is set, but the network of {self.adapter.source} takes no guidance")
+        teacher = recipe.model.embedded_guidance
+        default = self.adapter.embedded_guidance if teacher is None else teacher
+        return {role: default if value is None else value for role, value in settings.values()}
 
     def _place_networks(self) -> None:
         networks = self.roles.networks
@@ -331,7 +356,8 @@ class Trainer:
 
     def _denoiser(self, role: Role) -> Denoiser:
         """The role's denoiser; in bf16 the network call alone is autocast, its prediction is fp32."""
-        denoise, device = denoiser(self.adapter, self.roles, role), self.accelerator.device.type
+        denoise = denoiser(self.adapter, self.roles, role, self.embedded_guidance[role])
+        device = self.accelerator.device.type
         if self.recipe.train.precision == "fp32":
             return denoise
 

@@ -15,7 +15,7 @@ from dpdmd.losses import denoising_loss
 from dpdmd.objectives.base import Objective, StudentStep
 from dpdmd.paths import Path, add_noise
 from dpdmd.roles import Role
-from dpdmd.rollout import student_rollout
+from dpdmd.rollout import StudentKind, StudentRollout, student_rollout
 from dpdmd.train.data import MicroBatch
 from dpdmd.train.health import mean_of, sample_health
 
@@ -31,6 +31,7 @@ class Players:
     prediction_space: str
     student_grid: Grid
     teacher_grid: Grid
+    student_kind: StudentKind = "ode"
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,34 @@ class MicroLoss:
     health: dict[str, float]
 
 
-def fake_score_loss(players: Players, batch: MicroBatch, tau_range: TauRange) -> MicroLoss:
+def rollout_student(players: Players, batch: MicroBatch, *, detach_after: int = 0) -> StudentRollout:
+    """The student's samples of a micro-batch: the whole rollout of an ODE student, one random step of a re-noising one.
+
+    The random step is behind `detach_after`, so that it is never the one that DMD must not reach.
+    """
+    arguments = (players.student, players.path, batch.noise, batch.cond)
+    grid = players.student_grid
+    if players.student_kind == "ode":
+        return student_rollout(*arguments, grid=grid, detach_after=detach_after)
+    num_steps = int(torch.randint(detach_after + 1, grid.num_steps + 1, (), generator=batch.rng("last_step")))
+    rng = batch.rng("renoise")
+
+    def fresh_noise(i: int) -> Tensor:
+        return torch.randn(batch.noise.shape, generator=rng).to(batch.noise.device)
+
+    return student_rollout(
+        *arguments, grid=grid, detach_after=detach_after, fresh_noise=fresh_noise, num_steps=num_steps
+    )
+
+
+def fake_score_loss(players: Players, batch: MicroBatch, tau_range: TauRange, *, detach_after: int = 0) -> MicroLoss:
     """L_fake (arXiv 2405.14867, sec. 3): the fake score denoises fresh samples of the student, tau per sample.
 
-    The rollout runs without graph: the fake score alone receives gradient.
+    The rollout runs without graph: the fake score alone receives gradient. `detach_after`: the objective's, so that a
+    re-noising student's samples are of the steps that DMD trains.
     """
     with torch.no_grad():
-        rollout = student_rollout(players.student, players.path, batch.noise, batch.cond, grid=players.student_grid)
+        rollout = rollout_student(players, batch, detach_after=detach_after)
     x0, rng = rollout.x0, batch.rng("denoising")
     tau = sample_times(len(x0), rng, low=tau_range.low, high=tau_range.high, shift=tau_range.shift).to(x0.device)
     eps = torch.randn(x0.shape, generator=rng).to(x0.device)
@@ -68,14 +90,7 @@ def fake_score_loss(players: Players, batch: MicroBatch, tau_range: TauRange) ->
 
 def student_loss(players: Players, batch: MicroBatch, objective: Objective) -> MicroLoss:
     """Sum of weight * term over one rollout that is cut behind step `detach_after`; the student receives gradient."""
-    rollout = student_rollout(
-        players.student,
-        players.path,
-        batch.noise,
-        batch.cond,
-        grid=players.student_grid,
-        detach_after=objective.detach_after,
-    )
+    rollout = rollout_student(players, batch, detach_after=objective.detach_after)
     step = StudentStep(
         rollout=rollout,
         noise=batch.noise,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from dpdmd.files import read_tensors, write_png, write_tensors
 from dpdmd.grids import Grid
 from dpdmd.guidance import Guidance
 from dpdmd.models.base import ModelAdapter
-from dpdmd.rollout import teacher_rollout
+from dpdmd.rollout import StudentKind, student_samples, teacher_rollout
 
 NUM_DEFAULT_PROMPTS = 4
 GAP = 1
@@ -42,10 +43,10 @@ class Validation:
     ):
         self.adapter, self.folder, self.batch_size, self.device = adapter, folder, batch_size, device
         self.prompts, self.num_seeds = prompts, num_seeds
-        seeds = [seed for _ in prompts for seed in range(num_seeds)]
+        self.seeds = [seed for _ in prompts for seed in range(num_seeds)]
         # As stock diffusers draws it: an image depends on its own seed alone.
         self.noise = torch.cat(
-            [torch.randn(1, *latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            [torch.randn(1, *latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]
         )
         with torch.no_grad():
             self.cond = adapter.encode(prompts)[torch.arange(len(prompts)).repeat_interleave(num_seeds)]
@@ -58,23 +59,34 @@ class Validation:
         path = self.folder / f"teacher-{name}.safetensors"
         if path.exists():
             return read_tensors(path)["images"]
-        images = self.images(denoise, grid, guidance_scale)
+        guidance = Guidance(guidance_scale, rule=self.adapter.guidance_rule)
+
+        def latents(rows: slice, cond: Condition) -> Tensor:
+            noise, uncond = self.noise[rows].to(self.device), self.uncond.to(self.device).expand(len(cond))
+            return teacher_rollout(denoise, self.adapter.path, noise, cond, uncond, grid=grid, guidance=guidance)
+
+        images = self._decode(latents)
         write_tensors(path, {"images": images})
         return images
 
+    def student_images(self, denoise: Denoiser, grid: Grid, kind: StudentKind) -> Tensor:
+        """The student's images of the same prompts and seeds."""
+
+        def latents(rows: slice, cond: Condition) -> Tensor:
+            seeds, shape = self.seeds[rows], tuple(self.noise.shape[1:])
+            return student_samples(
+                denoise, self.adapter.path, seeds, shape, cond, grid=grid, kind=kind, device=self.device
+            )
+
+        return self._decode(latents)
+
     @torch.no_grad()
-    def images(self, denoise: Denoiser, grid: Grid, guidance_scale: float) -> Tensor:
+    def _decode(self, latents: Callable[[slice, Condition], Tensor]) -> Tensor:
         """One image per prompt and seed, (num_prompts * num_seeds, 3, H, W) on the CPU."""
         parts = []
         for start in range(0, len(self.noise), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            noise = self.noise[rows].to(self.device)
-            cond: Condition = self.cond[rows].to(self.device)
-            uncond = self.uncond.to(self.device).expand(len(noise))
-            latents = teacher_rollout(
-                denoise, self.adapter.path, noise, cond, uncond, grid=grid, guidance=Guidance(guidance_scale)
-            )
-            parts.append(self.adapter.decode(latents).float().cpu())
+            parts.append(self.adapter.decode(latents(rows, self.cond[rows].to(self.device))).float().cpu())
         return torch.cat(parts)
 
     def draw(self, step: int, teacher: Tensor, student: Tensor) -> Path:

@@ -1,0 +1,59 @@
+"""What adapters share: reading a pipeline's parts one by one, and the flow-matching scheduler's grids."""
+
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from dpdmd.grids import Grid
+from dpdmd.rollout import StudentKind
+
+
+def load_config(component_class: type, source: str, name: str) -> dict[str, Any]:
+    """The JSON configuration of one component; no weights are read."""
+    return dict(component_class.load_config(source, subfolder=name))
+
+
+def load_part(component_class: type, source: str, name: str) -> nn.Module:
+    """One frozen fp32 component of a pipeline, and nothing else of it."""
+    part = component_class.from_pretrained(source, subfolder=name, torch_dtype=torch.float32)
+    return part.eval().requires_grad_(False)
+
+
+def load_text_pipeline(pipeline_class: type, source: str, *left_out: str) -> Any:
+    """The stock pipeline with its text encoders and without the components `left_out`, for `encode_prompt`."""
+    pipeline = pipeline_class.from_pretrained(source, torch_dtype=torch.float32, **dict.fromkeys(left_out))
+    pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    return pipeline
+
+
+def latent_size(source: str, height: int, width: int, *, factor: int, patch: int) -> tuple[int, int]:
+    """Pixels to latent height and width. Raises ValueError unless both divide by factor * patch."""
+    for name, value in (("height", height), ("width", width)):
+        if value % (factor * patch):
+            raise ValueError(f"{name} must be divisible by {factor * patch} for {source}, got {value}")
+    return height // factor, width // factor
+
+
+def unscale(latents: Tensor, vae: nn.Module) -> Tensor:
+    """Undo the pipeline's scaling of latents: what the autoencoder decodes."""
+    return latents.to(vae.device) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+
+
+def flow_grid(
+    config: dict[str, Any], num_steps: int, *, sigmas: list[float] | None = None, mu: float | None = None
+) -> Grid:
+    """What FlowMatchEulerDiscreteScheduler.set_timesteps gives for these arguments; `config` as saved beside it."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(**({"sigmas": sigmas} if sigmas is not None else {"num_inference_steps": num_steps}), mu=mu)
+    return Grid(tuple(scheduler.sigmas.tolist()))
+
+
+def exact_flow_scheduler(config: dict[str, Any], kind: StudentKind) -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler that takes `sigmas=` as they stand: shift 1 of any kind; "renoise" draws new noise every step."""
+    plain = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None, "use_karras_sigmas": False}
+    return FlowMatchEulerDiscreteScheduler.from_config(config, **plain, stochastic_sampling=kind == "renoise")
