@@ -1,0 +1,277 @@
+"""What every model family has to do; stock diffusers is the judge.
+
+A family is a module tiny_FAMILY.py beside this file:
+
+- `save(folder)` writes a tiny random pipeline folder, seeded, whose prompts and guidance visibly change its pictures.
+- `STOCK`, the stock pipeline class. `GUIDANCE_SCALE`, ours: unconditional + s (conditional - unconditional), 1 = off.
+- `IMAGE_SIZE`, (height, width) in pixels of the tests: small, not square, not the model's own.
+- `stock_arguments(num_prompts)`, what makes the stock call our guided teacher with "" as negative prompt.
+- `prepare(pipeline)` sets what else the stock pipeline needs before it can be the teacher; usually nothing.
+- `unpacked(latents, latent_shape)`, what the stock call returns as "latent", as (B, C, H, W).
+"""
+
+import importlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from torch import nn
+from torch.testing import assert_close
+
+from dpdmd.denoiser import concatenate
+from dpdmd.evaluate.generate import generate_folder, image_noise, sample_latents
+from dpdmd.export import export_run
+from dpdmd.files import to_uint8, write_json, write_tensors
+from dpdmd.models.load import STUDENT_FILE, load_adapter, load_sampler
+from dpdmd.paths import FlowPath, from_velocity
+from dpdmd.rollout import student_rollout
+from dpdmd.train.config import Recipe
+from dpdmd.train.trainer import Trainer
+
+FAMILIES = ["sd3"]
+
+PROMPTS = ["a red circle", "the small blue cross on a white background"]
+SEEDS = [3, 4]
+NUM_STEPS = 4
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request):
+    return importlib.import_module(f"tiny_{request.param}")
+
+
+@pytest.fixture(scope="session")
+def folder(family, tmp_path_factory) -> Path:
+    """A tiny teacher's pipeline folder."""
+    folder = tmp_path_factory.mktemp(family.__name__)
+    family.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(family, folder):
+    """The teacher, at the size of the tests."""
+    return replace(load_sampler(str(folder)), image_size=family.IMAGE_SIZE)
+
+
+@pytest.fixture(scope="session")
+def run(family, folder, teacher, tmp_path_factory) -> Path:
+    """A finished run whose student is the teacher with every weight moved a little."""
+    adapter, rng = teacher.adapter, torch.Generator().manual_seed(1)
+    moved = {
+        name: tensor + 0.05 * torch.randn(tensor.shape, generator=rng) if tensor.is_floating_point() else tensor
+        for name, tensor in teacher.network.state_dict().items()
+    }
+    run = tmp_path_factory.mktemp("run")
+    write_tensors(run / "student" / "student.safetensors", moved)
+    height, width = family.IMAGE_SIZE
+    info = {
+        "base": str(folder),
+        "grid": list(adapter.uniform_grid(NUM_STEPS, teacher.latent_shape()).times),
+        "num_inference_steps": NUM_STEPS,
+        "objective": "dp_dmd",
+        "updates": 1,
+        "embedded_guidance": adapter.embedded_guidance,
+        "height": height,
+        "width": width,
+    }
+    write_json(run / "student" / STUDENT_FILE, info)
+    return run
+
+
+@pytest.fixture(scope="session")
+def export(run, tmp_path_factory) -> Path:
+    return export_run(run, tmp_path_factory.mktemp("exports") / "export")
+
+
+def stock_images(family, folder, output_type: str):
+    """What the stock pipeline makes of PROMPTS and SEEDS with guidance, on its default grid."""
+    pipeline = family.STOCK.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    family.prepare(pipeline)
+    height, width = family.IMAGE_SIZE
+    return pipeline(
+        list(PROMPTS),
+        height=height,
+        width=width,
+        num_inference_steps=NUM_STEPS,
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        output_type=output_type,
+        **family.stock_arguments(len(PROMPTS)),
+    ).images
+
+
+def our_latents(sampler, guidance_scale: float) -> torch.Tensor:
+    adapter, shape = sampler.adapter, sampler.latent_shape()
+    return sample_latents(
+        sampler,
+        adapter.encode(PROMPTS),
+        adapter.encode([""]).expand(len(PROMPTS)),
+        SEEDS,
+        shape,
+        grid=sampler.grid or adapter.stock_grid(NUM_STEPS, shape),
+        guidance_scale=guidance_scale,
+    )
+
+
+def pixels(model: Path, out: Path) -> np.ndarray:
+    """The picture of the prompt and seed of an export's card."""
+    generate_folder(str(model), ["a red circle"], out=out, seeds=[0], progress=False)
+    return np.asarray(Image.open(next(out.glob("*.png")))).astype(int)
+
+
+def test_the_guided_teacher_equals_the_stock_pipeline(family, folder, teacher):
+    stock = family.unpacked(stock_images(family, folder, "latent"), teacher.latent_shape())
+    ours = our_latents(teacher, family.GUIDANCE_SCALE)
+    # fp32 sums in another order: the stock pipelines batch conditional and unconditional otherwise or not at all.
+    assert_close(ours, stock, atol=1e-4, rtol=0)
+    assert (ours - our_latents(teacher, 1.0)).abs().max() > 1e-2
+
+
+def test_decoded_images_equal_the_stock_pipeline(family, folder, teacher):
+    stock = torch.from_numpy((stock_images(family, folder, "np") * 255).round()).to(torch.int16)
+    ours = to_uint8(teacher.adapter.decode(our_latents(teacher, family.GUIDANCE_SCALE))).to(torch.int16)
+    assert stock.shape[1:3] == family.IMAGE_SIZE and stock.float().std() > 5
+    assert (ours - stock).abs().max() <= 1
+
+
+def test_prompts_of_mixed_lengths_predict_alone_as_in_a_batch(teacher):
+    adapter, prompts = teacher.adapter, ["", *PROMPTS]
+    x_t, t = image_noise([0, 1, 2], teacher.latent_shape()), torch.tensor([0.9, 0.5, 0.2])
+
+    def predict(rows, cond):
+        with torch.no_grad():
+            prediction = adapter.predict(teacher.network, x_t[rows], t[rows], cond, teacher.embedded_guidance)
+        return torch.stack([prediction.x0, prediction.eps])
+
+    together, single = adapter.encode(prompts), [adapter.encode([prompt]) for prompt in prompts]
+    batch = predict(slice(None), together)
+    for i, cond in enumerate(single):
+        assert_close(predict(slice(i, i + 1), cond)[:, 0], batch[:, i], atol=1e-5, rtol=1e-5)
+    assert_close(predict(slice(None), concatenate(single)), batch, atol=1e-5, rtol=1e-5)
+    others = predict(slice(None), together[torch.tensor([1, 2, 0])])
+    assert ((others - batch).abs().amax(dim=(0, 2, 3, 4)) > 1e-3).all()  # every row hears its prompt
+
+
+def test_the_cards_snippet_in_stock_diffusers_reproduces_the_student(run, export, tmp_path):
+    snippet = (export / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    scope: dict = {}
+    exec(snippet, scope)
+    stock, ours = np.asarray(scope["image"]).astype(int), pixels(run, tmp_path)
+    assert stock.shape == ours.shape and stock.std() > 5
+    assert np.abs(stock - ours).max() <= 1
+
+
+def test_an_export_loads_back_as_the_student_and_not_as_its_base(run, export, teacher):
+    student, reloaded = load_sampler(str(run)), load_sampler(str(export))
+    assert reloaded.grid == student.grid and reloaded.image_size == teacher.image_size
+    latents = our_latents(student, 1.0)
+    assert_close(our_latents(reloaded, 1.0), latents, atol=1e-5, rtol=1e-5)
+    base = replace(student, network=teacher.network)
+    assert (our_latents(base, 1.0) - latents).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("objective", ["dmd", "dp_dmd"])
+def test_training_moves_student_and_fake_score_and_nothing_else(family, folder, objective, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS, "one cross"]))
+    adapter = load_adapter(str(folder))
+    height, width = family.IMAGE_SIZE
+    recipe = {
+        "model": {"teacher": str(folder), "num_inference_steps": 4, "height": height, "width": width},
+        "student": {"num_steps": 2},
+        "objective": {"name": objective},
+        "data": {"prompts": str(tmp_path / "prompts.txt")},
+        "train": {"num_updates": 2, "batch_size": 2, "fake_updates": 1, "learning_rate": 1e-3},
+        "output": {"folder": str(tmp_path / "run")},
+    }
+    latents = image_noise([0], adapter.latent_shape(height, width))
+    said, shown = adapter.encode(PROMPTS), adapter.decode(latents)
+    start = adapter.load_network().state_dict()
+    trainer = Trainer(Recipe.model_validate(recipe), adapter)
+    rows = [trainer.iterate() for _ in range(2)]
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    for role, moves in (("student", True), ("fake_score", True), ("teacher", False)):
+        now = trainer.network(role).state_dict()
+        assert any(not torch.equal(now[name], tensor) for name, tensor in start.items()) == moves, role
+    for name, tensor in adapter.encode(PROMPTS).tensors.items():
+        assert torch.equal(tensor, said.tensors[name]), name
+    assert torch.equal(adapter.decode(latents), shown)
+
+
+def test_gradient_checkpointing_leaves_gradients_as_they_are(teacher):
+    adapter, shape = teacher.adapter, teacher.latent_shape()
+    network = adapter.load_network().train()
+    if not network._supports_gradient_checkpointing:
+        pytest.skip("the stock network has none")
+    x_t, t, cond = image_noise([0, 1], shape), torch.tensor([0.9, 0.4]), adapter.encode(PROMPTS)
+
+    def gradients():
+        network.zero_grad(set_to_none=True)
+        prediction = adapter.predict(network, x_t, t, cond, teacher.embedded_guidance)
+        (prediction.x0.square().mean() + prediction.eps.square().mean()).backward()
+        return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    network.enable_gradient_checkpointing()
+    assert network.is_gradient_checkpointing
+    checkpointed = gradients()
+    assert checkpointed.keys() == plain.keys()
+    assert max(float(gradient.abs().max()) for gradient in plain.values()) > 1e-2
+    for name, gradient in plain.items():
+        assert_close(checkpointed[name], gradient, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_block_lists_and_lora_targets_name_parts_of_the_network(teacher):
+    for name in teacher.adapter.block_lists:
+        assert isinstance(getattr(teacher.network, name), nn.ModuleList), name
+    linear = [f".{name}" for name, module in teacher.network.named_modules() if isinstance(module, nn.Linear)]
+    for target in teacher.adapter.lora_targets:
+        assert any(name.endswith(f".{target}") for name in linear), target
+
+
+def test_a_folder_without_weights_is_enough_to_plan(family, folder, teacher, tmp_path):
+    shutil.copytree(folder, tmp_path / "json", ignore=shutil.ignore_patterns("*.safetensors"))
+    adapter = load_adapter(str(tmp_path / "json"))
+    shape = adapter.latent_shape(*family.IMAGE_SIZE)
+    assert shape == teacher.latent_shape()
+    for kind in ("stock_grid", "uniform_grid"):
+        assert getattr(adapter, kind)(NUM_STEPS, shape) == getattr(teacher.adapter, kind)(NUM_STEPS, shape)
+    adapter.student_scheduler("ode")
+    adapter.call_arguments(adapter.uniform_grid(NUM_STEPS, shape), adapter.embedded_guidance)
+    with pytest.raises(OSError):
+        adapter.load_network()
+
+
+def test_sizes_that_do_not_divide_are_refused(family, teacher):
+    height, width = family.IMAGE_SIZE
+    for size, name in (((height + 1, width), "height"), ((height, width + 1), "width")):
+        with pytest.raises(ValueError, match=f"{name} must be divisible by"):
+            teacher.adapter.latent_shape(*size)
+
+
+def test_a_renoising_step_is_the_stock_schedulers(teacher, randn):
+    adapter, shape = teacher.adapter, teacher.latent_shape()
+    if not isinstance(adapter.path, FlowPath):
+        pytest.skip("not a flow; the family's own tests say which scheduler re-noises")
+    grid = adapter.uniform_grid(NUM_STEPS, shape)
+    scheduler = adapter.student_scheduler("renoise")
+    assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and scheduler.config.stochastic_sampling
+    sigmas = adapter.call_arguments(grid, adapter.embedded_guidance)["sigmas"]
+    scheduler.set_timesteps(sigmas=sigmas, mu=0.7)  # pipelines with dynamic shifting pass mu whether it counts or not
+    noise, velocity = randn(0, 1, *shape), randn(1, 1, *shape)
+    generator = torch.Generator().manual_seed(5)
+    stock = scheduler.step(velocity, scheduler.timesteps[0], noise, generator=generator).prev_sample
+    seen = []
+
+    def denoise(x_t, t, cond):
+        seen.append(x_t)
+        return from_velocity(x_t, velocity, t)
+
+    cond = adapter.encode([""])
+    student_rollout(denoise, adapter.path, noise, cond, grid=grid, fresh_noise=lambda i: randn(5, 1, *shape))
+    assert_close(seen[1], stock, atol=1e-6, rtol=1e-6)
