@@ -66,6 +66,9 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the folder.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print grids, cost and memory, and train nothing.")
+    ] = False,
 ) -> None:
     """Train a student. Ctrl-C (exit code 130) and SIGTERM (143) save a checkpoint first."""
     from dpdmd.train.config import load_recipe
@@ -73,9 +76,17 @@ def train(
     settings = load_recipe(recipe, overrides or [])
 
     from dpdmd.models.load import load_adapter
+    from dpdmd.train.plan import describe, make_plan
     from dpdmd.train.run_folder import RunFolder
     from dpdmd.train.trainer import train as run_training
 
+    if dry_run:
+        from dpdmd.data.prompts import training_prompts
+
+        adapter = load_adapter(settings.model.teacher)
+        typer.echo(describe(make_plan(settings, adapter), settings, adapter))
+        typer.echo(f"prompts: {len(training_prompts(settings.data.prompts, settings.data.column))}")
+        return
     RunFolder(settings.output.folder).refuse_if_unusable(settings, resume=resume, overwrite=overwrite)
     folder = run_training(settings, load_adapter(settings.model.teacher), resume=resume, overwrite=overwrite)
     if os.environ.get("RANK", "0") == "0":
@@ -172,11 +183,14 @@ def report(
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished training.")],
     out: Annotated[Path, typer.Option(help="Pipeline folder to write.")],
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy what the student shares with its base instead of hard-linking it.")
+    ] = False,
 ) -> None:
     """Write a run's student as a pipeline folder that stock diffusers loads."""
     from dpdmd.export import export_run
 
-    export_run(run, out)
+    export_run(run, out, copy=copy)
     typer.echo(f"pipeline: {out}")
 
 

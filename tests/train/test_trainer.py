@@ -205,7 +205,7 @@ def test_bf16_keeps_weights_and_predictions_in_fp32(make_recipe, adapter):
     trainer = Trainer(make_recipe(train={"precision": "bf16"}), adapter)
     exact = Trainer(make_recipe(), adapter)
     batch = trainer.batches.micro_batch("student", 0, 0)
-    t = trainer.student_grid.time(0, batch.noise)
+    t = trainer.plan.student_grid.time(0, batch.noise)
     low = trainer.players.student(batch.noise, t, batch.cond)
     high = exact.players.student(batch.noise, t, batch.cond)
     assert low.x0.dtype == torch.float32

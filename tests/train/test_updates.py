@@ -40,8 +40,8 @@ def objective_of(trainer, name):
     return build_objective(
         ObjectiveConfig(name=name),
         guidance_scale=2.0,
-        student_grid=trainer.student_grid,
-        teacher_grid=trainer.teacher_grid,
+        student_grid=trainer.plan.student_grid,
+        teacher_grid=trainer.plan.teacher_grid,
     )
 
 
@@ -60,12 +60,12 @@ def test_dmd_reaches_step_one_and_dp_dmds_dmd_term_does_not(make_recipe, adapter
 def test_each_loss_gives_gradient_to_its_role_only(make_recipe, adapter):
     trainer = Trainer(make_recipe(), adapter)
     fake_score_loss(
-        trainer.players, trainer.batches.micro_batch("fake_score", 0, 0), trainer.tau_range
+        trainer.players, trainer.batches.micro_batch("fake_score", 0, 0), trainer.plan.tau_range
     ).total.backward()
     assert all(g is not None for g in gradients(trainer, "fake_score"))
     assert all(g is None for g in gradients(trainer, "student") + gradients(trainer, "teacher"))
     trainer = Trainer(make_recipe(), adapter)
-    student_loss(trainer.players, trainer.batches.micro_batch("student", 0, 0), trainer.objective).total.backward()
+    student_loss(trainer.players, trainer.batches.micro_batch("student", 0, 0), trainer.plan.objective).total.backward()
     assert all(g is not None for g in gradients(trainer, "student"))
     assert all(g is None for g in gradients(trainer, "fake_score") + gradients(trainer, "teacher"))
 
@@ -109,7 +109,7 @@ def test_a_gradient_is_clipped_by_its_global_norm(make_recipe, adapter):
     seen = []
     updater.optimizer.step = lambda: seen.append(torch.cat([p.grad.flatten() for p in updater.parameters]).norm())
     batch = trainer.batches.micro_batch("student", 0, 0)
-    log = updater.update(0, [partial(student_loss, trainer.players, batch, trainer.objective)])
+    log = updater.update(0, [partial(student_loss, trainer.players, batch, trainer.plan.objective)])
     assert log["grad_norm/student"] > 1e-3
     torch.testing.assert_close(seen[0], torch.tensor(1e-3), rtol=1e-3, atol=0)
 

@@ -1,14 +1,20 @@
-"""Prompt lists: a text file, or the built-in world's captions."""
+"""Prompt lists: a text file, a .jsonl file, a Hugging Face dataset, or the built-in world's captions."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 BUILT_IN = "scenes"
+COLUMN = "prompt"
+DATASET_PREFIX = "datasets:"
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a UTF-8 text file, one per line, in order; blank lines and lines starting with # are left out.
+def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
+    """Prompts of a UTF-8 file in order, nothing rewritten but the white space around them.
 
-    Raises ValueError when the file is missing, not UTF-8, or holds no prompt.
+    .jsonl: the value of `column` of every line. Any other file: one prompt per line; blank lines and lines starting
+    with # are left out. Raises ValueError naming file and line when it is missing, broken, or holds no prompt.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -18,16 +24,88 @@ def read_prompts(path: str | Path) -> list[str]:
         raise ValueError(f"cannot read the prompts {path}: {error.strerror}") from None
     # Not splitlines(): it also splits at characters such as U+2028 that may stand inside a prompt.
     lines = [line.strip() for line in text.replace("\r\n", "\n").split("\n")]
-    prompts = [line for line in lines if line and not line.startswith("#")]
+    if Path(path).suffix == ".jsonl":
+        rows = ((f"{path}, line {number}", _json(path, number, line)) for number, line in enumerate(lines, 1) if line)
+        prompts = _take(rows, column)
+    else:
+        prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"{path} holds no prompt: one per line, # starts a comment")
+        raise ValueError(f"{path} holds no prompt: one per line, # starts a comment; in .jsonl the key {column!r}")
     return prompts
 
 
-def training_prompts(source: str) -> list[str]:
-    """The prompts a recipe's `data.prompts` names: "scenes" or a text file. Raises ValueError as `read_prompts`."""
+def dataset_prompts(name: str, column: str = COLUMN) -> list[str]:
+    """Prompts of a `datasets` dataset: hub id or folder, with a split behind a colon where it is not "train".
+
+    Raises ValueError when the package is missing or the dataset has no such column.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError(
+            f'data.prompts = "{DATASET_PREFIX}{name}" needs the package datasets: pip install datasets'
+        ) from None
+    source, _, split = name.partition(":")
+    try:
+        dataset = load_dataset(source, split=split or "train")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the dataset {name}: {error}") from None
+    if column not in dataset.column_names:
+        raise ValueError(
+            f"the dataset {name} has no column {column!r}; it has {', '.join(dataset.column_names)} (data.column)"
+        )
+    prompts = _take(((f"{name}, row {number}", {column: text}) for number, text in enumerate(dataset[column])), column)
+    if not prompts:
+        raise ValueError(f"the dataset {name} holds no prompt in column {column!r}")
+    return prompts
+
+
+def training_prompts(source: str, column: str = COLUMN) -> list[str]:
+    """The prompts that `data.prompts` names: "scenes", "datasets:ID" or a file. Raises ValueError as their readers."""
     if source == BUILT_IN:
         from dpdmd.world.prompts import training_prompts as scenes_prompts
 
         return scenes_prompts()
-    return read_prompts(source)
+    if source.startswith(DATASET_PREFIX):
+        return dataset_prompts(source.removeprefix(DATASET_PREFIX), column)
+    return read_prompts(source, column)
+
+
+def lint_prompts(prompts: list[str], tokenizers: dict[str, tuple[Any, int]]) -> list[str]:
+    """Plain-words warnings: repeated prompts, and prompts that a text encoder reads in part only.
+
+    tokenizers: {name: (tokenizer, the most tokens its encoder is given)}.
+    """
+    messages = []
+    unique = list(dict.fromkeys(prompts))
+    if len(unique) < len(prompts):
+        repeats = len(prompts) - len(unique)
+        messages.append(f"{repeats} of {len(prompts)} prompts repeat another; they are drawn that much more often")
+    for name, (tokenizer, limit) in tokenizers.items():
+        lengths = [len(ids) for ids in tokenizer(unique, truncation=False, verbose=False).input_ids]
+        cut = [prompt for prompt, length in zip(unique, lengths, strict=True) if length > limit]
+        if cut:
+            messages.append(
+                f"{len(cut)} of {len(unique)} different prompts are longer than the {limit} tokens that {name} reads; "
+                f"it ignores the rest. The longest has {max(lengths)}, the first is {cut[0][:80]!r}"
+            )
+    return messages
+
+
+def _json(path: str | Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number} is not valid JSON ({error})") from None
+
+
+def _take(rows: Iterable[tuple[str, Any]], column: str) -> list[str]:
+    """The non-empty texts of `column`; rows are (where, row)."""
+    prompts = []
+    for where, row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get(column), str):
+            keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            raise ValueError(f"{where} has no text under {column!r} (data.column); it has {keys}")
+        if row[column].strip():
+            prompts.append(row[column].strip())
+    return prompts

@@ -74,8 +74,10 @@ class DataConfig(Section):
 
     prompts: str = Field(
         min_length=1,
-        description='UTF-8 text file, one prompt per line ("#" lines are comments), or "scenes" for the built-in ones.',
+        description='UTF-8 file, one prompt per line ("#" lines are comments) or .jsonl; "datasets:ID[:SPLIT]" for a '
+        'Hugging Face dataset; "scenes" for the built-in ones.',
     )
+    column: str = Field(default="prompt", min_length=1, description="Where a .jsonl file or a dataset has the prompt.")
 
 
 class TrainConfig(Section):

@@ -15,9 +15,7 @@ from tqdm import tqdm
 from dpdmd.data.prompts import BUILT_IN, training_prompts
 from dpdmd.denoiser import Condition, Denoiser
 from dpdmd.files import write_json, write_tensors
-from dpdmd.grids import Grid, lint
 from dpdmd.models.base import ModelAdapter, denoiser
-from dpdmd.objectives.presets import build_objective, num_anchor_steps
 from dpdmd.paths import Prediction
 from dpdmd.roles import Role, SeparateCopies
 from dpdmd.train.checkpoint import Checkpoint, latest_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
@@ -25,9 +23,10 @@ from dpdmd.train.config import Recipe
 from dpdmd.train.data import BatchSource, EncodedPrompts
 from dpdmd.train.ema import Ema
 from dpdmd.train.health import MetricsLog, mean_of
+from dpdmd.train.plan import make_plan
 from dpdmd.train.run_folder import RunFolder, peak_memory_bytes, recipe_hash
 from dpdmd.train.signals import StoppedBySignal, StopRequest
-from dpdmd.train.updates import Players, TauRange, Updater, fake_score_loss, learning_rate_at, student_loss
+from dpdmd.train.updates import Players, Updater, fake_score_loss, learning_rate_at, student_loss
 from dpdmd.train.validation import Validation, default_prompts
 
 
@@ -52,7 +51,7 @@ def train(
         run.prepare(recipe, overwrite=overwrite)
         run.write_provenance(trainer.facts(), from_step=trainer.step)
         MetricsLog(run.metrics).cut_after(trainer.step)
-    for message in trainer.lint_messages:
+    for message in trainer.plan.notes:
         say(f"note: {message}")
     if resume:
         say(f"resuming {run.root} after step {trainer.step}" if checkpoint else f"{run.root} has no checkpoint: step 0")
@@ -101,8 +100,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, adapter: ModelAdapter):
         """Raises ValueError, before anything is loaded, for settings that do not fit the model."""
         self.recipe, self.adapter = recipe, adapter
-        self._check_and_plan()
-        prompts = training_prompts(recipe.data.prompts)
+        self.plan = make_plan(recipe, adapter)
+        prompts = training_prompts(recipe.data.prompts, recipe.data.column)
         self.accelerator = Accelerator(
             mixed_precision="no",
             cpu=not torch.cuda.is_available(),
@@ -123,13 +122,13 @@ class Trainer:
             fake_score=self._denoiser("fake_score"),
             path=adapter.path,
             prediction_space=adapter.prediction_space,
-            student_grid=self.student_grid,
-            teacher_grid=self.teacher_grid,
+            student_grid=self.plan.student_grid,
+            teacher_grid=self.plan.teacher_grid,
             student_kind=recipe.student.kind,
         )
         self.batches = BatchSource(
             prompts=EncodedPrompts(adapter, prompts),
-            latent_shape=self.latent_shape,
+            latent_shape=self.plan.latent_shape,
             seed=recipe.train.seed,
             batch_size=recipe.train.batch_size,
             accumulation=recipe.train.accumulation,
@@ -157,14 +156,16 @@ class Trainer:
     def _fake_update(self, m: int) -> dict[str, float]:
         def micro_loss(index: int):
             batch = self.batches.micro_batch("fake_score", self.step, index, update=m)
-            return fake_score_loss(self.players, batch, self.tau_range, detach_after=self.objective.detach_after)
+            return fake_score_loss(
+                self.players, batch, self.plan.tau_range, detach_after=self.plan.objective.detach_after
+            )
 
         return self.updaters["fake_score"].update(self.step, self._micro(micro_loss))
 
     def _student_update(self) -> dict[str, float]:
         def micro_loss(index: int):
             batch = self.batches.micro_batch("student", self.step, index)
-            return student_loss(self.players, batch, self.objective)
+            return student_loss(self.players, batch, self.plan.objective)
 
         return self.updaters["student"].update(self.step, self._micro(micro_loss))
 
@@ -191,13 +192,13 @@ class Trainer:
         """What a run is made of, for provenance.json."""
         return {
             "teacher": self.adapter.source,
-            "guidance_scale": self.guidance_scale,
-            "num_inference_steps": self.teacher_grid.num_steps,
-            "grid": list(self.student_grid.times),
-            "teacher_grid": list(self.teacher_grid.times),
-            "num_anchor_steps": self.num_anchor_steps,
-            "lint": self.lint_messages,
-            "latent_shape": list(self.latent_shape),
+            "guidance_scale": self.plan.guidance_scale,
+            "num_inference_steps": self.plan.teacher_grid.num_steps,
+            "grid": list(self.plan.student_grid.times),
+            "teacher_grid": list(self.plan.teacher_grid.times),
+            "num_anchor_steps": self.plan.num_anchor_steps,
+            "lint": self.plan.notes,
+            "latent_shape": list(self.plan.latent_shape),
             "num_prompts": len(self.batches.prompts),
             "num_parameters": sum(p.numel() for p in self.updaters["student"].parameters),
             "seed": self.recipe.train.seed,
@@ -254,11 +255,11 @@ class Trainer:
         info = {
             # Absolute, so that the student can be sampled from any working directory.
             "base": str(Path(teacher).resolve()) if is_folder else teacher,
-            "grid": list(self.student_grid.times),
-            "num_inference_steps": self.student_grid.num_steps,
+            "grid": list(self.plan.student_grid.times),
+            "num_inference_steps": self.plan.student_grid.num_steps,
             "guidance_scale": 1.0,
             "kind": self.recipe.student.kind,
-            "embedded_guidance": self.embedded_guidance["student"],
+            "embedded_guidance": self.plan.embedded_guidance["student"],
             "height": self.recipe.model.height,
             "width": self.recipe.model.width,
             "objective": self.recipe.objective.name,
@@ -278,60 +279,17 @@ class Trainer:
                 folder,
                 prompts=list(config.prompts or default_prompts(self.batches.prompts.prompts)),
                 num_seeds=config.num_seeds,
-                latent_shape=self.latent_shape,
+                latent_shape=self.plan.latent_shape,
                 batch_size=self.recipe.train.batch_size,
                 device=self.accelerator.device,
             )
-            teacher = validation.teacher_images(self.players.teacher, self.teacher_grid, self.guidance_scale)
+            teacher = validation.teacher_images(self.players.teacher, self.plan.teacher_grid, self.plan.guidance_scale)
             self._validation = validation, teacher
         validation, teacher = self._validation
         with self.ema.applied(self.network("student")) if self.ema else nullcontext():
-            student = validation.student_images(self.players.student, self.student_grid, self.recipe.student.kind)
+            student = validation.student_images(self.players.student, self.plan.student_grid, self.recipe.student.kind)
         validation.draw(self.step, teacher, student)
         return time.perf_counter() - started
-
-    def _check_and_plan(self) -> None:
-        """Grids, objective and latent size: all that can be wrong before a network is loaded."""
-        recipe, adapter = self.recipe, self.adapter
-        model, student = recipe.model, recipe.student
-        self.latent_shape = adapter.latent_shape(model.height, model.width)
-        self.guidance_scale = adapter.guidance_scale if model.guidance_scale is None else model.guidance_scale
-        self.embedded_guidance = self._plan_embedded_guidance()
-        self.teacher_grid = adapter.stock_grid(
-            model.num_inference_steps or adapter.num_inference_steps, self.latent_shape
-        )
-        grids = {"uniform": adapter.uniform_grid, "stock": adapter.stock_grid}
-        self.student_grid: Grid = grids[student.grid](student.num_steps, self.latent_shape)
-        objective = recipe.objective
-        self.objective = build_objective(
-            objective,
-            guidance_scale=self.guidance_scale,
-            student_grid=self.student_grid,
-            teacher_grid=self.teacher_grid,
-            guidance_rule=adapter.guidance_rule,
-        )
-        self.tau_range = TauRange(objective.tau_low, objective.tau_high, objective.tau_shift)
-        is_anchored = objective.name == "dp_dmd"
-        self.num_anchor_steps = (
-            num_anchor_steps(objective.anchor, self.student_grid, self.teacher_grid) if is_anchored else None
-        )
-        self.lint_messages = lint(self.student_grid, self.teacher_grid, self.num_anchor_steps)
-
-    def _plan_embedded_guidance(self) -> dict[Role, float | None]:
-        """What each role's network is fed as guidance: its own setting, else the teacher's, else the family's."""
-        recipe = self.recipe
-        settings: dict[str, tuple[Role, float | None]] = {
-            "model.embedded_guidance": ("teacher", recipe.model.embedded_guidance),
-            "student.embedded_guidance": ("student", recipe.student.embedded_guidance),
-            "train.fake_embedded_guidance": ("fake_score", recipe.train.fake_embedded_guidance),
-        }
-        if self.adapter.embedded_guidance is None:
-            for key, (_, value) in settings.items():
-                if value is not None:
-                    raise ValueError(f"{key} is set, but the network of {self.adapter.source} takes no guidance")
-        teacher = recipe.model.embedded_guidance
-        default = self.adapter.embedded_guidance if teacher is None else teacher
-        return {role: default if value is None else value for role, value in settings.values()}
 
     def _place_networks(self) -> None:
         networks = self.roles.networks
@@ -356,7 +314,7 @@ class Trainer:
 
     def _denoiser(self, role: Role) -> Denoiser:
         """The role's denoiser; in bf16 the network call alone is autocast, its prediction is fp32."""
-        denoise = denoiser(self.adapter, self.roles, role, self.embedded_guidance[role])
+        denoise = denoiser(self.adapter, self.roles, role, self.plan.embedded_guidance[role])
         device = self.accelerator.device.type
         if self.recipe.train.precision == "fp32":
             return denoise

@@ -84,7 +84,7 @@ def fake_score_loss(players: Players, batch: MicroBatch, tau_range: TauRange, *,
     tau = sample_times(len(x0), rng, low=tau_range.low, high=tau_range.high, shift=tau_range.shift).to(x0.device)
     eps = torch.randn(x0.shape, generator=rng).to(x0.device)
     prediction = players.fake_score(add_noise(players.path, x0, eps, tau), tau, batch.cond)
-    loss = denoising_loss(prediction, x0, eps, players.prediction_space)
+    loss = denoising_loss(prediction, x0, eps, players.prediction_space, players.path, tau)
     return MicroLoss(loss, {"loss/fake_score": loss.item()}, {})
 
 
