@@ -1,10 +1,14 @@
 """Runs, exports and pipeline folders: one name, one model, the same pictures."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
 
 from dpdmd.evaluate.generate import generate_folder
@@ -81,6 +85,66 @@ def test_bad_models_are_refused_in_one_sentence(run, sd3_folder, tmp_path):
     write_tensors(run / "student" / "student.safetensors", {"pos_embed.pos_embed": torch.zeros(1)})
     with pytest.raises(ValueError, match="does not fit"):
         load_sampler(str(run))
+
+
+def test_missing_and_broken_weights_are_named(sd3_folder, tmp_path):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(sd3_folder, folder)
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    adapter = load_adapter(str(folder))
+    weights.write_bytes(content[:-1000])
+    with pytest.raises(ValueError, match="pipeline: cannot read its transformer weights: Unable to load weights"):
+        adapter.load_network()
+    weights.unlink()
+    torch.save({}, weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"pipeline: cannot read its transformer weights: .*safetensors"):
+        adapter.load_network()
+    (folder / "transformer" / "config.json").unlink()
+    with pytest.raises(ValueError, match="cannot read its transformer configuration"):
+        load_adapter(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (GatedRepoError, "accept its licence on huggingface.co and log in with `hf auth login`"),
+        (RepositoryNotFoundError, "no such repository on huggingface.co, or a private one and no token"),
+        (LocalEntryNotFoundError, "not in the local cache and huggingface.co cannot be reached"),
+    ],
+)
+def test_a_hub_id_that_cannot_be_had_is_explained_in_one_sentence(error, sentence, monkeypatch):
+    response = SimpleNamespace(request=None, headers={}, status_code=403)
+    cause = error("advice") if error is LocalEntryNotFoundError else error("advice", response=response)
+
+    def load_config(source):
+        raise OSError("many\nlines") from cause
+
+    monkeypatch.setattr(DiffusionPipeline, "load_config", load_config)
+    with pytest.raises(ValueError, match=sentence) as raised:
+        load_adapter("some/model")
+    assert str(raised.value).startswith("'some/model' is neither 'scenes' nor a folder; as a hub id")
+    assert "\n" not in str(raised.value)
+
+
+def test_exports_link_the_bases_files_and_copy_on_request(run, sd3_folder, tmp_path):
+    part = "vae/diffusion_pytorch_model.safetensors"
+    linked, copied = export_run(run, tmp_path / "linked"), export_run(run, tmp_path / "copied", copy=True)
+    assert (linked / part).samefile(f"{sd3_folder}/{part}")
+    assert not (copied / part).samefile(f"{sd3_folder}/{part}")
+    assert (copied / part).read_bytes() == (linked / part).read_bytes()
+    own = "transformer/diffusion_pytorch_model.safetensors"
+    assert (linked / own).read_bytes() != (tmp_path / sd3_folder / own).read_bytes()
+
+
+def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("dpdmd.export.write_text", fails)
+    with pytest.raises(OSError, match="disk full"):
+        export_run(run, tmp_path / "out" / "export")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_student_refuses_another_number_of_steps(run, tmp_path):

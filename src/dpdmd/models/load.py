@@ -17,7 +17,14 @@ BUILT_IN = "scenes"
 STUDENT_FILE = "student.json"
 
 # The one table of families: pipeline class -> module and adapter class.
-FAMILIES = {"StableDiffusion3Pipeline": ("dpdmd.models.sd3", "SD3Adapter")}
+FAMILIES = {
+    "FluxPipeline": ("dpdmd.models.flux", "FluxAdapter"),
+    "QwenImagePipeline": ("dpdmd.models.qwen_image", "QwenImageAdapter"),
+    "SanaPipeline": ("dpdmd.models.sana", "SanaAdapter"),
+    "StableDiffusion3Pipeline": ("dpdmd.models.sd3", "SD3Adapter"),
+    "StableDiffusionXLPipeline": ("dpdmd.models.sdxl", "SDXLAdapter"),
+    "ZImagePipeline": ("dpdmd.models.z_image", "ZImageAdapter"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,10 @@ def local_folder(source: str) -> Path:
         return Path(source)
     from diffusers import DiffusionPipeline
 
-    return Path(DiffusionPipeline.download(source))
+    from dpdmd.models.parts import reading
+
+    with reading(source, "files"):
+        return Path(DiffusionPipeline.download(source, use_safetensors=True))
 
 
 def pipeline_class(source: str) -> str:
@@ -79,12 +89,10 @@ def pipeline_class(source: str) -> str:
         return read_json(folder / "model_index.json").get("_class_name", "unknown")
     from diffusers import DiffusionPipeline
 
-    try:
-        return DiffusionPipeline.load_config(source)["_class_name"]
-    except OSError as error:
-        raise ValueError(
-            f"{source!r} is neither {BUILT_IN!r}, nor a folder, nor a hub id that could be loaded ({error})"
-        ) from None
+    from dpdmd.models.parts import reading
+
+    with reading(f"{source!r} is neither {BUILT_IN!r} nor a folder; as a hub id", "model_index.json"):
+        return DiffusionPipeline.load_config(source).get("_class_name", "unknown")
 
 
 def load_adapter(source: str) -> ModelAdapter:

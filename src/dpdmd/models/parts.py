@@ -1,29 +1,68 @@
 """What adapters share: reading a pipeline's parts one by one, and the flow-matching scheduler's grids."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dpdmd.grids import Grid
 from dpdmd.rollout import StudentKind
 
 
+@contextmanager
+def reading(source: str, part: str) -> Iterator[None]:
+    """Say in one sentence, as ValueError, why a part of a pipeline cannot be read."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{source}: cannot read its {part}: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    for link in chain:
+        if isinstance(link, GatedRepoError):
+            return "the repository is gated; accept its licence on huggingface.co and log in with `hf auth login`"
+        if isinstance(link, RepositoryNotFoundError):
+            return "no such repository on huggingface.co, or a private one and no token (`hf auth login`)"
+        if isinstance(link, LocalEntryNotFoundError):
+            return "it is not in the local cache and huggingface.co cannot be reached"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def load_config(component_class: type, source: str, name: str) -> dict[str, Any]:
-    """The JSON configuration of one component; no weights are read."""
-    return dict(component_class.load_config(source, subfolder=name))
+    """The JSON configuration of one component; no weights are read. Raises ValueError when there is none."""
+    with reading(source, f"{name} configuration"):
+        return dict(component_class.load_config(source, subfolder=name))
+
+
+def load_network(component_class: type, source: str, name: str) -> nn.Module:
+    """One component of a pipeline in fp32, from safetensors, and nothing else of it.
+
+    Raises ValueError when weights are missing or broken.
+    """
+    with reading(source, f"{name} weights"):
+        return component_class.from_pretrained(source, subfolder=name, torch_dtype=torch.float32, use_safetensors=True)
 
 
 def load_part(component_class: type, source: str, name: str) -> nn.Module:
-    """One frozen fp32 component of a pipeline, and nothing else of it."""
-    part = component_class.from_pretrained(source, subfolder=name, torch_dtype=torch.float32)
-    return part.eval().requires_grad_(False)
+    """`load_network`, frozen."""
+    return load_network(component_class, source, name).eval().requires_grad_(False)
 
 
 def load_text_pipeline(pipeline_class: type, source: str, *left_out: str) -> Any:
     """The stock pipeline with its text encoders and without the components `left_out`, for `encode_prompt`."""
-    pipeline = pipeline_class.from_pretrained(source, torch_dtype=torch.float32, **dict.fromkeys(left_out))
+    with reading(source, "text encoders"):
+        pipeline = pipeline_class.from_pretrained(
+            source, torch_dtype=torch.float32, use_safetensors=True, **dict.fromkeys(left_out)
+        )
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):

@@ -17,6 +17,7 @@ from dpdmd.models.parts import (
     flow_grid,
     latent_size,
     load_config,
+    load_network,
     load_part,
     load_text_pipeline,
     unscale,
@@ -78,7 +79,7 @@ class SD3Adapter:
 
     def load_network(self) -> nn.Module:
         """The pretrained transformer in fp32."""
-        network = SD3Transformer2DModel.from_pretrained(self.source, subfolder="transformer", torch_dtype=torch.float32)
+        network = load_network(SD3Transformer2DModel, self.source, "transformer")
         network.set_attn_processor(FoldedJointAttention(self._num_folded_tokens))
         return network
 
