@@ -79,6 +79,14 @@ def test_roles_inherit_the_teachers_embedded_guidance_unless_they_have_their_own
     assert plan.embedded_guidance == {"teacher": 5.0, "student": 1.0, "fake_score": 5.0}
 
 
+def test_an_unguided_teacher_is_noted(adapter, make_recipe):
+    assert not any("not guided" in note for note in make_plan(make_recipe(), adapter).notes)
+    unguided = make_recipe(model={"guidance_scale": 1.0})
+    assert any("not guided" in note for note in make_plan(unguided, adapter).notes)
+    adapter.embedded_guidance = 3.5
+    assert not any("not guided" in note for note in make_plan(unguided, adapter).notes)
+
+
 def test_the_same_plan_stands_behind_a_run(adapter, make_recipe):
     recipe = make_recipe()
     plan, trained = make_plan(recipe, adapter), Trainer(recipe, adapter).plan

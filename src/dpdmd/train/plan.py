@@ -42,10 +42,17 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
     grids = {"uniform": adapter.uniform_grid, "stock": adapter.stock_grid}
     student_grid = grids[student.grid](student.num_steps, latent_shape)
     num_steps = num_anchor_steps(objective.anchor, student_grid, teacher_grid) if objective.name == "dp_dmd" else None
+    embedded = _embedded_guidance(recipe, adapter)
+    notes = lint(student_grid, teacher_grid, num_steps)
+    if guidance_scale == 1 and (embedded["teacher"] or 0) <= 1:
+        notes.append(
+            "the teacher is not guided (model.guidance_scale 1): real and fake score are then nearly equal and their "
+            "difference is mostly noise"
+        )
     return Plan(
         latent_shape=latent_shape,
         guidance_scale=guidance_scale,
-        embedded_guidance=_embedded_guidance(recipe, adapter),
+        embedded_guidance=embedded,
         teacher_grid=teacher_grid,
         student_grid=student_grid,
         objective=build_objective(
@@ -57,7 +64,7 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
         ),
         tau_range=TauRange(objective.tau_low, objective.tau_high, objective.tau_shift),
         num_anchor_steps=num_steps,
-        notes=lint(student_grid, teacher_grid, num_steps),
+        notes=notes,
     )
 
 
