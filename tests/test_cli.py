@@ -165,7 +165,7 @@ def test_evaluate_report_export_pretrain_and_demo_pass_their_arguments_on(run, c
 
     called["replace"]("dpdmd.export", "export_run")
     assert run("export", "a", "--out", "b")[0] == 0
-    assert called["export_run"] == ((Path("a"), Path("b")), {})
+    assert called["export_run"] == ((Path("a"), Path("b")), {"copy": False})
 
     called["replace"]("dpdmd.world.pretrain.run", "pretrain")
     assert run("pretrain-teacher", "--out", "t", "--stage", "text", "--seed", 2)[0] == 0

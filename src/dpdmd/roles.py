@@ -23,11 +23,11 @@ class Roles(Protocol):
 
 
 class SeparateCopies:
-    """Three networks; student and fake score start as copies of the frozen teacher."""
+    """Three networks; student and fake score start as copies of the frozen teacher, the student of `start` if given."""
 
-    def __init__(self, teacher: nn.Module):
+    def __init__(self, teacher: nn.Module, start: nn.Module | None = None):
         self.networks: dict[Role, nn.Module] = {
-            "student": copy.deepcopy(teacher).requires_grad_(True).train(),
+            "student": copy.deepcopy(teacher if start is None else start).requires_grad_(True).train(),
             "teacher": teacher.requires_grad_(False).eval(),
             "fake_score": copy.deepcopy(teacher).requires_grad_(True).train(),
         }

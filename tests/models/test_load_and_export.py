@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SD3Transformer2DModel
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
 
@@ -16,6 +16,9 @@ from dpdmd.evaluate.manifest import read_manifest
 from dpdmd.export import export_run
 from dpdmd.files import write_json, write_tensors
 from dpdmd.models.load import load_adapter, load_sampler
+from dpdmd.train.config import Recipe
+from dpdmd.train.plan import make_plan
+from dpdmd.train.trainer import Trainer
 
 GRID = [1.0, 0.9, 0.75, 0.5, 0.0]
 
@@ -155,3 +158,48 @@ def test_a_student_refuses_another_number_of_steps(run, tmp_path):
     with pytest.raises(ValueError, match="guidance_scale must be >= 1"):
         generate_folder(str(run), ["one cross"], out=tmp_path / "x", seeds=[0], guidance_scale=0.5)
     assert not (tmp_path / "x").exists()
+
+
+def recipe(tmp_path, teacher: str, **sections: dict) -> Recipe:
+    (tmp_path / "prompts.txt").write_text("a red circle\none cross\n")
+    data = {
+        "model": {"teacher": teacher},
+        "student": {"num_steps": 2},
+        "data": {"prompts": str(tmp_path / "prompts.txt")},
+        "train": {"num_updates": 1, "batch_size": 2, "fake_updates": 1, "learning_rate": 1e-3},
+        "output": {"folder": str(tmp_path / "next")},
+    }
+    for name, values in sections.items():
+        data[name] = data.get(name, {}) | values
+    return Recipe.model_validate(data)
+
+
+def test_an_exported_student_can_teach_another_run_on_its_own_grid(run, tmp_path):
+    out = str(export_run(run, tmp_path / "export"))
+    plan = make_plan(recipe(tmp_path, out), load_adapter(out))
+    assert list(plan.teacher_grid.times) == GRID and plan.guidance_scale == 1.0
+    with pytest.raises(ValueError, match="is a student of 4 steps and takes no other number, got 30"):
+        make_plan(recipe(tmp_path, out, model={"num_inference_steps": 30}), load_adapter(out))
+    info = json.loads((tmp_path / "export" / "student.json").read_text())
+    write_json(tmp_path / "export" / "student.json", info | {"kind": "renoise"})
+    with pytest.raises(ValueError, match="a teacher must be deterministic"):
+        make_plan(recipe(tmp_path, out), load_adapter(out))
+
+
+@pytest.mark.parametrize("form", ["run", "export"])
+def test_a_student_can_start_from_another(form, run, sd3_folder, tmp_path):
+    start = str(run) if form == "run" else str(export_run(run, tmp_path / "export"))
+    trainer = Trainer(recipe(tmp_path, sd3_folder, student={"start": start}), load_adapter(sd3_folder))
+    expected, teacher = load_sampler(start).network.state_dict(), load_adapter(sd3_folder).load_network().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in trainer.network("student").state_dict().items())
+    assert all(torch.equal(value, teacher[name]) for name, value in trainer.network("fake_score").state_dict().items())
+    assert all(p.requires_grad for p in trainer.network("student").parameters())
+
+
+def test_a_start_of_another_size_is_refused(sd3_folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(sd3_folder, other)
+    config = SD3Transformer2DModel.load_config(sd3_folder, subfolder="transformer")
+    SD3Transformer2DModel.from_config(config | {"num_layers": 1}).save_pretrained(other / "transformer")
+    with pytest.raises(ValueError, match=r"student\.start: .*other does not fit the teacher .*: \d+ weights differ"):
+        Trainer(recipe(tmp_path, sd3_folder, student={"start": str(other)}), load_adapter(sd3_folder))

@@ -67,6 +67,11 @@ class StudentConfig(Section):
     embedded_guidance: float | None = Field(
         default=None, ge=0, description="Guidance fed to a guidance-distilled student. Default: the teacher's."
     )
+    start: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Run, export or pipeline to start from. Default: the teacher.",
+    )
 
 
 class DataConfig(Section):

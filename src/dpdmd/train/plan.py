@@ -1,9 +1,12 @@
 """What a run will do, settled before any weight is loaded: sizes, grids, objective, lint, and what it will cost."""
 
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 
+from dpdmd.files import read_json
 from dpdmd.grids import Grid, lint
 from dpdmd.models.base import LatentShape, ModelAdapter
+from dpdmd.models.load import STUDENT_FILE
 from dpdmd.objectives.base import Objective
 from dpdmd.objectives.dmd import Dmd
 from dpdmd.objectives.presets import build_objective, num_anchor_steps
@@ -37,8 +40,7 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
     """Everything that can be wrong before a network is loaded. Raises ValueError for settings that do not fit."""
     model, student, objective = recipe.model, recipe.student, recipe.objective
     latent_shape = adapter.latent_shape(model.height, model.width)
-    guidance_scale = adapter.guidance_scale if model.guidance_scale is None else model.guidance_scale
-    teacher_grid = adapter.stock_grid(model.num_inference_steps or adapter.num_inference_steps, latent_shape)
+    guidance_scale, teacher_grid = _teacher(recipe, adapter, latent_shape)
     grids = {"uniform": adapter.uniform_grid, "stock": adapter.stock_grid}
     student_grid = grids[student.grid](student.num_steps, latent_shape)
     num_steps = num_anchor_steps(objective.anchor, student_grid, teacher_grid) if objective.name == "dp_dmd" else None
@@ -66,6 +68,23 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
         num_anchor_steps=num_steps,
         notes=notes,
     )
+
+
+def _teacher(recipe: Recipe, adapter: ModelAdapter, latent_shape: LatentShape) -> tuple[float, Grid]:
+    """Guidance and grid of the teacher: the recipe's, else the family's; an exported student keeps its own grid."""
+    model, card = recipe.model, FilePath(adapter.source) / STUDENT_FILE
+    if not card.is_file():
+        scale = adapter.guidance_scale if model.guidance_scale is None else model.guidance_scale
+        return scale, adapter.stock_grid(model.num_inference_steps or adapter.num_inference_steps, latent_shape)
+    info = read_json(card)
+    if info.get("kind", "ode") != "ode":
+        raise ValueError(f"model.teacher: {adapter.source} is a re-noising student; a teacher must be deterministic")
+    if model.num_inference_steps not in (None, len(info["grid"]) - 1):
+        raise ValueError(
+            f"model.num_inference_steps: {adapter.source} is a student of {len(info['grid']) - 1} steps and takes no "
+            f"other number, got {model.num_inference_steps}"
+        )
+    return model.guidance_scale or 1.0, Grid(tuple(info["grid"]))
 
 
 def _embedded_guidance(recipe: Recipe, adapter: ModelAdapter) -> dict[Role, float | None]:

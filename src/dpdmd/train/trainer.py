@@ -16,6 +16,7 @@ from dpdmd.data.prompts import BUILT_IN, training_prompts
 from dpdmd.denoiser import Condition, Denoiser
 from dpdmd.files import write_json, write_tensors
 from dpdmd.models.base import ModelAdapter, denoiser
+from dpdmd.models.load import load_sampler
 from dpdmd.paths import Prediction
 from dpdmd.roles import Role, SeparateCopies
 from dpdmd.train.checkpoint import Checkpoint, latest_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
@@ -90,6 +91,22 @@ def _loop(trainer: "Trainer", run: RunFolder, *, progress: bool) -> None:
     assert saved_step == last
 
 
+def _networks(recipe: Recipe, adapter: ModelAdapter) -> tuple[torch.nn.Module, torch.nn.Module | None]:
+    """The teacher's network, and the one that the student starts from, None for the teacher's."""
+    teacher, source = adapter.load_network(), recipe.student.start
+    if source is None:
+        return teacher, None
+    start = load_sampler(source).network
+    mine, theirs = ({k: tuple(v.shape) for k, v in network.state_dict().items()} for network in (teacher, start))
+    differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    if differ:
+        raise ValueError(
+            f"student.start: {source} does not fit the teacher {adapter.source}: {len(differ)} weights differ in name "
+            f"or shape, the first is {differ[0]}"
+        )
+    return teacher, start
+
+
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -109,7 +126,7 @@ class Trainer:
             # would change in place what an earlier call needs for its gradient.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        self.roles = SeparateCopies(adapter.load_network())
+        self.roles = SeparateCopies(*_networks(recipe, adapter))
         self._place_networks()
         self.updaters: dict[Role, Updater] = {
             "student": self._updater("student", recipe.train.learning_rate),
