@@ -74,10 +74,22 @@ class Recorder:
 
 
 def make_student_step(
-    student, teacher, fake_score, *, noise, cond, uncond, student_grid, teacher_grid=None, detach_after=0, seed=0
+    student,
+    teacher,
+    fake_score,
+    *,
+    noise,
+    cond,
+    uncond,
+    student_grid,
+    teacher_grid=None,
+    detach_after=0,
+    seed=0,
+    path=None,
+    prediction_space="velocity",
 ) -> StudentStep:
-    """One micro-batch on a flow: the rollout of `student` from `noise`, and generators named by `seed`."""
-    path = FlowPath()
+    """One micro-batch, on a flow by default: the rollout of `student` from `noise`, generators named by `seed`."""
+    path = path or FlowPath()
     return StudentStep(
         rollout=student_rollout(student, path, noise, cond, grid=student_grid, detach_after=detach_after),
         noise=noise,
@@ -88,7 +100,7 @@ def make_student_step(
         path=path,
         student_grid=student_grid,
         teacher_grid=teacher_grid or uniform_grid(8, shift=3),
-        prediction_space="velocity",
+        prediction_space=prediction_space,
         rng=lambda stream: generator(seed, stream),
     )
 

@@ -4,7 +4,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch.testing import assert_close
 
-from dpdmd.paths import FlowPath, Prediction, VPPath, add_noise, from_eps, from_v, from_velocity, secant, step
+from dpdmd.paths import FlowPath, Prediction, VPPath, add_noise, from_eps, from_v, from_velocity, secant, step, to_v
 
 FLOW = FlowPath()
 
@@ -50,6 +50,19 @@ def test_vp_time_one_is_the_noisiest_training_timestep():
     assert_close(VP.alpha(torch.tensor([0.001])) ** 2, VP.alphas_cumprod[:1])
 
 
+def test_vp_knows_every_training_timestep_in_fp32():
+    exact = ddim().alphas_cumprod.double()
+    for t in (torch.arange(1, 1001) / 1000, torch.tensor([i / 1000 for i in range(1, 1001)])):
+        assert t.dtype == torch.float32 and torch.equal(VP.index(t), torch.arange(1, 1001))
+        assert_close(VP.alpha(t).double(), exact.sqrt(), atol=0, rtol=1e-7)
+        assert_close(VP.sigma(t).double(), (1 - exact).sqrt(), atol=0, rtol=1e-7)
+
+
+def test_a_time_between_two_timesteps_means_the_nearer_one():
+    assert VP.index(torch.tensor([0.0004, 0.0006, 0.0014, 0.7496, 0.9994])).tolist() == [0, 1, 1, 750, 999]
+    assert torch.equal(VP.sigma(torch.tensor([0.7496])), VP.sigma(torch.tensor([0.75])))
+
+
 @pytest.mark.parametrize("shape", [(4,), (2, 1, 1, 1), (), (1,)])
 def test_times_that_are_not_one_per_sample_are_refused(shape, randn):
     x = randn(0, 2, 3, 4, 4)  # (4,) is W: it would broadcast
@@ -78,6 +91,13 @@ def test_from_v_inverts_noising(randn):
     prediction = from_v(VP, x_t, v, t)
     assert_close(prediction.x0, x0, atol=1e-5, rtol=1e-5)
     assert_close(prediction.eps, eps, atol=1e-5, rtol=1e-5)
+
+
+def test_to_v_is_the_velocity_of_diffusers_and_the_inverse_of_from_v(randn):
+    x0, eps, t = randn(0, 3, 2, 3, 3), randn(1, 3, 2, 3, 3), torch.tensor([0.05, 0.5, 1.0])
+    v = to_v(VP, Prediction(x0, eps), t)
+    assert_close(v, ddim().get_velocity(x0, eps, torch.tensor([49, 499, 999])), atol=1e-6, rtol=1e-6)
+    assert_close(to_v(VP, from_v(VP, randn(2, 3, 2, 3, 3), v, t), t), v, atol=1e-6, rtol=1e-5)
 
 
 def test_predictions_are_formed_in_fp32(randn):

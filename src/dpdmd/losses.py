@@ -6,15 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpdmd.paths import Prediction
+from dpdmd.paths import Path, Prediction, to_v
 
-Space = Literal["velocity", "eps", "x0"]
+Space = Literal["velocity", "eps", "x0", "v"]
 Normalisation = Literal["dmd2", "dpdmd"]
 
 
-def in_space(prediction: Prediction, space: Space) -> Tensor:
-    """The view of a prediction that a loss compares: velocity = eps - x0, eps, or x0."""
-    return getattr(prediction, space)
+def in_space(prediction: Prediction, space: Space, path: Path, t: Tensor) -> Tensor:
+    """The view of a prediction at t (B,) that a loss compares: velocity = eps - x0, v = alpha eps - sigma x0, eps, x0.
+
+    Two predictions of one x_t differ by alpha dx0 = -sigma deps, so their squared errors in the four spaces are
+    proportional: mean dx0^2 = (sigma / alpha)^2 mean deps^2, mean dv^2 = mean deps^2 / alpha^2.
+    """
+    return to_v(path, prediction, t) if space == "v" else getattr(prediction, space)
 
 
 def dmd_gradient(
@@ -24,6 +28,7 @@ def dmd_gradient(
 
     norm, one number per sample: "dmd2" mean |x_student - x0_real| (arXiv 2405.14867, after arXiv 2311.18828, eq. 8);
     "dpdmd" mean |x_tau - x0_real| (released code of arXiv 2602.03139), on a flow g = (v_real - v_fake) / mean |v_real|.
+    On a variance-preserving path sigma cancels where alpha is near 1: g -> (eps_real - eps_fake) / mean |eps_real|.
 
     x_student, x_tau: (B, C, H, W); real: the guided teacher at x_tau; fake: the fake score there. Nothing receives
     gradient. Returns (B, C, H, W) fp32.
@@ -43,18 +48,18 @@ def dmd_loss(x_student: Tensor, gradient: Tensor) -> Tensor:
     return 0.5 * F.mse_loss(x_student.float(), target)
 
 
-def denoising_loss(prediction: Prediction, x0: Tensor, eps: Tensor, space: Space) -> Tensor:
+def denoising_loss(prediction: Prediction, x0: Tensor, eps: Tensor, space: Space, path: Path, t: Tensor) -> Tensor:
     """mean (prediction - truth)^2 in the network's own prediction space: how the fake score learns the student.
 
-    x0, eps: (B, C, H, W), the clean samples (detached by the caller) and the noise that was added.
+    x0, eps: (B, C, H, W), the clean samples (detached by the caller) and the noise that was added at t (B,).
     """
     truth = Prediction(x0.detach().float(), eps.float())
-    return F.mse_loss(in_space(prediction, space), in_space(truth, space))
+    return F.mse_loss(in_space(prediction, space, path, t), in_space(truth, space, path, t))
 
 
-def anchor_loss(first: Prediction, target: Prediction, space: Space) -> Tensor:
-    """The diversity anchor, mean (v_student(z_0, t_0) - v*)^2 (arXiv 2602.03139, target prediction on step 1).
+def anchor_loss(first: Prediction, target: Prediction, space: Space, path: Path, t: Tensor) -> Tensor:
+    """The diversity anchor, mean (student(z_0, t_0) - target)^2 in `space` (arXiv 2602.03139, on step 1 only).
 
-    `first`: the student's prediction at the noise, receives gradient; `target`: the teacher's secant, detached.
+    `first`: the student's prediction at the noise, receives gradient; `target`: the teacher's, detached; t: t_0 (B,).
     """
-    return F.mse_loss(in_space(first, space), in_space(target.detach(), space))
+    return F.mse_loss(in_space(first, space, path, t), in_space(target.detach(), space, path, t))

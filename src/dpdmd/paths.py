@@ -63,13 +63,18 @@ class VPPath:
     """Variance preserving: alpha = sqrt(abar), sigma = sqrt(1 - abar) on a discrete grid of T training timesteps.
 
     `alphas_cumprod` (T,); t = (timestep + 1) / T, so t = 0 is clean data (abar = 1) and t = 1 the noisiest timestep.
+    Any other t means the nearest of these times, to alpha and sigma as to a network that is fed `index(t)` - 1.
     """
 
     alphas_cumprod: Tensor
 
+    def index(self, t: Tensor) -> Tensor:
+        """round(t T), int64 (B,): 0 for clean data, else the training timestep plus 1."""
+        return (t * len(self.alphas_cumprod)).round().long()
+
     def _abar(self, t: Tensor) -> Tensor:
         table = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod.double()]).to(t.device)
-        return table[(t * (len(table) - 1)).round().long()]
+        return table[self.index(t)]
 
     def alpha(self, t: Tensor) -> Tensor:
         return self._abar(t).sqrt().to(t.dtype)
@@ -113,6 +118,11 @@ def from_v(path: Path, x_t: Tensor, v: Tensor, t: Tensor) -> Prediction:
     x_t, v = x_t.float(), v.float()
     alpha, sigma = per_sample(path.alpha(t), x_t), per_sample(path.sigma(t), x_t)
     return Prediction(x0=alpha * x_t - sigma * v, eps=sigma * x_t + alpha * v)
+
+
+def to_v(path: Path, prediction: Prediction, t: Tensor) -> Tensor:
+    """v = alpha eps - sigma x0 (B, C, H, W), what a VP v network returns at t (B,); the inverse of `from_v`."""
+    return add_noise(path, prediction.eps, -prediction.x0, t)
 
 
 def secant(path: Path, z_0: Tensor, t_0: Tensor, z_k: Tensor, t_k: Tensor) -> Prediction:

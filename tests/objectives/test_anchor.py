@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch.testing import assert_close
 
 from dpdmd.grids import Grid, uniform_grid
 from dpdmd.guidance import Guidance
 from dpdmd.objectives.anchor import DiversityAnchor
-from dpdmd.paths import FlowPath
+from dpdmd.paths import FlowPath, VPPath
 
+VP = VPPath(DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod)
 STUDENT_GRID, TEACHER_GRID = uniform_grid(4, shift=3), Grid((1.0, 0.95, 0.85, 0.6, 0.3, 0.0))
 
 
@@ -22,14 +24,15 @@ def micro_batch(prompts, randn):
     }
 
 
+@pytest.mark.parametrize("target", ["secant", "x0"])
 @pytest.mark.parametrize("detach_after", [0, 1])
 def test_the_anchor_trains_the_first_step_of_the_student_and_no_other_role(
-    detach_after, stepwise_network, recorder, micro_batch, student_step
+    detach_after, target, stepwise_network, recorder, micro_batch, student_step
 ):
     student, teacher, fake = (stepwise_network(STUDENT_GRID.times, seed) for seed in range(3))
     spy = recorder(fake)
     step = student_step(student, teacher, spy, **micro_batch, detach_after=detach_after)
-    DiversityAnchor(Guidance(3.0), num_steps=2, weight=0.05)(step).loss.backward()
+    DiversityAnchor(Guidance(3.0), num_steps=2, weight=0.05, target=target)(step).loss.backward()
     assert student.steps_with_gradient() == [True, False, False, False]
     assert teacher.steps_with_gradient() == [False] * 4 and spy.calls == []
 
@@ -59,6 +62,70 @@ def test_the_anchor_is_the_mean_guided_velocity_over_its_teacher_steps(
     assert_close(by_x0, -by_eps)
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+@pytest.mark.parametrize("path", [FlowPath(), VP], ids=["flow", "vp"])
+def test_with_target_x0_the_anchor_is_the_guided_teachers_belief_at_the_end_of_its_steps(
+    path, num_steps, stepwise_network, exact_gaussian, micro_batch, student_step
+):
+    student = stepwise_network(STUDENT_GRID.times)
+    step = student_step(
+        student, exact_gaussian(path, 0.5), None, **micro_batch, path=path, prediction_space="not looked at"
+    )
+    result = DiversityAnchor(Guidance(3.0), num_steps=num_steps, weight=0.05, target="x0")(step)
+    first = step.rollout.first
+    by_x0, by_eps = torch.autograd.grad(result.loss, (first.x0, first.eps), allow_unused=True)
+
+    # DDIM (Euler on a flow) by hand for the Gaussian whose mean is the guided one: x0 = (z - sigma eps) / alpha.
+    cond, uncond = (micro_batch[name].tensors["mean"].numpy().reshape(4, 1, 1, 1) for name in ("cond", "uncond"))
+    mean, z = uncond + 3 * (cond - uncond), micro_batch["noise"].double().numpy()
+
+    def alpha_and_sigma(t):
+        abar = VP.alphas_cumprod[round(1000 * t) - 1].double().item()
+        return (1 - t, t) if path is not VP else (np.sqrt(abar), np.sqrt(1 - abar))
+
+    def eps(z, t):
+        alpha, sigma = alpha_and_sigma(t)
+        return sigma * (z - alpha * mean) / (alpha**2 * 0.25 + sigma**2)
+
+    for t, s in zip(TEACHER_GRID.times[:num_steps], TEACHER_GRID.times[1:], strict=False):
+        (alpha, sigma), (alpha_s, sigma_s) = alpha_and_sigma(t), alpha_and_sigma(s)
+        x0 = mean if alpha == 0 else (z - sigma * eps(z, t)) / alpha
+        z = alpha_s * x0 + sigma_s * eps(z, t)
+    alpha, sigma = alpha_and_sigma(TEACHER_GRID.times[num_steps])
+    x_tilde = (z - sigma * eps(z, TEACHER_GRID.times[num_steps])) / alpha
+
+    away = first.x0.detach().double().numpy() - x_tilde
+    assert result.loss.item() == pytest.approx(np.mean(away**2), rel=1e-4)
+    assert_close(by_x0.double(), torch.from_numpy(2 * away / away.size), atol=1e-6, rtol=1e-4)
+    assert by_eps is None
+
+
+@pytest.mark.parametrize(
+    ("path", "space", "ratio"), [(FlowPath(), "velocity", 1.0), (VP, "eps", 213.588)], ids=["flow", "vp"]
+)
+def test_both_targets_agree_where_the_teachers_way_is_straight(
+    path, space, ratio, exact_gaussian, micro_batch, student_step
+):
+    # One image per prompt: the teacher's x0 is the mean and its eps stays the same on the whole way. A loss in x0
+    # space is (sigma_0 / alpha_0)^2 times the one in eps, at SDXL's noisiest timestep; 1 times that of the velocity.
+    step = student_step(
+        exact_gaussian(path, 0.7), exact_gaussian(path, 0.0), None, **micro_batch, path=path, prediction_space=space
+    )
+    secant, x0 = (
+        DiversityAnchor(Guidance(3.0), num_steps=3, weight=1.0, target=target)(step).loss.item()
+        for target in ("secant", "x0")
+    )
+    assert x0 == pytest.approx(ratio * secant, rel=1e-3) and secant > 1e-3
+    curved = student_step(
+        exact_gaussian(path, 0.7), exact_gaussian(path, 0.5), None, **micro_batch, path=path, prediction_space=space
+    )
+    secant, x0 = (
+        DiversityAnchor(Guidance(3.0), num_steps=3, weight=1.0, target=target)(curved).loss.item()
+        for target in ("secant", "x0")
+    )
+    assert abs(x0 / (ratio * secant) - 1) > 0.01
+
+
 def test_the_anchor_is_zero_for_a_student_that_predicts_the_segment(
     stepwise_network, exact_gaussian, micro_batch, student_step
 ):
@@ -76,11 +143,12 @@ def test_the_anchor_is_zero_for_a_student_that_predicts_the_segment(
     assert guided.loss.item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("target", "num_calls"), [("secant", 3), ("x0", 4)])
 def test_the_anchor_runs_k_teacher_steps_on_the_teachers_grid_from_the_students_noise(
-    stepwise_network, exact_gaussian, recorder, micro_batch, student_step
+    target, num_calls, stepwise_network, exact_gaussian, recorder, micro_batch, student_step
 ):
     spy = recorder(exact_gaussian(FlowPath(), 0.5))
     step = student_step(stepwise_network(STUDENT_GRID.times), spy, None, **micro_batch)
-    DiversityAnchor(Guidance(1.0), num_steps=3, weight=0.05)(step)
-    assert [t[0].item() for _, t, _ in spy.calls] == pytest.approx(list(TEACHER_GRID.times[:3]))
+    DiversityAnchor(Guidance(1.0), num_steps=3, weight=0.05, target=target)(step)
+    assert [t[0].item() for _, t, _ in spy.calls] == pytest.approx(list(TEACHER_GRID.times[:num_calls]))
     assert torch.equal(spy.calls[0][0], micro_batch["noise"]) and not any(spy.grad_enabled)

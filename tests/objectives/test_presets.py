@@ -35,9 +35,10 @@ def test_both_terms_are_guided_like_the_teacher_unless_told_otherwise():
 
 def test_settings_reach_the_terms():
     settings = {"normalisation": "dmd2", "tau_low": 0.1, "tau_high": 0.7, "tau_shift": 3.0}
-    dmd, anchor = build(**settings, anchor={"weight": 0.2, "steps": 5}).terms
+    dmd, anchor = build(**settings, anchor={"weight": 0.2, "steps": 5, "target": "x0"}).terms
     assert {name: getattr(dmd, name) for name in settings} == settings
-    assert (anchor.weight, anchor.num_steps) == (0.2, 5)
+    assert (anchor.weight, anchor.num_steps, anchor.target) == (0.2, 5, "x0")
+    assert build().terms[1].target == "secant"
 
 
 @pytest.mark.parametrize(
