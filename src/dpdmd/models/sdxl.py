@@ -1,0 +1,162 @@
+"""Stable Diffusion XL: eps or v prediction on 1000 discrete timesteps, plain guidance, latents as they are."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    LCMScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+
+from dpdmd.denoiser import Condition
+from dpdmd.grids import Grid
+from dpdmd.guidance import linear_rule
+from dpdmd.models.base import LatentShape
+from dpdmd.models.parts import latent_size, load_config, load_part, load_text_pipeline, unscale
+from dpdmd.paths import Prediction, VPPath, from_eps, from_v
+from dpdmd.rollout import StudentKind
+
+CONVERSIONS = {"epsilon": ("eps", from_eps), "v_prediction": ("v", from_v)}
+
+
+class SDXLAdapter:
+    """See `models.base.ModelAdapter`.
+
+    Teacher and student take DDIM steps with trailing timesteps (arXiv 2305.08891, table 2), from the noisiest timestep
+    to clean data, whatever scheduler the pipeline was saved with; its betas and prediction type count. The
+    unconditional prompt is "" and not the stock default, zeros. Guidance and steps are those of arXiv 2602.03139.
+    """
+
+    pipeline_class = StableDiffusionXLPipeline
+    network_class = UNet2DConditionModel
+    network_name = "unet"
+    guidance_scale = 8.0
+    num_inference_steps = 50
+    guidance_rule = staticmethod(linear_rule)
+    embedded_guidance = None
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    block_lists = ("down_blocks", "up_blocks")
+
+    def __init__(self, source: str):
+        self.source = source
+        self.network_config = load_config(UNet2DConditionModel, source, "unet")
+        self.vae_config = load_config(AutoencoderKL, source, "vae")
+        self.vae_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        self.noise_schedule = _noise_schedule(source)
+        self.prediction_space, self._convert = CONVERSIONS[self.noise_schedule["prediction_type"]]
+        self.path = VPPath(self.student_scheduler("ode").alphas_cumprod)
+        if self.network_config.get("time_cond_proj_dim") is not None:
+            raise ValueError(f"{source}: an SDXL network that is fed its guidance scale is not supported")
+        if self.vae_config.get("latents_mean") is not None:
+            raise ValueError(f"{source}: an SDXL autoencoder with latents_mean is not supported")
+
+    @cached_property
+    def texts(self) -> StableDiffusionXLPipeline:
+        """Tokenizers and text encoders."""
+        return load_text_pipeline(StableDiffusionXLPipeline, self.source, "unet", "vae")
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder."""
+        return load_part(AutoencoderKL, self.source, "vae")
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
+        """(C, H, W); both sides must be divisible by the autoencoder's factor."""
+        default = self.network_config["sample_size"] * self.vae_factor
+        size = latent_size(self.source, height or default, width or default, factor=self.vae_factor, patch=1)
+        return self.network_config["in_channels"], *size
+
+    def load_network(self) -> nn.Module:
+        """The pretrained U-Net in fp32."""
+        return UNet2DConditionModel.from_pretrained(self.source, subfolder="unet", torch_dtype=torch.float32)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Condition:
+        """`prompt_embeds` (B, L, D) and `pooled_prompt_embeds` (B, P)."""
+        embeds, _, pooled, _ = self.texts.encode_prompt(prompt=list(prompts), do_classifier_free_guidance=False)
+        return Condition({"prompt_embeds": embeds.cpu().clone(), "pooled_prompt_embeds": pooled.cpu().clone()})
+
+    def predict(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
+    ) -> Prediction:
+        """The U-Net's eps or v at x_t (B, C, H, W), t (B,), as (x0, eps) in fp32.
+
+        It is told that the picture was made, and is to be made, at the size of x_t, not cropped (arXiv 2307.01952,
+        sec. 2.2). The time is the nearest timestep's, t = 0 counting as the first.
+        """
+        height, width = (self.vae_factor * side for side in x_t.shape[2:])
+        time_ids = x_t.new_tensor([height, width, 0, 0, height, width])
+        output = network(
+            x_t,
+            (self.path.index(t) - 1).clamp_min(0),
+            encoder_hidden_states=cond.tensors["prompt_embeds"],
+            added_cond_kwargs={
+                "text_embeds": cond.tensors["pooled_prompt_embeds"],
+                "time_ids": time_ids.expand(len(x_t), -1),
+            },
+            return_dict=False,
+        )[0]
+        return self._convert(self.path, x_t, output, t)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to images in [-1, 1], not clamped."""
+        return self.vae.decode(unscale(latents, self.vae), return_dict=False)[0]
+
+    def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
+        """DDIMScheduler's trailing timesteps, t = (timestep + 1) / T, then 0."""
+        scheduler = self.student_scheduler("ode")
+        scheduler.set_timesteps(num_steps)
+        num_timesteps = self.noise_schedule["num_train_timesteps"]
+        # For some numbers of steps, 61 the least, stock rounding adds a timestep -1.
+        timesteps = scheduler.timesteps.tolist()[:num_steps]
+        return Grid((*((timestep + 1) / num_timesteps for timestep in timesteps), 0.0))
+
+    def uniform_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
+        """The same: trailing timesteps are uniform in the model's own time."""
+        return self.stock_grid(num_steps)
+
+    def student_scheduler(self, kind: StudentKind) -> DPMSolverMultistepScheduler | LCMScheduler:
+        """Takes `timesteps=` as they stand and ends at clean data.
+
+        "ode": DDIM as the first-order DPM-Solver++ (arXiv 2211.01095), since DDIMScheduler takes no timesteps and steps
+        past them when their number does not divide T. "renoise": LCMScheduler, its boundary scalings made negligible
+        and every timestep allowed.
+        """
+        if kind == "ode":
+            return DPMSolverMultistepScheduler(**self.noise_schedule, solver_order=1, timestep_spacing="trailing")
+        num_timesteps = self.noise_schedule["num_train_timesteps"]
+        return LCMScheduler(**self.noise_schedule, original_inference_steps=num_timesteps, timestep_scaling=1e4)
+
+    def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
+        """The student's timesteps, no guidance. Raises ValueError for times between the model's own."""
+        num_timesteps = self.noise_schedule["num_train_timesteps"]
+        timesteps = [round(num_timesteps * t) - 1 for t in grid.times[:-1]]
+        if any(abs(num_timesteps * t - (i + 1)) > 1e-3 for i, t in zip(timesteps, grid.times[:-1], strict=True)):
+            raise ValueError(f"times of an SDXL student must be multiples of 1 / {num_timesteps}, got {grid.times}")
+        return {"timesteps": timesteps, "guidance_scale": 1.0}
+
+
+def _noise_schedule(source: str) -> dict[str, Any]:
+    """What the saved scheduler says of training: timesteps, betas, prediction type."""
+    config = load_config(DPMSolverMultistepScheduler, source, "scheduler")
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+    if any(name not in config for name in names):
+        raise ValueError(f"{source}: the scheduler of an SDXL model needs {', '.join(names)} in its config")
+    schedule = {name: config[name] for name in names} | {
+        "trained_betas": config.get("trained_betas"),
+        "prediction_type": config.get("prediction_type", "epsilon"),
+        "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
+    }
+    if schedule["prediction_type"] not in CONVERSIONS:
+        raise ValueError(
+            f"{source}: prediction_type must be one of {', '.join(CONVERSIONS)}, got {schedule['prediction_type']!r}"
+        )
+    if schedule["rescale_betas_zero_snr"] and schedule["prediction_type"] == "epsilon":
+        raise ValueError(f"{source}: at zero signal-to-noise eps says nothing of the picture; v_prediction does")
+    return schedule
