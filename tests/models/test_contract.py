@@ -33,7 +33,7 @@ from dpdmd.rollout import student_rollout
 from dpdmd.train.config import Recipe
 from dpdmd.train.trainer import Trainer
 
-FAMILIES = ["sd3"]
+FAMILIES = ["sd3", "sdxl", "sdxl_v", "sana", "z_image", "flux", "qwen_image"]
 
 PROMPTS = ["a red circle", "the small blue cross on a white background"]
 SEEDS = [3, 4]
@@ -243,7 +243,7 @@ def test_a_folder_without_weights_is_enough_to_plan(family, folder, teacher, tmp
         assert getattr(adapter, kind)(NUM_STEPS, shape) == getattr(teacher.adapter, kind)(NUM_STEPS, shape)
     adapter.student_scheduler("ode")
     adapter.call_arguments(adapter.uniform_grid(NUM_STEPS, shape), adapter.embedded_guidance)
-    with pytest.raises(OSError):
+    with pytest.raises((OSError, ValueError)):
         adapter.load_network()
 
 
