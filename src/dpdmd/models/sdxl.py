@@ -17,7 +17,7 @@ from dpdmd.denoiser import Condition
 from dpdmd.grids import Grid
 from dpdmd.guidance import linear_rule
 from dpdmd.models.base import LatentShape
-from dpdmd.models.parts import latent_size, load_config, load_part, load_text_pipeline, unscale
+from dpdmd.models.parts import latent_size, load_config, load_network, load_part, load_text_pipeline, unscale
 from dpdmd.paths import Prediction, VPPath, from_eps, from_v
 from dpdmd.rollout import StudentKind
 
@@ -73,7 +73,7 @@ class SDXLAdapter:
 
     def load_network(self) -> nn.Module:
         """The pretrained U-Net in fp32."""
-        return UNet2DConditionModel.from_pretrained(self.source, subfolder="unet", torch_dtype=torch.float32)
+        return load_network(UNet2DConditionModel, self.source, "unet")
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
