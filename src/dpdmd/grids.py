@@ -21,9 +21,9 @@ class Grid:
 
     def __post_init__(self):
         times = self.times
-        if len(times) < 2 or times[-1] != 0 or times[0] > 1:
+        if len(times) < 2 or times[-1] != 0 or not times[0] <= 1:
             raise ValueError(f"a grid starts at t <= 1 and ends at 0 with at least one step, got {times}")
-        if any(a <= b for a, b in pairwise(times)):
+        if not all(a > b for a, b in pairwise(times)):
             raise ValueError(f"a grid must descend strictly, got {times}")
 
     @property
@@ -46,7 +46,7 @@ def uniform_grid(num_steps: int, *, shift: float) -> Grid:
     if num_steps < 1:
         raise ValueError(f"num_steps must be >= 1, got {num_steps}")
     u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
-    return Grid(tuple(shift_time(u, shift).tolist()))
+    return Grid(tuple(shift_time(u, shift).clamp(max=1).tolist()))
 
 
 def anchor_steps(teacher: Grid, target_time: float) -> int:

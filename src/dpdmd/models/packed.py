@@ -1,4 +1,4 @@
-"""FLUX.1 and Qwen-Image: latents fed as tokens of 2 x 2 pixels, and grids shifted by the number of tokens."""
+"""What FLUX.1, Qwen-Image and Z-Image share: 2 x 2 patches as tokens, and a time shift that grows with the size."""
 
 import math
 from typing import Any

@@ -94,5 +94,6 @@ def flow_grid(
 
 def exact_flow_scheduler(config: dict[str, Any], kind: StudentKind) -> FlowMatchEulerDiscreteScheduler:
     """The scheduler that takes `sigmas=` as they stand: shift 1 of any kind; "renoise" draws new noise every step."""
-    plain = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None, "use_karras_sigmas": False}
+    plain = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
+    plain |= dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas"), False)
     return FlowMatchEulerDiscreteScheduler.from_config(config, **plain, stochastic_sampling=kind == "renoise")
