@@ -23,11 +23,13 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
+from dpdmd.data.prompts import lint_prompts
 from dpdmd.denoiser import concatenate
 from dpdmd.evaluate.generate import generate_folder, image_noise, sample_latents
 from dpdmd.export import export_run
 from dpdmd.files import to_uint8, write_json, write_tensors
 from dpdmd.models.load import STUDENT_FILE, load_adapter, load_sampler
+from dpdmd.models.parts import tokenizers
 from dpdmd.paths import FlowPath, from_velocity
 from dpdmd.rollout import student_rollout
 from dpdmd.train.config import Recipe
@@ -275,3 +277,12 @@ def test_a_renoising_step_is_the_stock_schedulers(teacher, randn):
     cond = adapter.encode([""])
     student_rollout(denoise, adapter.path, noise, cond, grid=grid, fresh_noise=lambda i: randn(5, 1, *shape))
     assert_close(seen[1], stock, atol=1e-6, rtol=1e-6)
+
+
+def test_prompts_that_a_text_encoder_cuts_are_counted(teacher):
+    tokenizers_ = tokenizers(teacher.adapter.texts, teacher.adapter.token_limits)
+    assert set(tokenizers_) == {name for name, _ in teacher.adapter.token_limits}
+    for name, tokenizer_and_limit in tokenizers_.items():
+        assert lint_prompts(["a cross"], {name: tokenizer_and_limit}) == []
+        (message,) = lint_prompts(["a cross", "cross " * 2000], {name: tokenizer_and_limit})
+        assert message.startswith(f"1 of 2 different prompts are longer than the {tokenizer_and_limit[1]} tokens")

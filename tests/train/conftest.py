@@ -39,6 +39,7 @@ class TinyAdapter:
     num_inference_steps = 8
     guidance_rule = staticmethod(linear_rule)
     embedded_guidance = None
+    texts, token_limits = None, ()
 
     def __init__(self, source: str = "tiny"):
         self.source = source

@@ -45,6 +45,7 @@ class FluxAdapter:
     guidance_scale = 1.0
     num_inference_steps = 28
     guidance_rule = staticmethod(linear_rule)
+    token_limits = (("tokenizer", None), ("tokenizer_2", NUM_T5_TOKENS))
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     block_lists = ("transformer_blocks", "single_transformer_blocks")
 

@@ -70,6 +70,16 @@ def load_text_pipeline(pipeline_class: type, source: str, *left_out: str) -> Any
     return pipeline
 
 
+def tokenizers(texts: Any, token_limits: tuple[tuple[str, int | None], ...]) -> dict[str, tuple[Any, int]]:
+    """{name: (tokenizer, most tokens)} of the tokenizers that a text pipeline has."""
+    found = ((name, getattr(texts, name, None), limit) for name, limit in token_limits)
+    return {
+        name: (tokenizer, limit or tokenizer.model_max_length)
+        for name, tokenizer, limit in found
+        if tokenizer is not None
+    }
+
+
 def latent_size(source: str, height: int, width: int, *, factor: int, patch: int) -> tuple[int, int]:
     """Pixels to latent height and width. Raises ValueError unless both divide by factor * patch."""
     for name, value in (("height", height), ("width", width)):

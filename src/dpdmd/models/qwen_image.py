@@ -64,6 +64,7 @@ class QwenImageAdapter:
     num_inference_steps = 50
     guidance_rule = staticmethod(length_preserving_rule)
     embedded_guidance = None
+    token_limits = (("tokenizer", NUM_TOKENS),)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     block_lists = ("transformer_blocks",)
 

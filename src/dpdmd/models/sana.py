@@ -49,6 +49,7 @@ class SanaAdapter:
     num_inference_steps = 28
     guidance_rule = staticmethod(linear_rule)
     embedded_guidance = None
+    token_limits = (("tokenizer", 300),)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     block_lists = ("transformer_blocks",)
 

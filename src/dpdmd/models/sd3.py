@@ -44,6 +44,7 @@ class SD3Adapter:
     num_inference_steps = 30
     guidance_rule = staticmethod(linear_rule)
     embedded_guidance = None
+    token_limits = (("tokenizer", None), ("tokenizer_2", None), ("tokenizer_3", NUM_T5_TOKENS))
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     block_lists = ("transformer_blocks",)
 

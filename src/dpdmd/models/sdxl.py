@@ -39,6 +39,7 @@ class SDXLAdapter:
     num_inference_steps = 50
     guidance_rule = staticmethod(linear_rule)
     embedded_guidance = None
+    token_limits = (("tokenizer", None), ("tokenizer_2", None))
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     block_lists = ("down_blocks", "up_blocks")
 

@@ -45,6 +45,7 @@ class ZImageAdapter:
     num_inference_steps = 50
     guidance_rule = staticmethod(linear_rule)
     embedded_guidance = None
+    token_limits = (("tokenizer", 512),)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     block_lists = ("noise_refiner", "context_refiner", "layers")
 

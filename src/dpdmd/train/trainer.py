@@ -12,11 +12,12 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
 
-from dpdmd.data.prompts import BUILT_IN, training_prompts
+from dpdmd.data.prompts import BUILT_IN, lint_prompts, training_prompts
 from dpdmd.denoiser import Condition, Denoiser
 from dpdmd.files import write_json, write_tensors
 from dpdmd.models.base import ModelAdapter, denoiser
 from dpdmd.models.load import load_sampler
+from dpdmd.models.parts import tokenizers
 from dpdmd.paths import Prediction
 from dpdmd.roles import Role, SeparateCopies
 from dpdmd.train.checkpoint import Checkpoint, latest_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
@@ -52,7 +53,7 @@ def train(
         run.prepare(recipe, overwrite=overwrite)
         run.write_provenance(trainer.facts(), from_step=trainer.step)
         MetricsLog(run.metrics).cut_after(trainer.step)
-    for message in trainer.plan.notes:
+    for message in trainer.notes:
         say(f"note: {message}")
     if resume:
         say(f"resuming {run.root} after step {trainer.step}" if checkpoint else f"{run.root} has no checkpoint: step 0")
@@ -119,6 +120,9 @@ class Trainer:
         self.recipe, self.adapter = recipe, adapter
         self.plan = make_plan(recipe, adapter)
         prompts = training_prompts(recipe.data.prompts, recipe.data.column)
+        self.notes = list(self.plan.notes)
+        if recipe.data.prompts != BUILT_IN:
+            self.notes += lint_prompts(prompts, tokenizers(adapter.texts, adapter.token_limits))
         self.accelerator = Accelerator(
             mixed_precision="no",
             cpu=not torch.cuda.is_available(),
@@ -214,7 +218,7 @@ class Trainer:
             "grid": list(self.plan.student_grid.times),
             "teacher_grid": list(self.plan.teacher_grid.times),
             "num_anchor_steps": self.plan.num_anchor_steps,
-            "lint": self.plan.notes,
+            "lint": self.notes,
             "latent_shape": list(self.plan.latent_shape),
             "num_prompts": len(self.batches.prompts),
             "num_parameters": sum(p.numel() for p in self.updaters["student"].parameters),
