@@ -1,7 +1,11 @@
+import json
+
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from dpdmd.files import read_tensors
 from dpdmd.world.captions import all_captions
+from dpdmd.world.pretrain import card, run
 from dpdmd.world.pretrain.run import pretrain
 from dpdmd.world.pretrain.text_encoders import NUM_TOKENS, factor_labels, new_tokenizer, tokenize
 from dpdmd.world.pretrain.transformer import sample_times
@@ -26,8 +30,8 @@ def test_labels_name_what_a_caption_names():
 
 def test_training_times_follow_the_shifted_uniform_law():
     t = sample_times(20_000, torch.Generator().manual_seed(0))
-    # P(t < 1/2) for t = 2 u / (1 + u) is u(1/2) = 1/3.
-    assert abs((t < 0.5).double().mean().item() - 1 / 3) < 1e-3
+    # P(t < 1/2) for t = 1.5 u / (1 + 0.5 u) is u(1/2) = 0.4.
+    assert abs((t < 0.5).double().mean().item() - 0.4) < 1e-3
 
 
 def test_the_recorded_command_makes_a_stock_pipeline(tmp_path):
@@ -37,6 +41,24 @@ def test_the_recorded_command_makes_a_stock_pipeline(tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a red circle", num_inference_steps=2, output_type="np").images
     assert image.shape == (1, 32, 32, 3)
-    before = (tmp_path / "parts" / "transformer.safetensors").stat().st_mtime_ns
-    pretrain(tmp_path, stage="transformer", scale=1e-4)
-    assert (tmp_path / "parts" / "transformer.safetensors").stat().st_mtime_ns == before
+    assert "transformer 1 steps" in (folder / "README.md").read_text()
+
+
+def test_rounds_go_on_from_the_one_before_and_are_not_repeated(tmp_path, monkeypatch):
+    for rounds in ((10_000,), (10_000, 20_000)):
+        monkeypatch.setattr(run, "ROUNDS", rounds)
+        for stage in ("autoencoder", "text", "transformer"):
+            run.pretrain(tmp_path, stage=stage, scale=1e-4, processes=1)
+    rows = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["stage"] == "transformer"] == [0, 1, 2]
+    first, second = (read_tensors(tmp_path / "parts" / f"transformer-{number}.safetensors") for number in (1, 2))
+    moved = max((second[name] - first[name]).abs().max().item() for name in first)
+    assert 0 < moved < 0.05  # two small steps from there, not from new weights
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("transformer-*")}
+    run.pretrain(tmp_path, stage="transformer", scale=1e-4)
+    assert times == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("transformer-*")}
+
+
+def test_the_card_sums_the_minutes_of_all_rounds():
+    rows = [{"stage": "transformer", "step": i, "loss": 1.0, "seconds": s} for i, s in enumerate([0, 60, 120, 0, 60])]
+    assert card._training(rows) == "transformer 5 steps, loss 1.0000, 3 min"

@@ -49,7 +49,7 @@ def load_network(component_class: type, source: str, name: str) -> nn.Module:
     Raises ValueError when weights are missing or broken.
     """
     with reading(source, f"{name} weights"):
-        return component_class.from_pretrained(source, subfolder=name, torch_dtype=torch.float32, use_safetensors=True)
+        return component_class.from_pretrained(source, subfolder=name, dtype=torch.float32, use_safetensors=True)
 
 
 def load_part(component_class: type, source: str, name: str) -> nn.Module:
@@ -61,7 +61,7 @@ def load_text_pipeline(pipeline_class: type, source: str, *left_out: str) -> Any
     """The stock pipeline with its text encoders and without the components `left_out`, for `encode_prompt`."""
     with reading(source, "text encoders"):
         pipeline = pipeline_class.from_pretrained(
-            source, torch_dtype=torch.float32, use_safetensors=True, **dict.fromkeys(left_out)
+            source, dtype=torch.float32, use_safetensors=True, **dict.fromkeys(left_out)
         )
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():

@@ -110,16 +110,18 @@ def _num_parameters(config: dict) -> int:
 
 
 def _training(rows: list[dict]) -> str:
-    """Steps, final losses and minutes of each stage, from the log."""
-    last: dict[str, dict] = {}
+    """Steps, final losses and minutes of each stage, from the log; the clock starts again with every round."""
+    stages: dict[str, list[dict]] = {}
     for row in rows:
         if "step" in row:
-            last[row["stage"]] = row
+            stages.setdefault(row["stage"], []).append(row)
     parts = []
-    for stage, row in last.items():
-        loss = row.get("loss", row.get("reconstruction"))
-        minutes = f", {row['seconds'] / 60:.0f} min" if "seconds" in row else ""
-        parts.append(f"{stage.replace('_', ' ')} {row['step'] + 1} steps, loss {loss:.4f}{minutes}")
+    for stage, log in stages.items():
+        times = [row.get("seconds", 0.0) for row in log]
+        ends = [now for now, later in zip(times, [*times[1:], 0.0], strict=True) if later <= now]
+        minutes = f", {sum(ends) / 60:.0f} min" if sum(ends) else ""
+        loss = log[-1].get("loss", log[-1].get("reconstruction"))
+        parts.append(f"{stage.replace('_', ' ')} {log[-1]['step'] + 1} steps, loss {loss:.4f}{minutes}")
     return "; ".join(parts)
 
 

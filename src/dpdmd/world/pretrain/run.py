@@ -20,7 +20,10 @@ from dpdmd.world.pretrain.transformer import embedding_table, latent_cache, new_
 
 STAGES = ("autoencoder", "text", "transformer", "assemble", "features", "card")
 NUM_SCENES = 120_000
-NUM_STEPS = {"autoencoder": 1400, "text": 400, "transformer": 11_500, "features": 2400}
+NUM_STEPS = {"autoencoder": 1400, "text": 400, "features": 2400}
+# The transformer is trained in rounds, each a warm-up, a constant and a cosine to zero, each at half the rate of the
+# one before. A finished round is kept in its own file, so that an interrupted command loses at most one.
+ROUNDS = (11_500,)
 BATCH_SIZE = {"autoencoder": 64, "text": 256, "transformer": 192, "features": 128}
 LEARNING_RATES = (6e-3, 3e-3)
 
@@ -47,8 +50,8 @@ def pretrain(out: str | Path, *, stage: str = "all", seed: int = 0, processes: i
         for i in (1, 2):
             encoder = train_text_encoder(tokenizer, steps["text"], BATCH_SIZE["text"], seed + i, log)
             encoder.save_pretrained(parts / f"text_encoder_{i}")
-    if "transformer" in todo and not (parts / "transformer.safetensors").exists():
-        _train_transformer(parts, num_scenes, steps["transformer"], seed, processes)
+    if "transformer" in todo and not _round(parts, len(ROUNDS)).exists():
+        _train_transformer(parts, num_scenes, [max(1, round(scale * number)) for number in ROUNDS], seed, processes)
     if "features" in todo:
         features = train_features(
             steps["features"], BATCH_SIZE["features"], seed, lambda text: log({"stage": "features", "message": text})
@@ -75,31 +78,44 @@ def _encoders(parts: Path) -> list[CLIPTextModelWithProjection]:
     return [CLIPTextModelWithProjection.from_pretrained(parts / f"text_encoder_{i}").eval() for i in (1, 2)]
 
 
-def _train_transformer(parts: Path, num_scenes: int, num_steps: int, seed: int, processes: int) -> None:
+def _round(parts: Path, number: int) -> Path:
+    """Where the EMA weights after round `number` = 1, 2, ... stand."""
+    return parts / f"transformer-{number}.safetensors"
+
+
+def _train_transformer(parts: Path, num_scenes: int, num_steps: list[int], seed: int, processes: int) -> None:
     """Train the transformer in `processes` single-threaded processes that share every batch."""
     with tempfile.TemporaryDirectory() as rendezvous:
         mp.spawn(_worker, (parts, num_scenes, num_steps, seed, processes, rendezvous), nprocs=processes)
 
 
-def _worker(rank: int, parts: Path, num_scenes: int, num_steps: int, seed: int, processes: int, rendezvous: str):
+def _worker(
+    rank: int, parts: Path, num_scenes: int, num_steps: list[int], seed: int, processes: int, rendezvous: str
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}/store", rank=rank, world_size=processes)
     vae = AutoencoderKL.from_pretrained(parts / "vae").eval()
     scenes, latents = latent_cache(vae, num_scenes, seed)
-    transformer = train_transformer(
-        scenes,
-        latents,
-        embedding_table(new_tokenizer(), _encoders(parts)),
-        num_steps=num_steps,
-        batch_size=BATCH_SIZE["transformer"],
-        learning_rates=LEARNING_RATES,
-        seed=seed,
-        snapshot=parts / "snapshot.safetensors",
-        log=_logger(parts / "log.jsonl") if rank == 0 else lambda row: None,
-    )
-    if rank == 0:
-        write_tensors(parts / "transformer.safetensors", transformer.state_dict())
-    dist.barrier()
+    table = embedding_table(new_tokenizer(), _encoders(parts))
+    for number, steps in enumerate(num_steps, 1):
+        if _round(parts, number).exists():
+            continue
+        transformer = train_transformer(
+            scenes,
+            latents,
+            table,
+            num_steps=steps,
+            batch_size=BATCH_SIZE["transformer"],
+            learning_rates=tuple(rate / 2 ** (number - 1) for rate in LEARNING_RATES),
+            seed=seed,
+            start=read_tensors(_round(parts, number - 1)) if number > 1 else None,
+            first_step=sum(num_steps[: number - 1]),
+            snapshot=parts / "snapshot.safetensors",
+            log=_logger(parts / "log.jsonl") if rank == 0 else lambda row: None,
+        )
+        if rank == 0:
+            write_tensors(_round(parts, number), transformer.state_dict())
+        dist.barrier()
     dist.destroy_process_group()
 
 
@@ -116,10 +132,10 @@ def silent_t5(vocab_size: int) -> T5EncoderModel:
     return encoder.eval()
 
 
-def assemble(parts: Path, out: Path, weights: str = "transformer.safetensors") -> None:
+def assemble(parts: Path, out: Path) -> None:
     """Put the trained parts together as a stock StableDiffusion3Pipeline folder, scheduler shift 3."""
     transformer = new_transformer()
-    transformer.load_state_dict(read_tensors(parts / weights))
+    transformer.load_state_dict(read_tensors(_round(parts, len(ROUNDS))))
     tokenizer = new_tokenizer()
     first, second = _encoders(parts)
     pipeline = StableDiffusion3Pipeline(

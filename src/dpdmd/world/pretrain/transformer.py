@@ -132,10 +132,14 @@ def train_transformer(
     batch_size: int,
     learning_rates: tuple[float, float],
     seed: int,
+    start: dict[str, Tensor] | None = None,
+    first_step: int = 0,
     snapshot: Path | None = None,
     log=print,
 ) -> SD3Transformer2DModel:
-    """Flow matching: mean (v(x_t, t, c) - (eps - x0))^2. Returns the EMA weights.
+    """One round of flow matching: mean (v(x_t, t, c) - (eps - x0))^2. Returns the EMA weights.
+
+    `start`: weights of the round before, whose steps end at `first_step`.
 
     Under torch.distributed every process takes its share of the same batch, so the run does not depend on how many
     there are: on two cores two single-threaded processes are faster than one with two threads.
@@ -145,6 +149,8 @@ def train_transformer(
     """
     torch.manual_seed(seed)
     transformer = new_transformer()
+    if start is not None:
+        transformer.load_state_dict(start)
     transformer.set_attn_processor(FoldedJointAttention(NUM_T5_TOKENS))
     ema = copy.deepcopy(transformer).requires_grad_(False)
     optimizers = new_optimizers(transformer, *learning_rates)
@@ -152,7 +158,7 @@ def train_transformer(
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     started, running = time.perf_counter(), None
     for step in progress:
-        rng = generator(seed, "pretrain_batch", step)
+        rng = generator(seed, "pretrain_batch", first_step + step)
         x0, tokens, pooled = draw_batch(scenes, latents, table, batch_size, rng)
         t = sample_times(batch_size, rng)
         eps = torch.randn(x0.shape, generator=rng)
@@ -177,7 +183,14 @@ def train_transformer(
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if step % 100 == 0 or step == num_steps - 1:
             progress.set_postfix(loss=f"{running:.4f}")
-            log({"stage": "transformer", "step": step, "loss": running, "seconds": time.perf_counter() - started})
+            log(
+                {
+                    "stage": "transformer",
+                    "step": first_step + step,
+                    "loss": running,
+                    "seconds": time.perf_counter() - started,
+                }
+            )
         if snapshot is not None and rank == 0 and step % 500 == 499:
             write_tensors(snapshot, ema.state_dict())
     return ema.eval()
