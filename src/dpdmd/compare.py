@@ -23,6 +23,7 @@ REFERENCE = "teacher"
 HEADLINE = (
     "diversity",
     "diversity_share",
+    "prompts_near_reference",
     "named_accuracy",
     "validity",
     "effective_modes",
@@ -47,7 +48,7 @@ class Arm:
 def compare_arms(
     arms: list[Arm], out: str | Path, *, teacher: str, prompts: list[str], num_seeds: int, jobs: int = 1
 ) -> dict[str, dict[str, Any]]:
-    """Run all arms into `out`/NAME and score them against the teacher's images of the same prompts and seeds.
+    """Run all arms into `out`/NAME, `jobs` side by side (`run_arms`), and score them against the teacher's images.
 
     Writes `out`/metrics.json, {"arms": {name: {"diversity", "diversity_share", "named_accuracy", "validity",
     "effective_modes", "seconds", "peak_memory_bytes", "intervals", ...}}}, and returns its "arms".

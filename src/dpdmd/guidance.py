@@ -33,6 +33,11 @@ class Guidance:
         if not 0 <= low < high <= 1:
             raise ValueError(f"guidance_interval must be [low, high] with 0 <= low < high <= 1, got {self.interval}")
 
+    @property
+    def num_forwards(self) -> int:
+        """Network calls of one guided prediction, inside the interval."""
+        return 2 if self.scale > 1 else 1
+
 
 def guided(
     denoise: Denoiser, x_t: Tensor, t: Tensor, cond: Condition, uncond: Condition, guidance: Guidance

@@ -11,6 +11,7 @@ from dpdmd.denoiser import Condition, Denoiser
 from dpdmd.grids import Grid
 from dpdmd.guidance import Guidance, guided
 from dpdmd.paths import Path, Prediction, add_noise, step
+from dpdmd.randomness import draw_noise, image_generators
 
 # "ode": deterministic steps (arXiv 2602.03139). "renoise": every step predicts x0 and noises it anew (LCM,
 # arXiv 2310.04378; DMD2, arXiv 2405.14867).
@@ -112,13 +113,13 @@ def student_samples(
 ) -> Tensor:
     """A student's images as latents (B, C, H, W), one per seed, B = len(seeds) prompts.
 
-    All noise of an image comes from its own `torch.Generator().manual_seed(seed)`, on the CPU: first z_0, then, for a
-    re-noising student, the noise of every step.
+    All noise of an image comes from its seed (`randomness.image_generators`): first z_0, then, for a re-noising
+    student, the noise of every step.
     """
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = image_generators(seeds)
 
     def draw(_: int = 0) -> Tensor:
-        return torch.cat([torch.randn(1, *shape, generator=generator) for generator in generators]).to(device)
+        return draw_noise(generators, shape).to(device)
 
     noise = draw()
     return student_rollout(denoise, path, noise, cond, grid=grid, fresh_noise=draw if kind == "renoise" else None).x0

@@ -55,6 +55,7 @@ def test_a_folder_against_itself_keeps_everything(teacher):
     metrics = evaluate_folder(teacher, reference=teacher)
     assert metrics["diversity_share"] == pytest.approx(1.0)
     assert metrics["intervals"]["diversity_share"] == pytest.approx([1.0, 1.0])
+    assert metrics["prompts_near_reference"] == 1.0
     assert metrics["frechet"] == pytest.approx(0.0, abs=1e-6) and not metrics["frechet_reliable"]
     assert (metrics["precision"], metrics["recall"], metrics["coverage"]) == (1.0, 1.0, 1.0)
     assert (metrics["num_prompts"], metrics["images_per_prompt"], metrics["saturation"]) == (3, 9, 0.0)
@@ -74,6 +75,13 @@ def test_a_collapsed_folder_loses_diversity_by_the_known_share(teacher, collapse
     assert low <= metrics["diversity_share"] <= high
     assert [row["prompt"] for row in metrics["per_prompt"]] == PROMPTS
     assert all(row["vendi"] < 3.001 for row in metrics["per_prompt"])
+
+
+def test_a_prompt_that_collapsed_is_not_near_the_reference(teacher, truth, tmp_path):
+    collapsed, *others = PROMPTS
+    images = {collapsed: truth[collapsed][:1].repeat(9, 1, 1, 1)} | {prompt: truth[prompt] for prompt in others}
+    metrics = evaluate_folder(_folder(tmp_path / "one", images), reference=teacher)
+    assert metrics["prompts_near_reference"] == pytest.approx(2 / 3)
 
 
 def test_the_same_folder_gives_the_same_file_whatever_the_order_of_its_list(teacher, collapsed, tmp_path):

@@ -14,15 +14,8 @@ from dpdmd.grids import Grid
 from dpdmd.guidance import Guidance
 from dpdmd.models.base import network_denoiser
 from dpdmd.models.load import Sampler, load_sampler
+from dpdmd.randomness import image_noise
 from dpdmd.rollout import student_samples, teacher_rollout
-
-
-def image_noise(seeds: list[int], shape: tuple[int, int, int]) -> Tensor:
-    """One noise per seed, (len(seeds), C, H, W), each from `torch.Generator().manual_seed(seed)` as stock diffusers.
-
-    A seed's image therefore depends neither on the batch it is in nor on the other seeds.
-    """
-    return torch.cat([torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def sample_latents(

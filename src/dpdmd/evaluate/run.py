@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dpdmd.world.oracle import Reading
 
 NUM_NEIGHBOURS = 5
+NEAR = 0.2
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,14 @@ def evaluate_folder(
     captions of the built-in world at 32 x 32, else DINOv3 if it is in the local hub cache, else no feature metrics,
     and the result says so under "skipped". out: JSON file to write as well.
     Returns "num_prompts", "images_per_prompt", "saturation" (share of colour values that are exactly 0 or 255), from
-    features "diversity", "vendi", with a reference "diversity_share", "frechet", "precision", "recall", "density",
-    "coverage"; "intervals" over prompts; "per_prompt" rows; "provenance". For the built-in world also, from what the
-    oracle reads, "named_accuracy", "validity", "effective_modes" (exp of the entropy of what a prompt leaves free, in
-    the mean over its free factors and over prompts; of valid images), "effective_modes_mean" (the same over what exact
-    sampling gives: 1 when nothing is lost), "total_variation_true", "_floor" and "_reference" (means over factors),
-    each with its "..._by_factor", and "spread" per continuous factor. The same input gives the same output.
+    features "diversity", "vendi", with a reference "diversity_share", "prompts_near_reference" (share of prompts whose
+    diversity is within 20 % of the reference's: a mean share of 1 may hide that some collapse and others spread),
+    "frechet", "precision", "recall", "density", "coverage"; "intervals" over prompts; "per_prompt" rows; "provenance".
+    For the built-in world also, from what the oracle reads, "named_accuracy", "validity", "effective_modes" (exp of the
+    entropy of what a prompt leaves free, in the mean over its free factors and over prompts; of valid images),
+    "effective_modes_mean" (the same over what exact sampling gives: 1 when nothing is lost), "total_variation_true",
+    "_floor" and "_reference" (means over factors), each with its "..._by_factor", and "spread" per continuous factor.
+    The same input gives the same output.
     Raises ValueError like `read_manifest` and `load_extractor`, when prompts have different numbers of images, and
     when the reference has other prompts or seeds.
     """
@@ -197,6 +200,8 @@ def _feature_part(
     for row, value in zip(rows, of_teacher, strict=True):
         row["reference_diversity"] = value
     estimates["diversity_share"] = ratio_estimate(diversity, of_teacher)
+    near = [abs(ours - theirs) <= NEAR * theirs for ours, theirs in zip(diversity, of_teacher, strict=True)]
+    estimates["prompts_near_reference"] = mean_estimate(list(map(float, near)))
     frechet = frechet_distance(flat, flat_teacher)
     metrics |= {"frechet": frechet.value, "frechet_reliable": frechet.reliable}
     if len(flat) > NUM_NEIGHBOURS:

@@ -36,6 +36,11 @@ class DiversityAnchor:
     target: AnchorTarget = "secant"
     name: str = "anchor"
 
+    @property
+    def num_forwards(self) -> int:
+        """K guided teacher steps, and one more for what the teacher believes of z_K."""
+        return self.guidance.num_forwards * (self.num_steps + (self.target == "x0"))
+
     def __call__(self, step: StudentStep) -> TermResult:
         z_0, grid = step.noise, step.teacher_grid
         z_k = teacher_rollout(

@@ -47,6 +47,10 @@ class Term(Protocol):
     name: str
     weight: float
 
+    @property
+    def num_forwards(self) -> int:
+        """Network calls per sample that one evaluation takes; a guided one counts twice."""
+
     def __call__(self, step: StudentStep) -> TermResult: ...
 
 

@@ -29,6 +29,11 @@ class Dmd:
     weight: float = 1.0
     name: str = "dmd"
 
+    @property
+    def num_forwards(self) -> int:
+        """The guided teacher and the fake score once each."""
+        return self.guidance.num_forwards + 1
+
     def __call__(self, step: StudentStep) -> TermResult:
         x = step.rollout.x0
         rng = step.rng("dmd")

@@ -33,6 +33,13 @@ COLUMNS = (
         "percent",
     ),
     Column(
+        "prompts_near_reference",
+        "prompts near",
+        "Share of prompts whose diversity is within 20 % of the teacher's. 100 % kept in the mean may hide that some "
+        "prompts collapse while others wander off.",
+        "percent",
+    ),
+    Column(
         "diversity",
         "diversity",
         "How different the images of one prompt are: 1 minus the mean cosine similarity of their features, "

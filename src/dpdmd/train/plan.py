@@ -8,7 +8,6 @@ from dpdmd.grids import Grid, lint
 from dpdmd.models.base import LatentShape, ModelAdapter
 from dpdmd.models.load import STUDENT_FILE
 from dpdmd.objectives.base import Objective
-from dpdmd.objectives.dmd import Dmd
 from dpdmd.objectives.presets import build_objective, num_anchor_steps
 from dpdmd.roles import Role
 from dpdmd.train.config import Recipe
@@ -124,10 +123,7 @@ def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
     rollout = n if is_ode else (first + n) / 2
     forward = recipe.train.fake_updates * (rollout + 1) + rollout
     backward = recipe.train.fake_updates + (n if is_ode else first)
-    for term in plan.objective.terms:
-        teacher = 2 if term.guidance.scale > 1 else 1
-        forward += teacher + 1 if isinstance(term, Dmd) else teacher * (plan.num_anchor_steps or 0)
-    return forward, backward
+    return forward + sum(term.num_forwards for term in plan.objective.terms), backward
 
 
 def state_bytes(recipe: Recipe, parameters: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ from dpdmd.files import read_tensors, write_png, write_tensors
 from dpdmd.grids import Grid
 from dpdmd.guidance import Guidance
 from dpdmd.models.base import ModelAdapter
+from dpdmd.randomness import image_noise
 from dpdmd.rollout import StudentKind, student_samples, teacher_rollout
 
 NUM_DEFAULT_PROMPTS = 4
@@ -44,17 +45,14 @@ class Validation:
         self.adapter, self.folder, self.batch_size, self.device = adapter, folder, batch_size, device
         self.prompts, self.num_seeds = prompts, num_seeds
         self.seeds = [seed for _ in prompts for seed in range(num_seeds)]
-        # As stock diffusers draws it: an image depends on its own seed alone.
-        self.noise = torch.cat(
-            [torch.randn(1, *latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]
-        )
+        self.latent_shape = latent_shape
         with torch.no_grad():
             self.cond = adapter.encode(prompts)[torch.arange(len(prompts)).repeat_interleave(num_seeds)]
             self.uncond = adapter.encode([""])
 
     def teacher_images(self, denoise: Denoiser, grid: Grid, guidance_scale: float) -> Tensor:
         """The guided teacher's images, from the cache if it was made with the same settings."""
-        settings = [self.prompts, self.num_seeds, list(self.noise.shape), grid.times, guidance_scale]
+        settings = [self.prompts, self.num_seeds, list(self.latent_shape), grid.times, guidance_scale]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
         path = self.folder / f"teacher-{name}.safetensors"
         if path.exists():
@@ -62,7 +60,8 @@ class Validation:
         guidance = Guidance(guidance_scale, rule=self.adapter.guidance_rule)
 
         def latents(rows: slice, cond: Condition) -> Tensor:
-            noise, uncond = self.noise[rows].to(self.device), self.uncond.to(self.device).expand(len(cond))
+            noise = image_noise(self.seeds[rows], self.latent_shape).to(self.device)
+            uncond = self.uncond.to(self.device).expand(len(cond))
             return teacher_rollout(denoise, self.adapter.path, noise, cond, uncond, grid=grid, guidance=guidance)
 
         images = self._decode(latents)
@@ -73,9 +72,15 @@ class Validation:
         """The student's images of the same prompts and seeds."""
 
         def latents(rows: slice, cond: Condition) -> Tensor:
-            seeds, shape = self.seeds[rows], tuple(self.noise.shape[1:])
             return student_samples(
-                denoise, self.adapter.path, seeds, shape, cond, grid=grid, kind=kind, device=self.device
+                denoise,
+                self.adapter.path,
+                self.seeds[rows],
+                self.latent_shape,
+                cond,
+                grid=grid,
+                kind=kind,
+                device=self.device,
             )
 
         return self._decode(latents)
@@ -84,7 +89,7 @@ class Validation:
     def _decode(self, latents: Callable[[slice, Condition], Tensor]) -> Tensor:
         """One image per prompt and seed, (num_prompts * num_seeds, 3, H, W) on the CPU."""
         parts = []
-        for start in range(0, len(self.noise), self.batch_size):
+        for start in range(0, len(self.seeds), self.batch_size):
             rows = slice(start, start + self.batch_size)
             parts.append(self.adapter.decode(latents(rows, self.cond[rows].to(self.device))).float().cpu())
         return torch.cat(parts)

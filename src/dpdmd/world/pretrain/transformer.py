@@ -91,10 +91,7 @@ def learning_rate_factor(step: int, num_steps: int, warmup: int = 100) -> float:
 
 
 def new_optimizers(transformer: nn.Module, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for everything else.
-
-    On 800 steps of batch 64 the loss over six noise levels was .459 so, .486 by AdamW at 3e-3, .537 by AdamW at 1e-3.
-    """
+    """Muon (momentum orthogonalised) for the matrices of the blocks, AdamW for everything else."""
     matrices, others = [], []
     for name, parameter in transformer.named_parameters():
         in_block = name.startswith("transformer_blocks.") and parameter.ndim == 2
