@@ -1,7 +1,9 @@
 """A plan says before training what training then does."""
 
 import pytest
+import torch
 
+from dpdmd.paths import VPPath
 from dpdmd.train.plan import forwards_per_update, make_plan, state_bytes
 from dpdmd.train.trainer import Trainer
 
@@ -88,3 +90,16 @@ def test_an_unguided_teacher_is_noted(adapter, make_recipe):
     assert any("not guided" in note for note in make_plan(unguided, adapter).notes)
     adapter.embedded_guidance = 3.5
     assert not any("not guided" in note for note in make_plan(unguided, adapter).notes)
+
+
+def test_the_student_may_have_a_shift_of_its_own(adapter, make_recipe):
+    recipe = make_recipe(student={"num_steps": 4, "shift": 1.0})
+    assert make_plan(recipe, adapter).student_grid.times == (1.0, 0.75, 0.5, 0.25, 0.0)
+
+
+def test_a_shift_is_refused_where_it_means_nothing(adapter, make_recipe):
+    with pytest.raises(ValueError, match=r'student\.shift is for the grid "uniform" of a flow, got grid "stock"'):
+        make_plan(make_recipe(student={"shift": 1.0, "grid": "stock"}), adapter)
+    adapter.path = VPPath(torch.linspace(0.99, 0.01, 10))
+    with pytest.raises(ValueError, match=r"student\.shift is for the grid"):
+        make_plan(make_recipe(student={"shift": 1.0}), adapter)

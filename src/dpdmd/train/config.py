@@ -61,6 +61,12 @@ class StudentConfig(Section):
         default="uniform",
         description="uniform: every call counts. stock: the stock scheduler's, whose last call does next to nothing.",
     )
+    shift: float | None = Field(
+        default=None,
+        gt=0,
+        description="Shift of the uniform grid of a flow. Default: the model's. Less lands step 1 at less noise, where "
+        "more of the picture is settled.",
+    )
     kind: Literal["ode", "renoise"] = Field(
         default="ode", description="ode: deterministic steps. renoise: x0 noised anew behind every step (LCM, DMD2)."
     )

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from dpdmd.files import read_json
-from dpdmd.grids import Grid, lint
+from dpdmd.grids import Grid, lint, uniform_grid
 from dpdmd.models.base import LatentShape, ModelAdapter
 from dpdmd.models.load import STUDENT_FILE
 from dpdmd.objectives.base import Objective
 from dpdmd.objectives.presets import build_objective, num_anchor_steps
+from dpdmd.paths import FlowPath
 from dpdmd.roles import Role
 from dpdmd.train.config import Recipe
 from dpdmd.train.updates import TauRange
@@ -37,11 +38,10 @@ class Plan:
 
 def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
     """Everything that can be wrong before a network is loaded. Raises ValueError for settings that do not fit."""
-    model, student, objective = recipe.model, recipe.student, recipe.objective
+    model, objective = recipe.model, recipe.objective
     latent_shape = adapter.latent_shape(model.height, model.width)
     guidance_scale, teacher_grid = _teacher(recipe, adapter, latent_shape)
-    grids = {"uniform": adapter.uniform_grid, "stock": adapter.stock_grid}
-    student_grid = grids[student.grid](student.num_steps, latent_shape)
+    student_grid = _student_grid(recipe, adapter, latent_shape)
     num_steps = num_anchor_steps(objective.anchor, student_grid, teacher_grid) if objective.name == "dp_dmd" else None
     embedded = _embedded_guidance(recipe, adapter)
     notes = lint(student_grid, teacher_grid, num_steps)
@@ -84,6 +84,18 @@ def _teacher(recipe: Recipe, adapter: ModelAdapter, latent_shape: LatentShape) -
             f"other number, got {model.num_inference_steps}"
         )
     return model.guidance_scale or 1.0, Grid(tuple(info["grid"]))
+
+
+def _student_grid(recipe: Recipe, adapter: ModelAdapter, latent_shape: LatentShape) -> Grid:
+    student = recipe.student
+    if student.shift is None:
+        grids = {"uniform": adapter.uniform_grid, "stock": adapter.stock_grid}
+        return grids[student.grid](student.num_steps, latent_shape)
+    if student.grid != "uniform" or not isinstance(adapter.path, FlowPath):
+        raise ValueError(
+            f'student.shift is for the grid "uniform" of a flow, got grid "{student.grid}" for {adapter.source}'
+        )
+    return uniform_grid(student.num_steps, shift=student.shift)
 
 
 def _embedded_guidance(recipe: Recipe, adapter: ModelAdapter) -> dict[Role, float | None]:
