@@ -165,7 +165,13 @@ def test_evaluate_report_export_pretrain_and_demo_pass_their_arguments_on(run, c
 
     called["replace"]("dpdmd.export", "export_run")
     assert run("export", "a", "--out", "b")[0] == 0
-    assert called["export_run"] == ((Path("a"), Path("b")), {"copy": False})
+    options = {"copy": False, "metrics": None, "license": None, "repo_id": None}
+    assert called["export_run"] == ((Path("a"), Path("b")), options)
+    assert run("export", "a", "--out", "b", "--metrics", "m.json", "--license", "mit")[0] == 0
+    assert called["export_run"][1] == options | {"metrics": Path("m.json"), "license": "mit"}
+
+    code, _, err = run("export", "a", "--out", "b", "--private")
+    assert code == 2 and "--private is about an upload" in err
 
     called["replace"]("dpdmd.world.pretrain.run", "pretrain")
     assert run("pretrain-teacher", "--out", "t", "--stage", "text", "--seed", 2)[0] == 0

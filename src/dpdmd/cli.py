@@ -179,19 +179,38 @@ def report(
     typer.echo(f"report: {report_from_runs(list(runs), out)}")
 
 
-@app.command(epilog="Example: dpdmd export runs/demo/dp_dmd --out my_student")
+@app.command(epilog="Example: dpdmd export runs/demo/dp_dmd --out my_student --push-to-hub me/my_student --private")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished training.")],
     out: Annotated[Path, typer.Option(help="Pipeline folder to write.")],
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy what the student shares with its base instead of hard-linking it.")
     ] = False,
+    metrics: Annotated[
+        Path | None, typer.Option(help="JSON file of `dpdmd evaluate` for the card. Default: RUN/metrics.json, if any.")
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Licence, by its hub id. Default: the base model's.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to this model repository as well.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
 ) -> None:
-    """Write a run's student as a pipeline folder that stock diffusers loads."""
+    """Write a run's student, with a model card, as a pipeline folder that stock diffusers loads."""
+    if private and push_to_hub is None:
+        raise ValueError("--private is about an upload: give --push-to-hub OWNER/NAME, or leave it out")
+
     from dpdmd.export import export_run
 
-    export_run(run, out, copy=copy)
+    if push_to_hub is not None:
+        from dpdmd.hub import push_folder, require_login
+
+        require_login(push_to_hub)
+    export_run(run, out, copy=copy, metrics=metrics, license=license, repo_id=push_to_hub)
     typer.echo(f"pipeline: {out}")
+    if push_to_hub is not None:
+        typer.echo(f"hub: {push_folder(out, push_to_hub, private=private)}")
 
 
 @app.command(

@@ -7,24 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from dpdmd.card import base_licence, metrics_section, model_card, read_metrics, unscored_section
 from dpdmd.files import atomic_folder, read_json, write_json, write_text
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.load import STUDENT_FILE, load_sampler, local_folder
-
-CARD = """\
----
-library_name: diffusers
-base_model: {base}
-tags: [text-to-image, distillation, few-step]
----
-# {num_steps}-step student of {base}
-
-Distilled by dpdmd, objective `{objective}`, {updates} student updates. Sample it without guidance, on the grid that it
-was trained on (t = {grid}):
-
-```python
-{snippet}```
-"""
 
 SNIPPET = """\
 import torch
@@ -36,13 +22,24 @@ image = pipe({prompt!r}, {arguments}, generator=generator).images[0]
 """
 
 
-def export_run(run: str | Path, out: str | Path, *, copy: bool = False) -> Path:
+def export_run(
+    run: str | Path,
+    out: str | Path,
+    *,
+    copy: bool = False,
+    metrics: str | Path | None = None,
+    license: str | None = None,
+    repo_id: str | None = None,
+) -> Path:
     """Write the student of a finished run as a pipeline folder that stock diffusers loads.
 
-    Beside the pipeline: README.md, the model card with the snippet, and student.json, so that dpdmd knows the grid.
+    Beside the pipeline: README.md, the model card (`dpdmd.card`), and student.json, so that dpdmd knows the grid.
     The parts that the student shares with its base (text encoders, autoencoder) are hard links to the base's files
-    where the file system allows; `copy` makes them copies. Raises ValueError when `run` is no finished run or `out`
-    exists.
+    where the file system allows; `copy` makes them copies.
+    metrics: what `dpdmd evaluate` wrote, for the card; default: the run's own metrics.json, if it has one.
+    license: the student's; default: what the base's card says. repo_id: where the card says that the student is to be
+    loaded from; default: `out`.
+    Raises ValueError when `run` is no finished run, `out` exists or the metrics are none of ours.
     """
     run, out = Path(run), Path(out)
     if not (run / "student" / STUDENT_FILE).is_file():
@@ -50,6 +47,9 @@ def export_run(run: str | Path, out: str | Path, *, copy: bool = False) -> Path:
     if out.exists():
         raise ValueError(f"{out} exists already; name a new folder")
     info = read_json(run / "student" / STUDENT_FILE)
+    if metrics is None and (run / "metrics.json").is_file():
+        metrics = run / "metrics.json"
+    scores = unscored_section(run, info["base"]) if metrics is None else metrics_section(read_metrics(metrics))
     sampler = load_sampler(str(run))
     adapter = sampler.adapter
     arguments = adapter.call_arguments(sampler.grid, sampler.embedded_guidance)
@@ -57,17 +57,19 @@ def export_run(run: str | Path, out: str | Path, *, copy: bool = False) -> Path:
         arguments |= dict(zip(("height", "width"), sampler.image_size, strict=True))
     snippet = SNIPPET.format(
         pipeline=adapter.pipeline_class.__name__,
-        folder=str(out),
+        folder=repo_id or str(out),
         prompt=_example_prompt(run),
         arguments=", ".join(f"{name}={value!r}" for name, value in arguments.items()),
     )
-    card = CARD.format(
-        base=info["base"],
-        num_steps=sampler.grid.num_steps,
-        objective=info["objective"],
-        updates=info["updates"],
-        grid=", ".join(f"{t:.4g}" for t in sampler.grid.times),
+    recipe = run / "recipe.toml"
+    card = model_card(
+        info,
+        grid=sampler.grid.times,
         snippet=snippet,
+        hub_base=None if Path(adapter.source).is_dir() else adapter.source,
+        licence={"license": license} if license else base_licence(adapter.source),
+        scores=scores,
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
     )
     with atomic_folder(out) as folder:
         write_pipeline(adapter, sampler.network, adapter.student_scheduler(sampler.kind), folder, copy=copy)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, SD3Transformer2DModel
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
 
@@ -63,6 +64,29 @@ def test_the_cards_snippet_in_stock_diffusers_reproduces_our_sample(run, tmp_pat
     exec(snippet, scope)
     generate_folder(str(run), ["a red circle"], out=tmp_path / "ours", seeds=[0], progress=False)
     assert np.abs(np.asarray(scope["image"]).astype(int) - pixels(tmp_path / "ours")[0]).max() <= 1
+
+
+def test_the_card_tells_what_is_known_of_the_run(run, sd3_folder, tmp_path):
+    first = export_run(run, tmp_path / "first")
+    assert "has not been evaluated yet" in (first / "README.md").read_text()
+    assert ModelCard.load(first / "README.md").data.license == "unknown"
+
+    metrics = {"num_prompts": 2, "images_per_prompt": 3, "diversity": 0.25, "intervals": {"diversity": [0.125, 0.5]}}
+    write_json(run / "metrics.json", metrics | {"provenance": {"features": "scenes"}})
+    write_json(tmp_path / "m.json", metrics | {"diversity": 0.375, "provenance": {"features": "scenes"}})
+    (run / "recipe.toml").write_text("[train]\nnum_updates = 1\n")
+    second = export_run(run, tmp_path / "second", license="mit", repo_id="me/student")
+    card = (second / "README.md").read_text()
+    assert "| diversity | 0.250 | 0.125 to 0.500 |" in card and "not been evaluated" not in card
+    assert "t = 1, 0.9, 0.75, 0.5, 0 " in card and "DP-DMD" in card and f"`{sd3_folder}`" in card
+    assert "```toml\n[train]\nnum_updates = 1\n```" in card and "from_pretrained('me/student')" in card
+    assert ModelCard.load(second / "README.md").data.license == "mit"
+
+    third = export_run(run, tmp_path / "third", metrics=tmp_path / "m.json")
+    assert "| diversity | 0.375 | 0.125 to 0.500 |" in (third / "README.md").read_text()
+    with pytest.raises(ValueError, match="no file that `dpdmd evaluate` wrote"):
+        export_run(run, tmp_path / "fourth", metrics=run / "student" / "student.json")
+    assert not (tmp_path / "fourth").exists()
 
 
 def test_an_export_samples_like_its_run(run, tmp_path):
