@@ -23,7 +23,7 @@ NUM_SCENES = 120_000
 NUM_STEPS = {"autoencoder": 1400, "text": 400, "features": 2400}
 # The transformer is trained in rounds, each a warm-up, a constant and a cosine to zero, each at half the rate of the
 # one before. A finished round is kept in its own file, so that an interrupted command loses at most one.
-ROUNDS = (11_500,)
+ROUNDS = (11_500, 10_000)
 BATCH_SIZE = {"autoencoder": 64, "text": 256, "transformer": 192, "features": 128}
 LEARNING_RATES = (6e-3, 3e-3)
 
