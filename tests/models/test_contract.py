@@ -48,17 +48,15 @@ def family(request):
 
 
 @pytest.fixture(scope="session")
-def folder(family, tmp_path_factory) -> Path:
+def folder(family, tiny_folder) -> str:
     """A tiny teacher's pipeline folder."""
-    folder = tmp_path_factory.mktemp(family.__name__)
-    family.save(folder)
-    return folder
+    return tiny_folder(family.__name__.removeprefix("tiny_"))
 
 
 @pytest.fixture(scope="session")
 def teacher(family, folder):
     """The teacher, at the size of the tests."""
-    return replace(load_sampler(str(folder)), image_size=family.IMAGE_SIZE)
+    return replace(load_sampler(folder), image_size=family.IMAGE_SIZE)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +71,7 @@ def run(family, folder, teacher, tmp_path_factory) -> Path:
     write_tensors(run / "student" / "student.safetensors", moved)
     height, width = family.IMAGE_SIZE
     info = {
-        "base": str(folder),
+        "base": folder,
         "grid": list(adapter.uniform_grid(NUM_STEPS, teacher.latent_shape()).times),
         "num_inference_steps": NUM_STEPS,
         "objective": "dp_dmd",
@@ -181,10 +179,10 @@ def test_an_export_loads_back_as_the_student_and_not_as_its_base(run, export, te
 @pytest.mark.parametrize("objective", ["dmd", "dp_dmd"])
 def test_training_moves_student_and_fake_score_and_nothing_else(family, folder, objective, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS, "one cross"]))
-    adapter = load_adapter(str(folder))
+    adapter = load_adapter(folder)
     height, width = family.IMAGE_SIZE
     recipe = {
-        "model": {"teacher": str(folder), "num_inference_steps": 4, "height": height, "width": width},
+        "model": {"teacher": folder, "num_inference_steps": 4, "height": height, "width": width},
         "student": {"num_steps": 2},
         "objective": {"name": objective},
         "data": {"prompts": str(tmp_path / "prompts.txt")},

@@ -17,18 +17,14 @@ PROMPT = "a red circle"
 HEIGHT, WIDTH = tiny_flux.IMAGE_SIZE
 
 
-@pytest.fixture(scope="module")
-def dev(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("dev")
-    tiny_flux.save(folder)
-    return str(folder)
+@pytest.fixture
+def dev(tiny_folder) -> str:
+    return tiny_folder("flux")
 
 
-@pytest.fixture(scope="module")
-def schnell(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("schnell")
-    tiny_flux.save(folder, guidance_embeds=False, dynamic_shifting=False)
-    return str(folder)
+@pytest.fixture
+def schnell(tiny_folder) -> str:
+    return tiny_folder("flux", guidance_embeds=False, dynamic_shifting=False)
 
 
 def make_trainer(folder: str, tmp_path, model=None, student=None, train=None) -> Trainer:

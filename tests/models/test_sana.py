@@ -17,11 +17,9 @@ PROMPTS = ["a red circle", "the small blue cross on a white background"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tiny_folder) -> str:
     """A network with a learned variance and with a time scale, as some released checkpoints have."""
-    folder = tmp_path_factory.mktemp("sana")
-    tiny_sana.save(folder, out_channels=8, timestep_scale=0.001)
-    return folder
+    return tiny_folder("sana", out_channels=8, timestep_scale=0.001)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def test_learned_variance_is_left_out_and_time_is_scaled(folder, pipeline):
         output_type="latent",
         **tiny_sana.stock_arguments(2),
     ).images
-    sampler = load_sampler(str(folder))
+    sampler = load_sampler(folder)
     adapter, shape = sampler.adapter, sampler.adapter.latent_shape(64, 64)
     cond, uncond = adapter.encode(PROMPTS), adapter.encode([""]).expand(2)
     grid, scale = adapter.stock_grid(4, shape), tiny_sana.GUIDANCE_SCALE
@@ -63,7 +61,7 @@ def test_learned_variance_is_left_out_and_time_is_scaled(folder, pipeline):
 
 def test_prompts_are_encoded_with_the_stock_instruction_and_the_empty_one_without(folder, pipeline):
     stock = pipeline.encode_prompt(PROMPTS, True, negative_prompt="", complex_human_instruction=INSTRUCTION)
-    adapter = load_adapter(str(folder))
+    adapter = load_adapter(folder)
     for ours, embeds, mask in (
         (adapter.encode(PROMPTS), *stock[:2]),
         (adapter.encode(["", ""]), *stock[2:]),
@@ -79,7 +77,7 @@ def test_prompts_are_encoded_with_the_stock_instruction_and_the_empty_one_withou
 def test_the_grid_in_place_of_dpm_solvers_is_less_than_a_thousandth_away(folder, pipeline):
     scheduler = DPMSolverMultistepScheduler.from_pretrained(folder, subfolder="scheduler")
     scheduler.set_timesteps(20)
-    grid = load_adapter(str(folder)).stock_grid(20)
+    grid = load_adapter(folder).stock_grid(20)
     assert grid.times == pytest.approx(scheduler.sigmas.tolist(), abs=1e-3)
 
 
@@ -97,7 +95,7 @@ def test_a_scheduler_of_another_path_is_refused(with_scheduler):
 
 
 def test_a_student_is_sampled_at_the_models_own_size_and_no_other(folder):
-    adapter = load_adapter(str(folder))
+    adapter = load_adapter(folder)
     arguments = adapter.call_arguments(adapter.uniform_grid(2))
     assert adapter.latent_shape() == (4, 16, 16)
     assert json.loads(json.dumps(arguments)) == {

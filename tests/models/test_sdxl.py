@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import tiny_sdxl
 import torch
 from diffusers import DDIMScheduler
 from torch import nn
@@ -21,10 +20,8 @@ CONVERT = {"eps": from_eps, "v": from_v}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sdxl")
-    tiny_sdxl.save(folder)
-    return folder
+def folder(tiny_folder) -> str:
+    return tiny_folder("sdxl")
 
 
 @pytest.fixture
@@ -92,7 +89,7 @@ def test_zero_terminal_noise_ratio_starts_from_pure_noise(kind, tolerance, chang
 
 
 def test_grids_are_ddims_trailing_timesteps(folder):
-    adapter = load_adapter(str(folder))
+    adapter = load_adapter(folder)
     scheduler = DDIMScheduler(timestep_spacing="trailing")
     for num_steps in [*range(1, 51), 100, 250, 1000]:
         scheduler.set_timesteps(num_steps)
@@ -103,7 +100,7 @@ def test_grids_are_ddims_trailing_timesteps(folder):
 
 
 def test_the_network_is_fed_the_timestep_whose_noise_x_t_has(folder, randn):
-    adapter, network = load_adapter(str(folder)), Recorder()
+    adapter, network = load_adapter(folder), Recorder()
     t = torch.tensor([0.0, 0.0003, 0.0016, 0.02, 0.12345, 0.5, 0.74951, 0.9996, 1.0])
     cond = adapter.encode([""]).expand(len(t))
     prediction = adapter.predict(network, randn(0, len(t), *SHAPE), t, cond)
@@ -117,7 +114,7 @@ def test_the_network_is_fed_the_timestep_whose_noise_x_t_has(folder, randn):
 
 
 def test_a_sampler_of_the_paper_by_default(folder):
-    adapter = load_adapter(str(folder))
+    adapter = load_adapter(folder)
     assert (adapter.guidance_scale, adapter.num_inference_steps) == (8.0, 50)
 
 
@@ -141,7 +138,7 @@ def test_what_cannot_be_represented_is_refused(part, settings, message, changed)
 
 
 def test_times_between_timesteps_are_refused(folder):
-    adapter = load_adapter(str(folder))
+    adapter = load_adapter(folder)
     assert adapter.call_arguments(Grid((1.0, 0.667, 0.0)))["timesteps"] == [999, 666]
     with pytest.raises(ValueError, match="multiples of 1 / 1000"):
         adapter.call_arguments(Grid((1.0, 0.6665, 0.0)))

@@ -7,15 +7,13 @@ from dpdmd.models.load import load_adapter
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tiny_folder) -> str:
     """A scheduler whose shift goes by the image's size."""
-    folder = tmp_path_factory.mktemp("z_image")
-    tiny_z_image.save(folder, dynamic_shift=True)
-    return folder
+    return tiny_folder("z_image", dynamic_shift=True)
 
 
 def test_the_grid_of_every_size_is_the_stock_pipelines(folder):
-    adapter, pipeline = load_adapter(str(folder)), tiny_z_image.STOCK.from_pretrained(folder)
+    adapter, pipeline = load_adapter(folder), tiny_z_image.STOCK.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     grids = []
     for size in ((32, 48), (96, 96)):
@@ -28,9 +26,9 @@ def test_the_grid_of_every_size_is_the_stock_pipelines(folder):
 
 def test_encoding_leaves_the_callers_list_alone(folder):
     prompts = ["a red circle", ""]
-    load_adapter(str(folder)).encode(prompts)
+    load_adapter(folder).encode(prompts)
     assert prompts == ["a red circle", ""]
 
 
 def test_the_default_size_is_the_stock_calls(folder):
-    assert load_adapter(str(folder)).latent_shape() == (4, 512, 512)  # 1024 pixels at the tiny autoencoder's factor 2
+    assert load_adapter(folder).latent_shape() == (4, 512, 512)  # 1024 pixels at the tiny autoencoder's factor 2

@@ -11,26 +11,16 @@ from diffusers import (
     SanaPipeline,
     SanaTransformer2DModel,
 )
-from tokenizers import processors
+from tiny_tokenizers import new_gemma_tokenizer
 from torch import Tensor
-from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+from transformers import Gemma2Config, Gemma2Model
 
 from dpdmd.models.base import LatentShape
-from dpdmd.world.pretrain.text_encoders import new_tokenizer
 
 STOCK = SanaPipeline
 GUIDANCE_SCALE = 4.5
 IMAGE_SIZE = (64, 96)
 SHIFT = 3.0
-
-
-def new_gemma_tokenizer() -> PreTrainedTokenizerFast:
-    """Words, with a start token before them and none behind, as Gemma's."""
-    tokenizer = new_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|start|> $A", special_tokens=[("<|start|>", tokenizer.bos_token_id)]
-    )
-    return tokenizer
 
 
 def save(folder: Path, *, out_channels: int = 4, timestep_scale: float = 1.0) -> None:

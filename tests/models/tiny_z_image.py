@@ -5,25 +5,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_tokenizers import new_chat_tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+from transformers import Qwen3Config, Qwen3Model
 
 from dpdmd.models.base import LatentShape
 
 STOCK = ZImagePipeline
 GUIDANCE_SCALE = 4.0
 IMAGE_SIZE = (32, 48)
-
-
-def new_chat_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, so that prompts differ enough in length to be padded to 32 and to 64 tokens."""
-    vocabulary = {symbol: i for i, symbol in enumerate(["<|pad|>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>")
-    fast.chat_template = "{% for message in messages %}user {{ message['content'] }}{% endfor %}\n"
-    return fast
 
 
 def save(folder: Path, *, dynamic_shift: bool = False) -> None:

@@ -1,17 +1,13 @@
-"""What adapters share: reading a pipeline's parts one by one, and the flow-matching scheduler's grids."""
+"""Reading the parts of a diffusers pipeline one by one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
-from torch import Tensor, nn
-
-from dpdmd.grids import Grid
-from dpdmd.rollout import StudentKind
+from torch import nn
 
 
 @contextmanager
@@ -78,32 +74,3 @@ def tokenizers(texts: Any, token_limits: tuple[tuple[str, int | None], ...]) -> 
         for name, tokenizer, limit in found
         if tokenizer is not None
     }
-
-
-def latent_size(source: str, height: int, width: int, *, factor: int, patch: int) -> tuple[int, int]:
-    """Pixels to latent height and width. Raises ValueError unless both divide by factor * patch."""
-    for name, value in (("height", height), ("width", width)):
-        if value % (factor * patch):
-            raise ValueError(f"{name} must be divisible by {factor * patch} for {source}, got {value}")
-    return height // factor, width // factor
-
-
-def unscale(latents: Tensor, vae: nn.Module) -> Tensor:
-    """Undo the pipeline's scaling of latents: what the autoencoder decodes."""
-    return latents.to(vae.device) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-
-
-def flow_grid(
-    config: dict[str, Any], num_steps: int, *, sigmas: list[float] | None = None, mu: float | None = None
-) -> Grid:
-    """What FlowMatchEulerDiscreteScheduler.set_timesteps gives for these arguments; `config` as saved beside it."""
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-    scheduler.set_timesteps(**({"sigmas": sigmas} if sigmas is not None else {"num_inference_steps": num_steps}), mu=mu)
-    return Grid(tuple(scheduler.sigmas.tolist()))
-
-
-def exact_flow_scheduler(config: dict[str, Any], kind: StudentKind) -> FlowMatchEulerDiscreteScheduler:
-    """The scheduler that takes `sigmas=` as they stand: shift 1 of any kind; "renoise" draws new noise every step."""
-    plain = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
-    plain |= dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas"), False)
-    return FlowMatchEulerDiscreteScheduler.from_config(config, **plain, stochastic_sampling=kind == "renoise")

@@ -1,31 +1,16 @@
 """Qwen-Image: flow prediction, time fed as t, packed latents, guidance that keeps the conditional length."""
 
-from functools import cached_property
-from typing import Any
+from typing import ClassVar
 
 import torch
-from diffusers import (
-    AutoencoderKLQwenImage,
-    FlowMatchEulerDiscreteScheduler,
-    QwenImagePipeline,
-    QwenImageTransformer2DModel,
-)
+from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from dpdmd.denoiser import Condition
-from dpdmd.grids import Grid
 from dpdmd.models import packed
 from dpdmd.models.base import LatentShape
-from dpdmd.models.parts import (
-    exact_flow_scheduler,
-    latent_size,
-    load_config,
-    load_network,
-    load_part,
-    load_text_pipeline,
-)
-from dpdmd.paths import FlowPath, Prediction, from_velocity
-from dpdmd.rollout import StudentKind
+from dpdmd.models.stock import StockAdapter
+from dpdmd.paths import Prediction, from_velocity
 
 NUM_TOKENS = 512  # the stock pipeline's default max_sequence_length
 SAMPLE_SIZE = 128  # its default height and width in latent pixels
@@ -48,52 +33,32 @@ def _length(tokens: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
 
 
-class QwenImageAdapter:
-    """See `models.base.ModelAdapter`.
+class QwenImageAdapter(StockAdapter):
+    """The unconditional prompt is "", as for every family: the stock pipeline called with negative_prompt="".
 
-    The unconditional prompt is "", as for every family: the stock pipeline called with negative_prompt="". Its
-    documentation suggests " ", which its chat template makes another prompt.
+    Its documentation suggests " ", which its chat template makes another prompt.
     """
 
     pipeline_class = QwenImagePipeline
     network_class = QwenImageTransformer2DModel
-    network_name = "transformer"
-    path = FlowPath()
-    prediction_space = "velocity"
+    vae_class = AutoencoderKLQwenImage  # one of videos
     guidance_scale = 4.0
     num_inference_steps = 50
     guidance_rule = staticmethod(length_preserving_rule)
-    embedded_guidance = None
+    unguided: ClassVar = {"true_cfg_scale": 1.0}
     token_limits = (("tokenizer", NUM_TOKENS),)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     block_lists = ("transformer_blocks",)
 
-    def __init__(self, source: str):
-        self.source = source
-        self.network_config = load_config(QwenImageTransformer2DModel, source, "transformer")
-        self.vae_config = load_config(AutoencoderKLQwenImage, source, "vae")
-        self.scheduler_config = load_config(FlowMatchEulerDiscreteScheduler, source, "scheduler")
-
-    @cached_property
-    def texts(self) -> QwenImagePipeline:
-        """Tokenizer and text encoder."""
-        return load_text_pipeline(QwenImagePipeline, self.source, "transformer", "vae")
-
-    @cached_property
-    def vae(self) -> AutoencoderKLQwenImage:
-        """The autoencoder, one of videos."""
-        return load_part(AutoencoderKLQwenImage, self.source, "vae")
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent pixel and side."""
+        return 2 ** len(self.vae_config["temperal_downsample"])
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
-        """(C, H, W), not packed; both sides must be divisible by the autoencoder's factor times 2."""
-        factor = 2 ** len(self.vae_config["temperal_downsample"])
-        default = SAMPLE_SIZE * factor
-        size = latent_size(self.source, height or default, width or default, factor=factor, patch=2)
+        """(C, H, W), not packed."""
+        size = self.latent_size(height, width, default=SAMPLE_SIZE, patch=2)
         return self.network_config["in_channels"] // 4, *size
-
-    def load_network(self) -> nn.Module:
-        """The pretrained transformer in fp32."""
-        return load_network(QwenImageTransformer2DModel, self.source, "transformer")
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
@@ -105,7 +70,7 @@ class QwenImageAdapter:
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:
-        """The transformer's velocity at x_t (B, C, H, W), t (B,), as (x0, eps) in fp32."""
+        """From the transformer's velocity."""
         height, width = x_t.shape[2:]
         tokens = network(
             hidden_states=packed.pack(x_t),
@@ -124,19 +89,3 @@ class QwenImageAdapter:
         mean, std = (latents.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
         video = (latents * std + mean)[:, :, None]  # one frame
         return self.vae.decode(video, return_dict=False)[0][:, :, 0]
-
-    def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
-        """The stock pipeline's: uniform, shifted for this size, then stretched so that it ends at shift_terminal."""
-        return packed.stock_grid(self.scheduler_config, num_steps, latent_shape or self.latent_shape())
-
-    def uniform_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
-        """Uniform, then the scheduler's shift for this size."""
-        return packed.uniform_grid(self.scheduler_config, num_steps, latent_shape or self.latent_shape())
-
-    def student_scheduler(self, kind: StudentKind) -> FlowMatchEulerDiscreteScheduler:
-        """Takes `sigmas=` as they stand."""
-        return exact_flow_scheduler(self.scheduler_config, kind)
-
-    def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """The student's sigmas, no guidance."""
-        return {"sigmas": list(grid.times[:-1]), "true_cfg_scale": 1.0}

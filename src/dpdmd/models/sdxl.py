@@ -1,6 +1,5 @@
 """Stable Diffusion XL: eps or v prediction on 1000 discrete timesteps, plain guidance, latents as they are."""
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,66 +14,41 @@ from torch import Tensor, nn
 
 from dpdmd.denoiser import Condition
 from dpdmd.grids import Grid
-from dpdmd.guidance import linear_rule
 from dpdmd.models.base import LatentShape
-from dpdmd.models.parts import latent_size, load_config, load_network, load_part, load_text_pipeline, unscale
+from dpdmd.models.stock import StockAdapter
 from dpdmd.paths import Prediction, VPPath, from_eps, from_v
 from dpdmd.rollout import StudentKind
 
 CONVERSIONS = {"epsilon": ("eps", from_eps), "v_prediction": ("v", from_v)}
 
 
-class SDXLAdapter:
-    """See `models.base.ModelAdapter`.
+class SDXLAdapter(StockAdapter):
+    """Teacher and student take DDIM steps with trailing timesteps (arXiv 2305.08891, table 2).
 
-    Teacher and student take DDIM steps with trailing timesteps (arXiv 2305.08891, table 2), from the noisiest timestep
-    to clean data, whatever scheduler the pipeline was saved with; its betas and prediction type count. The
-    unconditional prompt is "" and not the stock default, zeros. Guidance and steps are those of arXiv 2602.03139.
+    They go from the noisiest timestep to clean data, whatever scheduler the pipeline was saved with; its betas and
+    prediction type count. The unconditional prompt is "" and not the stock default, zeros. Guidance and steps are those
+    of arXiv 2602.03139.
     """
 
     pipeline_class = StableDiffusionXLPipeline
     network_class = UNet2DConditionModel
     network_name = "unet"
+    vae_class = AutoencoderKL
     guidance_scale = 8.0
     num_inference_steps = 50
-    guidance_rule = staticmethod(linear_rule)
-    embedded_guidance = None
     token_limits = (("tokenizer", None), ("tokenizer_2", None))
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     block_lists = ("down_blocks", "up_blocks")
 
     def __init__(self, source: str):
-        self.source = source
-        self.network_config = load_config(UNet2DConditionModel, source, "unet")
-        self.vae_config = load_config(AutoencoderKL, source, "vae")
-        self.vae_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
-        self.noise_schedule = _noise_schedule(source)
+        super().__init__(source)
+        self.noise_schedule = _noise_schedule(source, self.scheduler_config)
         self.prediction_space, self._convert = CONVERSIONS[self.noise_schedule["prediction_type"]]
         self.path = VPPath(self.student_scheduler("ode").alphas_cumprod)
         if self.network_config.get("time_cond_proj_dim") is not None:
             raise ValueError(f"{source}: an SDXL network that is fed its guidance scale is not supported")
         if self.vae_config.get("latents_mean") is not None:
             raise ValueError(f"{source}: an SDXL autoencoder with latents_mean is not supported")
-
-    @cached_property
-    def texts(self) -> StableDiffusionXLPipeline:
-        """Tokenizers and text encoders."""
-        return load_text_pipeline(StableDiffusionXLPipeline, self.source, "unet", "vae")
-
-    @cached_property
-    def vae(self) -> AutoencoderKL:
-        """The autoencoder."""
-        return load_part(AutoencoderKL, self.source, "vae")
-
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
-        """(C, H, W); both sides must be divisible by the autoencoder's factor."""
-        default = self.network_config["sample_size"] * self.vae_factor
-        size = latent_size(self.source, height or default, width or default, factor=self.vae_factor, patch=1)
-        return self.network_config["in_channels"], *size
-
-    def load_network(self) -> nn.Module:
-        """The pretrained U-Net in fp32."""
-        return load_network(UNet2DConditionModel, self.source, "unet")
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
@@ -85,7 +59,7 @@ class SDXLAdapter:
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:
-        """The U-Net's eps or v at x_t (B, C, H, W), t (B,), as (x0, eps) in fp32.
+        """From the U-Net's eps or v.
 
         It is told that the picture was made, and is to be made, at the size of x_t, not cropped (arXiv 2307.01952,
         sec. 2.2). The time is the nearest timestep's, t = 0 counting as the first.
@@ -103,11 +77,6 @@ class SDXLAdapter:
             return_dict=False,
         )[0]
         return self._convert(self.path, x_t, output, t)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents to images in [-1, 1], not clamped."""
-        return self.vae.decode(unscale(latents, self.vae), return_dict=False)[0]
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """DDIMScheduler's trailing timesteps, t = (timestep + 1) / T, then 0."""
@@ -140,12 +109,11 @@ class SDXLAdapter:
         timesteps = [round(num_timesteps * t) - 1 for t in grid.times[:-1]]
         if any(abs(num_timesteps * t - (i + 1)) > 1e-3 for i, t in zip(timesteps, grid.times[:-1], strict=True)):
             raise ValueError(f"times of an SDXL student must be multiples of 1 / {num_timesteps}, got {grid.times}")
-        return {"timesteps": timesteps, "guidance_scale": 1.0}
+        return {"timesteps": timesteps} | self.unguided
 
 
-def _noise_schedule(source: str) -> dict[str, Any]:
+def _noise_schedule(source: str, config: dict[str, Any]) -> dict[str, Any]:
     """What the saved scheduler says of training: timesteps, betas, prediction type."""
-    config = load_config(DPMSolverMultistepScheduler, source, "scheduler")
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
     if any(name not in config for name in names):
         raise ValueError(f"{source}: the scheduler of an SDXL model needs {', '.join(names)} in its config")

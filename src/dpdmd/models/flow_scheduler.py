@@ -1,0 +1,57 @@
+"""Grids of the stock flow scheduler, and the scheduler that takes a student's; `config` as saved with a pipeline."""
+
+import math
+from typing import Any
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from dpdmd import grids
+from dpdmd.grids import Grid
+from dpdmd.models.base import LatentShape
+from dpdmd.rollout import StudentKind
+
+
+def default_grid(config: dict[str, Any], num_steps: int) -> Grid:
+    """What `set_timesteps(num_steps)` gives."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(num_steps)
+    return Grid(tuple(scheduler.sigmas.tolist()))
+
+
+def size_shift(config: dict[str, Any], latent_shape: LatentShape) -> float:
+    """mu: linear in the number of tokens, base_shift at base_image_seq_len and max_shift at max_image_seq_len.
+
+    See "resolution-dependent shifting" in arXiv 2403.03206, sec. 5.3.2.
+    """
+    config = FlowMatchEulerDiscreteScheduler.from_config(config).config
+    _, height, width = latent_shape
+    extra_tokens = height // 2 * (width // 2) - config.base_image_seq_len
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return config.base_shift + slope * extra_tokens
+
+
+def stock_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentShape) -> Grid:
+    """What three stock pipelines take (FLUX.1, Qwen-Image, Z-Image): uniform from 1 to 1 / num_steps, then shifted.
+
+    Up to fp32 rounding it is `uniform_grid`, unless the scheduler stretches it to end at shift_terminal (Qwen-Image).
+    """
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(sigmas=[1 - i / num_steps for i in range(num_steps)], mu=size_shift(config, latent_shape))
+    return Grid(tuple(scheduler.sigmas.tolist()))
+
+
+def uniform_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentShape) -> Grid:
+    """Uniform, then the scheduler's shift: exp(mu), mu or a constant, as `config` says; no stretching of the end."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    shift = scheduler.config.shift
+    if scheduler.config.use_dynamic_shifting:
+        mu = size_shift(config, latent_shape)
+        shift = math.exp(mu) if scheduler.config.time_shift_type == "exponential" else mu
+    return grids.uniform_grid(num_steps, shift=shift)
+
+
+def exact_scheduler(config: dict[str, Any], kind: StudentKind) -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler that takes `sigmas=` as they stand: shift 1 of any kind; "renoise" draws new noise every step."""
+    plain = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
+    plain |= dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas"), False)
+    return FlowMatchEulerDiscreteScheduler.from_config(config, **plain, stochastic_sampling=kind == "renoise")
