@@ -23,7 +23,7 @@ DEBUG_VARIABLE = "DPDMD_DEBUG"
 
 
 class Stage(StrEnum):
-    """Parts of the built-in teacher that can be trained one by one."""
+    """Parts of the built-in teachers that can be trained one by one."""
 
     all = "all"
     autoencoder = "autoencoder"
@@ -221,13 +221,13 @@ def pretrain_teacher(
     out: Annotated[Path, typer.Option(help="Folder to write to; stages finished there are not repeated.")],
     stage: Annotated[Stage, typer.Option(help="Train one part only.")] = Stage.all,
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that share the transformer's batches.")] = 2,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share a batch of the denoising networks.")] = 2,
     scale: Annotated[float, typer.Option(help="Multiplies every number of steps, for a quick look.")] = 1.0,
 ) -> None:
-    """Make the built-in teacher again, from scratch (hours)."""
+    """Make the built-in teachers again, from scratch (hours)."""
     from dpdmd.world.pretrain.run import pretrain
 
-    typer.echo(f"teacher: {pretrain(out, stage=stage.value, seed=seed, processes=processes, scale=scale)}")
+    typer.echo(f"teachers in {pretrain(out, stage=stage.value, seed=seed, processes=processes, scale=scale)}")
 
 
 @app.command(epilog="Example: dpdmd demo --out runs/demo --seed 1")

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from dpdmd.models.base import LatentShape
 from dpdmd.world.pretrain.autoencoder import new_autoencoder
-from dpdmd.world.pretrain.run import silent_t5
+from dpdmd.world.pretrain.pipelines import new_transformer, silent_t5
 from dpdmd.world.pretrain.text_encoders import new_text_encoder, new_tokenizer
-from dpdmd.world.pretrain.transformer import new_transformer
 
 STOCK = StableDiffusion3Pipeline
 GUIDANCE_SCALE = 3.5

@@ -10,6 +10,8 @@ from typing import Any
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.files import write_json, write_text
+from dpdmd.models.load import load_adapter
+from dpdmd.train.plan import num_parameters
 from dpdmd.world.prompts import evaluation_prompts
 
 GUIDANCE_SCALES = (1.0, 2.0, 3.5, 5.0)
@@ -34,15 +36,15 @@ pipeline_tag: text-to-image
 ---
 # The built-in teacher
 
-A genuine `StableDiffusion3Pipeline` of a few MB that draws captioned 32 x 32 scenes: tiny `SD3Transformer2DModel`
+A genuine `{pipeline}` of a few MB that draws captioned 32 x 32 scenes: tiny `{network}`
 ({num_parameters:,} parameters), `AutoencoderKL` of factor 4, two CLIP text encoders with a word tokenizer,
-`FlowMatchEulerDiscreteScheduler` with shift 3. The T5 slot holds an encoder whose output is exactly zero, which is what
-stock diffusers uses when there is none. Trained from scratch on scenes rendered on the fly, no outside data.
+{remarks}
+Trained from scratch on scenes rendered on the fly, no outside data.
 
 ```python
-from diffusers import StableDiffusion3Pipeline
+from diffusers import {pipeline}
 
-pipe = StableDiffusion3Pipeline.from_pretrained("scenes_teacher")  # this folder
+pipe = {pipeline}.from_pretrained("scenes_teacher")  # this folder
 image = pipe("a small blue cross on a white background", guidance_scale={recommended}, num_inference_steps=30).images[0]
 ```
 
@@ -60,6 +62,13 @@ Scores, {num_inference_steps} steps, {num_prompts} prompts "a COLOUR SHAPE" with
 factors' distribution to the world's own, mean over factors; `total_variation_floor`: what exact sampling of as many
 valid images would show.
 """
+
+
+REMARKS = {
+    "transformer": """\
+`FlowMatchEulerDiscreteScheduler` with shift 3. The T5 slot holds an encoder whose output is exactly zero, which is what
+stock diffusers uses when there is none.""",
+}
 
 
 def score(model: str, images_per_prompt: int = IMAGES_PER_PROMPT) -> dict[str, dict[str, Any]]:
@@ -81,17 +90,23 @@ def score(model: str, images_per_prompt: int = IMAGES_PER_PROMPT) -> dict[str, d
     return scores
 
 
-def write_card(teacher: Path, log: Path, seed: int, images_per_prompt: int = IMAGES_PER_PROMPT) -> None:
-    """Score the teacher in folder `teacher` and write its README.md and scores.json; `log` tells how it was trained."""
+def write_card(teacher: Path, log: Path, network: str, seed: int, images_per_prompt: int = IMAGES_PER_PROMPT) -> None:
+    """Score the teacher in folder `teacher` and write its README.md and scores.json; `log` tells how it was trained.
+
+    network: the name of its denoising network, as in the log and in REMARKS.
+    """
     scores = score(str(teacher), images_per_prompt)
-    config = json.loads((teacher / "transformer" / "config.json").read_text())
+    adapter = load_adapter(str(teacher))
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     write_json(teacher / "scores.json", scores)
     card = CARD.format(
-        num_parameters=_num_parameters(config),
+        pipeline=adapter.pipeline_class.__name__,
+        network=adapter.network_class.__name__,
+        remarks=REMARKS[network],
+        num_parameters=num_parameters(adapter),
         recommended=RECOMMENDED_GUIDANCE_SCALE,
         seed=seed,
-        training=_training(rows),
+        training=_training([row for row in rows if row["stage"] in ("autoencoder", "text_encoder", network)]),
         versions=f"torch {version('torch')}, diffusers {version('diffusers')}, {platform.machine()}, CPU only",
         num_inference_steps=NUM_INFERENCE_STEPS,
         num_prompts=len(evaluation_prompts()),
@@ -99,14 +114,6 @@ def write_card(teacher: Path, log: Path, seed: int, images_per_prompt: int = IMA
         table=_table(scores),
     )
     write_text(teacher / "README.md", card)
-
-
-def _num_parameters(config: dict) -> int:
-    from dpdmd.world.pretrain.transformer import new_transformer
-
-    network = new_transformer()
-    assert network.config.num_layers == config["num_layers"]
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _training(rows: list[dict]) -> str:
