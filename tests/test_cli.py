@@ -64,10 +64,10 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(run, tmp_path):
     code, out, _ = run("train", "scenes_dp_dmd", "--dry-run", "--set", f"output.folder={tmp_path / 'run'}")
     assert code == 0 and not (tmp_path / "run").exists()
     lines = dict(line.split("  ", 1) for line in out.splitlines() if "  " in line)
-    assert lines["student grid"].strip() == "1, 0.9, 0.75, 0.5, 0"
-    assert lines["anchor"].strip() == "7 teacher steps, to t = 0.9045"
+    assert lines["student grid"].strip() == "1, 0.75, 0.5, 0.25, 0"
+    assert lines["anchor"].strip() == "15 teacher steps, to t = 0.7380"
     assert "2,297,104 parameters, predicts velocity" in lines["network"]
-    assert lines["one update"].strip().startswith("46 forward and 9 backward network calls per sample, 32 samples")
+    assert lines["one update"].strip().startswith("62 forward and 9 backward network calls per sample, 32 samples")
     assert out.splitlines()[-1] == "prompts: 4096"
     code, _, err = run("train", "scenes_dp_dmd", "--dry-run", "--set", "model.height=36", "--set", "model.width=32")
     assert code == 2 and "height must be divisible by 8" in err
