@@ -15,7 +15,7 @@ from dpdmd.objectives.base import Objective, StudentStep, Term, TermResult
 from dpdmd.objectives.dmd import Dmd
 from dpdmd.paths import FlowPath, Path, Prediction, VPPath, add_noise, secant, step
 from dpdmd.randomness import generator
-from dpdmd.roles import Role, Roles, SeparateCopies
+from dpdmd.roles import Role, Roles
 from dpdmd.rollout import StudentRollout, student_rollout, teacher_rollout
 
 __version__ = "0.1.0"
@@ -35,7 +35,6 @@ __all__ = [
     "Role",
     "Roles",
     "Sampler",
-    "SeparateCopies",
     "StudentRollout",
     "StudentStep",
     "Term",

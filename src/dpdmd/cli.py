@@ -29,6 +29,7 @@ class Stage(StrEnum):
     autoencoder = "autoencoder"
     text = "text"
     transformer = "transformer"
+    unet = "unet"
     assemble = "assemble"
     features = "features"
     card = "card"
@@ -76,7 +77,8 @@ def train(
     settings = load_recipe(recipe, overrides or [])
 
     from dpdmd.models.load import load_adapter
-    from dpdmd.train.plan import describe, make_plan
+    from dpdmd.train.cost import describe
+    from dpdmd.train.plan import make_plan
     from dpdmd.train.run_folder import RunFolder
     from dpdmd.train.trainer import train as run_training
 
@@ -182,9 +184,12 @@ def report(
 @app.command(epilog="Example: dpdmd export runs/demo/dp_dmd --out my_student --push-to-hub me/my_student --private")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished training.")],
-    out: Annotated[Path, typer.Option(help="Pipeline folder to write.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy what the student shares with its base instead of hard-linking it.")
+    ] = False,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Write the LoRA alone, for `load_lora_weights`, not merged into a pipeline.")
     ] = False,
     metrics: Annotated[
         Path | None, typer.Option(help="JSON file of `dpdmd evaluate` for the card. Default: RUN/metrics.json, if any.")
@@ -197,7 +202,7 @@ def export(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
 ) -> None:
-    """Write a run's student, with a model card, as a pipeline folder that stock diffusers loads."""
+    """Write a run's student, with a model card, as a pipeline folder (or a LoRA) that stock diffusers loads."""
     if private and push_to_hub is None:
         raise ValueError("--private is about an upload: give --push-to-hub OWNER/NAME, or leave it out")
 
@@ -207,8 +212,8 @@ def export(
         from dpdmd.hub import push_folder, require_login
 
         require_login(push_to_hub)
-    export_run(run, out, copy=copy, metrics=metrics, license=license, repo_id=push_to_hub)
-    typer.echo(f"pipeline: {out}")
+    export_run(run, out, copy=copy, lora=lora, metrics=metrics, license=license, repo_id=push_to_hub)
+    typer.echo(f"{'LoRA' if lora else 'pipeline'}: {out}")
     if push_to_hub is not None:
         typer.echo(f"hub: {push_folder(out, push_to_hub, private=private)}")
 

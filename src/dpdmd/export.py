@@ -10,13 +10,13 @@ from torch import nn
 from dpdmd.card import base_licence, metrics_section, model_card, read_metrics, unscored_section
 from dpdmd.files import atomic_folder, read_json, write_json, write_text
 from dpdmd.models.base import ModelAdapter
-from dpdmd.models.load import STUDENT_FILE, load_sampler, local_folder
+from dpdmd.models.load import LORA_FILE, STUDENT_FILE, load_sampler, local_folder
 
 SNIPPET = """\
 import torch
-from diffusers import {pipeline}
+from diffusers import {imports}
 
-pipe = {pipeline}.from_pretrained({folder!r})
+{load}
 generator = torch.Generator().manual_seed(0)
 image = pipe({prompt!r}, {arguments}, generator=generator).images[0]
 """
@@ -27,19 +27,23 @@ def export_run(
     out: str | Path,
     *,
     copy: bool = False,
+    lora: bool = False,
     metrics: str | Path | None = None,
     license: str | None = None,
     repo_id: str | None = None,
 ) -> Path:
     """Write the student of a finished run as a pipeline folder that stock diffusers loads.
 
-    Beside the pipeline: README.md, the model card (`dpdmd.card`), and student.json, so that dpdmd knows the grid.
+    A student that trained a LoRA has it merged into the pipeline's network; with `lora` the folder holds, instead of a
+    pipeline, the LoRA as `load_lora_weights` takes it and the scheduler that goes with it.
+    Beside them: README.md, the model card (`dpdmd.card`), and student.json, so that dpdmd knows the grid.
     The parts that the student shares with its base (text encoders, autoencoder) are hard links to the base's files
     where the file system allows; `copy` makes them copies.
     metrics: what `dpdmd evaluate` wrote, for the card; default: the run's own metrics.json, if it has one.
     license: the student's; default: what the base's card says. repo_id: where the card says that the student is to be
     loaded from; default: `out`.
-    Raises ValueError when `run` is no finished run, `out` exists or the metrics are none of ours.
+    Raises ValueError when `run` is no finished run, `out` exists, the metrics are none of ours, or `lora` is asked of a
+    student that trained all its weights.
     """
     run, out = Path(run), Path(out)
     if not (run / "student" / STUDENT_FILE).is_file():
@@ -47,6 +51,8 @@ def export_run(
     if out.exists():
         raise ValueError(f"{out} exists already; name a new folder")
     info = read_json(run / "student" / STUDENT_FILE)
+    if lora and not (run / "student" / LORA_FILE).is_file():
+        raise ValueError(f"{run} trained all weights of its student and has no LoRA; export it without --lora")
     if metrics is None and (run / "metrics.json").is_file():
         metrics = run / "metrics.json"
     scores = unscored_section(run, info["base"]) if metrics is None else metrics_section(read_metrics(metrics))
@@ -55,9 +61,18 @@ def export_run(
     arguments = adapter.call_arguments(sampler.grid, sampler.embedded_guidance)
     if sampler.image_size is not None:
         arguments |= dict(zip(("height", "width"), sampler.image_size, strict=True))
+    scheduler = adapter.student_scheduler(sampler.kind)
+    pipeline, place = adapter.pipeline_class.__name__, repo_id or str(out)
+    load = [f"pipe = {pipeline}.from_pretrained({adapter.source if lora else place!r})"]
+    if lora:
+        name = type(scheduler).__name__
+        load += [
+            f"pipe.load_lora_weights({place!r})",
+            f'pipe.scheduler = {name}.from_pretrained({place!r}, subfolder="scheduler")',
+        ]
     snippet = SNIPPET.format(
-        pipeline=adapter.pipeline_class.__name__,
-        folder=repo_id or str(out),
+        imports=f"{name}, {pipeline}" if lora else pipeline,
+        load="\n".join(load),
         prompt=_example_prompt(run),
         arguments=", ".join(f"{name}={value!r}" for name, value in arguments.items()),
     )
@@ -72,7 +87,11 @@ def export_run(
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
     )
     with atomic_folder(out) as folder:
-        write_pipeline(adapter, sampler.network, adapter.student_scheduler(sampler.kind), folder, copy=copy)
+        if lora:
+            shutil.copyfile(run / "student" / LORA_FILE, folder / LORA_FILE)
+            scheduler.save_pretrained(folder / "scheduler")
+        else:
+            write_pipeline(adapter, sampler.network, scheduler, folder, copy=copy)
         write_text(folder / "README.md", card)
         write_json(folder / STUDENT_FILE, info)
     return out

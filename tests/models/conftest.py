@@ -4,6 +4,8 @@ from functools import cache
 
 import pytest
 
+FAMILIES = ["sd3", "sdxl", "sdxl_v", "sana", "z_image", "flux", "qwen_image"]
+
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Callable[..., str]:
@@ -28,3 +30,15 @@ def sd3_folder(tiny_folder) -> str:
 def sd3_folder_with_t5(tiny_folder) -> str:
     """The same with a T5 that speaks, so that nothing can be folded."""
     return tiny_folder("sd3", speaking_t5=True)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request):
+    """The module tiny_FAMILY: what the tests of all families need to know of each (see test_contract)."""
+    return importlib.import_module(f"tiny_{request.param}")
+
+
+@pytest.fixture(scope="session")
+def folder(family, tiny_folder) -> str:
+    """A tiny teacher's pipeline folder."""
+    return tiny_folder(family.__name__.removeprefix("tiny_"))

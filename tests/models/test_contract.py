@@ -10,7 +10,6 @@ A family is a module tiny_FAMILY.py beside this file:
 - `unpacked(latents, latent_shape)`, what the stock call returns as "latent", as (B, C, H, W).
 """
 
-import importlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -35,22 +34,9 @@ from dpdmd.rollout import student_rollout
 from dpdmd.train.config import Recipe
 from dpdmd.train.trainer import Trainer
 
-FAMILIES = ["sd3", "sdxl", "sdxl_v", "sana", "z_image", "flux", "qwen_image"]
-
 PROMPTS = ["a red circle", "the small blue cross on a white background"]
 SEEDS = [3, 4]
 NUM_STEPS = 4
-
-
-@pytest.fixture(scope="session", params=FAMILIES)
-def family(request):
-    return importlib.import_module(f"tiny_{request.param}")
-
-
-@pytest.fixture(scope="session")
-def folder(family, tiny_folder) -> str:
-    """A tiny teacher's pipeline folder."""
-    return tiny_folder(family.__name__.removeprefix("tiny_"))
 
 
 @pytest.fixture(scope="session")

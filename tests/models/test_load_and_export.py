@@ -150,7 +150,9 @@ def test_a_hub_id_that_cannot_be_had_is_explained_in_one_sentence(error, sentenc
     monkeypatch.setattr(DiffusionPipeline, "load_config", load_config)
     with pytest.raises(ValueError, match=sentence) as raised:
         load_adapter("some/model")
-    assert str(raised.value).startswith("'some/model' is neither 'scenes' nor a folder; as a hub id")
+    assert str(raised.value).startswith(
+        "'some/model' is no built-in model ('scenes', 'scenes_eps') and no folder; as a hub id"
+    )
     assert "\n" not in str(raised.value)
 
 

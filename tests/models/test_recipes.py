@@ -10,7 +10,8 @@ from dpdmd.export import export_run
 from dpdmd.files import read_json
 from dpdmd.models.load import load_adapter
 from dpdmd.train.config import load_recipe, shipped_recipes
-from dpdmd.train.plan import describe, make_plan
+from dpdmd.train.cost import describe
+from dpdmd.train.plan import make_plan
 from dpdmd.train.trainer import train
 
 TINY = {

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from dpdmd.denoiser import Condition
+from dpdmd.files import write_tensors
 from dpdmd.grids import Grid, uniform_grid
 from dpdmd.guidance import linear_rule
+from dpdmd.models.load import LORA_FILE
 from dpdmd.paths import FlowPath, from_velocity
 from dpdmd.randomness import generator
 from dpdmd.train.config import Recipe
@@ -30,6 +32,14 @@ class TinyNetwork(nn.Module):
         return self.second(torch.tanh(hidden)).view_as(x)
 
 
+class TinyPipeline:
+    """Saves a LoRA as stock pipelines do."""
+
+    @staticmethod
+    def save_lora_weights(folder, network_lora_layers, network_lora_adapter_metadata):
+        write_tensors(Path(folder, LORA_FILE), {f"network.{name}": t for name, t in network_lora_layers.items()})
+
+
 class TinyAdapter:
     """See `dpdmd.models.base.ModelAdapter`."""
 
@@ -40,6 +50,8 @@ class TinyAdapter:
     guidance_rule = staticmethod(linear_rule)
     embedded_guidance = None
     texts, token_limits = None, ()
+    lora_targets = ("first", "second")
+    network_name, pipeline_class = "network", TinyPipeline
 
     def __init__(self, source: str = "tiny"):
         self.source = source

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dpdmd.files import read_json, read_tensors, write_json
+from dpdmd.models.load import LORA_FILE
 from dpdmd.train import checkpoint as checkpoints
 from dpdmd.train.checkpoint import latest_checkpoint, save_checkpoint
 from dpdmd.train.signals import StoppedBySignal, StopRequest
@@ -68,6 +69,20 @@ def test_killed_and_resumed_equals_uninterrupted(make_recipe, adapter, monkeypat
     (rows, _), (resumed_rows, seconds) = log_without_seconds(whole), log_without_seconds(parts)
     assert rows == resumed_rows
     assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize("roles", [["student", "fake_score"], ["fake_score"]], ids=["shared", "mixed"])
+def test_a_run_with_adapters_resumes_as_well(make_recipe, adapter, monkeypatch, roles):
+    settings = {"train": LONG, "lora": {"roles": roles, "rank": 2}}
+    whole = train(make_recipe("whole", **settings), adapter, progress=False)
+    recipe = make_recipe("parts", **settings)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, 3)
+        train(recipe, adapter, progress=False)
+    parts = train(recipe, adapter, resume=True, progress=False)
+    assert_same(weights(whole, 5), weights(parts, 5))
+    name = "student.safetensors" if roles == ["fake_score"] else LORA_FILE
+    assert_same(read_tensors(whole / "student" / name), read_tensors(parts / "student" / name))
 
 
 def test_a_longer_run_is_the_continuation_of_a_shorter_one(make_recipe, adapter):

@@ -27,20 +27,20 @@ def test_saturation_of_a_normal_distribution():
 def test_ema_is_the_weighted_sum_of_what_it_saw():
     network = nn.Linear(1, 1, bias=False)
     network.weight.data.fill_(8.0)
-    ema = Ema(network, 0.75)
+    ema = Ema(dict(network.named_parameters()), 0.75)
     for value in (4.0, 0.0):
         network.weight.data.fill_(value)
-        ema.update(network)
+        ema.update()
     assert ema.average["weight"].item() == 0.75 * (0.75 * 8 + 0.25 * 4) + 0.25 * 0
     assert network.weight.item() == 0.0
 
 
 def test_ema_is_applied_within_the_block_only_even_after_an_error():
     network = nn.Linear(2, 2)
-    ema = Ema(network, 0.9)
+    ema = Ema(dict(network.named_parameters()), 0.9)
     network.weight.data.add_(1)
     own, average = network.weight.detach().clone(), ema.average["weight"].clone()
-    with pytest.raises(RuntimeError), ema.applied(network):
+    with pytest.raises(RuntimeError), ema.applied():
         assert torch.equal(network.weight, average)
         raise RuntimeError
     assert torch.equal(network.weight, own)

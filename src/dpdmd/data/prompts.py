@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-BUILT_IN = "scenes"
+SCENES = "scenes"
 COLUMN = "prompt"
 DATASET_PREFIX = "datasets:"
 
@@ -62,7 +62,7 @@ def dataset_prompts(name: str, column: str = COLUMN) -> list[str]:
 
 def training_prompts(source: str, column: str = COLUMN) -> list[str]:
     """The prompts that `data.prompts` names: "scenes", "datasets:ID" or a file. Raises ValueError as their readers."""
-    if source == BUILT_IN:
+    if source == SCENES:
         from dpdmd.world.prompts import training_prompts as scenes_prompts
 
         return scenes_prompts()

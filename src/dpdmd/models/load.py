@@ -1,4 +1,4 @@
-"""From a name to a model: the built-in teacher, a pipeline folder, a hub id, a run of ours, an export of ours."""
+"""From a name to a model: a built-in teacher, a pipeline folder, a hub id, a run of ours, an export of ours."""
 
 import importlib
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from dpdmd.grids import Grid
 from dpdmd.models.base import LatentShape, ModelAdapter
 from dpdmd.rollout import StudentKind
 
-BUILT_IN = "scenes"
+# The built-in teachers: a flow and a noise-predicting one, each a folder in dpdmd.world.
+BUILT_IN = {"scenes": "teacher", "scenes_eps": "teacher_eps"}
 STUDENT_FILE = "student.json"
+LORA_FILE = "pytorch_lora_weights.safetensors"
 
 # The one table of families: pipeline class -> module and adapter class.
 FAMILIES = {
@@ -60,9 +62,10 @@ def _student(adapter: ModelAdapter, network: nn.Module, info: dict[str, Any]) ->
     )
 
 
-def built_in_teacher() -> Path:
-    """The folder of the shipped teacher, a StableDiffusion3Pipeline."""
-    return Path(str(files("dpdmd.world") / "teacher"))
+def built_in_teacher(name: str = "scenes") -> Path:
+    """The folder of a shipped teacher: "scenes", a StableDiffusion3Pipeline, or "scenes_eps", a
+    StableDiffusionXLPipeline."""
+    return Path(str(files("dpdmd.world") / BUILT_IN[name]))
 
 
 def local_folder(source: str) -> Path:
@@ -91,13 +94,14 @@ def pipeline_class(source: str) -> str:
 
     from dpdmd.models.parts import reading
 
-    with reading(f"{source!r} is neither {BUILT_IN!r} nor a folder; as a hub id", "model_index.json"):
+    names = ", ".join(map(repr, BUILT_IN))
+    with reading(f"{source!r} is no built-in model ({names}) and no folder; as a hub id", "model_index.json"):
         return DiffusionPipeline.load_config(source).get("_class_name", "unknown")
 
 
 def load_adapter(source: str) -> ModelAdapter:
     """The adapter of the model's family. Raises ValueError for unknown models and families."""
-    folder = str(built_in_teacher()) if source == BUILT_IN else source
+    folder = str(built_in_teacher(source)) if source in BUILT_IN else source
     name = pipeline_class(folder)
     if name not in FAMILIES:
         raise ValueError(f"{source}: {name} is not a supported family; supported: {', '.join(sorted(FAMILIES))}")
@@ -106,13 +110,15 @@ def load_adapter(source: str) -> ModelAdapter:
 
 
 def load_sampler(model: str) -> Sampler:
-    """A model to sample from: teacher (built-in, folder, hub id), run folder or export.
+    """A model to sample from: teacher (built-in, folder, hub id), run folder, export of a pipeline or a LoRA.
 
     Raises ValueError when it cannot be loaded.
     """
     folder = Path(model)
     if (folder / "student" / STUDENT_FILE).is_file():
-        return _load_run(folder / "student")
+        return _load_student(folder / "student")
+    if (folder / STUDENT_FILE).is_file() and (folder / LORA_FILE).is_file():
+        return _load_student(folder)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ValueError(
             f"{model} is neither a finished run (student/{STUDENT_FILE}) nor a pipeline folder (model_index.json)"
@@ -125,10 +131,15 @@ def load_sampler(model: str) -> Sampler:
     return Sampler(adapter, network, None, adapter.guidance_scale, embedded_guidance=adapter.embedded_guidance)
 
 
-def _load_run(student: Path) -> Sampler:
+def _load_student(student: Path) -> Sampler:
     info = read_json(student / STUDENT_FILE)
     adapter = load_adapter(info["base"])
     network = adapter.load_network()
+    if (student / LORA_FILE).is_file():
+        from dpdmd.models.lora import merge_lora
+
+        merge_lora(adapter, network, student)
+        return _student(adapter, network, info)
     weights = read_tensors(student / "student.safetensors")
     try:
         network.load_state_dict(weights)

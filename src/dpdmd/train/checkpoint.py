@@ -117,18 +117,28 @@ def _damage(folder: Path) -> str | None:
     return None
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """The optimiser's state as flat tensors, "exp_avg/<parameter name>" and so on; empty before its first step."""
     return {
         f"{key}/{name}": value
-        for name, parameter in network.named_parameters()
+        for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_parameters(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
+    """Put back the values of parameters. Raises ValueError when names differ."""
+    if tensors.keys() != parameters.keys():
+        raise ValueError("the stored weights belong to another network")
+    with torch.no_grad():
+        for name, value in tensors.items():
+            parameters[name].copy_(value)
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
+) -> None:
     """Put back what `optimizer_tensors` gave. Raises ValueError when it belongs to another network."""
-    parameters = dict(network.named_parameters())
     optimizer.state.clear()
     for flat, value in tensors.items():
         key, _, name = flat.partition("/")

@@ -24,6 +24,9 @@ class ModelConfig(Section):
     """The teacher, and how it is sampled."""
 
     teacher: str = Field(min_length=1, description='Pipeline folder, hub id, or "scenes" for the built-in teacher.')
+    dtype: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Of the teacher's frozen weights; what is trained is fp32. bf16 halves them."
+    )
     height: int | None = Field(default=None, ge=1, description="Image height in pixels. Default: the teacher's own.")
     width: int | None = Field(default=None, ge=1, description="Image width in pixels. Default: the teacher's own.")
     guidance_scale: float | None = Field(
@@ -115,7 +118,25 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="Of network calls; weights, losses and optimiser stay in fp32."
     )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass: less memory, about a third more time."
+    )
     seed: int = Field(default=0, ge=0, description="Everything random follows from it.")
+
+
+class LoraConfig(Section):
+    """Who trains a LoRA on the teacher's own weights instead of all weights of a copy: saves memory, little else."""
+
+    roles: tuple[Literal["student", "fake_score"], ...] = Field(
+        default=(), description='["student", "fake_score"]: one backbone for all three. Default: nobody, three copies.'
+    )
+    rank: int = Field(default=64, ge=1, description="Rank of the update of every target.")
+    alpha: float | None = Field(default=None, gt=0, description="The update is scaled by alpha / rank. Default: rank.")
+    targets: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Names of the linear layers. Default: the family's attention layers."
+    )
+    use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead (arXiv 2312.03732).")
+    use_dora: bool = Field(default=False, description="Train magnitudes apart from directions (arXiv 2402.09353).")
 
 
 class ValidationConfig(Section):
@@ -149,9 +170,20 @@ class Recipe(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     data: DataConfig
     train: TrainConfig = TrainConfig()
+    lora: LoraConfig = LoraConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     output: OutputConfig
+
+    @model_validator(mode="after")
+    def _frozen_weights(self):
+        if self.model.dtype == "bf16" and self.train.precision != "bf16":
+            raise ValueError('model.dtype "bf16" needs train.precision "bf16": fp32 calls would not fit such weights')
+        if self.student.start is not None and "student" in self.lora.roles:
+            raise ValueError(
+                f"student.start is for a student that trains all weights, got {self.student.start!r} and a LoRA student"
+            )
+        return self
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

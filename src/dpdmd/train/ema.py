@@ -8,24 +8,20 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Average of a network's parameters in fp32: average <- decay average + (1 - decay) parameter.
+    """Average of named parameters in fp32: average <- decay average + (1 - decay) parameter.
 
-    It starts at the parameters it is made from. Buffers are not averaged.
+    It starts at the parameters as they are.
     """
 
-    def __init__(self, network: nn.Module, decay: float):
-        self.decay = decay
-        self.average = {name: p.detach().float().clone() for name, p in network.named_parameters()}
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float):
+        self.parameters, self.decay = parameters, decay
+        self.average = {name: p.detach().float().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Take the network's present parameters into the average."""
-        for name, parameter in network.named_parameters():
+    def update(self) -> None:
+        """Take the present parameters into the average."""
+        for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter.float(), 1 - self.decay)
-
-    def state_dict(self, network: nn.Module) -> dict[str, Tensor]:
-        """The network's state with averaged parameters."""
-        return network.state_dict() | self.average
 
     def load(self, average: dict[str, Tensor]) -> None:
         """Take back what `average` held. Raises ValueError when names differ."""
@@ -35,9 +31,9 @@ class Ema:
             self.average[name].copy_(value)
 
     @contextmanager
-    def applied(self, network: nn.Module) -> Iterator[None]:
-        """Within the block the network computes with the average; afterwards its own weights are back, bit by bit."""
-        parameters = dict(network.named_parameters())
+    def applied(self) -> Iterator[None]:
+        """Within the block the parameters hold the average; afterwards their own values are back, bit by bit."""
+        parameters = self.parameters
         own = {name: p.detach().clone() for name, p in parameters.items()}
         with torch.no_grad():
             try:

@@ -1,4 +1,4 @@
-"""What a run will do, settled before any weight is loaded: sizes, grids, objective, lint, and what it will cost."""
+"""What a run will do, settled before any weight is loaded: sizes, grids, objective, lint."""
 
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -13,8 +13,6 @@ from dpdmd.paths import FlowPath
 from dpdmd.roles import Role
 from dpdmd.train.config import Recipe
 from dpdmd.train.updates import TauRange
-
-BYTES = 4  # fp32 weights, gradients and optimiser moments
 
 
 @dataclass(frozen=True)
@@ -112,73 +110,3 @@ def _embedded_guidance(recipe: Recipe, adapter: ModelAdapter) -> dict[Role, floa
     teacher = recipe.model.embedded_guidance
     default = adapter.embedded_guidance if teacher is None else teacher
     return {role: default if value is None else value for role, value in settings.values()}
-
-
-def num_parameters(adapter: ModelAdapter) -> int:
-    """Size of the denoising network, from its configuration alone."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights():
-        network = adapter.network_class.from_config(
-            adapter.network_class.load_config(adapter.source, subfolder=adapter.network_name)
-        )
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
-    """Network calls on one sample for one student update with its M fake-score updates: (forward, backward).
-
-    A guided call counts twice. A re-noising student takes (first trained step + N) / 2 calls on average.
-    """
-    n, first = plan.student_grid.num_steps, plan.objective.detach_after + 1
-    is_ode = recipe.student.kind == "ode"
-    rollout = n if is_ode else (first + n) / 2
-    forward = recipe.train.fake_updates * (rollout + 1) + rollout
-    backward = recipe.train.fake_updates + (n if is_ode else first)
-    return forward + sum(term.num_forwards for term in plan.objective.terms), backward
-
-
-def state_bytes(recipe: Recipe, parameters: int) -> dict[str, int]:
-    """What stays in memory on every device, without activations, text encoders and autoencoder."""
-    return {
-        "three networks": 3 * BYTES * parameters,
-        "gradients": 2 * BYTES * parameters,
-        "AdamW moments": 4 * BYTES * parameters,
-        "moving average": BYTES * parameters if recipe.train.ema_decay else 0,
-    }
-
-
-def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
-    """The plan in words, for `dpdmd train --dry-run`. Reads the model's JSON, none of its weights."""
-    parameters = num_parameters(adapter)
-    forward, backward = forwards_per_update(plan, recipe)
-    memory = state_bytes(recipe, parameters)
-    embedded = plan.embedded_guidance["teacher"]
-    lines = {
-        "model": f"{adapter.source}, {adapter.pipeline_class.__name__}",
-        "network": f"{adapter.network_class.__name__}, {parameters:,} parameters, predicts {adapter.prediction_space}",
-        "latents": f"{' x '.join(map(str, plan.latent_shape))} per image",
-        "teacher": f"{plan.teacher_grid.num_steps} steps, guidance {plan.guidance_scale:g}"
-        + ("" if embedded is None else f", embedded guidance {embedded:g}"),
-        "teacher grid": _times(plan.teacher_grid),
-        "student": f"{plan.student_grid.num_steps} steps, {recipe.student.kind}, grid {recipe.student.grid!r}",
-        "student grid": _times(plan.student_grid),
-        "objective": recipe.objective.name,
-    }
-    if plan.num_anchor_steps is not None:
-        reached = plan.teacher_grid.times[plan.num_anchor_steps]
-        lines["anchor"] = f"{plan.num_anchor_steps} teacher steps, to t = {reached:.4f}"
-    train = recipe.train
-    lines |= {
-        "one update": f"{forward:g} forward and {backward:g} backward network calls per sample, "
-        f"{train.batch_size * train.accumulation} samples per process; {train.num_updates} updates",
-        "memory": f"{sum(memory.values()) / 2**30:.2f} GiB per device and activations ("
-        + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size)
-        + ")",
-    }
-    width = max(map(len, lines))
-    return "\n".join([f"{name:<{width}}  {text}" for name, text in lines.items()] + [f"note: {n}" for n in plan.notes])
-
-
-def _times(grid: Grid) -> str:
-    return ", ".join(f"{t:.4g}" for t in grid.times)

@@ -1,7 +1,7 @@
 """The training loop: M fake-score updates, then one student update, again and again."""
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,23 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
 
-from dpdmd.data.prompts import BUILT_IN, lint_prompts, training_prompts
+from dpdmd.data.prompts import SCENES, lint_prompts, training_prompts
 from dpdmd.denoiser import Condition, Denoiser
 from dpdmd.files import write_json, write_tensors
 from dpdmd.models.base import ModelAdapter, denoiser
-from dpdmd.models.load import load_sampler
+from dpdmd.models.load import BUILT_IN, load_sampler
+from dpdmd.models.lora import lora_configs, save_lora
 from dpdmd.models.parts import tokenizers
 from dpdmd.paths import Prediction
-from dpdmd.roles import Role, SeparateCopies
-from dpdmd.train.checkpoint import Checkpoint, latest_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from dpdmd.roles import TRAINED_ROLES, Role, Roles
+from dpdmd.train.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_optimizer,
+    load_parameters,
+    optimizer_tensors,
+    save_checkpoint,
+)
 from dpdmd.train.config import Recipe
 from dpdmd.train.data import BatchSource, EncodedPrompts
 from dpdmd.train.ema import Ema
@@ -121,22 +129,34 @@ class Trainer:
         self.plan = make_plan(recipe, adapter)
         prompts = training_prompts(recipe.data.prompts, recipe.data.column)
         self.notes = list(self.plan.notes)
-        if recipe.data.prompts != BUILT_IN:
+        if recipe.data.prompts != SCENES:
             self.notes += lint_prompts(prompts, tokenizers(adapter.texts, adapter.token_limits))
         self.accelerator = Accelerator(
             mixed_precision="no",
             cpu=not torch.cuda.is_available(),
             # A rollout calls a network several times before one backward; synchronising its buffers at every call
-            # would change in place what an earlier call needs for its gradient.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            # would change in place what an earlier call needs for its gradient. Of several adapters on one backbone an
+            # update uses one.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=bool(recipe.lora.roles))
+            ],
         )
-        self.roles = SeparateCopies(*_networks(recipe, adapter))
+        teacher, start = _networks(recipe, adapter)
+        self.roles = Roles(
+            teacher,
+            start,
+            lora=lora_configs(recipe.lora, adapter, teacher),
+            frozen_dtype=torch.bfloat16 if recipe.model.dtype == "bf16" else torch.float32,
+            seed=recipe.train.seed,
+        )
+        if recipe.train.gradient_checkpointing:
+            self.roles.enable_gradient_checkpointing()
         self._place_networks()
         self.updaters: dict[Role, Updater] = {
             "student": self._updater("student", recipe.train.learning_rate),
             "fake_score": self._updater("fake_score", recipe.train.fake_learning_rate or recipe.train.learning_rate),
         }
-        self.ema = Ema(self.network("student"), recipe.train.ema_decay) if recipe.train.ema_decay else None
+        self.ema = Ema(self.roles.parameters("student"), recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.players = Players(
             student=self._denoiser("student"),
             teacher=self._denoiser("teacher"),
@@ -167,7 +187,7 @@ class Trainer:
         fake_rows = [self._fake_update(m) for m in range(self.recipe.train.fake_updates)]
         student_row = self._student_update()
         if self.ema is not None:
-            self.ema.update(self.network("student"))
+            self.ema.update()
         rate = learning_rate_at(self.step, self.recipe.train.learning_rate, self.recipe.train.warmup)
         row = self._mean_over_processes(student_row | mean_of(fake_rows))
         self.step += 1
@@ -232,13 +252,11 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Write a checkpoint; all processes wait for it."""
         if self.accelerator.is_main_process:
-            student, fake_score = self.network("student"), self.network("fake_score")
-            tensors = {
-                "student": student.state_dict(),
-                "fake_score": fake_score.state_dict(),
-                "student_optimizer": optimizer_tensors(self.updaters["student"].optimizer, student),
-                "fake_score_optimizer": optimizer_tensors(self.updaters["fake_score"].optimizer, fake_score),
-            }
+            tensors = {}
+            for role, updater in self.updaters.items():
+                parameters = self.roles.parameters(role)
+                tensors[role] = {name: p.detach() for name, p in parameters.items()}
+                tensors[f"{role}_optimizer"] = optimizer_tensors(updater.optimizer, parameters)
             if self.ema is not None:
                 tensors["ema"] = self.ema.average
             state = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self._peak(), **self._identity()}
@@ -259,20 +277,25 @@ class Trainer:
                 f"got {self.recipe.train.num_updates}"
             )
         for role, updater in self.updaters.items():
-            network = self.network(role)
-            network.load_state_dict(checkpoint.tensors(role))
-            load_optimizer(updater.optimizer, network, checkpoint.tensors(f"{role}_optimizer"))
+            parameters = self.roles.parameters(role)
+            load_parameters(parameters, checkpoint.tensors(role))
+            load_optimizer(updater.optimizer, parameters, checkpoint.tensors(f"{role}_optimizer"))
         if self.ema is not None:
             self.ema.load(checkpoint.tensors("ema"))
         self.step, self.seconds, self.peak_memory = state["step"], state["seconds"], state["peak_memory_bytes"]
 
     def write_student(self, folder: Path) -> None:
-        """`student.safetensors` (averaged weights if there are any) and `student.json`, which names base and grid."""
+        """The student's weights (averaged if there are such), and `student.json`, which names base and grid.
+
+        `student.safetensors` holds all weights; of an adapter there is `pytorch_lora_weights.safetensors`.
+        """
         network, teacher = self.network("student"), self.recipe.model.teacher
-        write_tensors(
-            folder / "student.safetensors", self.ema.state_dict(network) if self.ema else network.state_dict()
-        )
-        is_folder = teacher != BUILT_IN and Path(teacher).is_dir()
+        with self._averaged():
+            if "student" in self.roles.adapters:
+                save_lora(self.adapter, network, "student", folder)
+            else:
+                write_tensors(folder / "student.safetensors", network.state_dict())
+        is_folder = teacher not in BUILT_IN and Path(teacher).is_dir()
         info = {
             # Absolute, so that the student can be sampled from any working directory.
             "base": str(Path(teacher).resolve()) if is_folder else teacher,
@@ -307,7 +330,7 @@ class Trainer:
             teacher = validation.teacher_images(self.players.teacher, self.plan.teacher_grid, self.plan.guidance_scale)
             self._validation = validation, teacher
         validation, teacher = self._validation
-        with self.ema.applied(self.network("student")) if self.ema else nullcontext():
+        with self._averaged():
             student = validation.student_images(self.players.student, self.plan.student_grid, self.recipe.student.kind)
         validation.draw(self.step, teacher, student)
         return time.perf_counter() - started
@@ -315,16 +338,23 @@ class Trainer:
     def _place_networks(self) -> None:
         networks = self.roles.networks
         networks["teacher"].to(self.accelerator.device)
-        networks["student"], networks["fake_score"] = self.accelerator.prepare(
-            networks["student"], networks["fake_score"]
-        )
+        prepared: dict[int, torch.nn.Module] = {}
+        for role in TRAINED_ROLES:
+            network = networks[role]
+            if id(network) not in prepared:
+                prepared[id(network)] = self.accelerator.prepare(network)
+            networks[role] = prepared[id(network)]
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Within it the student computes with its averaged weights, if there are any."""
+        return self.ema.applied() if self.ema else nullcontext()
 
     def _updater(self, role: Role, learning_rate: float) -> Updater:
         config = self.recipe.train
         return Updater(
             role,
             self.roles.networks[role],
-            self.roles.parameters(role),
+            list(self.roles.parameters(role).values()),
             self.accelerator,
             learning_rate=learning_rate,
             warmup=config.warmup,

@@ -11,7 +11,7 @@ from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.files import write_json, write_text
 from dpdmd.models.load import load_adapter
-from dpdmd.train.plan import num_parameters
+from dpdmd.train.cost import num_parameters
 from dpdmd.world.prompts import evaluation_prompts
 
 GUIDANCE_SCALES = (1.0, 2.0, 3.5, 5.0)
@@ -68,6 +68,9 @@ REMARKS = {
     "transformer": """\
 `FlowMatchEulerDiscreteScheduler` with shift 3. The T5 slot holds an encoder whose output is exactly zero, which is what
 stock diffusers uses when there is none.""",
+    "unet": """\
+`DDIMScheduler` with the betas of SDXL and trailing timesteps. It predicts the noise; its unconditional prompt is the
+empty one, encoded.""",
 }
 
 
@@ -93,7 +96,7 @@ def score(model: str, images_per_prompt: int = IMAGES_PER_PROMPT) -> dict[str, d
 def write_card(teacher: Path, log: Path, network: str, seed: int, images_per_prompt: int = IMAGES_PER_PROMPT) -> None:
     """Score the teacher in folder `teacher` and write its README.md and scores.json; `log` tells how it was trained.
 
-    network: the name of its denoising network, as in the log and in REMARKS.
+    network: the name of its denoising network, "transformer" or "unet".
     """
     scores = score(str(teacher), images_per_prompt)
     adapter = load_adapter(str(teacher))

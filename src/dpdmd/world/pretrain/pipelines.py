@@ -5,11 +5,14 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
-from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from dpdmd.world.pretrain.text_encoders import HIDDEN_SIZE, new_tokenizer
 
@@ -32,6 +35,27 @@ def new_transformer() -> SD3Transformer2DModel:
         pooled_projection_dim=2 * HIDDEN_SIZE,
         pos_embed_max_size=8,
         qk_norm="rms_norm",
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """Untrained U-Net of the SDXL kind: a convolutional level at 8 x 8, attention to the caption at 4 x 4."""
+    time_size = 32
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(32, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(1, 4),  # diffusers' name for the number of heads
+        cross_attention_dim=2 * HIDDEN_SIZE,
+        use_linear_projection=True,
+        norm_num_groups=16,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=time_size,
+        projection_class_embeddings_input_dim=HIDDEN_SIZE + 6 * time_size,
     )
 
 
@@ -62,4 +86,33 @@ def sd3_pipeline(parts: Path) -> StableDiffusion3Pipeline:
         tokenizer_2=tokenizer,
         text_encoder_3=silent_t5(len(tokenizer)),
         tokenizer_3=tokenizer,
+    )
+
+
+def sdxl_pipeline(parts: Path) -> StableDiffusionXLPipeline:
+    """Noise prediction: a StableDiffusionXLPipeline with SDXL's own betas and trailing timesteps.
+
+    An empty negative prompt is encoded, as for the flow, and does not stand for zeros. SDXL does not shift its latents.
+    """
+    tokenizer = new_tokenizer()
+    vae = AutoencoderKL.from_pretrained(parts / "vae")
+    vae.register_to_config(shift_factor=None)
+    return StableDiffusionXLPipeline(
+        unet=new_unet(),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="epsilon",
+            timestep_spacing="trailing",
+            clip_sample=False,
+            set_alpha_to_one=True,
+        ),
+        vae=vae,
+        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder_1").eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(parts / "text_encoder_2").eval(),
+        tokenizer_2=tokenizer,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
     )

@@ -18,7 +18,7 @@ from dpdmd.world.pretrain.autoencoder import train_autoencoder
 from dpdmd.world.pretrain.card import IMAGES_PER_PROMPT, write_card
 from dpdmd.world.pretrain.denoiser import latent_cache, train_denoiser
 from dpdmd.world.pretrain.features import train_features
-from dpdmd.world.pretrain.pipelines import sd3_pipeline
+from dpdmd.world.pretrain.pipelines import sd3_pipeline, sdxl_pipeline
 from dpdmd.world.pretrain.text_encoders import new_tokenizer, train_text_encoder
 
 NUM_SCENES = 120_000
@@ -46,6 +46,7 @@ class Teacher:
 # By the name of the denoising network, which is its stage.
 TEACHERS = {
     "transformer": Teacher(sd3_pipeline, "teacher", (11_500, 10_000), 192, (6e-3, 3e-3), 1.5),
+    "unet": Teacher(sdxl_pipeline, "teacher_eps", (8_000,), 128, (6e-3, 6e-3), 1.0),
 }
 STAGES = ("autoencoder", "text", *TEACHERS, "assemble", "features", "card")
 

@@ -1,0 +1,121 @@
+"""What a run will cost: network calls per update, bytes on every device; and the whole plan in words."""
+
+from dataclasses import dataclass
+
+from accelerate import init_empty_weights
+from torch import nn
+
+from dpdmd.grids import Grid
+from dpdmd.models.base import ModelAdapter
+from dpdmd.roles import TRAINED_ROLES, Roles
+from dpdmd.train.config import Recipe
+from dpdmd.train.plan import Plan
+
+BYTES = 4  # fp32: trained weights, their gradients and moments
+FROZEN_BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class NetworkSizes:
+    """Parameters of the denoising network, and of one adapter on it (0 when no role trains one)."""
+
+    network: int
+    adapter: int = 0
+
+
+def network_sizes(recipe: Recipe, adapter: ModelAdapter) -> NetworkSizes:
+    """Counted on networks without data, from the configuration alone. Raises ValueError for impossible targets."""
+    from dpdmd.models.lora import lora_configs
+
+    network = _empty_network(adapter)
+    size, configs = _count(network), lora_configs(recipe.lora, adapter, network)
+    if not configs:
+        return NetworkSizes(size)
+    with init_empty_weights():
+        roles = Roles(network, lora={"student": next(iter(configs.values()))})
+    return NetworkSizes(size, sum(p.numel() for p in roles.parameters("student").values()))
+
+
+def num_parameters(adapter: ModelAdapter) -> int:
+    """Size of the denoising network, from its configuration alone."""
+    return _count(_empty_network(adapter))
+
+
+def _empty_network(adapter: ModelAdapter) -> nn.Module:
+    with init_empty_weights():
+        return adapter.network_class.from_config(
+            adapter.network_class.load_config(adapter.source, subfolder=adapter.network_name)
+        )
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
+    """Network calls on one sample for one student update with its M fake-score updates: (forward, backward).
+
+    A guided call counts twice. A re-noising student takes (first trained step + N) / 2 calls on average.
+    """
+    n, first = plan.student_grid.num_steps, plan.objective.detach_after + 1
+    is_ode = recipe.student.kind == "ode"
+    rollout = n if is_ode else (first + n) / 2
+    forward = recipe.train.fake_updates * (rollout + 1) + rollout
+    backward = recipe.train.fake_updates + (n if is_ode else first)
+    return forward + sum(term.num_forwards for term in plan.objective.terms), backward
+
+
+def state_bytes(recipe: Recipe, sizes: NetworkSizes) -> dict[str, int]:
+    """What stays in memory on every device, without activations, text encoders and autoencoder.
+
+    Student and fake score are updated in turn, so that the gradients of one of them exist at a time.
+    """
+    frozen = FROZEN_BYTES[recipe.model.dtype] * sizes.network
+    trained = {role: sizes.adapter if role in recipe.lora.roles else sizes.network for role in TRAINED_ROLES}
+    return {
+        "teacher": frozen,
+        **{role.replace("_", " "): BYTES * number for role, number in trained.items()},
+        "gradients": BYTES * max(trained.values()),
+        "AdamW moments": 2 * BYTES * sum(trained.values()),
+        "moving average": BYTES * trained["student"] if recipe.train.ema_decay else 0,
+    }
+
+
+def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
+    """The plan in words, for `dpdmd train --dry-run`. Reads the model's JSON, none of its weights."""
+    sizes = network_sizes(recipe, adapter)
+    forward, backward = forwards_per_update(plan, recipe)
+    memory = state_bytes(recipe, sizes)
+    embedded = plan.embedded_guidance["teacher"]
+    lines = {
+        "model": f"{adapter.source}, {adapter.pipeline_class.__name__}",
+        "network": f"{adapter.network_class.__name__}, {sizes.network:,} parameters, "
+        f"predicts {adapter.prediction_space}",
+        "latents": f"{' x '.join(map(str, plan.latent_shape))} per image",
+        "teacher": f"{plan.teacher_grid.num_steps} steps, guidance {plan.guidance_scale:g}"
+        + ("" if embedded is None else f", embedded guidance {embedded:g}"),
+        "teacher grid": _times(plan.teacher_grid),
+        "student": f"{plan.student_grid.num_steps} steps, {recipe.student.kind}, grid {recipe.student.grid!r}",
+        "student grid": _times(plan.student_grid),
+        "objective": recipe.objective.name,
+    }
+    if plan.num_anchor_steps is not None:
+        reached = plan.teacher_grid.times[plan.num_anchor_steps]
+        lines["anchor"] = f"{plan.num_anchor_steps} teacher steps, to t = {reached:.4f}"
+    train = recipe.train
+    if sizes.adapter:
+        names = " and ".join(role.replace("_", " ") for role in recipe.lora.roles)
+        lines["LoRA"] = f"{names}: rank {recipe.lora.rank}, {sizes.adapter:,} parameters each on the teacher's network"
+    lines |= {
+        "one update": f"{forward:g} forward and {backward:g} backward network calls per sample, "
+        f"{train.batch_size * train.accumulation} samples per process; {train.num_updates} updates",
+        "memory": f"{sum(memory.values()) / 2**30:.2f} GiB per device and activations ("
+        + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size)
+        + ")",
+    }
+    width = max(map(len, lines))
+    return "\n".join([f"{name:<{width}}  {text}" for name, text in lines.items()] + [f"note: {n}" for n in plan.notes])
+
+
+def _times(grid: Grid) -> str:
+    return ", ".join(f"{t:.4g}" for t in grid.times)

@@ -1,0 +1,172 @@
+"""LoRA students of every family: one frozen backbone, and a file that stock diffusers takes."""
+
+import copy
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import dpdmd.train.trainer as trainer_module
+from dpdmd.evaluate.generate import generate_folder
+from dpdmd.export import export_run
+from dpdmd.files import read_tensors
+from dpdmd.models.load import LORA_FILE, load_adapter
+from dpdmd.roles import ROLES, TRAINED_ROLES, Roles
+from dpdmd.train.config import Recipe
+from dpdmd.train.cost import describe, network_sizes
+from dpdmd.train.plan import make_plan
+from dpdmd.train.trainer import Trainer, train
+
+PROMPTS = ["a red circle", "the small blue cross on a white background", "one cross"]
+LORA = {"roles": ["student", "fake_score"], "rank": 4, "alpha": 6.0}
+
+
+def make_recipe(folder: str, tmp_path, size: tuple[int, int], **sections) -> Recipe:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    data = {
+        "model": {"teacher": folder, "num_inference_steps": 4, "height": size[0], "width": size[1]},
+        "student": {"num_steps": 2},
+        "objective": {"name": "dp_dmd", "anchor": {"weight": 1.0}},
+        "data": {"prompts": str(tmp_path / "prompts.txt")},
+        "train": {"num_updates": 2, "batch_size": 2, "fake_updates": 1, "learning_rate": 3e-2},
+        "lora": LORA,
+        "output": {"folder": str(tmp_path / "run")},
+    }
+    for name, values in sections.items():
+        data[name] = data.get(name, {}) | values
+    return Recipe.model_validate(data)
+
+
+@pytest.fixture(scope="module")
+def run(family, folder, tmp_path_factory):
+    """A finished run whose student is a LoRA."""
+    tmp_path = tmp_path_factory.mktemp("lora")
+    return train(make_recipe(folder, tmp_path, family.IMAGE_SIZE), load_adapter(folder), progress=False)
+
+
+def picture(model, out) -> np.ndarray:
+    generate_folder(str(model), ["a red circle"], out=out, seeds=[0], progress=False)
+    return np.asarray(Image.open(next(out.glob("*.png")))).astype(int)
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "merged"])
+def test_the_cards_snippet_in_stock_diffusers_reproduces_the_student(lora, run, folder, tmp_path):
+    out = export_run(run, tmp_path / "export", lora=lora)
+    assert (out / LORA_FILE).is_file() == lora
+    scope: dict = {}
+    exec((out / "README.md").read_text().split("```python\n")[1].split("```")[0], scope)
+    stock, ours = np.asarray(scope["image"]).astype(int), picture(run, tmp_path / "ours")
+    assert np.abs(stock - ours).max() <= 1
+    assert np.abs(picture(out, tmp_path / "reloaded") - ours).max() <= 1
+    assert run_differs_from_base(run, folder)
+
+
+def run_differs_from_base(run, folder: str) -> bool:
+    """Whether the update is worth noticing: the stock network moves by it."""
+    layers = read_tensors(run / "student" / LORA_FILE)
+    return any("lora_B" in name and value.abs().max() > 1e-2 for name, value in layers.items())
+
+
+def test_only_the_active_roles_adapter_ever_moves(family, folder, tmp_path):
+    trainer = Trainer(make_recipe(folder, tmp_path, family.IMAGE_SIZE), load_adapter(folder))
+    backbone = load_adapter(folder).load_network().state_dict()
+    for role in TRAINED_ROLES:
+        other = next(name for name in TRAINED_ROLES if name != role)
+        before = {name: [p.clone() for p in trainer.roles.parameters(name).values()] for name in TRAINED_ROLES}
+        (trainer._student_update if role == "student" else lambda: trainer._fake_update(0))()
+        now = trainer.roles.parameters(role).values()
+        moved = [not torch.equal(p, old) for p, old in zip(now, before[role], strict=True)]
+        assert sum(moved) > len(moved) / 3  # the halves that start at zero, but for those without influence
+        assert all(map(torch.equal, trainer.roles.parameters(other).values(), before[other]))
+    for name, value in trainer.network("teacher").state_dict().items():
+        if "lora_" not in name:
+            assert torch.equal(value, backbone[name.replace(".base_layer", "")]), name
+
+
+class ThreeBackbones:
+    """The reference: every role has a backbone of its own, with one adapter that is always on."""
+
+    def __init__(self, teacher, start=None, *, lora, frozen_dtype, seed):
+        options = {"frozen_dtype": frozen_dtype, "seed": seed}
+        own = {role: {role: lora[role]} if role in lora else {} for role in ROLES}
+        self.single = {role: Roles(copy.deepcopy(teacher), lora=own[role], **options) for role in ROLES}
+        self.networks = {role: single.networks[role] for role, single in self.single.items()}
+        self.adapters = frozenset(lora)
+        for role in lora:
+            self.single[role]._activate(role)
+
+    @contextmanager
+    def use(self, role):
+        yield self.networks[role]
+
+    def parameters(self, role):
+        return self.single[role].parameters(role)
+
+
+@pytest.mark.parametrize("family_name", ["sd3", "sdxl"])
+@pytest.mark.parametrize("objective", ["dmd", "dp_dmd"])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_backbone_trains_as_three_do(
+    family_name, objective, precision, gradient_checkpointing, tiny_folder, tmp_path, monkeypatch
+):
+    folder = tiny_folder(family_name)
+    anchor = {"anchor": {"weight": 1.0}} if objective == "dp_dmd" else {}
+
+    def trainer(checkpointed: bool) -> Trainer:
+        train = {"precision": precision, "gradient_checkpointing": checkpointed}
+        sections = {"objective": {"name": objective} | anchor, "train": train}
+        return Trainer(make_recipe(folder, tmp_path, (32, 48), **sections), load_adapter(folder))
+
+    shared = trainer(gradient_checkpointing)
+    monkeypatch.setattr(trainer_module, "Roles", ThreeBackbones)
+    apart = trainer(False)
+    for _ in range(2):
+        row, expected = shared.iterate(), apart.iterate()
+        for key in row:
+            if key != "seconds":
+                assert row[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-5), key
+    for role in TRAINED_ROLES:
+        mine, theirs = shared.roles.parameters(role), apart.roles.parameters(role)
+        assert mine.keys() == theirs.keys()
+        for name, parameter in mine.items():
+            assert parameter.dtype == torch.float32
+            assert_close(parameter, theirs[name], atol=2e-3 if precision == "bf16" else 1e-4, rtol=1e-3)
+
+
+def test_the_plan_counts_the_adapters(family, folder, tmp_path):
+    recipe, adapter = make_recipe(folder, tmp_path, family.IMAGE_SIZE), load_adapter(folder)
+    sizes, trainer = network_sizes(recipe, adapter), Trainer(recipe, load_adapter(folder))
+    assert sizes.adapter == sum(p.numel() for p in trainer.roles.parameters("student").values())
+    assert sizes.network == sum(p.numel() for p in load_adapter(folder).load_network().parameters())
+    assert f"rank 4, {sizes.adapter:,} parameters each" in describe(make_plan(recipe, adapter), recipe, adapter)
+
+
+def test_a_frozen_backbone_in_bf16_trains_fp32_adapters(family, folder, tmp_path):
+    recipe = make_recipe(
+        folder, tmp_path, family.IMAGE_SIZE, model={"dtype": "bf16"}, train={"precision": "bf16", "num_updates": 1}
+    )
+    trainer = Trainer(recipe, load_adapter(folder))
+    row = trainer.iterate()
+    assert all(np.isfinite(value) for value in row.values())
+    dtypes = {p.dtype for p in trainer.roles.parameters("student").values()}
+    assert dtypes == {torch.float32}
+    frozen = [p for name, p in trainer.network("teacher").named_parameters() if "lora_" not in name]
+    assert sum(p.dtype == torch.bfloat16 for p in frozen) > len(frozen) / 2
+
+
+def test_a_target_that_is_no_linear_layer_is_refused(family, folder, tmp_path):
+    recipe = make_recipe(folder, tmp_path, family.IMAGE_SIZE, lora={"targets": ["to_q", "to_nowhere"]})
+    with pytest.raises(ValueError, match=r"lora\.targets: to_nowhere is no linear layer of"):
+        Trainer(recipe, load_adapter(folder))
+
+
+def test_a_student_without_a_lora_has_none_to_export(run, tmp_path, folder, family):
+    recipe = make_recipe(folder, tmp_path, family.IMAGE_SIZE, lora={"roles": ["fake_score"]}, train={"num_updates": 1})
+    mixed = train(recipe, load_adapter(folder), progress=False)
+    assert (mixed / "student" / "student.safetensors").is_file()
+    with pytest.raises(ValueError, match="export it without --lora"):
+        export_run(mixed, tmp_path / "export", lora=True)

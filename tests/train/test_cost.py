@@ -1,0 +1,77 @@
+"""A plan says before training what training then costs."""
+
+import pytest
+
+from dpdmd.roles import TRAINED_ROLES
+from dpdmd.train.cost import NetworkSizes, forwards_per_update, state_bytes
+from dpdmd.train.trainer import Trainer
+
+
+def counted(monkeypatch, adapter) -> dict[str, int]:
+    """How many samples pass through the networks, with and without a graph."""
+    calls = {"all": 0, "graph": 0}
+    predict = adapter.predict
+
+    def spy(network, x_t, t, cond, embedded_guidance=None):
+        result = predict(network, x_t, t, cond, embedded_guidance)
+        calls["all"] += len(x_t)
+        calls["graph"] += len(x_t) if result.x0.requires_grad else 0
+        return result
+
+    monkeypatch.setattr(adapter, "predict", spy)
+    return calls
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+@pytest.mark.parametrize(
+    "objective",
+    [{"name": "dmd"}, {"name": "dp_dmd"}, {"name": "dp_dmd", "anchor": {"target": "x0"}}],
+    ids=["dmd", "dp_dmd", "dp_dmd, x0"],
+)
+def test_the_announced_number_of_network_calls_is_what_an_update_takes(
+    objective, guidance_scale, monkeypatch, adapter, make_recipe
+):
+    recipe = make_recipe(objective=objective, model={"guidance_scale": guidance_scale})
+    trainer = Trainer(recipe, adapter)
+    calls = counted(monkeypatch, adapter)
+    trainer.iterate()
+    forward, backward = forwards_per_update(trainer.plan, recipe)
+    assert calls["all"] == forward * recipe.train.batch_size
+    assert calls["graph"] == backward * recipe.train.batch_size
+
+
+@pytest.mark.parametrize("name", ["dmd", "dp_dmd"])
+def test_a_renoising_student_takes_the_announced_number_on_average(name, monkeypatch, adapter, make_recipe):
+    recipe = make_recipe(objective={"name": name}, student={"kind": "renoise", "num_steps": 3})
+    trainer = Trainer(recipe, adapter)
+    calls = counted(monkeypatch, adapter)
+    for _ in range(60):
+        trainer.iterate()
+    forward, backward = forwards_per_update(trainer.plan, recipe)
+    assert calls["all"] / 60 / recipe.train.batch_size == pytest.approx(forward, rel=0.05)
+    assert calls["graph"] / 60 / recipe.train.batch_size == pytest.approx(backward, rel=0.05)
+
+
+@pytest.mark.parametrize("roles", [[], ["fake_score"], ["student", "fake_score"]], ids=["copies", "mixed", "shared"])
+def test_the_announced_memory_is_that_of_networks_gradients_and_optimisers(roles, adapter, make_recipe):
+    lora = {"roles": roles, "rank": 3, "targets": ["first", "second"]}
+    recipe = make_recipe(train={"ema_decay": 0.9}, lora=lora)
+    trainer = Trainer(recipe, adapter)
+    trainer.iterate()
+    networks = {id(network): network for network in trainer.roles.networks.values()}.values()
+    weights = sum(p.nbytes for network in networks for p in network.parameters())
+    moments = sum(
+        value.nbytes
+        for updater in trainer.updaters.values()
+        for state in updater.optimizer.state.values()
+        for value in state.values()
+        if value.ndim
+    )
+    trained = [sum(p.nbytes for p in trainer.roles.parameters(role).values()) for role in TRAINED_ROLES]
+    network = sum(p.numel() for p in adapter.load_network().parameters())
+    first, second = (3 * (in_features + out_features) for in_features, out_features in ((73, 32), (32, 64)))
+    announced = state_bytes(recipe, NetworkSizes(network, first + second))
+    assert announced["teacher"] + announced["student"] + announced["fake score"] == weights
+    assert announced["AdamW moments"] == moments
+    assert announced["gradients"] == max(trained)
+    assert announced["moving average"] == sum(value.nbytes for value in trainer.ema.average.values())
