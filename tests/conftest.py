@@ -134,3 +134,11 @@ def student_step():
 def randn():
     """Standard normal tensors from a seed: randn(seed, *shape)."""
     return lambda seed, *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or writes the user's cache of embeddings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPDMD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -67,14 +67,17 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the folder.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Encode prompts while training instead of once, ahead and on disk.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print grids, cost and memory, and train nothing.")
     ] = False,
 ) -> None:
     """Train a student. Ctrl-C (exit code 130) and SIGTERM (143) save a checkpoint first."""
-    from dpdmd.train.config import load_recipe
+    from dpdmd.train.config import NO_CACHE, load_recipe
 
-    settings = load_recipe(recipe, overrides or [])
+    settings = load_recipe(recipe, [*(overrides or []), *([f"data.cache={NO_CACHE}"] if no_cache else [])])
 
     from dpdmd.models.load import load_adapter
     from dpdmd.train.cost import describe

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
+from dpdmd.data.embeddings import EmbeddingCache
 from dpdmd.data.prompts import lint_prompts
 from dpdmd.denoiser import concatenate
 from dpdmd.evaluate.generate import generate_folder, image_noise, sample_latents
@@ -270,3 +271,19 @@ def test_prompts_that_a_text_encoder_cuts_are_counted(teacher):
         assert lint_prompts(["a cross"], {name: tokenizer_and_limit}) == []
         (message,) = lint_prompts(["a cross", "cross " * 2000], {name: tokenizer_and_limit})
         assert message.startswith(f"1 of 2 different prompts are longer than the {tokenizer_and_limit[1]} tokens")
+
+
+def test_cached_embeddings_equal_live_ones(teacher, tmp_path):
+    adapter, shape = teacher.adapter, teacher.latent_shape()
+    cache = EmbeddingCache(tmp_path, adapter)
+    prompts = [*PROMPTS, "one", ""]
+    cache.ensure(prompts, progress=False, say=lambda message: None)
+    noise, t = image_noise([0], shape), torch.tensor([0.7])
+    for prompt in prompts:
+        cached, live = cache.condition([prompt]), adapter.encode([prompt])
+        assert {name: (v.shape, v.dtype) for name, v in cached.tensors.items()} == {
+            name: (v.shape, v.dtype) for name, v in live.tensors.items()
+        }
+        with torch.no_grad():
+            a, b = (adapter.predict(teacher.network, noise, t, c, teacher.embedded_guidance) for c in (cached, live))
+        assert_close(a.x0, b.x0, atol=1e-5, rtol=1e-5)

@@ -1,90 +1,11 @@
-"""A model family small enough to train in a test: two linear layers on (4, 4, 4) latents."""
+"""Recipes and the adapter for training in a test."""
 
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
+from tiny_adapter import PROMPTS, TinyAdapter
 
-from dpdmd.denoiser import Condition
-from dpdmd.files import write_tensors
-from dpdmd.grids import Grid, uniform_grid
-from dpdmd.guidance import linear_rule
-from dpdmd.models.load import LORA_FILE
-from dpdmd.paths import FlowPath, from_velocity
-from dpdmd.randomness import generator
 from dpdmd.train.config import Recipe
-
-SHAPE = (4, 4, 4)
-PROMPTS = ["a red circle", "a blue cross", "a small triangle", "a green square", "a circle", "a white star", "a ring"]
-
-
-class TinyNetwork(nn.Module):
-    """velocity = W2 tanh(W1 [x, t, prompt])."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(64 + 1 + 8, 32)
-        self.second = nn.Linear(32, 64)
-
-    def forward(self, x, t, embeds):
-        hidden = self.first(torch.cat([x.flatten(1), t[:, None], embeds], dim=1))
-        return self.second(torch.tanh(hidden)).view_as(x)
-
-
-class TinyPipeline:
-    """Saves a LoRA as stock pipelines do."""
-
-    @staticmethod
-    def save_lora_weights(folder, network_lora_layers, network_lora_adapter_metadata):
-        write_tensors(Path(folder, LORA_FILE), {f"network.{name}": t for name, t in network_lora_layers.items()})
-
-
-class TinyAdapter:
-    """See `dpdmd.models.base.ModelAdapter`."""
-
-    path = FlowPath()
-    prediction_space = "velocity"
-    guidance_scale = 2.0
-    num_inference_steps = 8
-    guidance_rule = staticmethod(linear_rule)
-    embedded_guidance = None
-    texts, token_limits = None, ()
-    lora_targets = ("first", "second")
-    network_name, pipeline_class = "network", TinyPipeline
-
-    def __init__(self, source: str = "tiny"):
-        self.source = source
-        self.encoded: list[str] = []
-
-    def latent_shape(self, height=None, width=None):
-        if (height or 8) % 2:
-            raise ValueError(f"height must be divisible by 2, got {height}")
-        return SHAPE
-
-    def load_network(self):
-        network = TinyNetwork()
-        rng = generator(0, "tiny_network")
-        for parameter in network.parameters():
-            parameter.data = 0.3 * torch.randn(parameter.shape, generator=rng)
-        return network
-
-    def encode(self, prompts):
-        self.encoded += prompts
-        return Condition({"embeds": torch.stack([torch.randn(8, generator=generator(0, p)) for p in prompts])})
-
-    def predict(self, network, x_t, t, cond, embedded_guidance=None):
-        return from_velocity(x_t, network(x_t, t, cond.tensors["embeds"]), t)
-
-    def decode(self, latents):
-        return latents[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3)
-
-    def stock_grid(self, num_steps, latent_shape=None):
-        times = torch.linspace(1, 0.01, num_steps, dtype=torch.float64)
-        return Grid((*(3 * times / (1 + 2 * times)).tolist(), 0.0))
-
-    def uniform_grid(self, num_steps, latent_shape=None):
-        return uniform_grid(num_steps, shift=3.0)
 
 
 @pytest.fixture
@@ -107,7 +28,7 @@ def make_recipe(tmp_path, prompts_file):
         data = {
             "model": {"teacher": "tiny"},
             "student": {"num_steps": 3},
-            "data": {"prompts": str(prompts_file)},
+            "data": {"prompts": str(prompts_file), "cache": "none"},
             "train": {"num_updates": 4, "batch_size": 4, "fake_updates": 2, "learning_rate": 1e-2},
             "checkpoint": {"every": 2},
             "output": {"folder": str(tmp_path / folder)},

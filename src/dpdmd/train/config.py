@@ -13,6 +13,8 @@ from pydantic.fields import FieldInfo
 
 from dpdmd.objectives.presets import ObjectiveConfig
 
+NO_CACHE = "none"  # of data.cache
+
 
 class Section(BaseModel):
     """One table of a recipe: unknown keys, NaN and infinity are refused."""
@@ -90,6 +92,12 @@ class DataConfig(Section):
         min_length=1,
         description='UTF-8 file, one prompt per line ("#" lines are comments) or .jsonl; "datasets:ID[:SPLIT]" for a '
         'Hugging Face dataset; "scenes" for the built-in ones.',
+    )
+    cache: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder of the prompts' embeddings, which runs share. Default: the user's cache. \"none\": encode "
+        "while training.",
     )
     column: str = Field(default="prompt", min_length=1, description="Where a .jsonl file or a dataset has the prompt.")
 

@@ -1,7 +1,7 @@
 """What one micro-batch is made of: prompts in a fixed order, noise, and names for everything else that is random.
 
-Every draw is a function of (seed, role, step, update, micro-batch, rank): nothing is carried over, so a resumed run
-draws what an uninterrupted one would, and two objectives with one seed see the same prompts and the same noise.
+Every draw is a function of (seed, role, step, update, micro-batch of all processes): nothing is carried over, so a
+resumed run draws what an uninterrupted one would, and two objectives with one seed see the same prompts and noise.
 """
 
 import hashlib
@@ -12,12 +12,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dpdmd.denoiser import Condition, concatenate
-from dpdmd.models.base import ModelAdapter
+from dpdmd.denoiser import Condition
 from dpdmd.randomness import generator
 from dpdmd.roles import Role
-
-ENCODE_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -32,26 +29,22 @@ class MicroBatch:
 
 
 class EncodedPrompts:
-    """Prompts with their conditioning on the CPU, each different one encoded once, and the empty prompt's."""
+    """The prompts of a run, and the conditioning of any of them; `uncond` is the empty prompt's.
 
-    def __init__(self, adapter: ModelAdapter, prompts: list[str]):
-        self.prompts = prompts
+    `encode`: texts to conditioning on the CPU, an adapter's `encode` or a cache's `condition`.
+    """
+
+    def __init__(self, prompts: list[str], encode: Callable[[list[str]], Condition]):
+        self.prompts, self.encode = prompts, encode
         self.digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
-        unique = list(dict.fromkeys(prompts))
-        place = {prompt: i for i, prompt in enumerate(unique)}
-        self.rows = torch.tensor([place[prompt] for prompt in prompts])
-        with torch.no_grad():
-            self.conds = concatenate(
-                adapter.encode(unique[i : i + ENCODE_CHUNK]) for i in range(0, len(unique), ENCODE_CHUNK)
-            )
-            self.uncond = adapter.encode([""])
+        self.uncond = encode([""])
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def cond(self, indices: Tensor) -> Condition:
         """Conditioning of the prompts at `indices` (B,)."""
-        return self.conds[self.rows[indices]]
+        return self.encode([self.prompts[i] for i in indices.tolist()])
 
 
 @lru_cache(maxsize=8)
@@ -71,7 +64,8 @@ class BatchSource:
     """The micro-batches of a run.
 
     The prompts of one update are a slice of one sequence per role, cut by micro-batch and rank: how an update's
-    prompts are spread over processes and micro-batches does not change which they are.
+    prompts are spread over processes and micro-batches does not change which they are. The same holds for everything
+    random: two processes draw what one draws in twice as many micro-batches.
     """
 
     prompts: EncodedPrompts
@@ -93,8 +87,10 @@ class BatchSource:
             range(start, start + self.batch_size), len(self.prompts), seed=self.seed, stream=f"{role}/prompts"
         )
 
+        number = index * self.num_processes + self.rank
+
         def rng(stream: str) -> torch.Generator:
-            return generator(self.seed, f"{role}/{update}/{index}/{stream}", step, self.rank)
+            return generator(self.seed, f"{role}/{update}/{number}/{stream}", step)
 
         noise = torch.randn(self.batch_size, *self.latent_shape, generator=rng("noise"))
         return MicroBatch(

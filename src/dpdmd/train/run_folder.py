@@ -24,7 +24,8 @@ PARTS = ("recipe.toml", "provenance.json", "metrics.jsonl", "checkpoints", "vali
 PACKAGES = ("dpdmd", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
 # A resumed run may change these and nothing else.
 FREE_SECTIONS = ("output", "validation", "checkpoint")
-FREE_KEYS = ("train.num_updates",)
+# The product of accumulation and processes is checked with the checkpoint.
+FREE_KEYS = ("train.num_updates", "train.accumulation", "data.cache")
 
 
 def binding_settings(recipe: Recipe) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class RunFolder:
         if changed:
             raise ValueError(
                 "\n  ".join([f"{self.root} cannot be resumed with other settings:", *changed])
-                + "\nOnly train.num_updates and [validation], [checkpoint], [output] may change; otherwise choose "
+                + f"\nOnly {', '.join(FREE_KEYS)} and [{'], ['.join(FREE_SECTIONS)}] may change; otherwise choose "
                 "another output.folder"
             )
 

@@ -1,6 +1,7 @@
 """The training loop: M fake-score updates, then one student update, again and again."""
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
 
+from dpdmd.data.embeddings import EmbeddingCache, default_folder
 from dpdmd.data.prompts import SCENES, lint_prompts, training_prompts
 from dpdmd.denoiser import Condition, Denoiser
 from dpdmd.files import write_json, write_tensors
@@ -29,7 +31,7 @@ from dpdmd.train.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from dpdmd.train.config import Recipe
+from dpdmd.train.config import NO_CACHE, Recipe
 from dpdmd.train.data import BatchSource, EncodedPrompts
 from dpdmd.train.ema import Ema
 from dpdmd.train.health import MetricsLog, mean_of
@@ -38,6 +40,8 @@ from dpdmd.train.run_folder import RunFolder, peak_memory_bytes, recipe_hash
 from dpdmd.train.signals import StoppedBySignal, StopRequest
 from dpdmd.train.updates import Players, Updater, fake_score_loss, learning_rate_at, student_loss
 from dpdmd.train.validation import Validation, default_prompts
+
+SAMPLES_HINT = "on fewer processes raise train.accumulation, on more lower it, so that their product stays"
 
 
 def train(
@@ -128,6 +132,7 @@ class Trainer:
         self.recipe, self.adapter = recipe, adapter
         self.plan = make_plan(recipe, adapter)
         prompts = training_prompts(recipe.data.prompts, recipe.data.column)
+        self._pictured = list(recipe.validation.prompts or default_prompts(prompts))
         self.notes = list(self.plan.notes)
         if recipe.data.prompts != SCENES:
             self.notes += lint_prompts(prompts, tokenizers(adapter.texts, adapter.token_limits))
@@ -135,11 +140,9 @@ class Trainer:
             mixed_precision="no",
             cpu=not torch.cuda.is_available(),
             # A rollout calls a network several times before one backward; synchronising its buffers at every call
-            # would change in place what an earlier call needs for its gradient. Of several adapters on one backbone an
-            # update uses one.
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=bool(recipe.lora.roles))
-            ],
+            # would change in place what an earlier call needs for its gradient. Of adapters on one backbone an update
+            # uses one, and some families have parameters that no output depends on.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
         )
         teacher, start = _networks(recipe, adapter)
         self.roles = Roles(
@@ -168,7 +171,7 @@ class Trainer:
             student_kind=recipe.student.kind,
         )
         self.batches = BatchSource(
-            prompts=EncodedPrompts(adapter, prompts),
+            prompts=EncodedPrompts(prompts, self._encoder([*prompts, *self._pictured])),
             latent_shape=self.plan.latent_shape,
             seed=recipe.train.seed,
             batch_size=recipe.train.batch_size,
@@ -244,9 +247,7 @@ class Trainer:
             "num_parameters": sum(p.numel() for p in self.updaters["student"].parameters),
             "seed": self.recipe.train.seed,
             "num_processes": self.accelerator.num_processes,
-            "samples_per_update": self.recipe.train.batch_size
-            * self.recipe.train.accumulation
-            * self.accelerator.num_processes,
+            "samples_per_update": self._samples_per_update(),
         }
 
     def save(self, folder: Path) -> None:
@@ -270,6 +271,7 @@ class Trainer:
             if state.get(key) != mine:
                 raise ValueError(
                     f"checkpoint {checkpoint.folder} belongs to a run with another {key}: {state.get(key)}, now {mine}"
+                    + (f"; {SAMPLES_HINT}" if key == "samples_per_update" else "")
                 )
         if checkpoint.step > self.recipe.train.num_updates:
             raise ValueError(
@@ -321,7 +323,8 @@ class Trainer:
             validation = Validation(
                 self.adapter,
                 folder,
-                prompts=list(config.prompts or default_prompts(self.batches.prompts.prompts)),
+                encode=self.batches.prompts.encode,
+                prompts=self._pictured,
                 num_seeds=config.num_seeds,
                 latent_shape=self.plan.latent_shape,
                 batch_size=self.recipe.train.batch_size,
@@ -334,6 +337,24 @@ class Trainer:
             student = validation.student_images(self.players.student, self.plan.student_grid, self.recipe.student.kind)
         validation.draw(self.step, teacher, student)
         return time.perf_counter() - started
+
+    def _encoder(self, texts: list[str]) -> Callable[[list[str]], Condition]:
+        """What gives the conditioning of `texts` and of "": their cache, filled here, or the text encoders."""
+        recipe, device = self.recipe, self.accelerator.device
+        if recipe.data.cache == NO_CACHE:
+            if device.type != "cpu":
+                self.adapter.texts.to(device)
+            return self.adapter.encode
+        dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+        cache = EmbeddingCache(recipe.data.cache or default_folder(), self.adapter, dtype)
+        with self.accelerator.main_process_first():
+            if device.type != "cpu" and cache.missing([*texts, ""]):
+                self.adapter.texts.to(device, dtype)
+            cache.ensure([""], progress=False, say=lambda message: None)  # alone, as without a cache: equal to the bit
+            cache.ensure(texts, progress=self.accelerator.is_main_process, say=self.say)
+        # The encoders' memory is the networks' now.
+        vars(self.adapter).pop("texts", None)
+        return cache.condition
 
     def _place_networks(self) -> None:
         networks = self.roles.networks
@@ -387,8 +408,12 @@ class Trainer:
         return {
             "recipe_hash": recipe_hash(self.recipe),
             "prompts_hash": self.batches.prompts.digest,
-            "num_processes": self.accelerator.num_processes,
+            "samples_per_update": self._samples_per_update(),
         }
+
+    def _samples_per_update(self) -> int:
+        train = self.recipe.train
+        return train.batch_size * train.accumulation * self.accelerator.num_processes
 
     def _peak(self) -> int:
         return max(self.peak_memory, peak_memory_bytes())

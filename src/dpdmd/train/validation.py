@@ -36,6 +36,7 @@ class Validation:
         adapter: ModelAdapter,
         folder: Path,
         *,
+        encode: Callable[[list[str]], Condition],
         prompts: list[str],
         num_seeds: int,
         latent_shape: tuple[int, int, int],
@@ -46,9 +47,8 @@ class Validation:
         self.prompts, self.num_seeds = prompts, num_seeds
         self.seeds = [seed for _ in prompts for seed in range(num_seeds)]
         self.latent_shape = latent_shape
-        with torch.no_grad():
-            self.cond = adapter.encode(prompts)[torch.arange(len(prompts)).repeat_interleave(num_seeds)]
-            self.uncond = adapter.encode([""])
+        self.cond = encode(prompts)[torch.arange(len(prompts)).repeat_interleave(num_seeds)]
+        self.uncond = encode([""])
 
     def teacher_images(self, denoise: Denoiser, grid: Grid, guidance_scale: float) -> Tensor:
         """The guided teacher's images, from the cache if it was made with the same settings."""
