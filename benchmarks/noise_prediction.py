@@ -1,0 +1,40 @@
+"""The same comparison on the noise-predicting teacher, and which of the anchor's targets and weights serves it.
+
+    python benchmarks/noise_prediction.py --seeds 2 --updates 100 --jobs 2
+
+Arms: the guided teacher at 30 steps, the same at 4 steps, DMD, and DP-DMD with the anchor's secant in eps space and
+with its x0 target, whose loss is 213.6 times larger for the same error at this teacher's noisiest timestep: the weights
+are chosen to meet. All students share budget, noise, prompts, guidance and learning rate. Resumable, as collapse.py.
+"""
+
+from seeds import run_benchmark
+
+from dpdmd.compare import Arm
+from dpdmd.demo import FEW_STEPS
+
+GUIDANCE = ("--guidance-scale", "3.5")
+TEACHERS = [
+    Arm("teacher", sampling=(*GUIDANCE, "--num-inference-steps", "30")),
+    Arm("teacher_few_steps", sampling=(*GUIDANCE, "--num-inference-steps", str(FEW_STEPS))),
+]
+# Target and weight. In eps space a weight of 213.6 is what 1 is in x0 space.
+ANCHORS = {
+    "x0_paper": ("x0", 0.05),
+    "x0": ("x0", 1.0),
+    "secant": ("secant", 200.0),
+}
+
+
+def student_arms(settings: dict) -> list[Arm]:
+    """The trained arms of one seed."""
+    arms = [Arm("dmd", "scenes_eps_dp_dmd", settings | {"objective.name": "dmd"})]
+    for name, (target, weight) in ANCHORS.items():
+        anchor = {"objective.anchor.target": target, "objective.anchor.weight": weight}
+        arms.append(Arm(f"dp_dmd_{name}", "scenes_eps_dp_dmd", settings | anchor))
+    return arms
+
+
+if __name__ == "__main__":
+    run_benchmark(
+        "noise_prediction", __doc__, teacher="scenes_eps", teachers=TEACHERS, students=student_arms, updates=100
+    )
