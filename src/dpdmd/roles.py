@@ -29,8 +29,10 @@ class Roles:
     """Student and fake score start as the frozen teacher: as copies of it, or as LoRA adapters on it.
 
     A role in `lora` trains an adapter of that configuration on the teacher's own network; any other one trains all
-    weights of a copy, the student of `start` if given. `networks`: the network that plays each role, which roles with
-    adapters have in common with the teacher.
+    weights of a copy, the student of `start` if given.
+
+    networks: what is called for each role, which roles with adapters have in common with the teacher; it may be wrapped
+    for several processes. modules: the same networks as they are.
     """
 
     def __init__(
@@ -57,10 +59,10 @@ class Roles:
             teacher.to(frozen_dtype)
         self.adapters = frozenset(lora)
         self._layers = _add_adapters(teacher, lora, seed) if lora else []
-        self._parameters = {role: dict(self._named_parameters(role)) for role in ROLES}
+        self.modules = dict(self.networks)
         for role in lora:
             # An adapter is made in its layer's dtype, and freezes those before it.
-            for parameter in self._parameters[role].values():
+            for parameter in self.parameters(role).values():
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(True)
         self._activate("teacher")
@@ -76,7 +78,7 @@ class Roles:
 
         In the names of an adapter's parameters its own name is left out.
         """
-        return self._parameters[role]
+        return dict(self._named_parameters(role))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the blocks of student and fake score in the backward pass instead of keeping their activations."""
@@ -104,7 +106,7 @@ class Roles:
     def _named_parameters(self, role: Role) -> Iterator[tuple[str, nn.Parameter]]:
         if role == "teacher":
             return
-        for name, parameter in self.networks[role].named_parameters():
+        for name, parameter in self.modules[role].named_parameters():
             if role not in self.adapters:
                 yield name, parameter
             elif re.search(own := rf"\.{role}(?=\.|$)", name):

@@ -40,8 +40,9 @@ def assert_trained_alike(a: Recipe, b: Recipe) -> None:
 def recipe(make_recipe):
     """recipe(folder, processes, ...): eight samples per update, however many processes share them."""
 
-    def make(folder: str, processes: int, *, num_updates: int = 4, **sections) -> Recipe:
+    def make(folder: str, processes: int, *, num_updates: int = 4, shard: bool = False, **sections) -> Recipe:
         options = {"batch_size": 2, "accumulation": 4 // processes, "num_updates": num_updates, "ema_decay": 0.5}
+        options["shard"] = shard
         return make_recipe(folder, train=options, **sections)
 
     return make
@@ -71,14 +72,32 @@ def test_two_processes_train_what_one_does(recipe, objective, kind, lora):
 
 
 @pytest.mark.parametrize("lora", [{}, LORA], ids=["copies", "shared"])
-def test_a_run_resumes_on_another_number_of_processes(recipe, lora):
-    whole = recipe("whole", 1, lora=lora)
+def test_sharded_networks_train_as_whole_ones_do(recipe, lora):
+    one, two = recipe("one", 1, lora=lora), recipe("two", 2, lora=lora, shard=True, validation={"every": 2})
+    train_tiny(one)
+    in_two_processes(train_tiny, two)
+    assert_trained_alike(one, two)
+    name = "pytorch_lora_weights.safetensors" if lora else "student.safetensors"
+    mine, theirs = (read_tensors(f"{r.output.folder}/student/{name}") for r in (one, two))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.allclose(mine[key], theirs[key], atol=2e-5) for key in mine)
+
+
+@pytest.mark.parametrize("shard", [False, True], ids=["copied", "sharded"])
+def test_a_run_resumes_on_another_number_of_processes_and_back(recipe, shard):
+    whole = recipe("whole", 1)
     train_tiny(whole)
-    in_two_processes(train_tiny, recipe("parts", 2, num_updates=2, lora=lora))
-    rest = recipe("parts", 1, lora=lora)
-    train_tiny(rest, True)
+    in_two_processes(train_tiny, recipe("parts", 2, num_updates=2, shard=shard))
+    train_tiny(recipe("parts", 1, num_updates=3), True)
+    rest = recipe("parts", 2, shard=shard)
+    in_two_processes(train_tiny, rest, True)
     assert_trained_alike(whole, rest)
     assert [row["step"] for row in rows(rest)] == [1, 2, 3, 4]
+
+
+def test_sharding_is_refused_in_one_process(recipe):
+    with pytest.raises(ValueError, match="start it by torchrun"):
+        train_tiny(recipe("run", 1, shard=True))
 
 
 def test_resuming_with_other_samples_per_update_is_refused(recipe):

@@ -24,6 +24,7 @@ class TinyNetwork(nn.Module):
         super().__init__()
         self.first = nn.Linear(64 + 1 + 8, 32)
         self.second = nn.Linear(32, 64)
+        self.blocks = nn.ModuleList()
 
     def forward(self, x, t, embeds):
         hidden = self.first(torch.cat([x.flatten(1), t[:, None], embeds], dim=1))
@@ -49,6 +50,7 @@ class TinyAdapter:
     embedded_guidance = None
     texts, token_limits = None, ()
     lora_targets = ("first", "second")
+    block_lists = ("blocks",)
     network_name, pipeline_class = "network", TinyPipeline
 
     def __init__(self, source: str = "tiny"):

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.load import LORA_FILE
@@ -43,19 +42,16 @@ def lora_configs(config: "LoraConfig", adapter: ModelAdapter, network: nn.Module
     }
 
 
-def save_lora(adapter: ModelAdapter, network: nn.Module, role: Role, folder: Path) -> None:
-    """Write the adapter of `role`, rank and alpha included, as the file that stock `load_lora_weights` takes."""
+def save_lora(adapter: ModelAdapter, layers: dict[str, Tensor], config: PeftLoraConfig, folder: Path) -> None:
+    """Write an adapter's `layers`, rank and alpha included, as the file that stock `load_lora_weights` takes.
+
+    layers: as `get_peft_model_state_dict` returns them.
+    """
     name = adapter.network_name
-    layers = get_peft_model_state_dict(network, adapter_name=role)
+    options = {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": config.to_dict()}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".lora-") as temporary:
-        adapter.pipeline_class.save_lora_weights(
-            temporary,
-            **{
-                f"{name}_lora_layers": layers,
-                f"{name}_lora_adapter_metadata": network.peft_config[role].to_dict(),
-            },
-        )
+        adapter.pipeline_class.save_lora_weights(temporary, **options)
         os.replace(Path(temporary, LORA_FILE), folder / LORA_FILE)
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dpdmd.files import read_json, read_tensors, sha256_of, write_json, write_tensors
+from dpdmd.train.distribution import spread_as
 
 STATE_FILE = "state.json"
 PREFIX = "step-"
@@ -132,7 +133,7 @@ def load_parameters(parameters: dict[str, nn.Parameter], tensors: dict[str, Tens
         raise ValueError("the stored weights belong to another network")
     with torch.no_grad():
         for name, value in tensors.items():
-            parameters[name].copy_(value)
+            parameters[name].copy_(spread_as(value, parameters[name]))
 
 
 def load_optimizer(
@@ -146,4 +147,4 @@ def load_optimizer(
             raise ValueError(f"the stored optimiser state has {name!r}, which the network has not")
         parameter = parameters[name]
         # AdamW counts its steps on the CPU; moments live beside their parameter.
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        optimizer.state[parameter][key] = value if key == "step" else spread_as(value, parameter)

@@ -126,6 +126,10 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="Of network calls; weights, losses and optimiser stay in fp32."
     )
+    shard: bool = Field(
+        default=False,
+        description="Spread every network over the processes (FSDP2) instead of copying it (DDP).",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, about a third more time."
     )

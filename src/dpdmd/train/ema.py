@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dpdmd.train.distribution import spread_as
+
 
 class Ema:
     """Average of named parameters in fp32: average <- decay average + (1 - decay) parameter.
@@ -28,7 +30,7 @@ class Ema:
         if set(average) != set(self.average):
             raise ValueError("the stored moving average belongs to another network")
         for name, value in average.items():
-            self.average[name].copy_(value)
+            self.average[name].copy_(spread_as(value, self.average[name]))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -25,7 +25,7 @@ PACKAGES = ("dpdmd", "torch", "diffusers", "transformers", "accelerate", "safete
 # A resumed run may change these and nothing else.
 FREE_SECTIONS = ("output", "validation", "checkpoint")
 # The product of accumulation and processes is checked with the checkpoint.
-FREE_KEYS = ("train.num_updates", "train.accumulation", "data.cache")
+FREE_KEYS = ("train.num_updates", "train.accumulation", "train.shard", "data.cache")
 
 
 def binding_settings(recipe: Recipe) -> dict[str, Any]:

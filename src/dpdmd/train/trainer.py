@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from peft import get_peft_model_state_dict
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,7 +21,7 @@ from dpdmd.models.load import BUILT_IN, load_sampler
 from dpdmd.models.lora import lora_configs, save_lora
 from dpdmd.models.parts import tokenizers
 from dpdmd.paths import Prediction
-from dpdmd.roles import TRAINED_ROLES, Role, Roles
+from dpdmd.roles import Role, Roles
 from dpdmd.train.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -33,6 +32,7 @@ from dpdmd.train.checkpoint import (
 )
 from dpdmd.train.config import NO_CACHE, Recipe
 from dpdmd.train.data import BatchSource, EncodedPrompts
+from dpdmd.train.distribution import new_accelerator, replicate, shard, whole
 from dpdmd.train.ema import Ema
 from dpdmd.train.health import MetricsLog, mean_of
 from dpdmd.train.plan import make_plan
@@ -70,8 +70,7 @@ def train(
     if resume:
         say(f"resuming {run.root} after step {trainer.step}" if checkpoint else f"{run.root} has no checkpoint: step 0")
     _loop(trainer, run, progress=progress)
-    if trainer.accelerator.is_main_process:
-        trainer.write_student(run.student)
+    trainer.write_student(run.student)
     trainer.accelerator.wait_for_everyone()
     return run.root
 
@@ -97,7 +96,7 @@ def _loop(trainer: "Trainer", run: RunFolder, *, progress: bool) -> None:
                 raise StoppedBySignal(
                     signum, f"stopped after step {trainer.step}; the checkpoint is saved, --resume goes on from it"
                 )
-            if _is_due(trainer.step, recipe.validation.every) and accelerator.is_main_process:
+            if _is_due(trainer.step, recipe.validation.every):
                 seconds = trainer.draw_validation(run.validation)
                 if not hide:
                     trainer.say(f"step {trainer.step}: pictures in {run.validation} ({seconds:.1f} s)")
@@ -136,14 +135,7 @@ class Trainer:
         self.notes = list(self.plan.notes)
         if recipe.data.prompts != SCENES:
             self.notes += lint_prompts(prompts, tokenizers(adapter.texts, adapter.token_limits))
-        self.accelerator = Accelerator(
-            mixed_precision="no",
-            cpu=not torch.cuda.is_available(),
-            # A rollout calls a network several times before one backward; synchronising its buffers at every call
-            # would change in place what an earlier call needs for its gradient. Of adapters on one backbone an update
-            # uses one, and some families have parameters that no output depends on.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
-        )
+        self.accelerator = new_accelerator()
         teacher, start = _networks(recipe, adapter)
         self.roles = Roles(
             teacher,
@@ -154,7 +146,10 @@ class Trainer:
         )
         if recipe.train.gradient_checkpointing:
             self.roles.enable_gradient_checkpointing()
-        self._place_networks()
+        if recipe.train.shard:
+            shard(self.roles, self.accelerator, adapter.block_lists)
+        else:
+            replicate(self.roles, self.accelerator)
         self.updaters: dict[Role, Updater] = {
             "student": self._updater("student", recipe.train.learning_rate),
             "fake_score": self._updater("fake_score", recipe.train.fake_learning_rate or recipe.train.learning_rate),
@@ -217,8 +212,8 @@ class Trainer:
         return [partial(micro_loss, index) for index in range(self.recipe.train.accumulation)]
 
     def network(self, role: Role) -> torch.nn.Module:
-        """The network of a role without what accelerate wraps around it."""
-        return self.accelerator.unwrap_model(self.roles.networks[role])
+        """The network of a role without what is wrapped around it for several processes."""
+        return self.roles.modules[role]
 
     def agree_on_signal(self, stop: StopRequest) -> int:
         """The signal that any process received, 0 for none: all stop at the same step or none does."""
@@ -252,15 +247,16 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint; all processes wait for it."""
+        tensors = {}
+        for role, updater in self.updaters.items():
+            parameters = self.roles.parameters(role)
+            tensors[role] = {name: p.detach() for name, p in parameters.items()}
+            tensors[f"{role}_optimizer"] = optimizer_tensors(updater.optimizer, parameters)
+        if self.ema is not None:
+            tensors["ema"] = self.ema.average
+        tensors = {name: self._gathered(values) for name, values in tensors.items()}
+        state = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self._peak(), **self._identity()}
         if self.accelerator.is_main_process:
-            tensors = {}
-            for role, updater in self.updaters.items():
-                parameters = self.roles.parameters(role)
-                tensors[role] = {name: p.detach() for name, p in parameters.items()}
-                tensors[f"{role}_optimizer"] = optimizer_tensors(updater.optimizer, parameters)
-            if self.ema is not None:
-                tensors["ema"] = self.ema.average
-            state = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self._peak(), **self._identity()}
             save_checkpoint(folder, tensors, state, keep=self.recipe.checkpoint.keep)
         self.accelerator.wait_for_everyone()
 
@@ -292,11 +288,16 @@ class Trainer:
         `student.safetensors` holds all weights; of an adapter there is `pytorch_lora_weights.safetensors`.
         """
         network, teacher = self.network("student"), self.recipe.model.teacher
+        is_lora = "student" in self.roles.adapters
         with self._averaged():
-            if "student" in self.roles.adapters:
-                save_lora(self.adapter, network, "student", folder)
+            state = get_peft_model_state_dict(network, adapter_name="student") if is_lora else network.state_dict()
+            weights = self._gathered(state)
+            if not self.accelerator.is_main_process:
+                return
+            if is_lora:
+                save_lora(self.adapter, weights, network.peft_config["student"], folder)
             else:
-                write_tensors(folder / "student.safetensors", network.state_dict())
+                write_tensors(folder / "student.safetensors", weights)
         is_folder = teacher not in BUILT_IN and Path(teacher).is_dir()
         info = {
             # Absolute, so that the student can be sampled from any working directory.
@@ -316,7 +317,10 @@ class Trainer:
         write_json(folder / "student.json", info)
 
     def draw_validation(self, folder: Path) -> float:
-        """Write the picture of this step; returns the seconds it took, which are no training seconds."""
+        """Write the picture of this step; returns the seconds it took, which are no training seconds.
+
+        All processes draw it: sharded networks need them, and the others would only wait.
+        """
         started = time.perf_counter()
         if self._validation is None:
             config = self.recipe.validation
@@ -328,14 +332,15 @@ class Trainer:
                 num_seeds=config.num_seeds,
                 latent_shape=self.plan.latent_shape,
                 batch_size=self.recipe.train.batch_size,
-                device=self.accelerator.device,
+                accelerator=self.accelerator,
             )
             teacher = validation.teacher_images(self.players.teacher, self.plan.teacher_grid, self.plan.guidance_scale)
             self._validation = validation, teacher
         validation, teacher = self._validation
         with self._averaged():
             student = validation.student_images(self.players.student, self.plan.student_grid, self.recipe.student.kind)
-        validation.draw(self.step, teacher, student)
+        if self.accelerator.is_main_process:
+            validation.draw(self.step, teacher, student)
         return time.perf_counter() - started
 
     def _encoder(self, texts: list[str]) -> Callable[[list[str]], Condition]:
@@ -356,15 +361,11 @@ class Trainer:
         vars(self.adapter).pop("texts", None)
         return cache.condition
 
-    def _place_networks(self) -> None:
-        networks = self.roles.networks
-        networks["teacher"].to(self.accelerator.device)
-        prepared: dict[int, torch.nn.Module] = {}
-        for role in TRAINED_ROLES:
-            network = networks[role]
-            if id(network) not in prepared:
-                prepared[id(network)] = self.accelerator.prepare(network)
-            networks[role] = prepared[id(network)]
+    def _gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the CPU of the main process, which writes them; every process has to ask."""
+        is_main = self.accelerator.is_main_process
+        gathered = ((name, whole(tensor)) for name, tensor in tensors.items())
+        return {name: tensor.cpu() for name, tensor in gathered if is_main}
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Within it the student computes with its averaged weights, if there are any."""

@@ -17,6 +17,7 @@ from dpdmd.paths import Path, add_noise
 from dpdmd.roles import Role
 from dpdmd.rollout import StudentKind, StudentRollout, student_rollout
 from dpdmd.train.data import MicroBatch
+from dpdmd.train.distribution import whole
 from dpdmd.train.health import mean_of, sample_health
 
 
@@ -153,7 +154,7 @@ class Updater:
                 self.accelerator.backward(result.total / len(micro_losses))
             rows.append(result.parts | result.health)
         log = mean_of(rows)
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)))
         log[f"grad_norm/{self.role}"] = norm
         self._refuse_non_finite(step, log)
         rate = learning_rate_at(step, self.peak, self.warmup)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,9 +42,10 @@ class Validation:
         num_seeds: int,
         latent_shape: tuple[int, int, int],
         batch_size: int,
-        device: torch.device,
+        accelerator: Accelerator,
     ):
-        self.adapter, self.folder, self.batch_size, self.device = adapter, folder, batch_size, device
+        self.adapter, self.folder, self.batch_size = adapter, folder, batch_size
+        self.accelerator, self.device = accelerator, accelerator.device
         self.prompts, self.num_seeds = prompts, num_seeds
         self.seeds = [seed for _ in prompts for seed in range(num_seeds)]
         self.latent_shape = latent_shape
@@ -55,7 +57,9 @@ class Validation:
         settings = [self.prompts, self.num_seeds, list(self.latent_shape), grid.times, guidance_scale]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
         path = self.folder / f"teacher-{name}.safetensors"
-        if path.exists():
+        is_there = path.exists()
+        self.accelerator.wait_for_everyone()  # nobody writes before all have looked
+        if is_there:
             return read_tensors(path)["images"]
         guidance = Guidance(guidance_scale, rule=self.adapter.guidance_rule)
 
@@ -65,7 +69,8 @@ class Validation:
             return teacher_rollout(denoise, self.adapter.path, noise, cond, uncond, grid=grid, guidance=guidance)
 
         images = self._decode(latents)
-        write_tensors(path, {"images": images})
+        if self.accelerator.is_main_process:
+            write_tensors(path, {"images": images})
         return images
 
     def student_images(self, denoise: Denoiser, grid: Grid, kind: StudentKind) -> Tensor:
