@@ -12,7 +12,7 @@ import pytest
 from dpdmd import cli
 
 RECIPE = '[model]\nteacher = "scenes"\n[data]\nprompts = "scenes"\n[output]\nfolder = "{folder}"\n'
-COMMANDS = ["train", "config", "sample", "evaluate", "report", "export", "pretrain-teacher", "demo"]
+COMMANDS = ["train", "plan", "config", "sample", "evaluate", "report", "export", "pretrain-teacher", "demo"]
 
 
 @pytest.fixture

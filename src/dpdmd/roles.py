@@ -56,7 +56,7 @@ class Roles:
             is_copy = role not in lora
             self.networks[role] = copy.deepcopy(origin).requires_grad_(True).train() if is_copy else teacher
         if frozen_dtype != torch.float32:
-            teacher.to(frozen_dtype)
+            _cast(teacher, frozen_dtype)
         self.adapters = frozenset(lora)
         self._layers = _add_adapters(teacher, lora, seed) if lora else []
         self.modules = dict(self.networks)
@@ -111,6 +111,16 @@ class Roles:
                 yield name, parameter
             elif re.search(own := rf"\.{role}(?=\.|$)", name):
                 yield re.sub(own, "", name), parameter
+
+
+def _cast(network: nn.Module, dtype: torch.dtype) -> None:
+    """Frozen parameters and buffers in another dtype; unlike `Module.to`, on tensors without data as well."""
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(parameter.data.to(dtype), requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                setattr(module, name, buffer.to(dtype))
 
 
 def _add_adapters(network: nn.Module, lora: Mapping[Role, "LoraConfig"], seed: int) -> list[nn.Module]:

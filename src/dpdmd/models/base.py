@@ -59,6 +59,9 @@ class ModelAdapter(Protocol):
     def encode(self, prompts: list[str]) -> Condition:
         """Prompts to conditioning on the CPU, exactly as the stock pipeline; "" is the unconditional one."""
 
+    def blank_condition(self, num_prompts: int) -> Condition:
+        """Zeros of the shapes that the longest prompts are encoded to, all tokens present: for counting memory."""
+
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:

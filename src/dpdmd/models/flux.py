@@ -52,6 +52,16 @@ class FluxAdapter(StockAdapter):
         )
         return Condition({"prompt_embeds": embeds.cpu().clone(), "pooled_prompt_embeds": pooled.cpu().clone()})
 
+    def blank_condition(self, num_prompts: int) -> Condition:
+        """T5's 512 tokens."""
+        config = self.network_config
+        return Condition(
+            {
+                "prompt_embeds": torch.zeros(num_prompts, NUM_T5_TOKENS, config["joint_attention_dim"]),
+                "pooled_prompt_embeds": torch.zeros(num_prompts, config["pooled_projection_dim"]),
+            }
+        )
+
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:

@@ -67,6 +67,12 @@ class QwenImageAdapter(StockAdapter):
         mask = torch.ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask  # None: all are tokens
         return Condition({"prompt_embeds": embeds.cpu().clone(), "prompt_mask": mask.cpu().clone()})
 
+    def blank_condition(self, num_prompts: int) -> Condition:
+        """As many tokens as the encoder is given."""
+        shape = num_prompts, NUM_TOKENS
+        embeds = torch.zeros(*shape, self.network_config["joint_attention_dim"])
+        return Condition({"prompt_embeds": embeds, "prompt_mask": torch.ones(shape, dtype=torch.long)})
+
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:

@@ -68,6 +68,12 @@ class SanaAdapter(StockAdapter):
         num_tokens = int(mask.sum())
         return Condition({"prompt_embeds": embeds[:, :num_tokens].cpu(), "mask": mask[:, :num_tokens].cpu()})
 
+    def blank_condition(self, num_prompts: int) -> Condition:
+        """As many tokens as the encoder is given."""
+        shape = num_prompts, self.token_limits[0][1]
+        embeds = torch.zeros(*shape, self.network_config["caption_channels"])
+        return Condition({"prompt_embeds": embeds, "mask": torch.ones(shape, dtype=torch.long)})
+
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:

@@ -12,6 +12,7 @@ from dpdmd.models.folding import FoldedJointAttention
 from dpdmd.models.stock import StockAdapter
 from dpdmd.paths import Prediction, from_velocity
 
+NUM_CLIP_TOKENS = 77
 NUM_T5_TOKENS = 256  # the stock pipeline's default max_sequence_length
 
 
@@ -59,6 +60,16 @@ class SD3Adapter(StockAdapter):
         )
         embeds = embeds[:, : embeds.shape[1] - self._num_folded_tokens + 1]
         return Condition({"prompt_embeds": embeds.cpu().clone(), "pooled_prompt_embeds": pooled.cpu().clone()})
+
+    def blank_condition(self, num_prompts: int) -> Condition:
+        """As with T5, the tokens of CLIP before its own."""
+        config, length = self.network_config, NUM_CLIP_TOKENS + NUM_T5_TOKENS
+        return Condition(
+            {
+                "prompt_embeds": torch.zeros(num_prompts, length, config["joint_attention_dim"]),
+                "pooled_prompt_embeds": torch.zeros(num_prompts, config["pooled_projection_dim"]),
+            }
+        )
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None

@@ -19,6 +19,7 @@ from dpdmd.models.stock import StockAdapter
 from dpdmd.paths import Prediction, VPPath, from_eps, from_v
 from dpdmd.rollout import StudentKind
 
+NUM_CLIP_TOKENS = 77
 CONVERSIONS = {"epsilon": ("eps", from_eps), "v_prediction": ("v", from_v)}
 
 
@@ -55,6 +56,17 @@ class SDXLAdapter(StockAdapter):
         """`prompt_embeds` (B, L, D) and `pooled_prompt_embeds` (B, P)."""
         embeds, _, pooled, _ = self.texts.encode_prompt(prompt=list(prompts), do_classifier_free_guidance=False)
         return Condition({"prompt_embeds": embeds.cpu().clone(), "pooled_prompt_embeds": pooled.cpu().clone()})
+
+    def blank_condition(self, num_prompts: int) -> Condition:
+        """CLIP's 77 tokens."""
+        config = self.network_config
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        return Condition(
+            {
+                "prompt_embeds": torch.zeros(num_prompts, NUM_CLIP_TOKENS, config["cross_attention_dim"]),
+                "pooled_prompt_embeds": torch.zeros(num_prompts, pooled),
+            }
+        )
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None

@@ -45,6 +45,12 @@ class ZImageAdapter(StockAdapter):
         mask = pad_sequence([torch.ones(len(tokens), dtype=torch.bool) for tokens in embeds], batch_first=True)
         return Condition({"prompt_embeds": pad_sequence(embeds, batch_first=True).cpu(), "mask": mask})
 
+    def blank_condition(self, num_prompts: int) -> Condition:
+        """As many tokens as the encoder is given."""
+        shape = num_prompts, self.token_limits[0][1]
+        embeds = torch.zeros(*shape, self.network_config["cap_feat_dim"])
+        return Condition({"prompt_embeds": embeds, "mask": torch.ones(shape, dtype=torch.bool)})
+
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:

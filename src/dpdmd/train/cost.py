@@ -27,7 +27,7 @@ def network_sizes(recipe: Recipe, adapter: ModelAdapter) -> NetworkSizes:
     """Counted on networks without data, from the configuration alone. Raises ValueError for impossible targets."""
     from dpdmd.models.lora import lora_configs
 
-    network = _empty_network(adapter)
+    network = empty_network(adapter)
     size, configs = _count(network), lora_configs(recipe.lora, adapter, network)
     if not configs:
         return NetworkSizes(size)
@@ -38,10 +38,11 @@ def network_sizes(recipe: Recipe, adapter: ModelAdapter) -> NetworkSizes:
 
 def num_parameters(adapter: ModelAdapter) -> int:
     """Size of the denoising network, from its configuration alone."""
-    return _count(_empty_network(adapter))
+    return _count(empty_network(adapter))
 
 
-def _empty_network(adapter: ModelAdapter) -> nn.Module:
+def empty_network(adapter: ModelAdapter) -> nn.Module:
+    """The denoising network on the meta device, from its configuration."""
     with init_empty_weights():
         return adapter.network_class.from_config(
             adapter.network_class.load_config(adapter.source, subfolder=adapter.network_name)
@@ -79,6 +80,13 @@ def state_bytes(recipe: Recipe, sizes: NetworkSizes) -> dict[str, int]:
         "AdamW moments": 2 * BYTES * sum(trained.values()),
         "moving average": BYTES * trained["student"] if recipe.train.ema_decay else 0,
     }
+
+
+def embedding_bytes(recipe: Recipe, adapter: ModelAdapter) -> int:
+    """What the cache holds of one prompt, at most."""
+    size = FROZEN_BYTES[recipe.train.precision]
+    tensors = adapter.blank_condition(1).tensors.values()
+    return sum(tensor.numel() * (size if tensor.is_floating_point() else tensor.itemsize) for tensor in tensors)
 
 
 def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
