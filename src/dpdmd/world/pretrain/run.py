@@ -32,7 +32,8 @@ class Teacher:
 
     It is trained in `rounds` of so many steps, each a warm-up, a constant and a cosine to zero, each at half the rate
     of the one before. A finished round is kept in its own file, so that an interrupted command loses at most one.
-    `learning_rates`: Muon's and AdamW's. `time_shift`: of the noise levels seen, 1 = uniform.
+    `learning_rates`: Muon's and AdamW's. `time_shift`: of the noise levels seen, 1 = uniform. `saved_dtype`: of the
+    network's weights in the folder, which is shipped.
     """
 
     pipeline: Callable[[Path], DiffusionPipeline]
@@ -41,12 +42,13 @@ class Teacher:
     batch_size: int
     learning_rates: tuple[float, float]
     time_shift: float
+    saved_dtype: torch.dtype = torch.float32
 
 
 # By the name of the denoising network, which is its stage.
 TEACHERS = {
     "transformer": Teacher(sd3_pipeline, "teacher", (11_500, 10_000), 192, (6e-3, 3e-3), 1.5),
-    "unet": Teacher(sdxl_pipeline, "teacher_eps", (8_000,), 128, (6e-3, 6e-3), 1.0),
+    "unet": Teacher(sdxl_pipeline, "teacher_eps", (8_000,), 128, (6e-3, 6e-3), 1.0, torch.float16),
 }
 STAGES = ("autoencoder", "text", *TEACHERS, "assemble", "features", "card")
 
@@ -152,4 +154,5 @@ def assemble(parts: Path, name: str, out: Path) -> None:
     """Put the trained parts together as a stock pipeline folder."""
     pipeline = TEACHERS[name].pipeline(parts)
     getattr(pipeline, name).load_state_dict(read_tensors(_trained(parts, name)))
+    getattr(pipeline, name).to(TEACHERS[name].saved_dtype)
     pipeline.save_pretrained(out, safe_serialization=True)
