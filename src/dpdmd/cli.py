@@ -85,9 +85,9 @@ def train(
 
     from dpdmd.models.load import load_adapter
     from dpdmd.train.cost import describe
+    from dpdmd.train.loop import train as run_training
     from dpdmd.train.plan import make_plan
     from dpdmd.train.run_folder import RunFolder
-    from dpdmd.train.trainer import train as run_training
 
     if dry_run:
         from dpdmd.data.prompts import training_prompts

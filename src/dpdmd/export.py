@@ -10,7 +10,8 @@ from torch import nn
 from dpdmd.card import base_licence, metrics_section, model_card, read_metrics, unscored_section
 from dpdmd.files import atomic_folder, read_json, write_json, write_text
 from dpdmd.models.base import ModelAdapter
-from dpdmd.models.load import LORA_FILE, STUDENT_FILE, load_sampler, local_folder
+from dpdmd.models.load import LORA_FILE, STUDENT_FILE, load_sampler
+from dpdmd.models.parts import local_folder
 
 SNIPPET = """\
 import torch

@@ -17,8 +17,9 @@ from dpdmd.models.load import LORA_FILE, load_adapter
 from dpdmd.roles import ROLES, TRAINED_ROLES, Roles
 from dpdmd.train.config import Recipe
 from dpdmd.train.cost import describe, network_sizes
+from dpdmd.train.loop import train
 from dpdmd.train.plan import make_plan
-from dpdmd.train.trainer import Trainer, train
+from dpdmd.train.trainer import Trainer
 
 PROMPTS = ["a red circle", "the small blue cross on a white background", "one cross"]
 LORA = {"roles": ["student", "fake_score"], "rank": 4, "alpha": 6.0}

@@ -11,8 +11,8 @@ from dpdmd.files import read_json
 from dpdmd.models.load import load_adapter
 from dpdmd.train.config import load_recipe, shipped_recipes
 from dpdmd.train.cost import describe
+from dpdmd.train.loop import train
 from dpdmd.train.plan import make_plan
-from dpdmd.train.trainer import train
 
 TINY = {
     "sd35_medium_dp_dmd": "sd3",

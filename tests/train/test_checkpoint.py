@@ -13,8 +13,9 @@ from dpdmd.files import read_json, read_tensors, write_json
 from dpdmd.models.load import LORA_FILE
 from dpdmd.train import checkpoint as checkpoints
 from dpdmd.train.checkpoint import latest_checkpoint, save_checkpoint
+from dpdmd.train.loop import train
 from dpdmd.train.signals import StoppedBySignal, StopRequest
-from dpdmd.train.trainer import Trainer, train
+from dpdmd.train.trainer import Trainer
 
 LONG = {"num_updates": 5, "ema_decay": 0.8, "warmup": 3, "accumulation": 2, "weight_decay": 0.01}
 

@@ -12,7 +12,7 @@ from tiny_adapter import TinyAdapter
 from dpdmd.files import read_tensors
 from dpdmd.train.checkpoint import latest_checkpoint
 from dpdmd.train.config import Recipe
-from dpdmd.train.trainer import train
+from dpdmd.train.loop import train
 
 NUM_UPDATES = 40
 
@@ -37,7 +37,7 @@ def test_a_run_survives_being_killed_at_many_moments(make_recipe):
     options = {"train": {"num_updates": NUM_UPDATES, "ema_decay": 0.5}, "checkpoint": {"every": 1}}
     whole, parts = make_recipe("whole", **options), make_recipe("parts", **options)
     context = multiprocessing.get_context("forkserver")  # imports once; every process below starts from there
-    context.set_forkserver_preload(["tiny_adapter", "dpdmd.train.trainer", "accelerate"])
+    context.set_forkserver_preload(["tiny_adapter", "dpdmd.train.loop", "accelerate"])
     uninterrupted = context.Process(target=go_on, args=(whole,))
     uninterrupted.start()
     uninterrupted.join()

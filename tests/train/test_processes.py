@@ -9,7 +9,7 @@ from tiny_adapter import TinyAdapter
 
 from dpdmd.files import read_tensors
 from dpdmd.train.config import Recipe
-from dpdmd.train.trainer import train
+from dpdmd.train.loop import train
 
 LORA = {"roles": ["student", "fake_score"], "rank": 2}
 

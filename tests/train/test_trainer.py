@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dpdmd.files import read_json, read_png, read_tensors
+from dpdmd.train.loop import train
 from dpdmd.train.run_folder import RunFolder
-from dpdmd.train.trainer import Trainer, train
+from dpdmd.train.trainer import Trainer
 
 LOG_KEYS = {
     "step",

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from dpdmd.denoiser import Condition, concatenate
 from dpdmd.files import read_json, sha256_of, write_json, write_tensors
 from dpdmd.models.base import ModelAdapter
-from dpdmd.models.load import local_folder
+from dpdmd.models.parts import local_folder
 
 CHUNK = 64  # prompts encoded at a time
 SHARD = 256  # prompts in a file

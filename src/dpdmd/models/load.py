@@ -68,18 +68,6 @@ def built_in_teacher(name: str = "scenes") -> Path:
     return Path(str(files("dpdmd.world") / BUILT_IN[name]))
 
 
-def local_folder(source: str) -> Path:
-    """The folder of a pipeline: `source` itself, or the snapshot of a hub id, downloaded where it is not cached."""
-    if Path(source).is_dir():
-        return Path(source)
-    from diffusers import DiffusionPipeline
-
-    from dpdmd.models.parts import reading
-
-    with reading(source, "files"):
-        return Path(DiffusionPipeline.download(source, use_safetensors=True))
-
-
 def pipeline_class(source: str) -> str:
     """The pipeline class that a folder or hub id names in its model_index.json.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,16 @@ def _reason(error: BaseException) -> str:
         if isinstance(link, LocalEntryNotFoundError):
             return "it is not in the local cache and huggingface.co cannot be reached"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def local_folder(source: str) -> Path:
+    """The folder of a pipeline: `source` itself, or the snapshot of a hub id, downloaded where it is not cached."""
+    if Path(source).is_dir():
+        return Path(source)
+    from diffusers import DiffusionPipeline
+
+    with reading(source, "files"):
+        return Path(DiffusionPipeline.download(source, use_safetensors=True))
 
 
 def load_config(component_class: type, source: str, name: str) -> dict[str, Any]:

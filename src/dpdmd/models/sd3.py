@@ -1,7 +1,10 @@
 """Stable Diffusion 3 and 3.5: flow prediction, time fed as 1000 t, plain guidance, latents as they are."""
 
+from functools import cached_property
+
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from dpdmd.denoiser import Condition
@@ -9,10 +12,12 @@ from dpdmd.grids import Grid
 from dpdmd.models import flow_scheduler
 from dpdmd.models.base import LatentShape
 from dpdmd.models.folding import FoldedJointAttention
+from dpdmd.models.parts import local_folder
 from dpdmd.models.stock import StockAdapter
 from dpdmd.paths import Prediction, from_velocity
 
 NUM_CLIP_TOKENS = 77
+T5_NORM = "encoder.final_layer_norm.weight"
 NUM_T5_TOKENS = 256  # the stock pipeline's default max_sequence_length
 
 
@@ -37,10 +42,15 @@ class SD3Adapter(StockAdapter):
         if self.scheduler_config.get("use_dynamic_shifting"):
             raise ValueError(f"{source}: a scheduler with dynamic shifting is not supported for SD3")
 
-    @property
+    @cached_property
     def _num_folded_tokens(self) -> int:
-        t5 = self.texts.text_encoder_3
-        return NUM_T5_TOKENS if t5 is None or not bool(t5.encoder.final_layer_norm.weight.any()) else 1
+        """How many equal tokens `encode`'s last one stands for: T5's where it is missing or says nothing, else 1."""
+        folder = local_folder(self.source) / "text_encoder_3"
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, framework="pt") as weights:
+                if T5_NORM in weights.keys():  # noqa: SIM118 (it is no dictionary)
+                    return 1 if weights.get_tensor(T5_NORM).any() else NUM_T5_TOKENS
+        return 1 if folder.is_dir() else NUM_T5_TOKENS
 
     def load_network(self) -> nn.Module:
         """The pretrained transformer, with attention over folded tokens."""

@@ -1,4 +1,4 @@
-"""The training loop: M fake-score updates, then one student update, again and again."""
+"""The state of a run and its one iteration: M fake-score updates, then one student update."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,6 @@ from dpdmd.paths import Prediction
 from dpdmd.roles import Role, Roles
 from dpdmd.train.checkpoint import (
     Checkpoint,
-    latest_checkpoint,
     load_optimizer,
     load_parameters,
     optimizer_tensors,
@@ -34,73 +33,14 @@ from dpdmd.train.config import NO_CACHE, Recipe
 from dpdmd.train.data import BatchSource, EncodedPrompts
 from dpdmd.train.distribution import new_accelerator, replicate, shard, whole
 from dpdmd.train.ema import Ema
-from dpdmd.train.health import MetricsLog, mean_of
+from dpdmd.train.health import mean_of
 from dpdmd.train.plan import make_plan
-from dpdmd.train.run_folder import RunFolder, peak_memory_bytes, recipe_hash
-from dpdmd.train.signals import StoppedBySignal, StopRequest
+from dpdmd.train.run_folder import peak_memory_bytes, recipe_hash
+from dpdmd.train.signals import StopRequest
 from dpdmd.train.updates import Players, Updater, fake_score_loss, learning_rate_at, student_loss
 from dpdmd.train.validation import Validation, default_prompts
 
 SAMPLES_HINT = "on fewer processes raise train.accumulation, on more lower it, so that their product stays"
-
-
-def train(
-    recipe: Recipe, adapter: ModelAdapter, *, resume: bool = False, overwrite: bool = False, progress: bool = True
-) -> Path:
-    """Train a student as `recipe` says; returns the run folder, which then holds `student/`.
-
-    resume: go on from the newest undamaged checkpoint of the folder, or start when it has none. overwrite: replace a
-    run that is there. Raises ValueError for impossible settings and for a folder that holds a run; FloatingPointError
-    when a loss is no longer finite; StoppedBySignal after Ctrl-C or SIGTERM, a checkpoint having been saved.
-    """
-    run = RunFolder(recipe.output.folder)
-    run.refuse_if_unusable(recipe, resume=resume, overwrite=overwrite)
-    trainer = Trainer(recipe, adapter)
-    trainer.accelerator.wait_for_everyone()
-    say = trainer.say if progress else lambda message: None
-    checkpoint = latest_checkpoint(run.checkpoints, say=trainer.say) if resume else None
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-    if trainer.accelerator.is_main_process:
-        run.prepare(recipe, overwrite=overwrite)
-        run.write_provenance(trainer.facts(), from_step=trainer.step)
-        MetricsLog(run.metrics).cut_after(trainer.step)
-    for message in trainer.notes:
-        say(f"note: {message}")
-    if resume:
-        say(f"resuming {run.root} after step {trainer.step}" if checkpoint else f"{run.root} has no checkpoint: step 0")
-    _loop(trainer, run, progress=progress)
-    trainer.write_student(run.student)
-    trainer.accelerator.wait_for_everyone()
-    return run.root
-
-
-def _loop(trainer: "Trainer", run: RunFolder, *, progress: bool) -> None:
-    """Iterate to the last update, with log, checkpoints and pictures at their intervals."""
-    recipe, accelerator, metrics = trainer.recipe, trainer.accelerator, MetricsLog(run.metrics)
-    last = recipe.train.num_updates
-    saved_step = trainer.step if trainer.step else None
-    hide = not (progress and accelerator.is_main_process)
-    with StopRequest() as stop, tqdm(total=last, initial=trainer.step, desc=run.root.name, disable=hide) as bar:
-        while trainer.step < last:
-            row = trainer.iterate()
-            if accelerator.is_main_process:
-                metrics.append(row)
-            bar.set_postfix({key.removeprefix("loss/"): f"{row[key]:.3g}" for key in row if key.startswith("loss/")})
-            bar.update()
-            signum = trainer.agree_on_signal(stop)
-            if signum or trainer.step == last or _is_due(trainer.step, recipe.checkpoint.every):
-                trainer.save(run.checkpoints)
-                saved_step = trainer.step
-            if signum:
-                raise StoppedBySignal(
-                    signum, f"stopped after step {trainer.step}; the checkpoint is saved, --resume goes on from it"
-                )
-            if _is_due(trainer.step, recipe.validation.every):
-                seconds = trainer.draw_validation(run.validation)
-                if not hide:
-                    trainer.say(f"step {trainer.step}: pictures in {run.validation} ({seconds:.1f} s)")
-    assert saved_step == last
 
 
 def _networks(recipe: Recipe, adapter: ModelAdapter) -> tuple[torch.nn.Module, torch.nn.Module | None]:
@@ -119,10 +59,6 @@ def _networks(recipe: Recipe, adapter: ModelAdapter) -> tuple[torch.nn.Module, t
     return teacher, start
 
 
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
 class Trainer:
     """The state of a run: roles, optimisers, moving average, `step` (student updates done) and training `seconds`."""
 
@@ -136,6 +72,8 @@ class Trainer:
         if recipe.data.prompts != SCENES:
             self.notes += lint_prompts(prompts, tokenizers(adapter.texts, adapter.token_limits))
         self.accelerator = new_accelerator()
+        # Before the networks are there: the text encoders may need the memory.
+        encoded = EncodedPrompts(prompts, self._encoder([*prompts, *self._pictured]))
         teacher, start = _networks(recipe, adapter)
         self.roles = Roles(
             teacher,
@@ -166,7 +104,7 @@ class Trainer:
             student_kind=recipe.student.kind,
         )
         self.batches = BatchSource(
-            prompts=EncodedPrompts(prompts, self._encoder([*prompts, *self._pictured])),
+            prompts=encoded,
             latent_shape=self.plan.latent_shape,
             seed=recipe.train.seed,
             batch_size=recipe.train.batch_size,
@@ -357,7 +295,7 @@ class Trainer:
                 self.adapter.texts.to(device, dtype)
             cache.ensure([""], progress=False, say=lambda message: None)  # alone, as without a cache: equal to the bit
             cache.ensure(texts, progress=self.accelerator.is_main_process, say=self.say)
-        # The encoders' memory is the networks' now.
+        # The encoders' memory is the networks'.
         vars(self.adapter).pop("texts", None)
         return cache.condition
 

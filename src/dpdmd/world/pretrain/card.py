@@ -70,7 +70,7 @@ REMARKS = {
 stock diffusers uses when there is none.""",
     "unet": """\
 `DDIMScheduler` with the betas of SDXL and trailing timesteps. It predicts the noise; its unconditional prompt is the
-empty one, encoded.""",
+empty one, encoded. The network's weights are stored in fp16 and load in fp32.""",
 }
 
 
