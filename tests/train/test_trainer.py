@@ -215,3 +215,20 @@ def test_bf16_keeps_weights_and_predictions_in_fp32(make_recipe, adapter):
     assert not torch.equal(low.x0, high.x0)
     trainer.iterate()
     assert all(p.dtype == torch.float32 for p in trainer.network("student").parameters())
+
+
+@pytest.mark.parametrize("lora", [{}, {"roles": ["student", "fake_score"], "rank": 4}], ids=["copies", "shared"])
+def test_bf16_training_at_a_small_learning_rate_moves_weights_as_fp32_does(make_recipe, adapter, lora):
+    """bf16 weights would round most updates of 1e-5 away: their spacing at .3 is 1e-3."""
+    moves = {}
+    for precision in ("fp32", "bf16"):
+        options = {"precision": precision, "learning_rate": 1e-5, "num_updates": 20, "batch_size": 16}
+        trainer = Trainer(make_recipe(train=options, lora=lora), adapter)
+        start = {name: p.detach().clone() for name, p in trainer.roles.parameters("student").items()}
+        for _ in range(20):
+            trainer.iterate()
+        now = trainer.roles.parameters("student")
+        moves[precision] = torch.cat([(now[name] - old).flatten() for name, old in start.items()])
+    exact, low = moves["fp32"], moves["bf16"]
+    assert low.norm().item() == pytest.approx(exact.norm().item(), rel=0.05)
+    assert torch.cosine_similarity(low, exact, dim=0) > 0.9
