@@ -87,7 +87,7 @@ def test_config_prints_a_template_of_every_key(run):
     assert "num_steps = 4 " in out
     filled = out.replace("= ...", '= "x"')
     assert set(tomllib.loads(filled)) == {
-        "model", "student", "objective", "data", "train", "validation", "checkpoint", "output",
+        "model", "student", "objective", "data", "train", "lora", "validation", "checkpoint", "output",
     }  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_evaluate_report_export_pretrain_and_demo_pass_their_arguments_on(run, c
 
     called["replace"]("dpdmd.export", "export_run")
     assert run("export", "a", "--out", "b")[0] == 0
-    options = {"copy": False, "metrics": None, "license": None, "repo_id": None}
+    options = {"copy": False, "lora": False, "metrics": None, "license": None, "repo_id": None}
     assert called["export_run"] == ((Path("a"), Path("b")), options)
     assert run("export", "a", "--out", "b", "--metrics", "m.json", "--license", "mit")[0] == 0
     assert called["export_run"][1] == options | {"metrics": Path("m.json"), "license": "mit"}
@@ -186,3 +186,13 @@ def test_an_unknown_stage_names_the_stages(run):
     code, _, err = run("pretrain-teacher", "--out", "t", "--stage", "txt")
     assert code == 2
     assert "autoencoder" in err
+
+
+def test_the_noise_predicting_teacher_has_a_recipe(run, tmp_path):
+    code, out, _ = run("train", "scenes_eps_dp_dmd", "--dry-run", "--set", f"output.folder={tmp_path / 'run'}")
+    lines = dict(line.split("  ", 1) for line in out.splitlines() if "  " in line)
+    assert code == 0 and "3,496,356 parameters, predicts eps" in lines["network"]
+    assert lines["student grid"].strip() == "1, 0.75, 0.5, 0.25, 0"
+    assert lines["anchor"].strip() == "8 teacher steps, to t = 0.7330"
+    # The x0 target takes one guided call more than the secant's K.
+    assert lines["one update"].strip().startswith("50 forward and 9 backward network calls per sample, 32 samples")
