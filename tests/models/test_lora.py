@@ -65,6 +65,18 @@ def test_the_cards_snippet_in_stock_diffusers_reproduces_the_student(lora, run, 
     assert run_differs_from_base(run, folder)
 
 
+@pytest.mark.parametrize("option", ["use_rslora", "use_dora"])
+@pytest.mark.parametrize("family_name", ["sd3", "sdxl"])
+def test_variants_of_lora_reach_stock_diffusers_as_well(family_name, option, tiny_folder, tmp_path):
+    folder = tiny_folder(family_name)
+    recipe = make_recipe(folder, tmp_path, (32, 48), lora={option: True}, train={"num_updates": 1})
+    out = export_run(train(recipe, load_adapter(folder), progress=False), tmp_path / "export", lora=True)
+    scope: dict = {}
+    exec((out / "README.md").read_text().split("```python\n")[1].split("```")[0], scope)
+    ours = picture(tmp_path / "run", tmp_path / "ours")
+    assert np.abs(np.asarray(scope["image"]).astype(int) - ours).max() <= 1
+
+
 def run_differs_from_base(run, folder: str) -> bool:
     """Whether the update is worth noticing: the stock network moves by it."""
     layers = read_tensors(run / "student" / LORA_FILE)

@@ -111,6 +111,8 @@ def test_plan_says_whether_it_fits_and_what_helps(tiny_folder, tmp_path, monkeyp
 
     code, out = plan("--memory", "100")
     assert code == 0 and "per device: fits in 100.0 GiB" in out and "2 different" in out and "with --set" not in out
+    code, out = plan("--memory", "100", "--calibrate")
+    assert code == 0 and "s per update" in out.splitlines()[-1]
     code, out = plan("--memory", "0.0001")
     assert "does not fit in 0.0 GiB" in out
     helpful = [line for line in out.splitlines() if "with --set" in line]

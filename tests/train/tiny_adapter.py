@@ -48,7 +48,7 @@ class TinyAdapter:
     num_inference_steps = 8
     guidance_rule = staticmethod(linear_rule)
     embedded_guidance = None
-    texts, token_limits = None, ()
+    texts, vae, token_limits = None, nn.Identity(), ()
     lora_targets = ("first", "second")
     block_lists = ("blocks",)
     network_name, pipeline_class = "network", TinyPipeline

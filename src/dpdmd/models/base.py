@@ -30,7 +30,7 @@ class ModelAdapter(Protocol):
     guidance_scale, num_inference_steps: how the teacher is sampled unless told otherwise.
     guidance_rule: how conditional and unconditional predictions are combined.
     embedded_guidance: what a guidance-distilled network is fed by default; None for a network that takes nothing.
-    texts: the stock pipeline's text part. token_limits: per tokenizer of it, the most tokens its encoder is given, a
+    texts: the stock pipeline's text part. vae: the autoencoder, on the CPU until it is moved. token_limits: per tokenizer of it, the most tokens its encoder is given, a
         family's template included; None: what the tokenizer says.
     lora_targets: module names that a LoRA is put on. block_lists: the network's attributes that hold its blocks.
     """
@@ -46,6 +46,7 @@ class ModelAdapter(Protocol):
     guidance_rule: GuidanceRule
     embedded_guidance: float | None
     texts: Any
+    vae: nn.Module
     token_limits: tuple[tuple[str, int | None], ...]
     lora_targets: tuple[str, ...]
     block_lists: tuple[str, ...]

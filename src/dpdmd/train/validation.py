@@ -92,12 +92,17 @@ class Validation:
 
     @torch.no_grad()
     def _decode(self, latents: Callable[[slice, Condition], Tensor]) -> Tensor:
-        """One image per prompt and seed, (num_prompts * num_seeds, 3, H, W) on the CPU."""
-        parts = []
-        for start in range(0, len(self.seeds), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            parts.append(self.adapter.decode(latents(rows, self.cond[rows].to(self.device))).float().cpu())
-        return torch.cat(parts)
+        """One image per prompt and seed, (num_prompts * num_seeds, 3, H, W) on the CPU.
+
+        The autoencoder is on the device only while it decodes.
+        """
+        starts = range(0, len(self.seeds), self.batch_size)
+        chunks = [slice(start, start + self.batch_size) for start in starts]
+        samples = [latents(rows, self.cond[rows].to(self.device)) for rows in chunks]
+        self.adapter.vae.to(self.device)
+        images = torch.cat([self.adapter.decode(sample).float().cpu() for sample in samples])
+        self.adapter.vae.to("cpu")
+        return images
 
     def draw(self, step: int, teacher: Tensor, student: Tensor) -> Path:
         """Two rows per prompt, teacher above student, one column per seed."""
