@@ -30,8 +30,9 @@ class ModelAdapter(Protocol):
     guidance_scale, num_inference_steps: how the teacher is sampled unless told otherwise.
     guidance_rule: how conditional and unconditional predictions are combined.
     embedded_guidance: what a guidance-distilled network is fed by default; None for a network that takes nothing.
-    texts: the stock pipeline's text part. vae: the autoencoder, on the CPU until it is moved. token_limits: per tokenizer of it, the most tokens its encoder is given, a
-        family's template included; None: what the tokenizer says.
+    texts: the stock pipeline's text part. vae: the autoencoder, on the CPU until it is moved.
+    token_limits: per tokenizer, the most tokens its encoder is given, a family's template included; None: what the
+        tokenizer says.
     lora_targets: module names that a LoRA is put on. block_lists: the network's attributes that hold its blocks.
     """
 
