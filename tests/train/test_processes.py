@@ -11,6 +11,8 @@ from dpdmd.files import read_tensors
 from dpdmd.train.config import Recipe
 from dpdmd.train.loop import train
 
+pytestmark = pytest.mark.slow
+
 LORA = {"roles": ["student", "fake_score"], "rank": 2}
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import pytest
 from diffusers import DiffusionPipeline
 
 from dpdmd.files import read_tensors
@@ -27,6 +28,7 @@ def test_labels_name_what_a_caption_names():
     }
 
 
+@pytest.mark.slow
 def test_the_recorded_command_makes_stock_pipelines(tmp_path):
     """A step or two of every stage, end to end, in two processes."""
     out = pretrain(tmp_path, stage="all", scale=1e-4, processes=2)
@@ -39,6 +41,7 @@ def test_the_recorded_command_makes_stock_pipelines(tmp_path):
         assert f"{name} {len(teacher.rounds)} steps" in card and type(pipeline).__name__ in card
 
 
+@pytest.mark.slow
 def test_rounds_go_on_from_the_one_before_and_are_not_repeated(tmp_path, monkeypatch):
     for rounds in ((10_000,), (10_000, 20_000)):
         teacher = dataclasses.replace(run.TEACHERS["transformer"], rounds=rounds)
