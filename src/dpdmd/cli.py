@@ -137,8 +137,9 @@ def plan(
     size = len(prompts) * embedding_bytes(settings, adapter)
     typer.echo(f"prompts: {len(prompts)} different, at most {size / gib:.2f} GiB of embeddings on disk")
     verdict = "fits" if need.total <= available else "does not fit"
-    typer.echo(f"{need.total / gib:.2f} GiB per device: {verdict} in {available / gib:.1f} GiB")
-    for setting, smaller in savings(load, adapter, available):
+    without = "" if need.peak is not None or need.total > available else ", activations not counted"
+    typer.echo(f"{need.total / gib:.2f} GiB per device: {verdict} in {available / gib:.1f} GiB{without}")
+    for setting, smaller in savings(load, adapter, need, available):
         fits = ", fits" if smaller.total <= available else ""
         typer.echo(f"  with --set {shlex.quote(setting)}: {smaller.total / gib:.2f} GiB{fits}")
     if calibrate:

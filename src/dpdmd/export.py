@@ -63,19 +63,12 @@ def export_run(
     if sampler.image_size is not None:
         arguments |= dict(zip(("height", "width"), sampler.image_size, strict=True))
     scheduler = adapter.student_scheduler(sampler.kind)
-    pipeline, place = adapter.pipeline_class.__name__, repo_id or str(out)
-    load = [f"pipe = {pipeline}.from_pretrained({adapter.source if lora else place!r})"]
-    if lora:
-        name = type(scheduler).__name__
-        load += [
-            f"pipe.load_lora_weights({place!r})",
-            f'pipe.scheduler = {name}.from_pretrained({place!r}, subfolder="scheduler")',
-        ]
-    snippet = SNIPPET.format(
-        imports=f"{name}, {pipeline}" if lora else pipeline,
-        load="\n".join(load),
+    snippet = _snippet(
+        adapter,
+        repo_id or str(out),
+        arguments,
         prompt=_example_prompt(run),
-        arguments=", ".join(f"{name}={value!r}" for name, value in arguments.items()),
+        lora_scheduler=type(scheduler).__name__ if lora else None,
     )
     recipe = run / "recipe.toml"
     card = model_card(
@@ -112,6 +105,24 @@ def write_pipeline(adapter: ModelAdapter, network: nn.Module, scheduler: Any, ou
         part.save_pretrained(out / name)
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
     write_json(out / "model_index.json", index)
+
+
+def _snippet(
+    adapter: ModelAdapter, place: str, arguments: dict[str, Any], *, prompt: str, lora_scheduler: str | None
+) -> str:
+    """How stock diffusers samples the export at `place`; `lora_scheduler`: the class exported beside a LoRA."""
+    pipeline = adapter.pipeline_class.__name__
+    if lora_scheduler is None:
+        imports, load = pipeline, [f"pipe = {pipeline}.from_pretrained({place!r})"]
+    else:
+        imports = f"{lora_scheduler}, {pipeline}"
+        load = [
+            f"pipe = {pipeline}.from_pretrained({adapter.source!r})",
+            f"pipe.load_lora_weights({place!r})",
+            f'pipe.scheduler = {lora_scheduler}.from_pretrained({place!r}, subfolder="scheduler")',
+        ]
+    call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return SNIPPET.format(imports=imports, load="\n".join(load), prompt=prompt, arguments=call)
 
 
 def _link(source: str, target: str) -> None:

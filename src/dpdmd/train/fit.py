@@ -42,18 +42,24 @@ def memory_need(recipe: Recipe, adapter: ModelAdapter) -> Need:
     return Need(sum(state.values()) - (state["gradients"] if peak is not None else 0), peak)
 
 
-def savings(load: Callable[[list[str]], Recipe], adapter: ModelAdapter, available: int) -> list[tuple[str, Need]]:
+def savings(
+    load: Callable[[list[str]], Recipe], adapter: ModelAdapter, need: Need, available: int
+) -> list[tuple[str, Need]]:
     """Settings that lower the need, one on top of the other, until it fits `available` bytes or none is left.
 
-    load: from further overrides to the recipe. Settings that change nothing are left out.
+    load: from further overrides to the recipe. need: that of the recipe as it is. Settings that change nothing, or that
+    the recipe's other settings exclude, are left out.
     """
     found: list[tuple[str, Need]] = []
     overrides: list[str] = []
-    need, recipe = memory_need(load([]), adapter), load([])
+    recipe = load([])
     for setting in SAVINGS:
         if need.total <= available:
             break
-        changed = load([*overrides, setting])
+        try:
+            changed = load([*overrides, setting])
+        except ValueError:
+            continue
         if changed == recipe:
             continue
         smaller = memory_need(changed, adapter)
