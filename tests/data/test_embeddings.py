@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +143,17 @@ def test_writers_at_the_same_time_do_no_harm(model, tmp_path, monkeypatch):
     cache = EmbeddingCache(tmp_path / "cache", adapter)
     assert not errors and cache.missing(prompts) == []
     assert_speaks(cache, adapter, prompts)
+
+
+def test_what_another_process_removes_during_a_scan_is_passed_over(model, tmp_path, monkeypatch):
+    cache = EmbeddingCache(tmp_path / "cache", WordsAdapter(model))
+    cache.ensure(PROMPTS, progress=False, say=quiet)
+    gone = [cache.folder / f"{'0' * 64}.safetensors", cache.folder / ".half.tmp"]
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: [*glob(folder, pattern), *gone])
+    said = []
+    fresh = EmbeddingCache(tmp_path / "cache", WordsAdapter(model))
+    assert fresh.missing(PROMPTS, said.append) == [] and said == []
 
 
 def test_bf16_halves_the_files_and_rounds_as_bf16_does(model, tmp_path):

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,21 +116,19 @@ class EmbeddingCache:
     def _scan(self, wanted: Any, say: Callable[[str], None]) -> None:
         """Find the shards that hold wanted prompts; those not seen before are verified first."""
         known = {path for path, _ in self._places.values()}
-        for path in sorted(self.folder.glob("*.safetensors")):
-            if path in known:
-                continue
-            keys = _prompts_of(path)
-            if keys is not None and not wanted & set(keys):
-                continue
-            if keys is None or sha256_of(path) != path.stem:
-                say(f"the cached embeddings {path} are damaged; they are encoded again")
-                path.unlink(missing_ok=True)
-                continue
-            for row, key in enumerate(keys):
-                self._places.setdefault(key, (path, row))
+        for path in sorted(set(self.folder.glob("*.safetensors")) - known):
+            with suppress(FileNotFoundError):  # another process was faster to remove it
+                keys = _prompts_of(path)
+                if keys is None or (wanted & set(keys) and sha256_of(path) != path.stem):
+                    say(f"the cached embeddings {path} are damaged; they are encoded again")
+                    path.unlink()
+                elif wanted & set(keys):
+                    for row, key in enumerate(keys):
+                        self._places.setdefault(key, (path, row))
         for path in self.folder.glob(".*.tmp"):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # its writer has renamed it
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink()
 
     def _read(self, path: Path, row: int) -> Condition:
         if path not in self._open:
@@ -150,10 +149,12 @@ def _key(prompt: str) -> str:
 
 
 def _prompts_of(path: Path) -> list[str] | None:
-    """The keys of a shard's prompts from its header; None when it cannot be read."""
+    """The keys of a shard's prompts from its header; None when it cannot be read. FileNotFoundError when it is gone."""
     try:
         with safe_open(path, framework="pt") as shard:
             return json.loads(shard.metadata()["prompts"])
+    except FileNotFoundError:
+        raise
     except (OSError, SafetensorError, TypeError, KeyError, ValueError):
         return None
 
