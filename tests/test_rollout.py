@@ -152,3 +152,41 @@ def test_a_cut_that_leaves_no_step_to_train_is_refused(detach_after, stepwise_ne
             grid=GRID,
             detach_after=detach_after,
         )
+
+
+@pytest.mark.parametrize("detach_after", [0, 1, 2])
+@pytest.mark.parametrize("num_steps", [3, 4])
+def test_a_student_that_stops_early_gives_x0_of_its_last_call_and_gradient_to_it_alone(
+    detach_after, num_steps, stepwise_network, prompts, randn
+):
+    network, noise, cond = stepwise_network(GRID.times), randn(0, 2, 1, 3, 3), prompts([1.0, 2.0])
+    rollout = student_rollout(network, FLOW, noise, cond, grid=GRID, detach_after=detach_after, num_steps=num_steps)
+    x = noise
+    for t, s in zip(GRID.times[: num_steps - 1], GRID.times[1:], strict=False):
+        x = x + (s - t) * network(x, torch.full((2,), t), cond).velocity
+    last = torch.full((2,), GRID.times[num_steps - 1])
+    assert_close(rollout.x0, network(x, last, cond).x0, atol=1e-5, rtol=1e-5)
+    rollout.x0.square().mean().backward()
+    assert network.steps_with_gradient() == [i == num_steps - 1 for i in range(4)]
+
+
+def test_second_order_steps_converge_with_the_square_of_the_step(exact_gaussian, prompts, randn):
+    noise, mean = randn(0, 3, 1, 4, 4), torch.tensor([-1.0, 0.5, 2.0])
+    args = (exact_gaussian(FLOW, STD), FLOW, noise, prompts(mean), prompts(torch.zeros(3)))
+
+    def error(num_steps):
+        grid = uniform_grid(num_steps, shift=1)
+        x = teacher_rollout(*args, grid=grid, guidance=OFF, stop_after=num_steps // 2, second_order=True)
+        return (x - gaussian_flow(mean, noise, 0.5)).abs().max().item()
+
+    assert error(200) == pytest.approx(error(100) / 4, rel=0.15)
+
+
+def test_a_rollout_in_two_parts_is_the_whole(stepwise_network, prompts, randn):
+    args = (stepwise_network(GRID.times), FLOW)
+    conds = (prompts([1.0, 2.0]), prompts([0.0, 0.5]))
+    noise, settings = randn(0, 2, 1, 3, 3), {"grid": GRID, "guidance": Guidance(2.0)}
+    half = teacher_rollout(*args, noise, *conds, **settings, stop_after=2)
+    assert torch.equal(
+        teacher_rollout(*args, half, *conds, **settings, start=2), teacher_rollout(*args, noise, *conds, **settings)
+    )

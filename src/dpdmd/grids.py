@@ -60,6 +60,19 @@ def anchor_steps(teacher: Grid, target_time: float) -> int:
     return min(candidates, key=lambda k: (abs(teacher.times[k] - target_time), -k))
 
 
+def coarsen(grid: Grid, stops: tuple[int, ...], num_steps: int) -> tuple[Grid, tuple[int, ...]]:
+    """`grid` with `num_steps` of its steps left on the way to each stop, spread evenly; and where the stops are then.
+
+    stops: ascending indices K_1 < K_2 ... >= 1. A segment of no more than `num_steps` steps stays as it is.
+    """
+    kept, starts = [0], (0, *stops)
+    for a, b in pairwise(starts):
+        number = min(num_steps, b - a)
+        kept += [a + round((b - a) * j / number) for j in range(1, number + 1)]
+    times = [grid.times[i] for i in kept] + list(grid.times[stops[-1] + 1 :])
+    return Grid(tuple(times)), tuple(kept.index(stop) for stop in stops)
+
+
 def sample_times(batch_size: int, rng: torch.Generator, *, low: float, high: float, shift: float = 1.0) -> Tensor:
     """tau (B,) in [low, high], one per sample and stratified over the batch: each of B equal slices is hit once.
 

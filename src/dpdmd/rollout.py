@@ -10,7 +10,7 @@ from torch import Tensor
 from dpdmd.denoiser import Condition, Denoiser
 from dpdmd.grids import Grid
 from dpdmd.guidance import Guidance, guided
-from dpdmd.paths import Path, Prediction, add_noise, step
+from dpdmd.paths import Path, Prediction, add_noise, step, to_midpoint
 from dpdmd.randomness import draw_noise, image_generators
 
 # "ode": deterministic steps (arXiv 2602.03139). "renoise": every step predicts x0 and noises it anew (LCM,
@@ -28,29 +28,48 @@ def teacher_rollout(
     *,
     grid: Grid,
     guidance: Guidance,
+    start: int = 0,
     stop_after: int | None = None,
+    second_order: bool = False,
 ) -> Tensor:
-    """The first `stop_after` (default: all) guided deterministic teacher steps from `noise` (B, C, H, W).
+    """Guided deterministic teacher steps from `noise` (B, C, H, W) at grid.times[start] to grid.times[stop_after].
+
+    `stop_after`: default all steps. `second_order`: every step but the first uses the prediction of the one before as
+    well (`paths.to_midpoint`), at no further call.
 
     Returns z_K at t_K = grid.times[stop_after], (B, C, H, W) fp32, without gradient.
-    Raises ValueError unless 1 <= stop_after <= number of steps.
+    Raises ValueError unless start < stop_after <= number of steps.
     """
-    num_steps = grid.num_steps if stop_after is None else stop_after
-    if not 1 <= num_steps <= grid.num_steps:
-        raise ValueError(f"stop_after must be between 1 and {grid.num_steps}, got {stop_after}")
-    x_t = noise.float()
-    for i in range(num_steps):
-        prediction = guided(denoise, x_t, grid.time(i, x_t), cond, uncond, guidance)
-        x_t = step(path, prediction, grid.time(i + 1, x_t))
+    last = grid.num_steps if stop_after is None else stop_after
+    if not 0 <= start < last <= grid.num_steps:
+        raise ValueError(f"stop_after must be between {start + 1} and {grid.num_steps}, got {stop_after}")
+    x_t, before = noise.float(), None
+    for i in range(start, last):
+        t, s = grid.time(i, x_t), grid.time(i + 1, x_t)
+        prediction = guided(denoise, x_t, t, cond, uncond, guidance)
+        used = prediction
+        if second_order and before is not None:
+            used = to_midpoint(path, x_t, prediction, before, t=t, s=s, t_before=grid.time(i - 1, x_t))
+        x_t, before = step(path, used, s), prediction
     return x_t
 
 
 @dataclass(frozen=True)
 class StudentRollout:
-    """`x0` (B, C, H, W) the student's samples; `first` what step 1 predicted from the noise, with its own graph."""
+    """`x0` (B, C, H, W) the student's samples, and how they began: what a diversity anchor sees.
+
+    states: z_0 (the noise), z_1, ... where the first max(1, m) steps start, m = `detach_after`; predictions: what those
+    steps predicted, each with the graph of its own step alone where m >= 1.
+    """
 
     x0: Tensor
-    first: Prediction
+    states: tuple[Tensor, ...]
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def first(self) -> Prediction:
+        """What step 1 predicted from the noise, with its own graph."""
+        return self.predictions[0]
 
 
 def student_rollout(
@@ -66,12 +85,13 @@ def student_rollout(
 ) -> StudentRollout:
     """Unguided student steps from `noise`, all N of them on a deterministic path landing on x0.
 
-    `detach_after` = m cuts the graph behind step m: a loss on `x0` reaches steps m + 1 ... N only, a loss on `first`
-    reaches step 1 only (arXiv 2602.03139, stop-gradient on z_1). 0 lets the gradient through every step (plain DMD).
+    `detach_after` = m cuts the graph behind each of the first m steps: a loss on `x0` reaches steps m + 1 ... N only, a
+    loss on prediction i <= m reaches step i only (arXiv 2602.03139, stop-gradient on z_1, where m = 1). 0 lets the
+    gradient through every step (plain DMD).
 
-    `fresh_noise(i)`, (B, C, H, W), makes a re-noising student: behind step i, x_s = alpha(s) x0_hat + sigma(s) noise.
-    Its training simulates the first `num_steps` - 1 calls without gradient and takes x0_hat of the last one as the
-    sample (backward simulation, arXiv 2405.14867, sec. 4.5); `first` keeps its graph where m >= 1.
+    `num_steps` stops there and takes x0_hat of the last call as the sample; the calls before it, but the first m, run
+    without gradient (backward simulation, arXiv 2405.14867, sec. 4.5). A re-noising student is always trained so:
+    `fresh_noise(i)`, (B, C, H, W), gives behind step i, x_s = alpha(s) x0_hat + sigma(s) noise.
 
     Raises ValueError unless m < num_steps <= N: no step would be left for a loss on x0.
     """
@@ -81,22 +101,23 @@ def student_rollout(
             f"detach_after must leave at least one of {grid.num_steps} steps to train: 0 <= detach_after < {last}, "
             f"got {detach_after}"
         )
-    if fresh_noise is None and last < grid.num_steps:
-        raise ValueError("only a re-noising student may stop before its last step: an ODE state there is no sample")
-    x_t, first = noise.float(), None
+    simulated = fresh_noise is not None or num_steps is not None
+    x_t, states, predictions = noise.float(), [], []
     for i in range(last):
-        needs_graph = fresh_noise is None or i == last - 1 or i < detach_after
+        needs_graph = not simulated or i == last - 1 or i < detach_after
         with torch.set_grad_enabled(needs_graph and torch.is_grad_enabled()):
             prediction = denoise(x_t, grid.time(i, x_t), cond)
-        first = prediction if first is None else first
+        if i < max(1, detach_after):
+            states.append(x_t)
+            predictions.append(prediction)
         if i + 1 < last:
             s = grid.time(i + 1, x_t)
             x_t = (
                 step(path, prediction, s) if fresh_noise is None else add_noise(path, prediction.x0, fresh_noise(i), s)
             )
-            if fresh_noise is not None or i + 1 == detach_after:
+            if simulated or i < detach_after:
                 x_t = x_t.detach()
-    return StudentRollout(x0=prediction.x0, first=first)
+    return StudentRollout(x0=prediction.x0, states=tuple(states), predictions=tuple(predictions))
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ from torch.testing import assert_close
 from dpdmd.grids import Grid, uniform_grid
 from dpdmd.guidance import Guidance
 from dpdmd.objectives.anchor import DiversityAnchor
-from dpdmd.paths import FlowPath, VPPath
+from dpdmd.paths import FlowPath, VPPath, from_velocity
+from dpdmd.rollout import teacher_rollout
 
 VP = VPPath(DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod)
 STUDENT_GRID, TEACHER_GRID = uniform_grid(4, shift=3), Grid((1.0, 0.95, 0.85, 0.6, 0.3, 0.0))
@@ -32,7 +33,7 @@ def test_the_anchor_trains_the_first_step_of_the_student_and_no_other_role(
     student, teacher, fake = (stepwise_network(STUDENT_GRID.times, seed) for seed in range(3))
     spy = recorder(fake)
     step = student_step(student, teacher, spy, **micro_batch, detach_after=detach_after)
-    DiversityAnchor(Guidance(3.0), num_steps=2, weight=0.05, target=target)(step).loss.backward()
+    DiversityAnchor(Guidance(3.0), stops=(2,), weight=0.05, target=target)(step).loss.backward()
     assert student.steps_with_gradient() == [True, False, False, False]
     assert teacher.steps_with_gradient() == [False] * 4 and spy.calls == []
 
@@ -43,7 +44,7 @@ def test_the_anchor_is_the_mean_guided_velocity_over_its_teacher_steps(
 ):
     student = stepwise_network(STUDENT_GRID.times)
     step = student_step(student, exact_gaussian(FlowPath(), 0.5), None, **micro_batch)
-    result = DiversityAnchor(Guidance(3.0), num_steps=num_steps, weight=0.05)(step)
+    result = DiversityAnchor(Guidance(3.0), stops=(num_steps,), weight=0.05)(step)
     first = step.rollout.first
     by_x0, by_eps = torch.autograd.grad(result.loss, (first.x0, first.eps))
 
@@ -71,7 +72,7 @@ def test_with_target_x0_the_anchor_is_the_guided_teachers_belief_at_the_end_of_i
     step = student_step(
         student, exact_gaussian(path, 0.5), None, **micro_batch, path=path, prediction_space="not looked at"
     )
-    result = DiversityAnchor(Guidance(3.0), num_steps=num_steps, weight=0.05, target="x0")(step)
+    result = DiversityAnchor(Guidance(3.0), stops=(num_steps,), weight=0.05, target="x0")(step)
     first = step.rollout.first
     by_x0, by_eps = torch.autograd.grad(result.loss, (first.x0, first.eps), allow_unused=True)
 
@@ -112,7 +113,7 @@ def test_both_targets_agree_where_the_teachers_way_is_straight(
         exact_gaussian(path, 0.7), exact_gaussian(path, 0.0), None, **micro_batch, path=path, prediction_space=space
     )
     secant, x0 = (
-        DiversityAnchor(Guidance(3.0), num_steps=3, weight=1.0, target=target)(step).loss.item()
+        DiversityAnchor(Guidance(3.0), stops=(3,), weight=1.0, target=target)(step).loss.item()
         for target in ("secant", "x0")
     )
     assert x0 == pytest.approx(ratio * secant, rel=1e-3) and secant > 1e-3
@@ -120,7 +121,7 @@ def test_both_targets_agree_where_the_teachers_way_is_straight(
         exact_gaussian(path, 0.7), exact_gaussian(path, 0.5), None, **micro_batch, path=path, prediction_space=space
     )
     secant, x0 = (
-        DiversityAnchor(Guidance(3.0), num_steps=3, weight=1.0, target=target)(curved).loss.item()
+        DiversityAnchor(Guidance(3.0), stops=(3,), weight=1.0, target=target)(curved).loss.item()
         for target in ("secant", "x0")
     )
     assert abs(x0 / (ratio * secant) - 1) > 0.01
@@ -136,10 +137,10 @@ def test_the_anchor_is_zero_for_a_student_that_predicts_the_segment(
         student.weight[0], student.gain[0], student.bias[0] = 1.0, -1.0, 0.0
     teacher, unguided = exact_gaussian(FlowPath(), 0.0), Guidance(1.0)
     step = student_step(student, teacher, None, **micro_batch)
-    assert DiversityAnchor(unguided, num_steps=3, weight=1.0)(step).loss.item() < 1e-10
+    assert DiversityAnchor(unguided, stops=(3,), weight=1.0)(step).loss.item() < 1e-10
     # Guided, the target is another: mean (s - 1)^2 (c - u)^2 away.
     expected = (micro_batch["cond"].tensors["mean"] - 0.25).square().mean().item() * 2.0**2
-    guided = DiversityAnchor(Guidance(3.0), num_steps=3, weight=1.0)(step)
+    guided = DiversityAnchor(Guidance(3.0), stops=(3,), weight=1.0)(step)
     assert guided.loss.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -149,6 +150,72 @@ def test_the_anchor_runs_k_teacher_steps_on_the_teachers_grid_from_the_students_
 ):
     spy = recorder(exact_gaussian(FlowPath(), 0.5))
     step = student_step(stepwise_network(STUDENT_GRID.times), spy, None, **micro_batch)
-    DiversityAnchor(Guidance(1.0), num_steps=3, weight=0.05, target=target)(step)
+    DiversityAnchor(Guidance(1.0), stops=(3,), weight=0.05, target=target)(step)
     assert [t[0].item() for _, t, _ in spy.calls] == pytest.approx(list(TEACHER_GRID.times[:num_calls]))
     assert torch.equal(spy.calls[0][0], micro_batch["noise"]) and not any(spy.grad_enabled)
+
+
+@pytest.mark.parametrize("target", ["secant", "x0"])
+def test_a_deep_anchor_trains_each_of_its_steps_alone(
+    target, stepwise_network, exact_gaussian, micro_batch, student_step
+):
+    student, teacher = stepwise_network(STUDENT_GRID.times), exact_gaussian(FlowPath(), 0.5)
+    step = student_step(student, teacher, None, **micro_batch, detach_after=3)
+    deep = DiversityAnchor(Guidance(3.0), stops=(1, 3, 4), weight=1.0, target=target)
+    deep(step).loss.backward()
+    assert student.steps_with_gradient() == [True, True, True, False]
+    # Step 1 is trained as by an anchor of its own, at a third of the weight: the later ones add nothing to it.
+    deep_gradient = student.weight.grad[0].clone()
+    student.zero_grad()
+    step = student_step(student, teacher, None, **micro_batch, detach_after=3)
+    DiversityAnchor(Guidance(3.0), stops=(1,), weight=1.0, target=target)(step).loss.backward()
+    assert_close(deep_gradient, student.weight.grad[0] / 3)
+
+
+def test_a_deep_anchor_is_zero_for_a_student_that_lands_on_the_teacher_after_every_step(
+    exact_gaussian, micro_batch, student_step
+):
+    """A student whose steps go from wherever it is straight to the teacher's states."""
+    flow, guidance, stops = FlowPath(), Guidance(3.0), (2, 3)
+    teacher = exact_gaussian(flow, 0.5)
+    args = (teacher, flow, micro_batch["noise"], micro_batch["cond"], micro_batch["uncond"])
+    marks = [teacher_rollout(*args, grid=TEACHER_GRID, guidance=guidance, stop_after=k) for k in stops]
+    grid = Grid((1.0, TEACHER_GRID.times[2], TEACHER_GRID.times[3], 0.0))
+
+    def student(x_t, t, cond):
+        i = grid.times.index(pytest.approx(t[0].item()))
+        aim, s = (marks[i], grid.times[i + 1]) if i < 2 else (x_t * 0, 0.0)
+        return from_velocity(x_t, (x_t - aim) / (t[0] - s), t)
+
+    settings = micro_batch | {"student_grid": grid}
+    step = student_step(student, teacher, None, **settings, detach_after=2)
+    assert DiversityAnchor(guidance, stops, weight=1.0)(step).loss.item() < 1e-9
+    astray = student_step(lambda x, t, c: student(x + 0.1, t, c), teacher, None, **settings, detach_after=2)
+    assert DiversityAnchor(guidance, stops, weight=1.0)(astray).loss.item() > 1e-4
+
+
+def test_coarse_steps_take_fewer_calls_to_the_same_time(
+    stepwise_network, exact_gaussian, recorder, micro_batch, student_step
+):
+    fine = uniform_grid(30, shift=3)
+    spy = recorder(exact_gaussian(FlowPath(), 0.5))
+    settings = micro_batch | {"teacher_grid": fine}
+    step = student_step(stepwise_network(STUDENT_GRID.times), spy, None, **settings, detach_after=2)
+    anchor = DiversityAnchor(Guidance(3.0), stops=(7, 15), weight=1.0, coarse_steps=3)
+    anchor(step)
+    kept = [0, 2, 5, 7, 10, 12]
+    assert [t[0].item() for _, t, _ in spy.calls] == pytest.approx([fine.times[i] for i in kept])
+    assert anchor.num_forwards == sum(len(t) for _, t, _ in spy.calls) / len(micro_batch["noise"])
+    assert DiversityAnchor(Guidance(3.0), stops=(2,), weight=1.0, coarse_steps=3).num_forwards == 4
+
+
+def test_second_order_brings_coarse_steps_nearer_to_the_fine_way(exact_gaussian, micro_batch):
+    fine, coarse = uniform_grid(300, shift=3), uniform_grid(12, shift=3)
+    for path in (FlowPath(), VP):
+        args = (exact_gaussian(path, 0.5), path, micro_batch["noise"], micro_batch["cond"], micro_batch["uncond"])
+        truth = teacher_rollout(*args, grid=fine, guidance=Guidance(3.0), stop_after=100)
+        one, two = (
+            (teacher_rollout(*args, grid=coarse, guidance=Guidance(3.0), stop_after=4, second_order=o) - truth).norm()
+            for o in (False, True)
+        )
+        assert two < 0.25 * one, path

@@ -3,7 +3,7 @@ import torch
 
 from dpdmd.grids import Grid, uniform_grid
 from dpdmd.guidance import Guidance
-from dpdmd.objectives.presets import AnchorConfig, ObjectiveConfig, build_objective, num_anchor_steps
+from dpdmd.objectives.presets import AnchorConfig, ObjectiveConfig, anchor_stops, build_objective
 
 STUDENT_GRID, TEACHER_GRID = uniform_grid(4, shift=3), uniform_grid(30, shift=3)
 
@@ -37,7 +37,9 @@ def test_settings_reach_the_terms():
     settings = {"normalisation": "dmd2", "tau_low": 0.1, "tau_high": 0.7, "tau_shift": 3.0}
     dmd, anchor = build(**settings, anchor={"weight": 0.2, "steps": 5, "target": "x0"}).terms
     assert {name: getattr(dmd, name) for name in settings} == settings
-    assert (anchor.weight, anchor.num_steps, anchor.target) == (0.2, 5, "x0")
+    assert (anchor.weight, anchor.stops, anchor.target) == (0.2, (5,), "x0")
+    anchor = build(anchor={"depth": 2, "coarse_steps": 3, "second_order": True}).terms[1]
+    assert (anchor.stops, anchor.coarse_steps, anchor.second_order) == ((7, 15), 3, True)
     assert build().terms[1].target == "secant"
 
 
@@ -52,7 +54,28 @@ def test_settings_reach_the_terms():
     ],
 )
 def test_the_anchor_is_named_by_steps_by_time_or_by_where_step_one_lands(anchor, num_steps):
-    assert num_anchor_steps(AnchorConfig(**anchor), STUDENT_GRID, TEACHER_GRID) == num_steps
+    assert anchor_stops(AnchorConfig(**anchor), STUDENT_GRID, TEACHER_GRID) == (num_steps,)
+
+
+@pytest.mark.parametrize(("depth", "stops"), [(1, (7,)), (2, (7, 15)), (3, (7, 15, 22))])
+def test_deeper_anchors_lie_where_the_students_steps_land_and_cut_them_from_dmd(depth, stops):
+    # Where the grid of 4 lands: .9, .75, .5; the nearest times of the teacher's grid of 30 are .9079, .75 and .5143.
+    objective = build(anchor={"depth": depth})
+    assert objective.terms[1].stops == stops and objective.detach_after == depth
+
+
+def test_anchors_that_the_teachers_grid_cannot_hold_are_refused():
+    with pytest.raises(ValueError, match=r"must leave DMD a step: below student\.num_steps 4, got 4"):
+        build(anchor={"depth": 4})
+    with pytest.raises(ValueError, match=r"anchor\.steps and anchor\.time are for anchor\.depth 1"):
+        build(anchor={"depth": 2, "steps": 5})
+    with pytest.raises(ValueError, match=r"teacher's 3 steps are too few for anchor.depth 3: its steps 1, 1, 2"):
+        build_objective(
+            ObjectiveConfig(anchor={"depth": 3}),
+            guidance_scale=3.5,
+            student_grid=STUDENT_GRID,
+            teacher_grid=uniform_grid(3, shift=3),
+        )
 
 
 @pytest.mark.parametrize("num_steps", [30, 31])

@@ -40,9 +40,27 @@ def test_the_announced_number_of_network_calls_is_what_an_update_takes(
     assert calls["graph"] == backward * recipe.train.batch_size
 
 
+@pytest.mark.parametrize("anchor", [{"depth": 2}, {"coarse_steps": 1}], ids=["deep", "coarse"])
+def test_savings_and_deeper_anchors_are_announced(anchor, monkeypatch, adapter, make_recipe):
+    recipe = make_recipe(objective={"anchor": anchor}, train={"reuse_samples": True, "accumulation": 2})
+    trainer = Trainer(recipe, adapter)
+    calls = counted(monkeypatch, adapter)
+    trainer.iterate()
+    forward, backward = forwards_per_update(trainer.plan, recipe)
+    assert calls["all"] == forward * 2 * recipe.train.batch_size
+    assert calls["graph"] == backward * 2 * recipe.train.batch_size
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"student": {"kind": "renoise", "num_steps": 3}}, {"student": {"num_steps": 3}, "train": {"random_step": True}}],
+    ids=["renoise", "random step"],
+)
 @pytest.mark.parametrize("name", ["dmd", "dp_dmd"])
-def test_a_renoising_student_takes_the_announced_number_on_average(name, monkeypatch, adapter, make_recipe):
-    recipe = make_recipe(objective={"name": name}, student={"kind": "renoise", "num_steps": 3})
+def test_a_student_of_random_steps_takes_the_announced_number_on_average(
+    name, settings, monkeypatch, adapter, make_recipe
+):
+    recipe = make_recipe(objective={"name": name}, **settings)
     trainer = Trainer(recipe, adapter)
     calls = counted(monkeypatch, adapter)
     for _ in range(60):

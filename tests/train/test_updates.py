@@ -11,7 +11,7 @@ from dpdmd.objectives.base import Objective
 from dpdmd.objectives.presets import ObjectiveConfig, build_objective
 from dpdmd.train.data import MicroBatch
 from dpdmd.train.trainer import Trainer
-from dpdmd.train.updates import MicroLoss, TauRange, fake_score_loss, learning_rate_at, student_loss
+from dpdmd.train.updates import MicroLoss, TauRange, draw_samples, fake_score_loss, learning_rate_at, student_loss
 
 
 def gradients(trainer, role):
@@ -59,8 +59,9 @@ def test_dmd_reaches_step_one_and_dp_dmds_dmd_term_does_not(make_recipe, adapter
 
 def test_each_loss_gives_gradient_to_its_role_only(make_recipe, adapter):
     trainer = Trainer(make_recipe(), adapter)
+    batch = trainer.batches.micro_batch("fake_score", 0, 0)
     fake_score_loss(
-        trainer.players, trainer.batches.micro_batch("fake_score", 0, 0), trainer.plan.tau_range
+        trainer.players, batch, draw_samples(trainer.players, batch), trainer.plan.tau_range
     ).total.backward()
     assert all(g is not None for g in gradients(trainer, "fake_score"))
     assert all(g is None for g in gradients(trainer, "student") + gradients(trainer, "teacher"))
@@ -73,7 +74,7 @@ def test_each_loss_gives_gradient_to_its_role_only(make_recipe, adapter):
 def test_fake_score_learns_the_students_samples(make_recipe, adapter):
     trainer = Trainer(make_recipe(), adapter)
     batch, tau = trainer.batches.micro_batch("fake_score", 0, 0), TauRange(0.02, 0.98, 1.0)
-    micro_losses = [partial(fake_score_loss, trainer.players, batch, tau)]
+    micro_losses = [partial(fake_score_loss, trainer.players, batch, draw_samples(trainer.players, batch), tau)]
     updater = trainer.updaters["fake_score"]
     losses = [updater.update(0, micro_losses)["loss/fake_score"] for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
@@ -124,7 +125,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(make_recipe, adapter, r
 
     def broken():
         total = value * sum(p.sum() for p in network.parameters())
-        return MicroLoss(total, {"loss/some": total.item()}, {})
+        return MicroLoss(total, {"loss/some": total.detach()})
 
     with pytest.raises(
         FloatingPointError, match=rf"the {role} update of step 8 is not finite \(loss/some = .*Try a lower"
@@ -141,7 +142,7 @@ def test_a_gradient_that_is_not_finite_stops_although_the_loss_is_finite(make_re
 
     def broken():
         total = sum((p * 0).abs().sqrt().sum() for p in network.parameters())  # d sqrt at 0 is infinite
-        return MicroLoss(total, {"loss/some": total.item()}, {})
+        return MicroLoss(total, {"loss/some": total.detach()})
 
     with pytest.raises(FloatingPointError, match="grad_norm/student = "):
         updater.update(0, [broken])
@@ -166,3 +167,26 @@ def test_concatenated_parts_are_the_batch(make_recipe, adapter):
     batch = Trainer(make_recipe(train={"batch_size": 8}), adapter).batches.micro_batch("student", 0, 0)
     again = concatenate([part.cond for part in split(batch, 4)])
     assert torch.equal(again.tensors["embeds"], batch.cond.tensors["embeds"])
+
+
+def noisy_samples_of_fake_updates(trainer, recorder):
+    """What the fake score is trained on in one iteration, and the noises that its samples came from."""
+    spy = recorder(trainer.players.fake_score)
+    rollouts = recorder(trainer.players.student)
+    trainer.players = replace(trainer.players, fake_score=spy, student=rollouts)
+    trainer.iterate()
+    shown = [call for call, graph in zip(spy.calls, spy.grad_enabled, strict=True) if graph]
+    noises = [
+        x_t for (x_t, t, _), graph in zip(rollouts.calls, rollouts.grad_enabled, strict=True) if not graph and t[0] == 1
+    ]
+    return shown, noises
+
+
+@pytest.mark.parametrize(("reuse", "num_rollouts"), [(False, 3), (True, 1)])
+def test_fake_updates_share_samples_and_never_noise_levels(make_recipe, adapter, recorder, reuse, num_rollouts):
+    trainer = Trainer(make_recipe(train={"fake_updates": 3, "reuse_samples": reuse}), adapter)
+    shown, noises = noisy_samples_of_fake_updates(trainer, recorder)
+    assert len(shown) == 3 and len(noises) == num_rollouts
+    assert len({tuple(t.tolist()) for _, t, _ in shown}) == 3
+    prompts = {tuple(cond.tensors["embeds"].flatten().tolist()) for _, _, cond in shown}
+    assert len(prompts) == num_rollouts

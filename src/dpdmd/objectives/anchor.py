@@ -1,10 +1,12 @@
 """The diversity anchor of DP-DMD: the student's first step learns where the guided teacher gets from the same noise."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
 
+from dpdmd.grids import coarsen
 from dpdmd.guidance import Guidance, guided
 from dpdmd.losses import anchor_loss
 from dpdmd.objectives.base import StudentStep, TermResult
@@ -28,35 +30,54 @@ class DiversityAnchor:
     They agree where the teacher's way is straight. The student's squared error in x0 space is (sigma_0 / alpha_0)^2
     times its error in eps space: 213.6 at SDXL's noisiest timestep, where abar = .00466, so that one `weight` means
     another strength there. On a flow from t_0 = 1 it equals the error of the velocity.
+
+    `stops` = (K_1, ..., K_m): for m > 1 student step i learns in the same way to get from where it starts, its own
+    state z_{i-1}, to where the teacher is after K_i steps; the loss is the mean over the m steps, each of which gets
+    its own gradient. The rollout must be cut behind m steps.
+
+    `coarse_steps`, `second_order`: the way to each stop in fewer steps of the teacher's grid, or in such that use the
+    step before; z_K is then approximate, and cheaper.
     """
 
     guidance: Guidance
-    num_steps: int
+    stops: tuple[int, ...]
     weight: float
     target: AnchorTarget = "secant"
+    coarse_steps: int | None = None
+    second_order: bool = False
     name: str = "anchor"
 
     @property
     def num_forwards(self) -> int:
-        """K guided teacher steps, and one more for what the teacher believes of z_K."""
-        return self.guidance.num_forwards * (self.num_steps + (self.target == "x0"))
+        """The guided teacher steps, and one more per stop for what the teacher believes there."""
+        starts = (0, *self.stops)
+        steps = sum(min(b - a, self.coarse_steps or b - a) for a, b in pairwise(starts))
+        return self.guidance.num_forwards * (steps + (len(self.stops) if self.target == "x0" else 0))
 
     def __call__(self, step: StudentStep) -> TermResult:
-        z_0, grid = step.noise, step.teacher_grid
-        z_k = teacher_rollout(
-            step.teacher,
-            step.path,
-            z_0,
-            step.cond,
-            step.uncond,
-            grid=grid,
-            guidance=self.guidance,
-            stop_after=self.num_steps,
-        )
-        t_0, t_k = grid.time(0, z_0), grid.time(self.num_steps, z_0)
-        if self.target == "secant":
-            target, space = secant(step.path, z_0, t_0, z_k, t_k), step.prediction_space
-        else:
-            with torch.no_grad():
-                target, space = guided(step.teacher, z_k, t_k, step.cond, step.uncond, self.guidance), "x0"
-        return TermResult(anchor_loss(step.rollout.first, target, space, step.path, t_0), {})
+        grid, stops = step.teacher_grid, self.stops
+        if self.coarse_steps is not None:
+            grid, stops = coarsen(grid, stops, self.coarse_steps)
+        losses, z, start = [], step.noise, 0
+        for i, stop in enumerate(stops):
+            z = teacher_rollout(
+                step.teacher,
+                step.path,
+                z,
+                step.cond,
+                step.uncond,
+                grid=grid,
+                guidance=self.guidance,
+                start=start,
+                stop_after=stop,
+                second_order=self.second_order,
+            )
+            start = stop
+            t, t_k = step.student_grid.time(i, z), grid.time(stop, z)
+            if self.target == "secant":
+                target, space = secant(step.path, step.rollout.states[i], t, z, t_k), step.prediction_space
+            else:
+                with torch.no_grad():
+                    target, space = guided(step.teacher, z, t_k, step.cond, step.uncond, self.guidance), "x0"
+            losses.append(anchor_loss(step.rollout.predictions[i], target, space, step.path, t))
+        return TermResult(sum(losses) / len(losses), {})

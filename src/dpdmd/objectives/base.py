@@ -35,10 +35,10 @@ class StudentStep:
 
 @dataclass(frozen=True)
 class TermResult:
-    """`loss` scalar, unweighted, with graph; `health` plain numbers for the log."""
+    """`loss` scalar, unweighted, with graph; `health` detached scalars for the log, on whatever device."""
 
     loss: Tensor
-    health: dict[str, float]
+    health: dict[str, Tensor]
 
 
 class Term(Protocol):

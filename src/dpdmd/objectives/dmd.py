@@ -48,7 +48,7 @@ class Dmd:
 
 
 @torch.no_grad()
-def score_health(x: Tensor, real: Prediction, fake: Prediction) -> dict[str, float]:
+def score_health(x: Tensor, real: Prediction, fake: Prediction) -> dict[str, Tensor]:
     """How far the fake score is from the guided teacher, seen from the student's samples x.
 
     With r = x0_real - x and f = x0_fake - x: `cosine` of r and f, `relative_gap` = |f - r| / |r|,
@@ -57,7 +57,7 @@ def score_health(x: Tensor, real: Prediction, fake: Prediction) -> dict[str, flo
     r, f = (real.x0 - x).flatten(1), (fake.x0 - x).flatten(1)
     size = r.norm(dim=1).clamp_min(1e-8)
     return {
-        "cosine": F.cosine_similarity(r, f).mean().item(),
-        "relative_gap": ((f - r).norm(dim=1) / size).mean().item(),
-        "magnitude_ratio": (f.norm(dim=1) / size).mean().item(),
+        "cosine": F.cosine_similarity(r, f).mean(),
+        "relative_gap": ((f - r).norm(dim=1) / size).mean(),
+        "magnitude_ratio": (f.norm(dim=1) / size).mean(),
     }

@@ -24,6 +24,16 @@ class AnchorConfig(BaseModel):
     )
     time: float | None = Field(default=None, gt=0, lt=1, description="Name the anchor by t instead of by K.")
     guidance_scale: float | None = Field(default=None, ge=1, description="Default: the teacher's. 1 = off.")
+    depth: int = Field(
+        default=1, ge=1, le=7, description="m: how many first steps are anchored, and cut from DMD; the paper's 1."
+    )
+    coarse_steps: int | None = Field(
+        default=None, ge=1, description="Teacher steps taken to each anchor instead of all K, evenly spread. Cheaper."
+    )
+    second_order: bool = Field(
+        default=False,
+        description="Let each of these steps use the one before: nearer to the fine way at no more calls.",
+    )
     target: Literal["secant", "x0"] = Field(
         default="secant",
         description="secant: the teacher's way from t_0 to t_K, in the network's own space; x0: its belief at t_K, in "
@@ -34,6 +44,8 @@ class AnchorConfig(BaseModel):
     def _one_name(self):
         if self.steps is not None and self.time is not None:
             raise ValueError("set anchor.steps or anchor.time, not both")
+        if self.depth > 1 and (self.steps is not None or self.time is not None):
+            raise ValueError("anchor.steps and anchor.time are for anchor.depth 1: deeper ones lie where steps land")
         return self
 
 
@@ -60,16 +72,30 @@ class ObjectiveConfig(BaseModel):
         return self
 
 
-def num_anchor_steps(config: AnchorConfig, student_grid: Grid, teacher_grid: Grid) -> int:
-    """K from its number, from its time, or from where the student's first step lands.
+def anchor_stops(config: AnchorConfig, student_grid: Grid, teacher_grid: Grid) -> tuple[int, ...]:
+    """K_1 ... K_m: from their number, from their time, or from where the student's first m steps land.
 
-    Raises ValueError unless 1 <= K < number of teacher steps.
+    Raises ValueError unless every K is below the number of teacher steps and less noisy than where its step starts.
     """
-    if config.steps is None:
-        return anchor_steps(teacher_grid, student_grid.times[1] if config.time is None else config.time)
-    if not config.steps < teacher_grid.num_steps:
+    if config.depth >= student_grid.num_steps:
+        raise ValueError(
+            f"anchor.depth must leave DMD a step: below student.num_steps {student_grid.num_steps}, got {config.depth}"
+        )
+    if config.steps is not None and not config.steps < teacher_grid.num_steps:
         raise ValueError(f"anchor.steps must be below the teacher's {teacher_grid.num_steps} steps, got {config.steps}")
-    return config.steps
+    if config.steps is not None:
+        stops = (config.steps,)
+    elif config.time is not None:
+        stops = (anchor_steps(teacher_grid, config.time),)
+    else:
+        stops = tuple(anchor_steps(teacher_grid, t) for t in student_grid.times[1 : config.depth + 1])
+    ahead = all(teacher_grid.times[k] < t for k, t in zip(stops, student_grid.times, strict=False))
+    if not ahead or list(stops) != sorted(set(stops)):
+        raise ValueError(
+            f"the teacher's {teacher_grid.num_steps} steps are too few for anchor.depth {config.depth}: its steps "
+            f"{', '.join(map(str, stops))} are nearest to where the student's land"
+        )
+    return stops
 
 
 def build_objective(
@@ -102,8 +128,10 @@ def build_objective(
     anchor_scale = guidance_scale if config.anchor.guidance_scale is None else config.anchor.guidance_scale
     anchor = DiversityAnchor(
         guidance=Guidance(anchor_scale, rule=guidance_rule),
-        num_steps=num_anchor_steps(config.anchor, student_grid, teacher_grid),
+        stops=anchor_stops(config.anchor, student_grid, teacher_grid),
         weight=config.anchor.weight,
         target=config.anchor.target,
+        coarse_steps=config.anchor.coarse_steps,
+        second_order=config.anchor.second_order,
     )
-    return Objective(terms=(dmd, anchor), detach_after=1)
+    return Objective(terms=(dmd, anchor), detach_after=config.anchor.depth)

@@ -146,5 +146,5 @@ def load_optimizer(
         if name not in parameters:
             raise ValueError(f"the stored optimiser state has {name!r}, which the network has not")
         parameter = parameters[name]
-        # AdamW counts its steps on the CPU; moments live beside their parameter.
-        optimizer.state[parameter][key] = value if key == "step" else spread_as(value, parameter)
+        # Fused AdamW counts its steps beside the parameter.
+        optimizer.state[parameter][key] = value.to(parameter.device) if key == "step" else spread_as(value, parameter)

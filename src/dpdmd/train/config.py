@@ -109,6 +109,15 @@ class TrainConfig(Section):
     batch_size: int = Field(default=4, ge=1, description="Prompts per micro-batch and process.")
     accumulation: int = Field(default=1, ge=1, description="Micro-batches per update.")
     fake_updates: int = Field(default=5, ge=1, description="M, fake-score updates before each student update.")
+    reuse_samples: bool = Field(
+        default=False,
+        description="The M fake-score updates share one rollout of the student, each with tau and noise of its own.",
+    )
+    random_step: bool = Field(
+        default=False,
+        description="Train x0 of one random step behind the anchored ones instead of the end of the whole rollout: "
+        "fewer calls, one backward pass through one step. Re-noising students always do.",
+    )
     learning_rate: float = Field(default=1e-5, gt=0, description="Student's learning rate (AdamW).")
     fake_learning_rate: float | None = Field(
         default=None, gt=0, description="Fake score's learning rate. Default: the student's."

@@ -56,13 +56,15 @@ def _count(network: nn.Module) -> int:
 def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
     """Network calls on one sample for one student update with its M fake-score updates: (forward, backward).
 
-    A guided call counts twice. A re-noising student takes (first trained step + N) / 2 calls on average.
+    A guided call counts twice. A student whose sample is of one random step takes (first trained step + N) / 2 calls
+    on average.
     """
     n, first = plan.student_grid.num_steps, plan.objective.detach_after + 1
-    is_ode = recipe.student.kind == "ode"
-    rollout = n if is_ode else (first + n) / 2
-    forward = recipe.train.fake_updates * (rollout + 1) + rollout
-    backward = recipe.train.fake_updates + (n if is_ode else first)
+    is_whole = recipe.student.kind == "ode" and not recipe.train.random_step
+    rollout = n if is_whole else (first + n) / 2
+    num_rollouts = 1 if recipe.train.reuse_samples else recipe.train.fake_updates
+    forward = num_rollouts * rollout + recipe.train.fake_updates + rollout
+    backward = recipe.train.fake_updates + (n if is_whole else first)
     return forward + sum(term.num_forwards for term in plan.objective.terms), backward
 
 
@@ -107,9 +109,11 @@ def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
         "student grid": _times(plan.student_grid),
         "objective": recipe.objective.name,
     }
-    if plan.num_anchor_steps is not None:
-        reached = plan.teacher_grid.times[plan.num_anchor_steps]
-        lines["anchor"] = f"{plan.num_anchor_steps} teacher steps, to t = {reached:.4f}"
+    if plan.anchor_stops:
+        coarse = recipe.objective.anchor.coarse_steps
+        lines["anchor"] = "; ".join(
+            f"{stop} teacher steps, to t = {plan.teacher_grid.times[stop]:.4f}" for stop in plan.anchor_stops
+        ) + (f", each in at most {coarse}" if coarse else "")
     train = recipe.train
     if sizes.adapter:
         names = " and ".join(role.replace("_", " ") for role in recipe.lora.roles)

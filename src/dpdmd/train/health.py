@@ -13,23 +13,24 @@ SATURATED = 3.0
 
 
 @torch.no_grad()
-def sample_health(x0: Tensor) -> dict[str, float]:
-    """`mean`, `std` and `saturation` of the student's samples x0 (B, C, H, W).
+def sample_health(x0: Tensor) -> dict[str, Tensor]:
+    """Scalars `mean`, `std` and `saturation` of the student's samples x0 (B, C, H, W).
 
     saturation: share of values with |x| > 3. Latents are scaled to about unit variance by every family, so this is
     the share beyond three standard deviations of the data; .0027 for a normal distribution.
     """
     x0 = x0.float()
     return {
-        "mean": x0.mean().item(),
-        "std": x0.std(correction=0).item(),
-        "saturation": (x0.abs() > SATURATED).float().mean().item(),
+        "mean": x0.mean(),
+        "std": x0.std(correction=0),
+        "saturation": (x0.abs() > SATURATED).float().mean(),
     }
 
 
-def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Key by key the mean over rows of equal keys."""
-    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+def mean_of(rows: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Key by key the mean over rows of equal keys, whose values are scalars on one device; read in one go."""
+    values = torch.stack([torch.stack([value.float() for value in row.values()]) for row in rows])
+    return dict(zip(rows[0], values.mean(dim=0).tolist(), strict=True))
 
 
 class MetricsLog:

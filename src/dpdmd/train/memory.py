@@ -116,9 +116,10 @@ def _peak(recipe: Recipe, plan: Plan, adapter: ModelAdapter, roles: Roles) -> in
             cond,
             grid=plan.student_grid,
             detach_after=plan.objective.detach_after,
+            num_steps=plan.student_grid.num_steps if recipe.train.random_step else None,
             **renoise,
         )
         with torch.no_grad():
             teach()
-        (rollout.x0.mean() + rollout.first.x0.mean()).backward()
+        (rollout.x0.mean() + sum(prediction.x0.mean() for prediction in rollout.predictions)).backward()
     return live.peak

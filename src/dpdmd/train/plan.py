@@ -8,7 +8,7 @@ from dpdmd.grids import Grid, lint, uniform_grid
 from dpdmd.models.base import LatentShape, ModelAdapter
 from dpdmd.models.load import STUDENT_FILE
 from dpdmd.objectives.base import Objective
-from dpdmd.objectives.presets import build_objective, num_anchor_steps
+from dpdmd.objectives.presets import anchor_stops, build_objective
 from dpdmd.paths import FlowPath
 from dpdmd.roles import Role
 from dpdmd.train.config import Recipe
@@ -19,7 +19,7 @@ from dpdmd.train.updates import TauRange
 class Plan:
     """A recipe and a model, made concrete.
 
-    embedded_guidance: per role, None where the network takes none. num_anchor_steps: K, None without an anchor.
+    embedded_guidance: per role, None where the network takes none. anchor_stops: K_1 ... K_m, empty without an anchor.
     notes: the lint's warnings in plain words.
     """
 
@@ -30,7 +30,7 @@ class Plan:
     student_grid: Grid
     objective: Objective
     tau_range: TauRange
-    num_anchor_steps: int | None
+    anchor_stops: tuple[int, ...]
     notes: list[str]
 
 
@@ -40,9 +40,9 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
     latent_shape = adapter.latent_shape(model.height, model.width)
     guidance_scale, teacher_grid = _teacher(recipe, adapter, latent_shape)
     student_grid = _student_grid(recipe, adapter, latent_shape)
-    num_steps = num_anchor_steps(objective.anchor, student_grid, teacher_grid) if objective.name == "dp_dmd" else None
+    stops = anchor_stops(objective.anchor, student_grid, teacher_grid) if objective.name == "dp_dmd" else ()
     embedded = _embedded_guidance(recipe, adapter)
-    notes = lint(student_grid, teacher_grid, num_steps)
+    notes = lint(student_grid, teacher_grid, stops[0] if stops else None)
     if guidance_scale == 1 and (embedded["teacher"] or 0) <= 1:
         notes.append(
             "the teacher is not guided (model.guidance_scale 1): real and fake score are then nearly equal and their "
@@ -62,7 +62,7 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
             guidance_rule=adapter.guidance_rule,
         ),
         tau_range=TauRange(objective.tau_low, objective.tau_high, objective.tau_shift),
-        num_anchor_steps=num_steps,
+        anchor_stops=stops,
         notes=notes,
     )
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,21 @@ from dpdmd.train.checkpoint import (
     save_checkpoint,
 )
 from dpdmd.train.config import NO_CACHE, Recipe
-from dpdmd.train.data import BatchSource, EncodedPrompts
+from dpdmd.train.data import BatchSource, EncodedPrompts, MicroBatch
 from dpdmd.train.distribution import new_accelerator, replicate, shard, whole
 from dpdmd.train.ema import Ema
-from dpdmd.train.health import mean_of
 from dpdmd.train.plan import make_plan
 from dpdmd.train.run_folder import peak_memory_bytes, recipe_hash
 from dpdmd.train.signals import StopRequest
-from dpdmd.train.updates import Players, Updater, fake_score_loss, learning_rate_at, student_loss
+from dpdmd.train.updates import (
+    MicroLoss,
+    Players,
+    Updater,
+    draw_samples,
+    fake_score_loss,
+    learning_rate_at,
+    student_loss,
+)
 from dpdmd.train.validation import Validation, default_prompts
 
 SAMPLES_HINT = "on fewer processes raise train.accumulation, on more lower it, so that their product stays"
@@ -102,6 +109,7 @@ class Trainer:
             student_grid=self.plan.student_grid,
             teacher_grid=self.plan.teacher_grid,
             student_kind=recipe.student.kind,
+            random_step=recipe.train.random_step,
         )
         self.batches = BatchSource(
             prompts=encoded,
@@ -109,7 +117,7 @@ class Trainer:
             seed=recipe.train.seed,
             batch_size=recipe.train.batch_size,
             accumulation=recipe.train.accumulation,
-            fake_updates=recipe.train.fake_updates,
+            fake_updates=1 if recipe.train.reuse_samples else recipe.train.fake_updates,
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
             device=self.accelerator.device,
@@ -120,27 +128,35 @@ class Trainer:
     def iterate(self) -> dict[str, Any]:
         """M fake-score updates, one student update, one step of the moving average; returns the line to log."""
         started = time.perf_counter()
-        fake_rows = [self._fake_update(m) for m in range(self.recipe.train.fake_updates)]
+        fake_rows = self._fake_updates()
         student_row = self._student_update()
         if self.ema is not None:
             self.ema.update()
         rate = learning_rate_at(self.step, self.recipe.train.learning_rate, self.recipe.train.warmup)
-        row = self._mean_over_processes(student_row | mean_of(fake_rows))
+        fake_row = {key: sum(row[key] for row in fake_rows) / len(fake_rows) for key in fake_rows[0]}
+        row = self._mean_over_processes(student_row | fake_row)
         self.step += 1
         self.seconds += time.perf_counter() - started
         return {"step": self.step, "seconds": self.seconds, **row, "learning_rate": rate}
 
-    def _fake_update(self, m: int) -> dict[str, float]:
-        def micro_loss(index: int):
-            batch = self.batches.micro_batch("fake_score", self.step, index, update=m)
-            return fake_score_loss(
-                self.players, batch, self.plan.tau_range, detach_after=self.plan.objective.detach_after
-            )
+    def _fake_updates(self) -> list[dict[str, float]]:
+        """M updates of the fake score on samples of their own, or on one rollout that they share."""
+        train = self.recipe.train
 
-        return self.updaters["fake_score"].update(self.step, self._micro(micro_loss))
+        @lru_cache(maxsize=train.accumulation)
+        def samples(update: int, index: int) -> tuple[MicroBatch, Tensor]:
+            batch = self.batches.micro_batch("fake_score", self.step, index, update=update)
+            return batch, draw_samples(self.players, batch, detach_after=self.plan.objective.detach_after)
+
+        def micro_loss(m: int, index: int) -> MicroLoss:
+            batch, x0 = samples(0 if train.reuse_samples else m, index)
+            return fake_score_loss(self.players, batch, x0, self.plan.tau_range, stream=f"denoising_{m}")
+
+        updater = self.updaters["fake_score"]
+        return [updater.update(self.step, self._micro(partial(micro_loss, m))) for m in range(train.fake_updates)]
 
     def _student_update(self) -> dict[str, float]:
-        def micro_loss(index: int):
+        def micro_loss(index: int) -> MicroLoss:
             batch = self.batches.micro_batch("student", self.step, index)
             return student_loss(self.players, batch, self.plan.objective)
 
@@ -173,7 +189,7 @@ class Trainer:
             "num_inference_steps": self.plan.teacher_grid.num_steps,
             "grid": list(self.plan.student_grid.times),
             "teacher_grid": list(self.plan.teacher_grid.times),
-            "num_anchor_steps": self.plan.num_anchor_steps,
+            "anchor_stops": list(self.plan.anchor_stops),
             "lint": self.notes,
             "latent_shape": list(self.plan.latent_shape),
             "num_prompts": len(self.batches.prompts),

@@ -23,7 +23,10 @@ from dpdmd.train.health import mean_of, sample_health
 
 @dataclass(frozen=True)
 class Players:
-    """The three denoisers, the path they share and the grids that student and teacher take along it."""
+    """The three denoisers, the path they share and the grids that student and teacher take along it.
+
+    random_step: train x0 of one random step instead of the end of the whole rollout; a re-noising student always does.
+    """
 
     student: Denoiser
     teacher: Denoiser
@@ -33,6 +36,7 @@ class Players:
     student_grid: Grid
     teacher_grid: Grid
     student_kind: StudentKind = "ode"
+    random_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,47 +50,64 @@ class TauRange:
 
 @dataclass(frozen=True)
 class MicroLoss:
-    """`total` is what backward starts from; `parts` are the unweighted losses and `health` plain numbers, to log."""
+    """`total` is what backward starts from; `log` detached scalars: unweighted losses, health.
+
+    They stay on the device until the whole update is done: reading one would make the device wait.
+    """
 
     total: Tensor
-    parts: dict[str, float]
-    health: dict[str, float]
+    log: dict[str, Tensor]
 
 
 def rollout_student(players: Players, batch: MicroBatch, *, detach_after: int = 0) -> StudentRollout:
-    """The student's samples of a micro-batch: the whole rollout of an ODE student, one random step of a re-noising one.
+    """The student's samples of a micro-batch: of the whole rollout, or x0 of one random step.
 
-    The random step is behind `detach_after`, so that it is never the one that DMD must not reach.
+    The random step is behind `detach_after`, so that it is never one that DMD must not reach.
     """
-    arguments = (players.student, players.path, batch.noise, batch.cond)
-    grid = players.student_grid
-    if players.student_kind == "ode":
-        return student_rollout(*arguments, grid=grid, detach_after=detach_after)
-    num_steps = int(torch.randint(detach_after + 1, grid.num_steps + 1, (), generator=batch.rng("last_step")))
-    rng = batch.rng("renoise")
+    grid, fresh_noise, num_steps = players.student_grid, None, None
+    if players.student_kind == "renoise":
+        rng = batch.rng("renoise")
 
-    def fresh_noise(i: int) -> Tensor:
-        return torch.randn(batch.noise.shape, generator=rng).to(batch.noise.device)
+        def fresh_noise(i: int) -> Tensor:
+            return torch.randn(batch.noise.shape, generator=rng).to(batch.noise.device)
 
+    if players.student_kind == "renoise" or players.random_step:
+        num_steps = int(torch.randint(detach_after + 1, grid.num_steps + 1, (), generator=batch.rng("last_step")))
     return student_rollout(
-        *arguments, grid=grid, detach_after=detach_after, fresh_noise=fresh_noise, num_steps=num_steps
+        players.student,
+        players.path,
+        batch.noise,
+        batch.cond,
+        grid=grid,
+        detach_after=detach_after,
+        fresh_noise=fresh_noise,
+        num_steps=num_steps,
     )
 
 
-def fake_score_loss(players: Players, batch: MicroBatch, tau_range: TauRange, *, detach_after: int = 0) -> MicroLoss:
-    """L_fake (arXiv 2405.14867, sec. 3): the fake score denoises fresh samples of the student, tau per sample.
+@torch.no_grad()
+def draw_samples(players: Players, batch: MicroBatch, *, detach_after: int = 0) -> Tensor:
+    """x0 (B, C, H, W) of the student for the fake score to learn. `detach_after`: the objective's.
 
-    The rollout runs without graph: the fake score alone receives gradient. `detach_after`: the objective's, so that a
-    re-noising student's samples are of the steps that DMD trains.
+    So the samples of a student that is trained at random steps are of the steps that DMD trains.
     """
-    with torch.no_grad():
-        rollout = rollout_student(players, batch, detach_after=detach_after)
-    x0, rng = rollout.x0, batch.rng("denoising")
+    return rollout_student(players, batch, detach_after=detach_after).x0
+
+
+def fake_score_loss(
+    players: Players, batch: MicroBatch, x0: Tensor, tau_range: TauRange, *, stream: str = "denoising"
+) -> MicroLoss:
+    """L_fake (arXiv 2405.14867, sec. 3): the fake score denoises the student's samples x0 of `batch`, tau per sample.
+
+    The samples have no graph: the fake score alone receives gradient. `stream` names tau and noise, which differ for
+    every update that uses the same samples.
+    """
+    rng = batch.rng(stream)
     tau = sample_times(len(x0), rng, low=tau_range.low, high=tau_range.high, shift=tau_range.shift).to(x0.device)
     eps = torch.randn(x0.shape, generator=rng).to(x0.device)
     prediction = players.fake_score(add_noise(players.path, x0, eps, tau), tau, batch.cond)
     loss = denoising_loss(prediction, x0, eps, players.prediction_space, players.path, tau)
-    return MicroLoss(loss, {"loss/fake_score": loss.item()}, {})
+    return MicroLoss(loss, {"loss/fake_score": loss.detach()})
 
 
 def student_loss(players: Players, batch: MicroBatch, objective: Objective) -> MicroLoss:
@@ -106,12 +127,10 @@ def student_loss(players: Players, batch: MicroBatch, objective: Objective) -> M
         rng=batch.rng,
     )
     results = {term.name: (term.weight, term(step)) for term in objective.terms}
-    health = {f"health/{key}": value for _, result in results.values() for key, value in result.health.items()}
-    return MicroLoss(
-        total=sum(weight * result.loss for weight, result in results.values()),
-        parts={f"loss/{name}": result.loss.item() for name, (_, result) in results.items()},
-        health=health | {f"sample/{key}": value for key, value in sample_health(rollout.x0).items()},
-    )
+    log = {f"loss/{name}": result.loss.detach() for name, (_, result) in results.items()}
+    log |= {f"health/{key}": value for _, result in results.values() for key, value in result.health.items()}
+    log |= {f"sample/{key}": value for key, value in sample_health(rollout.x0).items()}
+    return MicroLoss(sum(weight * result.loss for weight, result in results.values()), log)
 
 
 def learning_rate_at(step: int, peak: float, warmup: int) -> float:
@@ -137,7 +156,9 @@ class Updater:
     ):
         self.role, self.network, self.parameters, self.accelerator = role, network, parameters, accelerator
         self.peak, self.warmup, self.max_grad_norm = learning_rate, warmup, max_grad_norm
-        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+        )
 
     def update(self, step: int, micro_losses: list[Callable[[], MicroLoss]]) -> dict[str, float]:
         """Mean gradient over the micro-batches, clipped, one optimiser step; returns what to log.
@@ -145,17 +166,16 @@ class Updater:
         Raises FloatingPointError on every process, before any weight has changed, when a loss or the gradient of any
         process is not finite.
         """
-        rows = []
+        logs = []
         for i, micro_loss in enumerate(micro_losses):
             is_last = i + 1 == len(micro_losses)
             # Processes exchange gradients once per update, with the last micro-batch.
             with nullcontext() if is_last else self.accelerator.no_sync(self.network):
                 result = micro_loss()
                 self.accelerator.backward(result.total / len(micro_losses))
-            rows.append(result.parts | result.health)
-        log = mean_of(rows)
-        norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)))
-        log[f"grad_norm/{self.role}"] = norm
+            logs.append(result.log)
+        norm = whole(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        log = mean_of([log | {f"grad_norm/{self.role}": norm} for log in logs])
         self._refuse_non_finite(step, log)
         rate = learning_rate_at(step, self.peak, self.warmup)
         for group in self.optimizer.param_groups:
