@@ -59,7 +59,7 @@ def test_the_anchor_is_named_by_steps_by_time_or_by_where_step_one_lands(anchor,
 
 @pytest.mark.parametrize(("depth", "stops"), [(1, (7,)), (2, (7, 15)), (3, (7, 15, 22))])
 def test_deeper_anchors_lie_where_the_students_steps_land_and_cut_them_from_dmd(depth, stops):
-    # Where the grid of 4 lands: .9, .75, .5; the nearest times of the teacher's grid of 30 are .9079, .75 and .5143.
+    # Where the grid of 4 lands: .9, .75, .5; the nearest times of the teacher's grid of 30 are .9079, .75 and .5217.
     objective = build(anchor={"depth": depth})
     assert objective.terms[1].stops == stops and objective.detach_after == depth
 
