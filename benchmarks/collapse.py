@@ -1,6 +1,6 @@
 """Does DMD lose diversity that its teacher has, and does DP-DMD keep it? Several training seeds, with intervals.
 
-    python benchmarks/collapse.py --seeds 5 --updates 150 --jobs 2
+    python -m benchmarks.collapse --seeds 5 --updates 150 --jobs 2
 
 Arms: the guided teacher at 30 steps, the same at 4 steps, DMD, DP-DMD with the paper's K = 5 and lambda = 0.05, DP-DMD
 at our defaults. All students share budget, noise, prompts, guidance and learning rate; only the objective differs.
@@ -8,8 +8,7 @@ Resumable: finished runs stand in --out and are not repeated. Writes benchmarks/
 table of the README. Expect --seeds x --updates x 7 s of one core, 90 minutes on two for the command above.
 """
 
-from seeds import run_benchmark
-
+from benchmarks.seeds import run_benchmark
 from dpdmd.compare import Arm
 from dpdmd.demo import FEW_STEPS
 

@@ -1,14 +1,13 @@
 """The same comparison on the noise-predicting teacher, and which of the anchor's targets and weights serves it.
 
-    python benchmarks/noise_prediction.py --seeds 2 --updates 100 --jobs 2
+    python -m benchmarks.noise_prediction --seeds 2 --updates 100 --jobs 2
 
 Arms: the guided teacher at 30 steps, the same at 4 steps, DMD, and DP-DMD with the anchor's secant in eps space and
 with its x0 target, whose loss is 213.6 times larger for the same error at this teacher's noisiest timestep: the weights
 are chosen to meet. All students share budget, noise, prompts, guidance and learning rate. Resumable, as collapse.py.
 """
 
-from seeds import run_benchmark
-
+from benchmarks.seeds import run_benchmark
 from dpdmd.compare import Arm
 from dpdmd.demo import FEW_STEPS
 

@@ -70,7 +70,7 @@ def run_benchmark(
             rows.setdefault(name, []).append(row)
     arms = {name: _summary(values[:1] if name in places else values) for name, values in rows.items()}
     command = (
-        f"python benchmarks/{script}.py --seeds {len(seeds)} --updates {arguments.updates} --jobs {arguments.jobs}"
+        f"python -m benchmarks.{script} --seeds {len(seeds)} --updates {arguments.updates} --jobs {arguments.jobs}"
     )
     write_json(arguments.results, {"arms": arms, "provenance": _provenance(command)})
     print(f"{markdown(arms)}\n\nwritten to {arguments.results}")
