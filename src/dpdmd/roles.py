@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Role = Literal["student", "teacher", "fake_score"]
 ROLES: tuple[Role, ...] = ("student", "teacher", "fake_score")
 TRAINED_ROLES: tuple[Role, ...] = ("student", "fake_score")
+MAX_GRAPHS = 64
 
 
 class Roles:
@@ -84,6 +85,17 @@ class Roles:
         """Recompute the blocks of student and fake score in the backward pass instead of keeping their activations."""
         for network in {id(self.networks[role]): self.networks[role] for role in TRAINED_ROLES}.values():
             network.enable_gradient_checkpointing(self._checkpointed)
+
+    def compile_blocks(self, block_lists: tuple[str, ...]) -> None:
+        """torch.compile every block of every network, `block_lists` naming the attributes that hold them.
+
+        Blocks of a kind share their graphs: one per role, batch size and whether gradients are recorded.
+        """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+        for network in {id(network): network for network in self.networks.values()}.values():
+            for name in block_lists:
+                for block in getattr(network, name):
+                    block.compile()
 
     def _checkpointed(self, block, *args):
         """Run a block so that it is recomputed with the adapter which is active now."""

@@ -142,6 +142,9 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, about a third more time."
     )
+    compile: bool = Field(
+        default=False, description="torch.compile the networks' blocks: minutes at the start, faster updates behind."
+    )
     seed: int = Field(default=0, ge=0, description="Everything random follows from it.")
 
 

@@ -91,6 +91,8 @@ class Trainer:
         )
         if recipe.train.gradient_checkpointing:
             self.roles.enable_gradient_checkpointing()
+        if recipe.train.compile:
+            self.roles.compile_blocks(adapter.block_lists)
         if recipe.train.shard:
             shard(self.roles, self.accelerator, adapter.block_lists)
         else:
