@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dpdmd.losses import anchor_loss, denoising_loss, dmd_gradient, dmd_loss
+from dpdmd.losses import anchor_loss, denoising_loss, dmd_gradient, dmd_loss, variation_loss
 from dpdmd.paths import FlowPath, Prediction, VPPath, add_noise, from_eps, from_velocity
 
 # SDXL's noise schedule, by hand.
@@ -165,3 +165,25 @@ def test_losses_are_fp32_for_bf16_samples(normalisation, predictions):
     x, x_tau, real, fake = predictions
     g = dmd_gradient(x.bfloat16(), x_tau.bfloat16(), real, fake, normalisation)
     assert g.dtype == torch.float32 and dmd_loss(x.bfloat16(), g).dtype == torch.float32
+
+
+def test_variation_is_about_deviations_within_a_prompts_group_and_nothing_else(randn):
+    target = randn(0, 6, 2, 4, 4)
+    constant = randn(1, 2, 2, 4, 4).repeat_interleave(3, dim=0)  # of each group of 3: what its samples have in common
+    same = variation_loss(0.3 * target + constant, target, 3)
+    assert same.item() == pytest.approx(0, abs=1e-6)
+    groups = target.unflatten(0, (2, 3))
+    mirrored = (2 * groups.mean(dim=1, keepdim=True) - groups).flatten(0, 1)
+    assert variation_loss(mirrored, target, 3).item() == pytest.approx(2, abs=1e-5)
+    # Detail below two latent pixels is left out: its 2 x 2 means are zero.
+    detail = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2) * randn(2, 6, 2, 1, 1)
+    assert variation_loss(target + detail, target, 3).item() == pytest.approx(0, abs=1e-6)
+    # A group's samples that are alike have no deviation to compare, and no NaN either.
+    assert torch.isfinite(variation_loss(constant, target, 3))
+
+
+def test_variation_gives_gradient_to_the_student_alone(randn):
+    x0, target = randn(0, 4, 1, 4, 4).requires_grad_(), randn(1, 4, 1, 4, 4).requires_grad_()
+    variation_loss(x0, target, 2).backward()
+    assert target.grad is None and x0.grad.abs().sum() > 0
+    assert x0.grad.unflatten(0, (2, 2)).sum(dim=1).abs().max() < 1e-6  # nothing on what a group has in common

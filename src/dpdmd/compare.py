@@ -174,7 +174,7 @@ def _run(arguments: list[str], environment: dict[str, str]) -> dict[str, float]:
     """Run `dpdmd ARGUMENTS` in a process of its own; returns its seconds and peak memory."""
     print(f"\n$ dpdmd {shlex.join(arguments)}", flush=True)
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "dpdmd.cli", *arguments], env=os.environ | environment)
+    process = subprocess.Popen([sys.executable, "-m", "dpdmd", *arguments], env=os.environ | environment)
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt:

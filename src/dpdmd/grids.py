@@ -73,6 +73,13 @@ def coarsen(grid: Grid, stops: tuple[int, ...], num_steps: int) -> tuple[Grid, t
     return Grid(tuple(times)), tuple(kept.index(stop) for stop in stops)
 
 
+def jittered(grid: Grid, amount: float, rng: torch.Generator) -> Grid:
+    """`grid` with its second time moved at random, by at most `amount` < 1 of the way to either neighbour."""
+    times, u = list(grid.times), 2 * torch.rand((), generator=rng).item() - 1
+    times[1] += amount * u * (times[0] - times[1] if u > 0 else times[1] - times[2])
+    return Grid(tuple(times))
+
+
 def sample_times(batch_size: int, rng: torch.Generator, *, low: float, high: float, shift: float = 1.0) -> Tensor:
     """tau (B,) in [low, high], one per sample and stratified over the batch: each of B equal slices is hit once.
 

@@ -42,7 +42,14 @@ class Guidance:
 def guided(
     denoise: Denoiser, x_t: Tensor, t: Tensor, cond: Condition, uncond: Condition, guidance: Guidance
 ) -> Prediction:
-    """Conditional and unconditional predictions combined by the family's rule.
+    """Conditional and unconditional predictions combined by the family's rule; see `guided_pair`."""
+    return guided_pair(denoise, x_t, t, cond, uncond, guidance)[1]
+
+
+def guided_pair(
+    denoise: Denoiser, x_t: Tensor, t: Tensor, cond: Condition, uncond: Condition, guidance: Guidance
+) -> tuple[Prediction, Prediction]:
+    """(conditional prediction, guided prediction).
 
     x_t: (B, C, H, W); t: (B,); cond, uncond: B prompts, `uncond` the model's true empty prompt. Samples whose t lies
     outside the interval are not guided and cost one forward instead of two.
@@ -50,7 +57,8 @@ def guided(
     low, high = guidance.interval
     inside = (t >= low) & (t <= high)
     if guidance.scale == 1 or not bool(inside.any()):
-        return denoise(x_t, t, cond)
+        conditional = denoise(x_t, t, cond)
+        return conditional, conditional
     rows = inside.nonzero().squeeze(1)
     both = denoise(torch.cat([x_t, x_t[rows]]), torch.cat([t, t[rows]]), concatenate([cond, uncond[rows]]))
     conditional = Prediction(both.x0[: len(x_t)], both.eps[: len(x_t)])
@@ -59,4 +67,4 @@ def guided(
         conditional.eps.index_copy(0, rows, both.eps[len(x_t) :]),
     )
     scale = per_sample(torch.where(inside, guidance.scale, 1.0), x_t)
-    return guidance.rule(x_t, t, conditional, unconditional, scale)
+    return conditional, guidance.rule(x_t, t, conditional, unconditional, scale)

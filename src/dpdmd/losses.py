@@ -63,3 +63,17 @@ def anchor_loss(first: Prediction, target: Prediction, space: Space, path: Path,
     `first`: the student's prediction at the noise, receives gradient; `target`: the teacher's, detached; t: t_0 (B,).
     """
     return F.mse_loss(in_space(first, space, path, t), in_space(target.detach(), space, path, t))
+
+
+def variation_loss(x0: Tensor, target: Tensor, group_size: int) -> Tensor:
+    """1 - cosine of what makes samples of one prompt differ, the student's and the teacher's from the same noise.
+
+    x0, target: (B, C, H, W), groups of `group_size` samples of one prompt one after the other. Both are halved in size
+    (their layout, not their detail), and lose the mean of their group; mean over the batch. x0 alone receives gradient.
+    """
+
+    def deviations(x: Tensor) -> Tensor:
+        groups = F.avg_pool2d(x.float(), 2, ceil_mode=True).flatten(1).unflatten(0, (-1, group_size))
+        return (groups - groups.mean(dim=1, keepdim=True)).flatten(0, 1)
+
+    return 1 - F.cosine_similarity(deviations(x0), deviations(target.detach())).mean()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -139,3 +141,40 @@ def test_health_compares_the_scores_as_seen_from_the_samples(randn):
     assert health(1.0) == pytest.approx({"cosine": 1, "relative_gap": 0, "magnitude_ratio": 1}, abs=1e-5)
     assert health(2.0) == pytest.approx({"cosine": 1, "relative_gap": 1, "magnitude_ratio": 2}, abs=1e-5)
     assert health(-0.5) == pytest.approx({"cosine": -1, "relative_gap": 1.5, "magnitude_ratio": 0.5}, abs=1e-5)
+
+
+def gradient_at_samples(term, networks, micro_batch, student_step, **settings):
+    step = student_step(*networks, **micro_batch, **settings)
+    step.rollout.x0.retain_grad()
+    term(step).loss.backward()
+    return step.rollout.x0.grad
+
+
+@pytest.mark.parametrize(("weight", "scale"), [(0.0, 1.0), (0.5, 2.0), (1.0, 3.0), (2.0, 5.0)])
+def test_the_guidance_part_at_another_weight_is_another_guidance_scale(
+    weight, scale, networks, micro_batch, student_step
+):
+    # u + s (c - u) = c + (s - 1) (c - u): weight w on the second part is the scale 1 + w (s - 1).
+    weighted = gradient_at_samples(replace(dmd(3.0), guidance_weight=weight), networks, micro_batch, student_step)
+    assert_close(weighted, gradient_at_samples(dmd(scale), networks, micro_batch, student_step), atol=1e-6, rtol=1e-4)
+
+
+def test_with_noise_levels_of_its_own_the_guidance_part_is_added_to_the_matching_part(
+    networks, micro_batch, student_step
+):
+    term = replace(dmd(3.0, low=0.1, high=0.4), guidance_weight=0.7, guidance_tau=(0.6, 0.9))
+    gradient = gradient_at_samples(term, networks, micro_batch, student_step)
+    _, teacher, fake = networks
+    (x_m, tau_m, _), (x_g, tau_g, _) = fake.calls[0], teacher.calls[1]
+    x_g, tau_g = x_g[:4], tau_g[:4]
+    assert tau_m.min() >= 0.1 and tau_m.max() <= 0.4 and tau_g.min() >= 0.6 and tau_g.max() <= 0.9
+    with torch.no_grad():
+        cond, uncond = micro_batch["cond"], micro_batch["uncond"]
+        c, f = teacher.denoise(x_m, tau_m, cond), fake.denoise(x_m, tau_m, cond)
+        c2, u2 = teacher.denoise(x_g, tau_g, cond), teacher.denoise(x_g, tau_g, uncond)
+    real = u2.x0 + 3 * (c2.x0 - u2.x0)
+    norm = lambda a, b: (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)  # noqa: E731
+    matching = (f.x0 - c.x0) / norm(x_m, c.x0)
+    guidance = 0.7 * (c2.x0 - real) / norm(x_g, real)
+    assert_close(gradient, (matching + guidance) / gradient.numel(), atol=1e-6, rtol=1e-4)
+    assert term.num_forwards == (sum(len(t) for _, t, _ in teacher.calls) + len(tau_m)) / 4

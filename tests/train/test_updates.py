@@ -190,3 +190,31 @@ def test_fake_updates_share_samples_and_never_noise_levels(make_recipe, adapter,
     assert len({tuple(t.tolist()) for _, t, _ in shown}) == 3
     prompts = {tuple(cond.tensors["embeds"].flatten().tolist()) for _, _, cond in shown}
     assert len(prompts) == num_rollouts
+
+
+def test_the_fake_score_gets_its_head_start_once(make_recipe, adapter, recorder):
+    trainer = Trainer(make_recipe(train={"fake_updates": 2, "fake_head_start": 3}), adapter)
+    assert len(noisy_samples_of_fake_updates(trainer, recorder)[0]) == 5
+    assert len(noisy_samples_of_fake_updates(trainer, recorder)[0]) == 2
+
+
+def test_samples_of_one_prompt_stand_together_and_differ_in_noise(make_recipe, adapter):
+    trainer = Trainer(make_recipe(train={"batch_size": 6, "samples_per_prompt": 3}), adapter)
+    batch = trainer.batches.micro_batch("student", 0, 0)
+    assert batch.prompts[0] == batch.prompts[1] == batch.prompts[2] != batch.prompts[3]
+    assert len({tuple(noise.flatten().tolist()) for noise in batch.noise}) == 6
+    following = trainer.batches.micro_batch("student", 1, 0).prompts
+    passed = [*batch.prompts[::3], *following[::3]]
+    alone = Trainer(make_recipe(train={"batch_size": 4}), adapter).batches.micro_batch("student", 0, 0)
+    assert passed == alone.prompts
+
+
+def test_variation_and_jitter_train_step_one_alone(make_recipe, adapter):
+    recipe = make_recipe(
+        objective={"anchor": {"weight": 1.0, "variation_weight": 0.5}},
+        train={"samples_per_prompt": 2, "time_jitter": 0.5},
+    )
+    trainer = Trainer(recipe, adapter)
+    only_anchor = Objective(terms=trainer.plan.objective.terms[1:], detach_after=1)
+    assert [gradient_reaches_step(trainer, only_anchor, i) for i in range(3)] == [True, False, False]
+    assert trainer.iterate()["health/variation"] > 0

@@ -8,7 +8,7 @@ import torch
 
 from dpdmd.grids import coarsen
 from dpdmd.guidance import Guidance, guided
-from dpdmd.losses import anchor_loss
+from dpdmd.losses import anchor_loss, variation_loss
 from dpdmd.objectives.base import StudentStep, TermResult
 from dpdmd.paths import secant
 from dpdmd.rollout import teacher_rollout
@@ -37,6 +37,9 @@ class DiversityAnchor:
 
     `coarse_steps`, `second_order`: the way to each stop in fewer steps of the teacher's grid, or in such that use the
     step before; z_K is then approximate, and cheaper.
+
+    `variation_weight`: of the mean of `losses.variation_loss` over the stops, which compares how the samples of one
+    prompt, `samples_per_prompt` of them, differ from each other, whatever they have in common.
     """
 
     guidance: Guidance
@@ -45,6 +48,8 @@ class DiversityAnchor:
     target: AnchorTarget = "secant"
     coarse_steps: int | None = None
     second_order: bool = False
+    variation_weight: float = 0.0
+    samples_per_prompt: int = 1
     name: str = "anchor"
 
     @property
@@ -58,7 +63,7 @@ class DiversityAnchor:
         grid, stops = step.teacher_grid, self.stops
         if self.coarse_steps is not None:
             grid, stops = coarsen(grid, stops, self.coarse_steps)
-        losses, z, start = [], step.noise, 0
+        losses, variations, z, start = [], [], step.noise, 0
         for i, stop in enumerate(stops):
             z = teacher_rollout(
                 step.teacher,
@@ -79,5 +84,12 @@ class DiversityAnchor:
             else:
                 with torch.no_grad():
                     target, space = guided(step.teacher, z, t_k, step.cond, step.uncond, self.guidance), "x0"
-            losses.append(anchor_loss(step.rollout.predictions[i], target, space, step.path, t))
-        return TermResult(sum(losses) / len(losses), {})
+            prediction = step.rollout.predictions[i]
+            losses.append(anchor_loss(prediction, target, space, step.path, t))
+            if self.variation_weight:
+                variations.append(variation_loss(prediction.x0, target.x0, self.samples_per_prompt))
+        loss = sum(losses) / len(losses)
+        if not variations:
+            return TermResult(loss, {})
+        variation = sum(variations) / len(variations)
+        return TermResult(loss + self.variation_weight * variation, {"variation": variation.detach()})

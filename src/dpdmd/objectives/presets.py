@@ -34,6 +34,9 @@ class AnchorConfig(BaseModel):
         default=False,
         description="Let each of these steps use the one before: nearer to the fine way at no more calls.",
     )
+    variation_weight: float = Field(
+        default=0.0, ge=0, description="Of a term on how samples of one prompt differ; wants train.samples_per_prompt."
+    )
     target: Literal["secant", "x0"] = Field(
         default="secant",
         description="secant: the teacher's way from t_0 to t_K, in the network's own space; x0: its belief at t_K, in "
@@ -60,15 +63,24 @@ class ObjectiveConfig(BaseModel):
     tau_high: float = Field(default=0.98, gt=0, le=1, description="Most noise of the score comparison.")
     tau_shift: float = Field(default=1.0, gt=0, description="Shift of tau toward noise; 1 = uniform.")
     guidance_interval: Interval = Field(default=(0.0, 1.0), description="Noise interval of the real score's guidance.")
+    guidance_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="Of the part of the DMD gradient that guidance adds, beside matching the teacher.",
+    )
+    guidance_tau: Interval | None = Field(
+        default=None, description="Noise levels [low, high] of that part alone, one more call. Default: the same draw."
+    )
     anchor: AnchorConfig = AnchorConfig()
 
     @model_validator(mode="after")
     def _ordered(self):
         if self.tau_low >= self.tau_high:
             raise ValueError(f"tau_low must be below tau_high, got {self.tau_low} and {self.tau_high}")
-        low, high = self.guidance_interval
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"guidance_interval must be [low, high] with 0 <= low < high <= 1, got [{low}, {high}]")
+        for name in ("guidance_interval", "guidance_tau"):
+            low, high = getattr(self, name) or (0.0, 1.0)
+            if not 0 <= low < high <= 1:
+                raise ValueError(f"{name} must be [low, high] with 0 <= low < high <= 1, got [{low}, {high}]")
         return self
 
 
@@ -105,14 +117,19 @@ def build_objective(
     student_grid: Grid,
     teacher_grid: Grid,
     guidance_rule: GuidanceRule = linear_rule,
+    samples_per_prompt: int = 1,
 ) -> Objective:
     """The terms and the gradient routing of an objective. Raises ValueError for impossible settings."""
+    if config.anchor.variation_weight > 0 and samples_per_prompt < 2:
+        raise ValueError("anchor.variation_weight compares samples of one prompt: set train.samples_per_prompt >= 2")
     dmd = Dmd(
         guidance=Guidance(guidance_scale, config.guidance_interval, guidance_rule),
         tau_low=config.tau_low,
         tau_high=config.tau_high,
         tau_shift=config.tau_shift,
         normalisation=config.normalisation,
+        guidance_weight=config.guidance_weight,
+        guidance_tau=config.guidance_tau,
     )
     if config.name == "dmd":
         return Objective(terms=(dmd,), detach_after=0)
@@ -133,5 +150,7 @@ def build_objective(
         target=config.anchor.target,
         coarse_steps=config.anchor.coarse_steps,
         second_order=config.anchor.second_order,
+        variation_weight=config.anchor.variation_weight,
+        samples_per_prompt=samples_per_prompt,
     )
     return Objective(terms=(dmd, anchor), detach_after=config.anchor.depth)

@@ -107,8 +107,14 @@ class TrainConfig(Section):
 
     num_updates: int = Field(default=6000, ge=1, description="Student updates.")
     batch_size: int = Field(default=4, ge=1, description="Prompts per micro-batch and process.")
+    samples_per_prompt: int = Field(
+        default=1, ge=1, description="How many samples of a micro-batch one prompt has; batch_size is a multiple."
+    )
     accumulation: int = Field(default=1, ge=1, description="Micro-batches per update.")
     fake_updates: int = Field(default=5, ge=1, description="M, fake-score updates before each student update.")
+    fake_head_start: int = Field(
+        default=0, ge=0, description="Further fake-score updates before the first student update."
+    )
     reuse_samples: bool = Field(
         default=False,
         description="The M fake-score updates share one rollout of the student, each with tau and noise of its own.",
@@ -117,6 +123,12 @@ class TrainConfig(Section):
         default=False,
         description="Train x0 of one random step behind the anchored ones instead of the end of the whole rollout: "
         "fewer calls, one backward pass through one step. Re-noising students always do.",
+    )
+    time_jitter: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="While training, step 1 lands up to this share of the way to its neighbours beside its time.",
     )
     learning_rate: float = Field(default=1e-5, gt=0, description="Student's learning rate (AdamW).")
     fake_learning_rate: float | None = Field(
@@ -198,6 +210,15 @@ class Recipe(Section):
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     output: OutputConfig
+
+    @model_validator(mode="after")
+    def _groups(self):
+        if self.train.batch_size % self.train.samples_per_prompt:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} must be a multiple of train.samples_per_prompt, got "
+                f"{self.train.samples_per_prompt}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _frozen_weights(self):

@@ -77,15 +77,17 @@ class BatchSource:
     rank: int
     num_processes: int
     device: torch.device
+    samples_per_prompt: int = 1
 
     def micro_batch(self, role: Role, step: int, index: int, *, update: int = 0) -> MicroBatch:
         """Micro-batch `index` of update number `update` (0 ... M - 1; the student has one) of `role` at `step`."""
         updates_per_step = self.fake_updates if role == "fake_score" else 1
         done = (step * updates_per_step + update) * self.accumulation + index
-        start = (done * self.num_processes + self.rank) * self.batch_size
+        num_prompts = self.batch_size // self.samples_per_prompt
+        start = (done * self.num_processes + self.rank) * num_prompts
         chosen = prompt_indices(
-            range(start, start + self.batch_size), len(self.prompts), seed=self.seed, stream=f"{role}/prompts"
-        )
+            range(start, start + num_prompts), len(self.prompts), seed=self.seed, stream=f"{role}/prompts"
+        ).repeat_interleave(self.samples_per_prompt)
 
         number = index * self.num_processes + self.rank
 

@@ -60,6 +60,7 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
             student_grid=student_grid,
             teacher_grid=teacher_grid,
             guidance_rule=adapter.guidance_rule,
+            samples_per_prompt=recipe.train.samples_per_prompt,
         ),
         tau_range=TauRange(objective.tau_low, objective.tau_high, objective.tau_shift),
         anchor_stops=stops,

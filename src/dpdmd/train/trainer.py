@@ -112,6 +112,7 @@ class Trainer:
             teacher_grid=self.plan.teacher_grid,
             student_kind=recipe.student.kind,
             random_step=recipe.train.random_step,
+            time_jitter=recipe.train.time_jitter,
         )
         self.batches = BatchSource(
             prompts=encoded,
@@ -123,6 +124,7 @@ class Trainer:
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
             device=self.accelerator.device,
+            samples_per_prompt=recipe.train.samples_per_prompt,
         )
         self.step, self.seconds, self.peak_memory = 0, 0.0, 0
         self._validation: tuple[Validation, Tensor] | None = None
@@ -142,8 +144,9 @@ class Trainer:
         return {"step": self.step, "seconds": self.seconds, **row, "learning_rate": rate}
 
     def _fake_updates(self) -> list[dict[str, float]]:
-        """M updates of the fake score on samples of their own, or on one rollout that they share."""
+        """M updates of the fake score, on samples of their own or on one rollout that they share; more at first."""
         train = self.recipe.train
+        number = train.fake_updates + (train.fake_head_start if self.step == 0 else 0)
 
         @lru_cache(maxsize=train.accumulation)
         def samples(update: int, index: int) -> tuple[MicroBatch, Tensor]:
@@ -155,7 +158,7 @@ class Trainer:
             return fake_score_loss(self.players, batch, x0, self.plan.tau_range, stream=f"denoising_{m}")
 
         updater = self.updaters["fake_score"]
-        return [updater.update(self.step, self._micro(partial(micro_loss, m))) for m in range(train.fake_updates)]
+        return [updater.update(self.step, self._micro(partial(micro_loss, m))) for m in range(number)]
 
     def _student_update(self) -> dict[str, float]:
         def micro_loss(index: int) -> MicroLoss:

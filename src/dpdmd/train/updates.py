@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.denoiser import Denoiser
-from dpdmd.grids import Grid, sample_times
+from dpdmd.grids import Grid, jittered, sample_times
 from dpdmd.losses import denoising_loss
 from dpdmd.objectives.base import Objective, StudentStep
 from dpdmd.paths import Path, add_noise
@@ -26,6 +26,7 @@ class Players:
     """The three denoisers, the path they share and the grids that student and teacher take along it.
 
     random_step: train x0 of one random step instead of the end of the whole rollout; a re-noising student always does.
+    time_jitter: how far beside its time step 1 may land while training.
     """
 
     student: Denoiser
@@ -37,6 +38,7 @@ class Players:
     teacher_grid: Grid
     student_kind: StudentKind = "ode"
     random_step: bool = False
+    time_jitter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ class MicroLoss:
     log: dict[str, Tensor]
 
 
-def rollout_student(players: Players, batch: MicroBatch, *, detach_after: int = 0) -> StudentRollout:
-    """The student's samples of a micro-batch: of the whole rollout, or x0 of one random step.
+def rollout_student(players: Players, batch: MicroBatch, *, detach_after: int = 0) -> tuple[StudentRollout, Grid]:
+    """The student's samples of a micro-batch, of the whole rollout or x0 of one random step, and the grid taken.
 
     The random step is behind `detach_after`, so that it is never one that DMD must not reach.
     """
     grid, fresh_noise, num_steps = players.student_grid, None, None
+    if players.time_jitter:
+        grid = jittered(grid, players.time_jitter, batch.rng("time_jitter"))
     if players.student_kind == "renoise":
         rng = batch.rng("renoise")
 
@@ -73,7 +77,7 @@ def rollout_student(players: Players, batch: MicroBatch, *, detach_after: int = 
 
     if players.student_kind == "renoise" or players.random_step:
         num_steps = int(torch.randint(detach_after + 1, grid.num_steps + 1, (), generator=batch.rng("last_step")))
-    return student_rollout(
+    rollout = student_rollout(
         players.student,
         players.path,
         batch.noise,
@@ -83,6 +87,7 @@ def rollout_student(players: Players, batch: MicroBatch, *, detach_after: int = 
         fresh_noise=fresh_noise,
         num_steps=num_steps,
     )
+    return rollout, grid
 
 
 @torch.no_grad()
@@ -91,7 +96,7 @@ def draw_samples(players: Players, batch: MicroBatch, *, detach_after: int = 0) 
 
     So the samples of a student that is trained at random steps are of the steps that DMD trains.
     """
-    return rollout_student(players, batch, detach_after=detach_after).x0
+    return rollout_student(players, batch, detach_after=detach_after)[0].x0
 
 
 def fake_score_loss(
@@ -112,7 +117,7 @@ def fake_score_loss(
 
 def student_loss(players: Players, batch: MicroBatch, objective: Objective) -> MicroLoss:
     """Sum of weight * term over one rollout that is cut behind step `detach_after`; the student receives gradient."""
-    rollout = rollout_student(players, batch, detach_after=objective.detach_after)
+    rollout, grid = rollout_student(players, batch, detach_after=objective.detach_after)
     step = StudentStep(
         rollout=rollout,
         noise=batch.noise,
@@ -121,7 +126,7 @@ def student_loss(players: Players, batch: MicroBatch, objective: Objective) -> M
         teacher=players.teacher,
         fake_score=players.fake_score,
         path=players.path,
-        student_grid=players.student_grid,
+        student_grid=grid,
         teacher_grid=players.teacher_grid,
         prediction_space=players.prediction_space,
         rng=batch.rng,
