@@ -140,6 +140,7 @@ def test_sample_counts_seeds_up_and_joins_prompts(run, called, tmp_path):
         "seeds": [5, 6, 7],
         "num_inference_steps": None,
         "guidance_scale": 2.0,
+        "teacher_first": False,
         "batch_size": 32,
     }
 

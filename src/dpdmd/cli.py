@@ -179,6 +179,13 @@ def sample(
     guidance_scale: Annotated[
         float | None, typer.Option(min=1, help="Guidance, 1 = off. Default: the model's own; 1 for a student.")
     ] = None,
+    teacher_first: Annotated[
+        bool,
+        typer.Option(
+            "--teacher-first",
+            help="The student's teacher instead of its first step, with the steps and guidance given here.",
+        ),
+    ] = False,
     images_per_prompt: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of each prompt's first image; the others count up.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once; changes speed and memory only.")] = 32,
@@ -199,6 +206,7 @@ def sample(
         seeds=list(range(seed, seed + images_per_prompt)),
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        teacher_first=teacher_first,
         batch_size=batch_size,
     )
     typer.echo(f"images: {out}")

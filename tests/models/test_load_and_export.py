@@ -15,8 +15,13 @@ from PIL import Image
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.manifest import read_manifest
 from dpdmd.export import export_run
-from dpdmd.files import write_json, write_tensors
+from dpdmd.files import to_uint8, write_json, write_tensors
+from dpdmd.grids import Grid
+from dpdmd.guidance import Guidance
+from dpdmd.hybrid import hybrid_samples
+from dpdmd.models.base import network_denoiser
 from dpdmd.models.load import load_adapter, load_sampler
+from dpdmd.randomness import image_noise
 from dpdmd.train.config import Recipe
 from dpdmd.train.plan import make_plan
 from dpdmd.train.trainer import Trainer
@@ -94,6 +99,34 @@ def test_an_export_samples_like_its_run(run, tmp_path):
     for name, model in (("a", run), ("b", out)):
         generate_folder(str(model), ["one cross"], out=tmp_path / name, seeds=[5], progress=False)
     assert np.abs(pixels(tmp_path / "a") - pixels(tmp_path / "b")).max() <= 1
+
+
+@pytest.mark.parametrize("form", ["run", "export"])
+def test_a_hybrid_begins_with_the_base_not_the_student(form, run, sd3_folder, tmp_path):
+    model = run if form == "run" else export_run(run, tmp_path / "export")
+    settings = {"seeds": [5], "progress": False}
+    manifest = generate_folder(
+        str(model), ["one cross"], out=tmp_path / "a", teacher_first=True, num_inference_steps=8, **settings
+    )
+    assert manifest.info["teacher_first"] == {"num_inference_steps": 8, "guidance_scale": 3.5}
+    # The same by hand, its two networks loaded apart.
+    adapter, student = load_adapter(sd3_folder), load_sampler(str(run))
+    latents = hybrid_samples(
+        network_denoiser(adapter, adapter.load_network()),
+        network_denoiser(adapter, student.network),
+        adapter.path,
+        image_noise([5], adapter.latent_shape()),
+        adapter.encode(["one cross"]),
+        adapter.encode([""]),
+        teacher_grid=adapter.stock_grid(8),
+        guidance=Guidance(3.5),
+        student_grid=Grid(tuple(GRID)),
+    )
+    expected = to_uint8(adapter.decode(latents))[0].numpy().astype(int)
+    assert np.abs(pixels(tmp_path / "a")[0] - expected).max() <= 1
+    with pytest.raises(ValueError, match="--teacher-first is for a deterministic student"):
+        generate_folder(sd3_folder, ["one cross"], out=tmp_path / "b", teacher_first=True, **settings)
+    assert not (tmp_path / "b").exists()
 
 
 def test_bad_models_are_refused_in_one_sentence(run, sd3_folder, tmp_path):

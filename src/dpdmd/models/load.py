@@ -34,6 +34,7 @@ class Sampler:
     """A model ready to sample: `grid` is set for students only, whose grid is part of the model.
 
     kind, embedded_guidance, image_size (height, width): what else a student was trained for; None: the model's own.
+    base: the teacher that a student was made of, None for a teacher.
     """
 
     adapter: ModelAdapter
@@ -43,6 +44,7 @@ class Sampler:
     kind: StudentKind = "ode"
     embedded_guidance: float | None = None
     image_size: tuple[int, int] | None = None
+    base: str | None = None
 
     def latent_shape(self) -> LatentShape:
         """(C, H, W) of one image's latents."""
@@ -59,6 +61,7 @@ def _student(adapter: ModelAdapter, network: nn.Module, info: dict[str, Any]) ->
         kind=info.get("kind", "ode"),
         embedded_guidance=info.get("embedded_guidance"),
         image_size=None if info.get("height") is None else (info["height"], info["width"]),
+        base=info["base"],
     )
 
 
