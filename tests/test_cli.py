@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 import types
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(run, tmp_path):
     assert out.splitlines()[-1] == "prompts: 4096"
     code, _, err = run("train", "scenes_dp_dmd", "--dry-run", "--set", "model.height=36", "--set", "model.width=32")
     assert code == 2 and "height must be divisible by 8" in err
+
+
+def test_a_tracker_that_is_not_installed_is_one_message_before_the_model_is_looked_at(run, monkeypatch):
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("dpdmd.train.trackers.version", version)
+    monkeypatch.setattr("dpdmd.models.load.load_adapter", lambda source: pytest.fail("looked at the model"))
+    code, _, err = run("train", "scenes_dp_dmd", "--set", 'output.trackers=["tensorboard"]')
+    assert code == 2
+    assert err == 'error: output.trackers names tensorboard, which is not installed: pip install "dpdmd[tensorboard]"\n'
 
 
 def test_importing_the_command_line_loads_nothing_heavy():

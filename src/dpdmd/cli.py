@@ -88,7 +88,9 @@ def train(
     from dpdmd.train.loop import train as run_training
     from dpdmd.train.plan import make_plan
     from dpdmd.train.run_folder import RunFolder
+    from dpdmd.train.trackers import require_trackers
 
+    require_trackers(settings.output.trackers)
     if dry_run:
         from dpdmd.data.prompts import training_prompts
 

@@ -196,6 +196,10 @@ class OutputConfig(Section):
     """Where the run goes."""
 
     folder: str = Field(min_length=1, description="Run folder.")
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        default=(),
+        description='["tensorboard", "wandb"], or one of them, are told all that metrics.jsonl is, and the pictures.',
+    )
 
 
 class Recipe(Section):

@@ -45,17 +45,21 @@ class MetricsLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
 
-    def cut_after(self, step: int) -> None:
-        """Drop every line past `step`, and a last one that a killed run left unfinished."""
+    def cut_after(self, step: int) -> int:
+        """Drop every line past `step`, and a last one that a killed run left unfinished.
+
+        Returns the last step that the file had, 0 without any.
+        """
         if not self.path.exists():
-            return
-        kept = []
+            return 0
+        kept, last = [], 0
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 break
-            if row["step"] > step:
-                break
-            kept.append(line)
+            last = row["step"]
+            if last <= step:
+                kept.append(line)
         write_text(self.path, "".join(f"{line}\n" for line in kept))
+        return last

@@ -1,6 +1,6 @@
 """The run folder: what it holds, when it may be written to, and what a resumed run must not change.
 
-recipe.toml  provenance.json  metrics.jsonl  checkpoints/  validation/  student/
+recipe.toml  provenance.json  metrics.jsonl  checkpoints/  validation/  student/  and of trackers tensorboard/  wandb/
 """
 
 import hashlib
@@ -20,7 +20,16 @@ import dpdmd
 from dpdmd.files import read_json, write_json, write_text
 from dpdmd.train.config import Recipe, dump_recipe, flatten, load_recipe
 
-PARTS = ("recipe.toml", "provenance.json", "metrics.jsonl", "checkpoints", "validation", "student")
+PARTS = (
+    "recipe.toml",
+    "provenance.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "validation",
+    "student",
+    "tensorboard",
+    "wandb",
+)
 PACKAGES = ("dpdmd", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
 # A resumed run may change these and nothing else.
 FREE_SECTIONS = ("output", "validation", "checkpoint")

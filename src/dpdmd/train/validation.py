@@ -106,9 +106,14 @@ class Validation:
 
     def draw(self, step: int, teacher: Tensor, student: Tensor) -> Path:
         """Two rows per prompt, teacher above student, one column per seed."""
-        path = self.folder / f"step-{step:06d}.png"
+        path = picture_path(self.folder, step)
         write_png(path, picture(teacher, student, self.num_seeds))
         return path
+
+
+def picture_path(folder: Path, step: int) -> Path:
+    """Where the picture of a step is."""
+    return folder / f"step-{step:06d}.png"
 
 
 def picture(teacher: Tensor, student: Tensor, num_seeds: int) -> Tensor:
