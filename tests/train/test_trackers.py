@@ -67,15 +67,10 @@ def in_tensorboard(folder):
         for event in events.Scalars(key):
             assert key not in rows.setdefault(event.step, {}), (key, event.step)
             rows[event.step][key] = event.value
-    return (
-        settings,
-        list(rows.items()),
-        {
-            event.step: pixels_of(event.encoded_image_string)
-            for key in events.Tags()["images"]
-            for event in events.Images(key)
-        },
-    )
+    pictures = {}
+    for key in events.Tags()["images"]:
+        pictures |= {event.step: pixels_of(event.encoded_image_string) for event in events.Images(key)}
+    return settings, list(rows.items()), pictures
 
 
 def in_wandb(folder):
@@ -120,6 +115,25 @@ def pixels_of(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
+def sessions_of(folder, name):
+    """Names of what each session has written; at wandb without its time, which leaves the run's id."""
+    if name == "tensorboard":
+        return {path.name for path in (folder / name).glob("*tfevents*")}
+    return {path.name.rpartition("-")[2] for path in wandb_sessions(folder / name)}
+
+
+def kill_behind(patch, step):
+    """Let a run die when `step` updates are done and logged."""
+    real = Trainer.iterate
+
+    def iterate(self):
+        if self.step == step:
+            raise Killed
+        return real(self)
+
+    patch.setattr(Trainer, "iterate", iterate)
+
+
 def assert_as_in_the_folder(folder, name):
     """The tracker has the rows of metrics.jsonl, each once and in order, and the pictures of the validation folder."""
     _, rows, pictures = logged(folder, name)
@@ -159,14 +173,7 @@ def test_a_run_killed_twice_and_resumed_is_in_the_tracker_once(make_recipe, adap
     recipe = make_recipe(output={"trackers": [name]}, **sections)
     for killed_behind in (5, 4):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            real = Trainer.iterate
-
-            def iterate(self, real=real, last=killed_behind):
-                if self.step == last:
-                    raise Killed
-                return real(self)
-
-            patch.setattr(Trainer, "iterate", iterate)
+            kill_behind(patch, killed_behind)
             train(recipe, adapter, resume=killed_behind == 4, progress=False)
         if name == "wandb":
             time.sleep(1)  # a session is called by its second
@@ -182,9 +189,23 @@ def test_a_run_killed_twice_and_resumed_is_in_the_tracker_once(make_recipe, adap
 def test_an_overwritten_run_leaves_nothing_in_the_tracker(make_recipe, adapter, name):
     pytest.importorskip(name)
     recipe = make_recipe(output={"trackers": [name]}, validation={"every": 1})
-    train(recipe, adapter, progress=False)
+    folder = train(recipe, adapter, progress=False)
+    before = sessions_of(folder, name)
     shorter = make_recipe(output={"trackers": [name]}, train={"num_updates": 2})
-    assert_as_in_the_folder(train(shorter, adapter, overwrite=True, progress=False), name)
+    train(shorter, adapter, overwrite=True, progress=False)
+    assert_as_in_the_folder(folder, name)
+    assert len(sessions_of(folder, name)) == 1 and not before & sessions_of(folder, name)
+
+
+@BOTH
+def test_a_run_that_is_resumed_with_a_tracker_is_in_it_from_the_checkpoint_on(make_recipe, adapter, monkeypatch, name):
+    pytest.importorskip(name)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_behind(patch, 3)
+        train(make_recipe(), adapter, progress=False)
+    folder = train(make_recipe(output={"trackers": [name]}), adapter, resume=True, progress=False)
+    _, rows, _ = logged(folder, name)
+    assert [step for step, _ in rows] == [3, 4]
 
 
 @BOTH
@@ -281,4 +302,4 @@ def test_of_two_processes_one_logs(make_recipe, name):
     in_two_processes(train_tiny, recipe)
     folder = Path(recipe.output.folder)
     assert_as_in_the_folder(folder, name)
-    assert len(list((folder / name).glob("*tfevents*" if name == "tensorboard" else "offline-run-*"))) == 1
+    assert len(sessions_of(folder, name)) == 1
