@@ -17,6 +17,14 @@ def test_students_differ_in_the_objective_alone():
     assert different == {"objective.name", "objective.anchor.weight", "output.folder"}
 
 
+@pytest.mark.parametrize("name", ["report.html", "overview.png", "metrics.json"])
+def test_what_the_demo_could_not_write_is_told_before_it_trains(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(demo, "compare_arms", lambda *args, **options: pytest.fail("began to train"))
+    with pytest.raises(OSError, match=f"cannot write .*{name}: Is a directory"):
+        demo.run_demo(tmp_path)
+
+
 @pytest.mark.slow
 def test_the_demo_ends_in_a_report_and_repeats_itself(tmp_path, monkeypatch):
     """The whole way with two updates and few images, twice: the same figures, time and memory aside."""

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -110,3 +111,29 @@ def test_rows_columns_and_channels_keep_their_places(tmp_path):
     picture = Image.open(tmp_path / "image.png")
     assert picture.size == (3, 2)
     assert picture.getpixel((2, 0)) == (255, 0, 0) and picture.getpixel((0, 1)) == (0, 0, 255)
+
+
+def test_a_place_that_can_be_written_is_found_so_and_left_as_it_is(tmp_path):
+    assert files.require_writable(tmp_path / "a" / "b" / "file") == tmp_path
+    (tmp_path / "file").write_text("mine")
+    files.require_writable(tmp_path / "file")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "mine")]
+
+
+@pytest.mark.parametrize("place", ["folder", "file/inside", "/proc/inside"])  # where not even root may write
+def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match=f"cannot write the page .*{place}"):
+        files.require_writable(tmp_path / place, "the page")
+
+
+def test_tensors_that_cannot_be_written_are_an_oserror_naming_the_file(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match=r"could not write .*a\.safetensors.*too large"):
+            files.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not any(tmp_path.iterdir())

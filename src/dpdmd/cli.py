@@ -324,8 +324,10 @@ def main() -> None:
         code = _exit_code(error)
         if code is None or os.environ.get(DEBUG_VARIABLE):
             raise
-        prefix = "" if code > 128 else "error: "
-        print(f"{prefix}{error}", file=sys.stderr)
+        if code <= 128:
+            print(f"error: {error}", file=sys.stderr)
+        elif os.environ.get("RANK", "0") == "0":  # all processes stop together
+            print(error, file=sys.stderr)
         sys.exit(code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

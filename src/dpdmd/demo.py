@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from dpdmd.compare import Arm, compare_arms, table
+from dpdmd.files import require_writable
 from dpdmd.report.build import report_from_runs
 from dpdmd.report.galleries import write_overview_png
 from dpdmd.report.runs import read_runs
@@ -35,8 +36,11 @@ def run_demo(
     Beside report.html: metrics.json, and overview.png, the picture of the README.
 
     Called again it goes on where it was interrupted. Two runs with the same seed give the same metrics.
+    Raises OSError, before anything is trained, when one of the files could not be written.
     """
     out = Path(out)
+    for name in ("metrics.json", "report.html", "overview.png"):
+        require_writable(out / name)
     rows = compare_arms(
         demo_arms(seed, updates),
         out,

@@ -5,8 +5,10 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,24 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_writable(path: str | Path, what: str = "") -> Path:
+    """Raises OSError, naming `what`, when the file `path` could not be written; returns the folder that it would be in.
+
+    Found out by writing a byte beside it, or into the nearest folder that exists: permissions say nothing to root, to a
+    read-only file system or on a full disk. Nothing is left behind.
+    """
+    path = Path(path)
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise OSError(f"cannot write {what + ' ' if what else ''}{path}: {error.strerror}") from error
+    return place
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_path(path) as temporary:
@@ -61,11 +81,22 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error})") from None
 
 
+@contextmanager
+def safetensors_errors(path: str | Path) -> Iterator[None]:
+    """What safetensors raises when it cannot write, to a full disk say, as an OSError that names `path`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"could not write {path}: {error}") from error
+
+
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors atomically."""
+    """Write tensors as safetensors atomically. Raises OSError when they cannot be written."""
     from safetensors.torch import save_file
 
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, safetensors_errors(path):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
 from dpdmd.files import write_json, write_png
+from dpdmd.report import build
 from dpdmd.report.runs import read_log, read_runs
 
 
@@ -46,3 +47,11 @@ def test_folders_without_anything_to_report_are_refused(tmp_path):
         read_runs([tmp_path])
     with pytest.raises(ValueError, match="no such run folder"):
         read_runs([tmp_path / "nowhere"])
+
+
+def test_a_report_that_could_not_be_written_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "read_runs", lambda runs: pytest.fail("began to read"))
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "file" / "report.html"):
+        with pytest.raises(OSError, match=f"cannot write the report {out}"):
+            build.report_from_runs([tmp_path], out)

@@ -1,31 +1,64 @@
 """Training in two gloo processes, as torchrun starts them."""
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
 
 import torch
-import torch.multiprocessing as mp
+from tiny_adapter import TinyAdapter
+
+from dpdmd.train.config import Recipe
+from dpdmd.train.loop import train
+
+# Imported once, in the process that all others are forked from.
+FAMILIES = [f"dpdmd.models.{name}" for name in ("sd3", "sdxl", "sana", "z_image", "flux", "qwen_image")]
+PRELOADED = ["torch.distributed.checkpoint", "accelerate", "peft", "tiny_adapter", "dpdmd.train.loop", *FAMILIES]
 
 
-def in_two_processes(function: Callable, *arguments) -> None:
-    """Call function(*arguments) in two processes of one group."""
+def train_tiny(recipe: Recipe, resume: bool = False) -> None:
+    """Train the tiny family, in silence."""
+    train(recipe, TinyAdapter(), resume=resume, progress=False)
+
+
+def start_processes(function: Callable, *arguments, number: int = 2) -> list[multiprocessing.Process]:
+    """Begin function(*arguments) in some processes of one group."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    mp.spawn(_worker, (port, function, arguments), nprocs=2)
+    processes = [
+        context.Process(target=_work, args=(rank, number, port, function, arguments), daemon=True)
+        for rank in range(number)
+    ]
+    for process in processes:
+        process.start()
+    return processes
 
 
-def _worker(rank: int, port: int, function: Callable, arguments: tuple) -> None:
+def in_processes(function: Callable, *arguments, number: int = 2, seconds: float = 300) -> None:
+    """Call function(*arguments) in some processes of one group, all of which must succeed within `seconds`."""
+    processes = start_processes(function, *arguments, number=number)
+    for process in processes:
+        process.join(seconds)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * number, f"exit codes {codes}"
+
+
+def _work(rank: int, number: int, port: int, function: Callable, arguments: tuple) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "ACCELERATE_USE_CPU": "true",
     }
     function(*arguments)
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

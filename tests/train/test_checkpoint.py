@@ -13,6 +13,7 @@ from dpdmd.files import read_json, read_tensors, write_json
 from dpdmd.models.load import LORA_FILE
 from dpdmd.train import checkpoint as checkpoints
 from dpdmd.train.checkpoint import latest_checkpoint, save_checkpoint
+from dpdmd.train.config import load_recipe
 from dpdmd.train.loop import train
 from dpdmd.train.signals import StoppedBySignal, StopRequest
 from dpdmd.train.trainer import Trainer
@@ -165,6 +166,33 @@ def test_training_works_outside_of_the_main_thread(make_recipe, adapter):
     assert (results[0] / "student" / "student.json").exists()
 
 
+def test_what_a_resumed_run_changes_is_told_and_kept(make_recipe, adapter, capsys):
+    train(make_recipe(train={"num_updates": 2}), adapter, progress=False)
+    longer = make_recipe(train={"num_updates": 3}, checkpoint={"keep": 1}, validation={"prompts": ["a ring"]})
+    folder = train(longer, adapter, resume=True)
+    assert [line for line in capsys.readouterr().out.splitlines() if " was " in line] == [
+        "note: train.num_updates was 2 and is now 3",
+        "note: validation.prompts was None and is now ('a ring',)",
+        "note: checkpoint.keep was 2 and is now 1",
+    ]
+    assert load_recipe(folder / "recipe.toml") == longer
+    first, second = read_json(folder / "provenance.json")["sessions"]
+    assert first["changed"] == {}
+    assert second["changed"] == {
+        "train.num_updates": [2, 3],
+        "validation.prompts": [None, ["a ring"]],
+        "checkpoint.keep": [2, 1],
+    }
+
+
+def test_a_run_that_is_not_resumed_leaves_the_recipe_of_the_one_before(make_recipe, adapter):
+    folder = train(make_recipe(train={"num_updates": 2}), adapter, progress=False)
+    files = [(folder / name).read_text() for name in ("recipe.toml", "provenance.json", "metrics.jsonl")]
+    with pytest.raises(ValueError, match="at least the 2 updates"):
+        train(make_recipe(train={"num_updates": 1}), adapter, resume=True, progress=False)
+    assert files == [(folder / name).read_text() for name in ("recipe.toml", "provenance.json", "metrics.jsonl")]
+
+
 def test_the_newest_checkpoints_are_kept(make_recipe, adapter):
     folder = train(make_recipe(checkpoint={"every": 1, "keep": 2}), adapter, progress=False)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
@@ -181,7 +209,7 @@ def three(tmp_path):
 def test_the_latest_checkpoint_is_the_one_of_most_updates(three):
     latest = latest_checkpoint(three)
     assert latest.step == 10
-    assert torch.equal(latest.tensors("student")["w"], torch.full((3,), 10.0))
+    assert torch.equal(read_tensors(latest.folder / "student.safetensors")["w"], torch.full((3,), 10.0))
 
 
 def truncate(path):
@@ -220,6 +248,13 @@ def test_nothing_but_damaged_checkpoints_is_an_error_and_none_is_none(three, tmp
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
         latest_checkpoint(three, say=lambda message: None)
     assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_damaged_checkpoint_does_not_push_out_the_one_that_follows_it(three):
+    truncate(three / "step-000010" / "student.safetensors")
+    assert latest_checkpoint(three, say=lambda message: None).step == 2
+    save_checkpoint(three, {"student": {"w": torch.zeros(1)}}, {"step": 3}, keep=1)
+    assert [p.name for p in three.iterdir()] == ["step-000003"]
 
 
 @pytest.mark.parametrize("stage", ["write_tensors", "write_json"])

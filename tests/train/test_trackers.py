@@ -15,12 +15,10 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 from PIL import Image
-from processes import in_two_processes
-from tiny_adapter import TinyAdapter
+from processes import in_processes, train_tiny
 
 from dpdmd.files import read_json, read_tensors
 from dpdmd.train import loop, trackers
-from dpdmd.train.config import Recipe
 from dpdmd.train.loop import train
 from dpdmd.train.signals import StoppedBySignal
 from dpdmd.train.trackers import flat_settings
@@ -290,16 +288,12 @@ def test_wandb_is_told_how_a_run_ended(make_recipe, adapter, monkeypatch, iterat
     assert exit_record.exit_code == exit_code
 
 
-def train_tiny(recipe: Recipe) -> None:
-    train(recipe, TinyAdapter(), progress=False)
-
-
 @pytest.mark.slow
 @BOTH
 def test_of_two_processes_one_logs(make_recipe, name):
     pytest.importorskip(name)
     recipe = make_recipe(output={"trackers": [name]}, validation={"every": 2})
-    in_two_processes(train_tiny, recipe)
+    in_processes(train_tiny, recipe)
     folder = Path(recipe.output.folder)
     assert_as_in_the_folder(folder, name)
     assert len(sessions_of(folder, name)) == 1

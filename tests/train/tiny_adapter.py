@@ -20,6 +20,9 @@ PROMPTS = ["a red circle", "a blue cross", "a small triangle", "a green square",
 class TinyNetwork(nn.Module):
     """velocity = W2 tanh(W1 [x, t, prompt])."""
 
+    load_config = staticmethod(lambda source, subfolder: {})
+    from_config = classmethod(lambda cls, config: cls())
+
     def __init__(self):
         super().__init__()
         self.first = nn.Linear(64 + 1 + 8, 32)
@@ -51,7 +54,7 @@ class TinyAdapter:
     texts, vae, token_limits = None, nn.Identity(), ()
     lora_targets = ("first", "second")
     block_lists = ("blocks",)
-    network_name, pipeline_class = "network", TinyPipeline
+    network_name, network_class, pipeline_class = "network", TinyNetwork, TinyPipeline
 
     def __init__(self, source: str = "tiny"):
         self.source = source

@@ -16,7 +16,7 @@ from dpdmd.evaluate.features import DEFAULT_MODEL, SCENES, FeatureExtractor, ext
 from dpdmd.evaluate.fidelity import frechet_distance, neighbours
 from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate
 from dpdmd.evaluate.manifest import Manifest, read_manifest
-from dpdmd.files import read_png, write_json
+from dpdmd.files import read_png, require_writable, write_json
 
 if TYPE_CHECKING:
     from dpdmd.world.oracle import Reading
@@ -76,8 +76,10 @@ def evaluate_folder(
     "_floor" and "_reference" (means over factors), each with its "..._by_factor", and "spread" per continuous factor.
     The same input gives the same output.
     Raises ValueError like `read_manifest` and `load_extractor`, when prompts have different numbers of images, and
-    when the reference has other prompts or seeds.
+    when the reference has other prompts or seeds; OSError when `out` could not be written.
     """
+    if out is not None:
+        require_writable(out)
     samples = _read_samples(folder)
     teacher = _read_samples(reference, order=samples.prompts) if reference is not None else None
     if teacher is not None:

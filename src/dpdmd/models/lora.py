@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from peft import LoraConfig as PeftLoraConfig
 from torch import Tensor, nn
 
+from dpdmd.files import safetensors_errors
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.load import LORA_FILE
 from dpdmd.roles import Role
@@ -45,12 +46,12 @@ def lora_configs(config: "LoraConfig", adapter: ModelAdapter, network: nn.Module
 def save_lora(adapter: ModelAdapter, layers: dict[str, Tensor], config: PeftLoraConfig, folder: Path) -> None:
     """Write an adapter's `layers`, rank and alpha included, as the file that stock `load_lora_weights` takes.
 
-    layers: as `get_peft_model_state_dict` returns them.
+    layers: as `get_peft_model_state_dict` returns them. Raises OSError when it cannot be written.
     """
     name = adapter.network_name
     options = {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": config.to_dict()}
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".lora-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".lora-") as temporary, safetensors_errors(folder):
         adapter.pipeline_class.save_lora_weights(temporary, **options)
         os.replace(Path(temporary, LORA_FILE), folder / LORA_FILE)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdmd.files import write_text
+from dpdmd.files import require_writable, write_text
 from dpdmd.report.galleries import prompt_rows
 from dpdmd.report.plots import Plot, arm_colours, draw_plots
 from dpdmd.report.runs import ArmReport, read_runs
@@ -138,8 +138,9 @@ def report_from_runs(
 ) -> Path:
     """Write the report of run folders (see `read_runs`); returns `out`.
 
-    Raises ValueError when a run is missing, broken or empty.
+    Raises ValueError when a run is missing, broken or empty, OSError when `out` cannot be written.
     """
+    require_writable(out, "the report")
     return build_report(out, title=title, arms=read_runs(runs), provenance=provenance)
 
 

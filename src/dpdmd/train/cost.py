@@ -84,6 +84,12 @@ def state_bytes(recipe: Recipe, sizes: NetworkSizes) -> dict[str, int]:
     }
 
 
+def checkpoint_bytes(recipe: Recipe, sizes: NetworkSizes) -> int:
+    """What a checkpoint takes on disk: trained weights, their moments and the moving average."""
+    state = state_bytes(recipe, sizes)
+    return sum(state[part] for part in ("student", "fake score", "AdamW moments", "moving average"))
+
+
 def embedding_bytes(recipe: Recipe, adapter: ModelAdapter) -> int:
     """What the cache holds of one prompt, at most."""
     size = FROZEN_BYTES[recipe.train.precision]
@@ -124,6 +130,8 @@ def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
         "memory": f"{sum(memory.values()) / 2**30:.2f} GiB per device and activations ("
         + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size)
         + ")",
+        "disk": f"{checkpoint_bytes(recipe, sizes) / 2**30:.2f} GiB per checkpoint, {recipe.checkpoint.keep + 1} of "
+        "them while one is written",
     }
     width = max(map(len, lines))
     return "\n".join([f"{name:<{width}}  {text}" for name, text in lines.items()] + [f"note: {n}" for n in plan.notes])

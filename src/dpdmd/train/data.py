@@ -28,6 +28,11 @@ class MicroBatch:
     rng: Callable[[str], torch.Generator]
 
 
+def prompts_digest(prompts: list[str]) -> str:
+    """SHA-256 of the prompts in their order."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+
+
 class EncodedPrompts:
     """The prompts of a run, and the conditioning of any of them; `uncond` is the empty prompt's.
 
@@ -36,7 +41,7 @@ class EncodedPrompts:
 
     def __init__(self, prompts: list[str], encode: Callable[[list[str]], Condition]):
         self.prompts, self.encode = prompts, encode
-        self.digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+        self.digest = prompts_digest(prompts)
         self.uncond = encode([""])
 
     def __len__(self) -> int:

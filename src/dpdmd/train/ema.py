@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
-
-from dpdmd.train.distribution import spread_as
+from torch import nn
 
 
 class Ema:
@@ -24,13 +22,6 @@ class Ema:
         """Take the present parameters into the average."""
         for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter.float(), 1 - self.decay)
-
-    def load(self, average: dict[str, Tensor]) -> None:
-        """Take back what `average` held. Raises ValueError when names differ."""
-        if set(average) != set(self.average):
-            raise ValueError("the stored moving average belongs to another network")
-        for name, value in average.items():
-            self.average[name].copy_(spread_as(value, self.average[name]))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -40,10 +40,16 @@ class MetricsLog:
         self.path = Path(path)
 
     def append(self, row: dict[str, float]) -> None:
-        """Add a line; NaN and infinity, which JSON does not have, become null."""
+        """Add a line; NaN and infinity, which JSON does not have, become null. Raises OSError when it cannot."""
         clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(clean) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"could not write {self.path}: {error.strerror}. The last checkpoint stays; make room, then go on with "
+                "--resume"
+            ) from error
 
     def cut_after(self, step: int) -> int:
         """Drop every line past `step`, and a last one that a killed run left unfinished.

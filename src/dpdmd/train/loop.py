@@ -1,5 +1,6 @@
 """The training loop: iterate, log, save, draw, from the first update or the last checkpoint to the end."""
 
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -7,6 +8,8 @@ from tqdm import tqdm
 from dpdmd.models.base import ModelAdapter
 from dpdmd.train.checkpoint import latest_checkpoint
 from dpdmd.train.config import Recipe
+from dpdmd.train.cost import checkpoint_bytes, network_sizes
+from dpdmd.train.distribution import everywhere, new_accelerator, on_first, rank_and_number
 from dpdmd.train.health import MetricsLog
 from dpdmd.train.run_folder import RunFolder
 from dpdmd.train.signals import StoppedBySignal, StopRequest
@@ -21,32 +24,47 @@ def train(
     """Train a student as `recipe` says; returns the run folder, which then holds `student/`.
 
     resume: go on from the newest undamaged checkpoint of the folder, or start when it has none. overwrite: replace a
-    run that is there. Raises ValueError for impossible settings and for a folder that holds a run; OSError when a
-    tracker does not start; FloatingPointError when a loss is no longer finite; StoppedBySignal after Ctrl-C or SIGTERM,
-    a checkpoint having been saved.
+    run that is there. Raises ValueError for impossible settings, for a folder that holds a run and for processes that
+    were given different things; OSError for a folder that cannot be written to, when the disk is too small or full, and
+    when a tracker does not start; FloatingPointError when a loss is no longer finite; StoppedBySignal after Ctrl-C or
+    SIGTERM, a checkpoint having been saved.
     """
     run = RunFolder(recipe.output.folder)
     run.refuse_if_unusable(recipe, resume=resume, overwrite=overwrite)
     require_trackers(recipe.output.trackers)
-    trainer = Trainer(recipe, adapter)
-    trainer.accelerator.wait_for_everyone()
+    size = checkpoint_bytes(recipe, network_sizes(recipe, adapter))
+    notes = run.require_room(size, keep=recipe.checkpoint.keep)
+    changed = run.changed_settings(recipe) if resume else {}
+    notes += [f"{key} was {before!r} and is now {now!r}" for key, (before, now) in changed.items()]
+    accelerator = new_accelerator()
+    run.require_shared()
+    trainer = Trainer(recipe, adapter, accelerator)
     say = trainer.say if progress else lambda message: None
     checkpoint = latest_checkpoint(run.checkpoints, say=trainer.say) if resume else None
     if checkpoint is not None:
         trainer.restore(checkpoint)
-    last_step, is_main = 0, trainer.accelerator.is_main_process
-    if is_main:
+
+    def begin() -> int:
         run.prepare(recipe, overwrite=overwrite)
-        run.write_provenance(trainer.facts(), from_step=trainer.step)
-        last_step = MetricsLog(run.metrics).cut_after(trainer.step)
-    for message in trainer.notes:
+        run.write_provenance(trainer.facts(), {**trainer.setup(), "changed": changed}, from_step=trainer.step)
+        return MetricsLog(run.metrics).cut_after(trainer.step)
+
+    last_step = on_first(begin)
+    say(trainer.describe())
+    for message in [*notes, *trainer.notes]:
         say(f"note: {message}")
     if resume:
         say(f"resuming {run.root} after step {trainer.step}" if checkpoint else f"{run.root} has no checkpoint: step 0")
-    with open_trackers(recipe, run, step=trainer.step, last_step=last_step, is_main_process=is_main) as trackers:
+    is_main = accelerator.is_main_process
+    with open_trackers(recipe, run, step=trainer.step, last_step=last_step or 0, is_main_process=is_main) as trackers:
         _loop(trainer, run, trackers, progress=progress)
-        trainer.write_student(run.student)
-        trainer.accelerator.wait_for_everyone()
+        try:
+            trainer.write_student(run.student)
+        except OSError as error:
+            raise OSError(
+                f"could not write the student: {error.strerror or error}. The last checkpoint has it; make room, then "
+                "--resume writes it"
+            ) from error
     return run.root
 
 
@@ -59,12 +77,10 @@ def _loop(trainer: Trainer, run: RunFolder, trackers: Trackers, *, progress: boo
     with StopRequest() as stop, tqdm(total=last, initial=trainer.step, desc=run.root.name, disable=hide) as bar:
         while trainer.step < last:
             row = trainer.iterate()
-            if accelerator.is_main_process:
-                metrics.append(row)
-                trackers.log(row)
+            # All stop at the same step or none does.
+            signum = max(everywhere(partial(_log, metrics, trackers, row, stop)))
             bar.set_postfix({key.removeprefix("loss/"): f"{row[key]:.3g}" for key in row if key.startswith("loss/")})
             bar.update()
-            signum = trainer.agree_on_signal(stop)
             if signum or trainer.step == last or _is_due(trainer.step, recipe.checkpoint.every):
                 trainer.save(run.checkpoints)
                 saved_step = trainer.step
@@ -73,11 +89,28 @@ def _loop(trainer: Trainer, run: RunFolder, trackers: Trackers, *, progress: boo
                     signum, f"stopped after step {trainer.step}; the checkpoint is saved, --resume goes on from it"
                 )
             if _is_due(trainer.step, recipe.validation.every):
-                seconds = trainer.draw_validation(run.validation)
-                trackers.log_picture(trainer.step, picture_path(run.validation, trainer.step))
-                if not hide:
-                    trainer.say(f"step {trainer.step}: pictures in {run.validation} ({seconds:.1f} s)")
+                _draw(trainer, run.validation, trackers, quiet=hide)
     assert saved_step == last
+
+
+def _log(metrics: MetricsLog, trackers: Trackers, row: dict[str, float], stop: StopRequest) -> int:
+    """The first process writes the line of an update; returns the signal that this one has received, 0 for none."""
+    if rank_and_number()[0] == 0:
+        metrics.append(row)
+        trackers.log(row)
+    return stop.signum
+
+
+def _draw(trainer: Trainer, folder: Path, trackers: Trackers, *, quiet: bool) -> None:
+    """A picture that cannot be written costs the picture only."""
+    try:
+        seconds = trainer.draw_validation(folder)
+    except OSError as error:
+        trainer.say(f"step {trainer.step}: no picture ({error.strerror or error}); training goes on")
+        return
+    trackers.log_picture(trainer.step, picture_path(folder, trainer.step))
+    if not quiet:
+        trainer.say(f"step {trainer.step}: pictures in {folder} ({seconds:.1f} s)")
 
 
 def _is_due(step: int, every: int) -> bool:

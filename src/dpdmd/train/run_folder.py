@@ -6,6 +6,7 @@ recipe.toml  provenance.json  metrics.jsonl  checkpoints/  validation/  student/
 import hashlib
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 
 import dpdmd
-from dpdmd.files import read_json, write_json, write_text
+from dpdmd.files import read_json, require_writable, write_json, write_text
 from dpdmd.train.config import Recipe, dump_recipe, flatten, load_recipe
+from dpdmd.train.distribution import everywhere, on_first
 
 PARTS = (
     "recipe.toml",
@@ -33,8 +35,9 @@ PARTS = (
 PACKAGES = ("dpdmd", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
 # A resumed run may change these and nothing else.
 FREE_SECTIONS = ("output", "validation", "checkpoint")
-# The product of accumulation and processes is checked with the checkpoint.
-FREE_KEYS = ("train.num_updates", "train.accumulation", "train.shard", "data.cache")
+# The product of accumulation and processes is checked with the checkpoint. How networks are spread, what is recomputed
+# and what is cached change memory and time alone.
+FREE_KEYS = ("train.num_updates", "train.accumulation", "train.shard", "train.gradient_checkpointing", "data.cache")
 
 
 def binding_settings(recipe: Recipe) -> dict[str, Any]:
@@ -68,11 +71,12 @@ class RunFolder:
         return any((self.root / name).exists() for name in PARTS)
 
     def refuse_if_unusable(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-        """Raises ValueError when the folder may not be used as asked."""
+        """Raises ValueError when the folder may not be used as asked, OSError when it cannot be written to."""
         if resume and overwrite:
             raise ValueError("choose --resume or --overwrite, not both")
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"output.folder {self.root} is a file")
+        require_writable(self.recipe, "into output.folder")
         if not self.has_run() or overwrite:
             return
         if not resume:
@@ -93,6 +97,45 @@ class RunFolder:
                 "another output.folder"
             )
 
+    def changed_settings(self, recipe: Recipe) -> dict[str, list[Any]]:
+        """{dotted key: [before, now]} of what is not as it was when the run was last started here."""
+        if not self.recipe.exists():
+            return {}
+        old, new = flatten(load_recipe(self.recipe)), flatten(recipe)
+        return {key: [old[key], new[key]] for key in new if old[key] != new[key]}
+
+    def require_room(self, checkpoint_bytes: int, *, keep: int) -> list[str]:
+        """Raises OSError when the disk has no room for one checkpoint of that size.
+
+        Returns a note when it has none for all of those that are there at a time, one more than `keep`.
+        """
+        free = shutil.disk_usage(require_writable(self.recipe)).free
+        rooms = f"{self.root} has {free / 2**30:.1f} GiB free, and a checkpoint takes {checkpoint_bytes / 2**30:.1f}"
+        if free < checkpoint_bytes:
+            raise OSError(f"{rooms}: make room or choose another output.folder")
+        missing = keep + 1 - len(list(self.checkpoints.glob("step-*")))
+        if free < missing * checkpoint_bytes:
+            return [f"{rooms}; with checkpoint.keep {keep} there will be {keep + 1} at a time"]
+        return []
+
+    def require_shared(self) -> None:
+        """Make the folder. Raises ValueError in all processes when one of them sees another folder of that name."""
+
+        def leave_a_token() -> Path:
+            self.root.mkdir(parents=True, exist_ok=True)
+            token = self.root / f".{secrets.token_hex(8)}.tmp"
+            token.touch()
+            return token
+
+        token = on_first(leave_a_token)
+        there = everywhere(token.exists)
+        on_first(lambda: token.unlink())
+        if not all(there):
+            raise ValueError(
+                f"output.folder {self.root} is another folder for process {there.index(False)} than for the first: all "
+                "machines must share it"
+            )
+
     def prepare(self, recipe: Recipe, *, overwrite: bool) -> None:
         """Make the folder and write the recipe into it; with `overwrite` an earlier run's files are removed first."""
         if overwrite:
@@ -108,17 +151,21 @@ class RunFolder:
         except OSError as error:
             raise OSError(f"cannot write to output.folder {self.root}: {error.strerror}") from error
 
-    def write_provenance(self, facts: dict[str, Any], *, from_step: int) -> None:
-        """`provenance.json`: `facts` of the run, and under "sessions" where and with what each start of it ran."""
+    def write_provenance(self, facts: dict[str, Any], session: dict[str, Any], *, from_step: int) -> None:
+        """`provenance.json`: `facts` of the run, and under "sessions" where and with what each start of it ran.
+
+        session: what to say of this start beside that.
+        """
         before = read_json(self.provenance).get("sessions", []) if self.provenance.exists() and from_step else []
-        session = {"from_step": from_step, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **surroundings()}
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        session = {"from_step": from_step, "started": started, **session, **surroundings()}
         write_json(self.provenance, {**facts, "sessions": [*before, session]})
 
 
 def surroundings() -> dict[str, Any]:
     """Versions, commit and hardware this process runs with."""
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": versions(),
         "commit": git_commit(),
         "command": sys.argv,
         "hardware": {
@@ -129,6 +176,11 @@ def surroundings() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages whose numbers matter."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def git_commit() -> str | None:

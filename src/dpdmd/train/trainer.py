@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from peft import get_peft_model_state_dict
 from torch import Tensor
 from tqdm import tqdm
@@ -25,17 +26,25 @@ from dpdmd.roles import Role, Roles
 from dpdmd.train.checkpoint import (
     Checkpoint,
     load_optimizer,
-    load_parameters,
     optimizer_tensors,
     save_checkpoint,
 )
-from dpdmd.train.config import NO_CACHE, Recipe
-from dpdmd.train.data import BatchSource, EncodedPrompts, MicroBatch
-from dpdmd.train.distribution import new_accelerator, replicate, shard, whole
+from dpdmd.train.config import NO_CACHE, Recipe, flatten
+from dpdmd.train.data import BatchSource, EncodedPrompts, MicroBatch, prompts_digest
+from dpdmd.train.distribution import (
+    device_name,
+    everywhere,
+    fingerprint,
+    new_accelerator,
+    on_first,
+    replicate,
+    require_equal,
+    shard,
+    whole,
+)
 from dpdmd.train.ema import Ema
 from dpdmd.train.plan import make_plan
-from dpdmd.train.run_folder import peak_memory_bytes, recipe_hash
-from dpdmd.train.signals import StopRequest
+from dpdmd.train.run_folder import peak_memory_bytes, recipe_hash, versions
 from dpdmd.train.updates import (
     MicroLoss,
     Players,
@@ -69,8 +78,12 @@ def _networks(recipe: Recipe, adapter: ModelAdapter) -> tuple[torch.nn.Module, t
 class Trainer:
     """The state of a run: roles, optimisers, moving average, `step` (student updates done) and training `seconds`."""
 
-    def __init__(self, recipe: Recipe, adapter: ModelAdapter):
-        """Raises ValueError, before anything is loaded, for settings that do not fit the model."""
+    def __init__(self, recipe: Recipe, adapter: ModelAdapter, accelerator: Accelerator | None = None):
+        """Raises ValueError, before anything is loaded, for settings that do not fit the model.
+
+        accelerator: default `new_accelerator()`. Raises ValueError in all processes when they were given different
+        recipes, prompts, packages or models.
+        """
         self.recipe, self.adapter = recipe, adapter
         self.plan = make_plan(recipe, adapter)
         prompts = training_prompts(recipe.data.prompts, recipe.data.column)
@@ -78,10 +91,12 @@ class Trainer:
         self.notes = list(self.plan.notes)
         if recipe.data.prompts != SCENES:
             self.notes += lint_prompts(prompts, tokenizers(adapter.texts, adapter.token_limits))
-        self.accelerator = new_accelerator()
+        self.accelerator = accelerator or new_accelerator()
+        require_equal({**flatten(recipe), "the prompts": prompts_digest(prompts), **versions()})
         # Before the networks are there: the text encoders may need the memory.
         encoded = EncodedPrompts(prompts, self._encoder([*prompts, *self._pictured]))
         teacher, start = _networks(recipe, adapter)
+        require_equal({name: fingerprint(n) for name, n in {"teacher": teacher, "student.start": start}.items() if n})
         self.roles = Roles(
             teacher,
             start,
@@ -174,13 +189,6 @@ class Trainer:
         """The network of a role without what is wrapped around it for several processes."""
         return self.roles.modules[role]
 
-    def agree_on_signal(self, stop: StopRequest) -> int:
-        """The signal that any process received, 0 for none: all stop at the same step or none does."""
-        if self.accelerator.num_processes == 1:
-            return stop.signum
-        mine = torch.tensor([stop.signum], device=self.accelerator.device)
-        return int(self.accelerator.gather(mine).max().item())
-
     def say(self, message: str) -> None:
         """Print beside the progress bar, once."""
         if self.accelerator.is_main_process:
@@ -200,12 +208,27 @@ class Trainer:
             "num_prompts": len(self.batches.prompts),
             "num_parameters": sum(p.numel() for p in self.updaters["student"].parameters),
             "seed": self.recipe.train.seed,
-            "num_processes": self.accelerator.num_processes,
             "samples_per_update": self._samples_per_update(),
         }
 
+    def setup(self) -> dict[str, Any]:
+        """What a session of a run may have of its own, for provenance.json."""
+        return {
+            "num_processes": self.accelerator.num_processes,
+            "device": device_name(self.accelerator.device),
+            "shard": self.recipe.train.shard,
+        }
+
+    def describe(self) -> str:
+        """What runs, in a line, to compare with what was asked for."""
+        number, device = self.accelerator.num_processes, device_name(self.accelerator.device)
+        if number == 1:
+            return f"one process on {device}, {self._samples_per_update()} samples per update"
+        networks = "a share of every network in each" if self.recipe.train.shard else "copies of the networks in each"
+        return f"{number} processes on {device}, {networks}, {self._samples_per_update()} samples per update"
+
     def save(self, folder: Path) -> None:
-        """Write a checkpoint; all processes wait for it."""
+        """Write a checkpoint; all processes wait for it, and raise OSError when it cannot be written."""
         tensors = {}
         for role, updater in self.updaters.items():
             parameters = self.roles.parameters(role)
@@ -213,11 +236,8 @@ class Trainer:
             tensors[f"{role}_optimizer"] = optimizer_tensors(updater.optimizer, parameters)
         if self.ema is not None:
             tensors["ema"] = self.ema.average
-        tensors = {name: self._gathered(values) for name, values in tensors.items()}
         state = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self._peak(), **self._identity()}
-        if self.accelerator.is_main_process:
-            save_checkpoint(folder, tensors, state, keep=self.recipe.checkpoint.keep)
-        self.accelerator.wait_for_everyone()
+        save_checkpoint(folder, tensors, state, keep=self.recipe.checkpoint.keep, shares=self.recipe.train.shard)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what was saved. Raises ValueError when it was saved by another recipe, prompt list or setup."""
@@ -235,28 +255,27 @@ class Trainer:
             )
         for role, updater in self.updaters.items():
             parameters = self.roles.parameters(role)
-            load_parameters(parameters, checkpoint.tensors(role))
-            load_optimizer(updater.optimizer, parameters, checkpoint.tensors(f"{role}_optimizer"))
+            checkpoint.load(role, {name: p.detach() for name, p in parameters.items()})
+            load_optimizer(updater.optimizer, parameters, checkpoint, f"{role}_optimizer")
         if self.ema is not None:
-            self.ema.load(checkpoint.tensors("ema"))
+            checkpoint.load("ema", self.ema.average)
         self.step, self.seconds, self.peak_memory = state["step"], state["seconds"], state["peak_memory_bytes"]
 
     def write_student(self, folder: Path) -> None:
         """The student's weights (averaged if there are such), and `student.json`, which names base and grid.
 
-        `student.safetensors` holds all weights; of an adapter there is `pytorch_lora_weights.safetensors`.
+        `student.safetensors` holds all weights; of an adapter there is `pytorch_lora_weights.safetensors`. Every
+        process has to call it. Raises OSError in all of them when the first cannot write.
         """
         network, teacher = self.network("student"), self.recipe.model.teacher
         is_lora = "student" in self.roles.adapters
         with self._averaged():
             state = get_peft_model_state_dict(network, adapter_name="student") if is_lora else network.state_dict()
             weights = self._gathered(state)
-            if not self.accelerator.is_main_process:
-                return
             if is_lora:
-                save_lora(self.adapter, weights, network.peft_config["student"], folder)
+                on_first(lambda: save_lora(self.adapter, weights, network.peft_config["student"], folder))
             else:
-                write_tensors(folder / "student.safetensors", weights)
+                on_first(lambda: write_tensors(folder / "student.safetensors", weights))
         is_folder = teacher not in BUILT_IN and Path(teacher).is_dir()
         info = {
             # Absolute, so that the student can be sampled from any working directory.
@@ -273,12 +292,13 @@ class Trainer:
             "seconds": self.seconds,
             "peak_memory_bytes": self._peak(),
         }
-        write_json(folder / "student.json", info)
+        on_first(lambda: write_json(folder / "student.json", info))
 
     def draw_validation(self, folder: Path) -> float:
         """Write the picture of this step; returns the seconds it took, which are no training seconds.
 
-        All processes draw it: sharded networks need them, and the others would only wait.
+        All processes draw it: sharded networks need them, and the others would only wait. Raises OSError in the first
+        process, behind all that they do together, when it cannot be written.
         """
         started = time.perf_counter()
         if self._validation is None:
@@ -291,7 +311,7 @@ class Trainer:
                 num_seeds=config.num_seeds,
                 latent_shape=self.plan.latent_shape,
                 batch_size=self.recipe.train.batch_size,
-                accelerator=self.accelerator,
+                device=self.accelerator.device,
             )
             teacher = validation.teacher_images(self.players.teacher, self.plan.teacher_grid, self.plan.guidance_scale)
             self._validation = validation, teacher
@@ -311,11 +331,15 @@ class Trainer:
             return self.adapter.encode
         dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
         cache = EmbeddingCache(recipe.data.cache or default_folder(), self.adapter, dtype)
-        with self.accelerator.main_process_first():
+
+        def ensure() -> None:
             if device.type != "cpu" and cache.missing([*texts, ""]):
                 self.adapter.texts.to(device, dtype)
             cache.ensure([""], progress=False, say=lambda message: None)  # alone, as without a cache: equal to the bit
             cache.ensure(texts, progress=self.accelerator.is_main_process, say=self.say)
+
+        on_first(ensure)
+        everywhere(ensure)
         # The encoders' memory is the networks'.
         vars(self.adapter).pop("texts", None)
         return cache.condition

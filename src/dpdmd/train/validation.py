@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +16,7 @@ from dpdmd.guidance import Guidance
 from dpdmd.models.base import ModelAdapter
 from dpdmd.randomness import image_noise
 from dpdmd.rollout import StudentKind, student_samples, teacher_rollout
+from dpdmd.train.distribution import everywhere
 
 NUM_DEFAULT_PROMPTS = 4
 GAP = 1
@@ -30,7 +30,7 @@ def default_prompts(prompts: list[str]) -> list[str]:
 
 
 class Validation:
-    """Draws `step-000100.png` into `folder`; the teacher's images are made once and cached there."""
+    """Draws `step-000100.png` into `folder`; the teacher's images are made once and kept there."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class Validation:
         num_seeds: int,
         latent_shape: tuple[int, int, int],
         batch_size: int,
-        accelerator: Accelerator,
+        device: torch.device,
     ):
         self.adapter, self.folder, self.batch_size = adapter, folder, batch_size
-        self.accelerator, self.device = accelerator, accelerator.device
+        self.device = device
         self.prompts, self.num_seeds = prompts, num_seeds
         self.seeds = [seed for _ in prompts for seed in range(num_seeds)]
         self.latent_shape = latent_shape
@@ -53,14 +53,13 @@ class Validation:
         self.uncond = encode([""])
 
     def teacher_images(self, denoise: Denoiser, grid: Grid, guidance_scale: float) -> Tensor:
-        """The guided teacher's images, from the cache if it was made with the same settings."""
+        """The guided teacher's images: those in the folder if they were made with the same settings."""
         settings = [self.prompts, self.num_seeds, list(self.latent_shape), grid.times, guidance_scale]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-        path = self.folder / f"teacher-{name}.safetensors"
-        is_there = path.exists()
-        self.accelerator.wait_for_everyone()  # nobody writes before all have looked
-        if is_there:
-            return read_tensors(path)["images"]
+        self._teacher_file = self.folder / f"teacher-{name}.safetensors"
+        kept = _read_images(self._teacher_file)
+        if all(everywhere(lambda: kept is not None)):
+            return kept
         guidance = Guidance(guidance_scale, rule=self.adapter.guidance_rule)
 
         def latents(rows: slice, cond: Condition) -> Tensor:
@@ -68,10 +67,7 @@ class Validation:
             uncond = self.uncond.to(self.device).expand(len(cond))
             return teacher_rollout(denoise, self.adapter.path, noise, cond, uncond, grid=grid, guidance=guidance)
 
-        images = self._decode(latents)
-        if self.accelerator.is_main_process:
-            write_tensors(path, {"images": images})
-        return images
+        return self._decode(latents)
 
     def student_images(self, denoise: Denoiser, grid: Grid, kind: StudentKind) -> Tensor:
         """The student's images of the same prompts and seeds."""
@@ -105,7 +101,12 @@ class Validation:
         return images
 
     def draw(self, step: int, teacher: Tensor, student: Tensor) -> Path:
-        """Two rows per prompt, teacher above student, one column per seed."""
+        """Two rows per prompt, teacher above student, one column per seed; keeps the teacher's images as well.
+
+        Raises OSError when they cannot be written.
+        """
+        if _read_images(self._teacher_file) is None:
+            write_tensors(self._teacher_file, {"images": teacher})
         path = picture_path(self.folder, step)
         write_png(path, picture(teacher, student, self.num_seeds))
         return path
@@ -114,6 +115,14 @@ class Validation:
 def picture_path(folder: Path, step: int) -> Path:
     """Where the picture of a step is."""
     return folder / f"step-{step:06d}.png"
+
+
+def _read_images(path: Path) -> Tensor | None:
+    """None when there are none, or broken ones."""
+    try:
+        return read_tensors(path)["images"]
+    except (ValueError, KeyError, OSError):
+        return None
 
 
 def picture(teacher: Tensor, student: Tensor, num_seeds: int) -> Tensor:
