@@ -13,6 +13,7 @@ from dpdmd.models.load import Sampler, load_adapter, load_sampler
 from dpdmd.objectives.anchor import DiversityAnchor
 from dpdmd.objectives.base import Objective, StudentStep, Term, TermResult
 from dpdmd.objectives.dmd import Dmd
+from dpdmd.objectives.perceptual import Perceptual
 from dpdmd.paths import FlowPath, Path, Prediction, VPPath, add_noise, secant, step
 from dpdmd.randomness import generator
 from dpdmd.roles import Role, Roles
@@ -31,6 +32,7 @@ __all__ = [
     "ModelAdapter",
     "Objective",
     "Path",
+    "Perceptual",
     "Prediction",
     "Role",
     "Roles",

@@ -35,6 +35,8 @@ CARD = """\
 
 METHODS = {
     "dmd": "distribution matching distillation (DMD)",
+    "dmd_perceptual": "distribution matching distillation with a perceptual regression to the teacher's samples "
+    "([arXiv 2311.18828](https://arxiv.org/abs/2311.18828))",
     "dp_dmd": "diversity-preserved distribution matching distillation (DP-DMD, "
     "[arXiv 2602.03139](https://arxiv.org/abs/2602.03139))",
 }

@@ -127,6 +127,21 @@ def test_decoded_images_equal_the_stock_pipeline(family, folder, teacher):
     assert (ours - stock).abs().max() <= 1
 
 
+def test_decoding_passes_gradient_to_the_latents_and_none_to_the_autoencoder(teacher, randn):
+    decode, shape = teacher.adapter.decode, teacher.latent_shape()
+    latents = 0.5 * randn(0, 1, *shape)
+    weights = randn(1, *decode(latents).shape)
+    assert not decode(latents).requires_grad
+    latents.requires_grad_()
+    (weights * decode(latents)).sum().backward()
+    slope = latents.grad.norm()
+    with torch.no_grad():
+        there, back = ((weights * decode(latents + step * latents.grad / slope)).sum() for step in (0.01, -0.01))
+    # A central difference in fp32, of a function that is not straight.
+    assert slope.item() == pytest.approx(((there - back) / 0.02).item(), rel=0.02) and slope > 1
+    assert all(p.grad is None for p in teacher.adapter.vae.parameters())
+
+
 def test_prompts_of_mixed_lengths_predict_alone_as_in_a_batch(teacher):
     adapter, prompts = teacher.adapter, ["", *PROMPTS]
     x_t, t = image_noise([0, 1, 2], teacher.latent_shape()), torch.tensor([0.9, 0.5, 0.2])

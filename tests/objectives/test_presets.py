@@ -3,6 +3,7 @@ import torch
 
 from dpdmd.grids import Grid, uniform_grid
 from dpdmd.guidance import Guidance
+from dpdmd.objectives.perceptual import Pictures
 from dpdmd.objectives.presets import AnchorConfig, ObjectiveConfig, anchor_stops, build_objective
 
 STUDENT_GRID, TEACHER_GRID = uniform_grid(4, shift=3), uniform_grid(30, shift=3)
@@ -145,3 +146,29 @@ def test_student_and_teacher_must_start_at_the_same_noise():
             student_grid=Grid((0.9, 0.5, 0.0)),
             teacher_grid=Grid((1.0, 0.5, 0.0)),
         )
+
+
+def build_perceptual(student_grid=STUDENT_GRID, **settings):
+    config = ObjectiveConfig(name="dmd_perceptual", perceptual=settings)
+    pictures = Pictures(lambda latents: latents, size=(32, 32))
+    return build_objective(
+        config, guidance_scale=3.5, student_grid=student_grid, teacher_grid=TEACHER_GRID, pictures=pictures
+    )
+
+
+def test_dmd_perceptual_is_two_terms_through_every_step_guided_as_the_teacher():
+    objective = build_perceptual(weight=0.7)
+    dmd, perceptual = objective.terms
+    assert objective.detach_after == 0
+    assert [(term.name, term.weight) for term in objective.terms] == [("dmd", 1.0), ("perceptual", 0.7)]
+    assert dmd.guidance == perceptual.guidance == Guidance(3.5)
+    assert (perceptual.num_forwards, build_perceptual(num_pairs=9).terms[1].num_forwards) == (60, 0)
+
+
+def test_impossible_perceptual_settings_are_refused():
+    with pytest.raises(ValueError, match="is neither 'scenes', nor"):
+        build_perceptual(backbone="/nowhere")
+    with pytest.raises(ValueError, match=r"dmd_perceptual needs student and teacher to start at the same noise"):
+        build_perceptual(Grid((0.9, 0.5, 0.0)))
+    with pytest.raises(ValueError, match="num_pairs"):
+        build_perceptual(num_pairs=0)

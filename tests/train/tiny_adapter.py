@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dpdmd.denoiser import Condition
-from dpdmd.files import write_tensors
+from dpdmd.files import write_json, write_tensors
 from dpdmd.grids import Grid, uniform_grid
 from dpdmd.guidance import linear_rule
 from dpdmd.models.load import LORA_FILE
@@ -54,6 +54,7 @@ class TinyAdapter:
     texts, vae, token_limits = None, nn.Identity(), ()
     lora_targets = ("first", "second")
     block_lists = ("blocks",)
+    vae_factor = 2
     network_name, network_class, pipeline_class = "network", TinyNetwork, TinyPipeline
 
     def __init__(self, source: str = "tiny"):
@@ -88,3 +89,27 @@ class TinyAdapter:
 
     def uniform_grid(self, num_steps, latent_shape=None):
         return uniform_grid(num_steps, shift=3.0)
+
+
+class PictureAdapter(TinyAdapter):
+    """The same with pictures of 32 x 32 pixels, by an autoencoder that has weights, and a folder with a network."""
+
+    vae_factor = 8
+
+    def __init__(self, source: str | Path):
+        super().__init__(str(source))
+        self.vae = nn.ConvTranspose2d(SHAPE[0], 3, 8, stride=8).requires_grad_(False)
+        rng = generator(0, "tiny_autoencoder")
+        for parameter in self.vae.parameters():
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=rng)
+
+    def decode(self, latents):
+        return self.vae(latents)
+
+    @staticmethod
+    def save(folder: Path, weights: str = "some weights") -> None:
+        """The folder, as far as what a teacher is told apart by goes."""
+        for part in ("network", "text_encoder", "vae"):
+            (folder / part).mkdir(parents=True)
+            (folder / part / "model.safetensors").write_text(weights)
+        write_json(folder / "model_index.json", {part: ["x", "Y"] for part in ("network", "text_encoder", "vae")})

@@ -169,14 +169,18 @@ def _trimmed(row: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def encoders_digest(adapter: ModelAdapter, memo: Path) -> str:
-    """SHA-256 over pipeline class, token limits and every file of the tokenizers and text encoders.
+    """SHA-256 over pipeline class, token limits and every file of the tokenizers and text encoders; see below."""
+    return pipeline_digest(adapter, memo, without=(adapter.network_name, "vae", "scheduler"))
+
+
+def pipeline_digest(adapter: ModelAdapter, memo: Path, *, without: tuple[str, ...]) -> str:
+    """SHA-256 over pipeline class, token limits and every file of a pipeline's parts but those named in `without`.
 
     `memo`: a folder that remembers the hashes of files by path, size and time.
     """
     base = local_folder(adapter.source)
     index = read_json(base / "model_index.json")
-    others = (adapter.network_name, "vae", "scheduler")
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] and name not in others]
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] and name not in without]
     known = read_json(memo / HASHES_FILE) if (memo / HASHES_FILE).is_file() else {}
     lines, fresh = [adapter.pipeline_class.__name__, repr(adapter.token_limits)], {}
     for path in sorted(path for name in parts for path in (base / name).rglob("*") if path.is_file()):

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 SCENES = "scenes"
+CLIP_TYPES = ("clip", "clip_vision_model")
 # The network of the paper's main column; its weights are under a licence to accept on the hub.
 DEFAULT_MODEL = "facebook/dinov3-vitl16-pretrain-lvd1689m"
 
@@ -87,23 +88,9 @@ def load_extractor(name: str | Path, *, device: str = "cpu", local_files_only: b
         from dpdmd.world.features import load_scene_features
 
         return FeatureExtractor(SCENES, load_scene_features())
-    from transformers import AutoConfig, AutoModel, CLIPVisionModel
-
-    options = {"local_files_only": local_files_only}
-    try:
-        config = AutoConfig.from_pretrained(name, **options)
-        is_clip = config.model_type in ("clip", "clip_vision_model")
-        model_class = CLIPVisionModel if is_clip else AutoModel
-        network = model_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **options)
-        preprocessing = _read_preprocessing(name, local_files_only)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no feature model at {str(name)!r}: expected {SCENES!r}, or a folder or hub id with config.json, "
-            f"preprocessor_config.json and safetensors weights ({_first_line(error)})"
-        ) from error
-    if getattr(network, "main_input_name", "") != "pixel_values":
-        raise ValueError(f"{str(name)!r} is a {config.model_type} model, not a vision model")
-    network.eval().requires_grad_(False).to(device)
+    network, preprocessing = load_vision_model(name, local_files_only=local_files_only)
+    is_clip = network.config.model_type in CLIP_TYPES
+    network.to(device)
 
     def extract(images: Tensor) -> Tensor:
         output = network(pixel_values=preprocessing(images.to(device)))
@@ -113,7 +100,30 @@ def load_extractor(name: str | Path, *, device: str = "cpu", local_files_only: b
     return FeatureExtractor(str(name), extract)
 
 
-def _read_preprocessing(name: str | Path, local_files_only: bool) -> Preprocessing:
+def load_vision_model(name: str | Path, *, local_files_only: bool = False) -> tuple[nn.Module, Preprocessing]:
+    """A transformers vision model by folder or hub id, frozen, in fp32, and what it expects of its images.
+
+    Of CLIP the vision tower. Raises ValueError when a file is missing or the model is no vision model.
+    """
+    from transformers import AutoConfig, AutoModel, CLIPVisionModel
+
+    options = {"local_files_only": local_files_only}
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        model_class = CLIPVisionModel if config.model_type in CLIP_TYPES else AutoModel
+        network = model_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **options)
+        preprocessing = read_preprocessing(name, local_files_only)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no feature model at {str(name)!r}: expected {SCENES!r}, or a folder or hub id with config.json, "
+            f"preprocessor_config.json and safetensors weights ({_first_line(error)})"
+        ) from error
+    if getattr(network, "main_input_name", "") != "pixel_values":
+        raise ValueError(f"{str(name)!r} is a {config.model_type} model, not a vision model")
+    return network.eval().requires_grad_(False), preprocessing
+
+
+def read_preprocessing(name: str | Path, local_files_only: bool = False) -> Preprocessing:
     """The numbers of preprocessor_config.json; transformers' own image processors may ask for torchvision."""
     from transformers.utils import cached_file
 

@@ -4,6 +4,7 @@ An adapter owns sign, time scale, packing and folding of what its networks are f
 only `x_t` (B, C, H, W) latents, `t` in [0, 1], `Condition` and `Prediction`.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +35,7 @@ class ModelAdapter(Protocol):
     token_limits: per tokenizer, the most tokens its encoder is given, a family's template included; None: what the
         tokenizer says.
     lora_targets: module names that a LoRA is put on. block_lists: the network's attributes that hold its blocks.
+    vae_factor: pixels per latent pixel and side.
     """
 
     source: str
@@ -51,6 +53,7 @@ class ModelAdapter(Protocol):
     token_limits: tuple[tuple[str, int | None], ...]
     lora_targets: tuple[str, ...]
     block_lists: tuple[str, ...]
+    vae_factor: int
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
         """(C, H, W) of the latents of one image; default: the model's own size. ValueError if indivisible."""
@@ -70,7 +73,7 @@ class ModelAdapter(Protocol):
         """What `network` believes of x_t (B, C, H, W) at t (B,), in fp32."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, H, W) to images (B, 3, 8H, 8W or so) in [-1, 1], not clamped."""
+        """Latents (B, C, H, W) to images (B, 3, 8H, 8W or so) in [-1, 1], not clamped; latents receive gradient."""
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """The grid that the stock pipeline takes by default for this many steps at this size."""
@@ -93,6 +96,17 @@ def denoiser(adapter: ModelAdapter, roles: Roles, role: Role, embedded_guidance:
             return adapter.predict(network, x_t, t, cond, embedded_guidance)
 
     return denoise
+
+
+def decoder(adapter: ModelAdapter, *, in_bf16: bool = False) -> Callable[[Tensor], Tensor]:
+    """`adapter.decode` on the device of the latents, to fp32 images: the autoencoder is moved there and stays."""
+
+    def decode(latents: Tensor) -> Tensor:
+        adapter.vae.to(latents.device)
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=in_bf16):
+            return adapter.decode(latents).float()
+
+    return decode
 
 
 def network_denoiser(adapter: ModelAdapter, network: nn.Module, embedded_guidance: float | None = None) -> Denoiser:

@@ -88,9 +88,8 @@ class QwenImageAdapter(StockAdapter):
         )[0]
         return from_velocity(x_t, packed.unpack(tokens, x_t.shape[1:]), t)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to images in [-1, 1]; this autoencoder clamps by itself."""
+        """Latents to images in [-1, 1]; this autoencoder clamps by itself, and passes no gradient where it does."""
         config, latents = self.vae.config, latents.to(self.vae.device)
         mean, std = (latents.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
         video = (latents * std + mean)[:, :, None]  # one frame

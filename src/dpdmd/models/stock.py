@@ -3,7 +3,6 @@
 from functools import cached_property
 from typing import Any, ClassVar
 
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
@@ -80,7 +79,6 @@ class StockAdapter:
         """The pretrained network in fp32."""
         return parts.load_network(self.network_class, self.source, self.network_name)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's images of latents / scaling_factor + shift_factor."""
         config = self.vae.config

@@ -17,7 +17,8 @@ from dpdmd.rollout import StudentRollout
 class StudentStep:
     """Everything a term may see of one micro-batch of B prompts.
 
-    `rng(stream)` names a fresh generator of this micro-batch. `prediction_space` is the network's own.
+    `rng(stream)` names a fresh generator of this micro-batch. `prediction_space` is the network's own. `teacher_x0`:
+    the guided teacher's samples (B, C, H, W) from the same noise and prompts, None where they are not known.
     """
 
     rollout: StudentRollout
@@ -31,6 +32,7 @@ class StudentStep:
     teacher_grid: Grid
     prediction_space: str
     rng: Callable[[str], torch.Generator]
+    teacher_x0: Tensor | None = None
 
 
 @dataclass(frozen=True)

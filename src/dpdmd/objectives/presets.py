@@ -9,6 +9,8 @@ from dpdmd.guidance import Guidance, GuidanceRule, linear_rule
 from dpdmd.objectives.anchor import DiversityAnchor
 from dpdmd.objectives.base import Objective
 from dpdmd.objectives.dmd import Dmd
+from dpdmd.objectives.perceptual import Perceptual, Pictures
+from dpdmd.perceptual import PerceptualDistance
 
 Interval = tuple[float, float]
 
@@ -52,12 +54,34 @@ class AnchorConfig(BaseModel):
         return self
 
 
+class PerceptualConfig(BaseModel):
+    """The perceptual rival of DP-DMD: the student's picture is pulled to the teacher's from the same noise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    weight: float = Field(default=0.25, ge=0, description="Of the distance; DMD's 0.25. Needs a sweep per model.")
+    backbone: str = Field(
+        default="scenes",
+        min_length=1,
+        description='Whose features are compared: "scenes" for the built-in teacher, a .safetensors file of LPIPS '
+        "weights, or folder or hub id of a transformers vision model.",
+    )
+    num_pairs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Train the student on so many pairs of prompt and noise, whose teacher samples are kept in "
+        "data.cache. Default: new noise and the teacher's whole rollout in every update.",
+    )
+
+
 class ObjectiveConfig(BaseModel):
     """What the student learns from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    name: Literal["dmd", "dp_dmd"] = Field(default="dp_dmd", description="dmd or dp_dmd.")
+    name: Literal["dmd", "dp_dmd", "dmd_perceptual"] = Field(
+        default="dp_dmd", description="dmd, dp_dmd or dmd_perceptual."
+    )
     normalisation: Literal["dmd2", "dpdmd"] = Field(default="dpdmd", description="Norm of the DMD gradient.")
     tau_low: float = Field(default=0.02, ge=0, lt=1, description="Least noise of the score comparison.")
     tau_high: float = Field(default=0.98, gt=0, le=1, description="Most noise of the score comparison.")
@@ -72,6 +96,12 @@ class ObjectiveConfig(BaseModel):
         default=None, description="Noise levels [low, high] of that part alone, one more call. Default: the same draw."
     )
     anchor: AnchorConfig = AnchorConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+
+    @property
+    def num_pairs(self) -> int | None:
+        """Of the pool that the student's noise comes from; None: new noise."""
+        return self.perceptual.num_pairs if self.name == "dmd_perceptual" else None
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -118,8 +148,12 @@ def build_objective(
     teacher_grid: Grid,
     guidance_rule: GuidanceRule = linear_rule,
     samples_per_prompt: int = 1,
+    pictures: Pictures | None = None,
 ) -> Objective:
-    """The terms and the gradient routing of an objective. Raises ValueError for impossible settings."""
+    """The terms and the gradient routing of an objective; `pictures` are for dmd_perceptual alone.
+
+    Raises ValueError for impossible settings.
+    """
     if config.anchor.variation_weight > 0 and samples_per_prompt < 2:
         raise ValueError("anchor.variation_weight compares samples of one prompt: set train.samples_per_prompt >= 2")
     dmd = Dmd(
@@ -133,14 +167,24 @@ def build_objective(
     )
     if config.name == "dmd":
         return Objective(terms=(dmd,), detach_after=0)
+    if student_grid.times[0] != teacher_grid.times[0]:
+        raise ValueError(
+            f"{config.name} needs student and teacher to start at the same noise, got t = {student_grid.times[0]} and "
+            f"{teacher_grid.times[0]}"
+        )
+    if config.name == "dmd_perceptual":
+        perceptual = Perceptual(
+            guidance=Guidance(guidance_scale, rule=guidance_rule),
+            num_teacher_steps=teacher_grid.num_steps,
+            distance=PerceptualDistance(config.perceptual.backbone, pictures.size),
+            pictures=pictures,
+            weight=config.perceptual.weight,
+            is_kept=config.num_pairs is not None,
+        )
+        return Objective(terms=(dmd, perceptual), detach_after=0)
     if student_grid.num_steps < 2:
         raise ValueError(
             "dp_dmd needs student.num_steps >= 2: with one step, detached behind step 1, DMD would train nothing"
-        )
-    if student_grid.times[0] != teacher_grid.times[0]:
-        raise ValueError(
-            f"dp_dmd needs student and teacher to start at the same noise, got t = {student_grid.times[0]} and "
-            f"{teacher_grid.times[0]}"
         )
     anchor_scale = guidance_scale if config.anchor.guidance_scale is None else config.anchor.guidance_scale
     anchor = DiversityAnchor(

@@ -22,6 +22,7 @@ OTHER_COLOURS = ("#8a63d2", "#3d7fd9", "#c2477f", "#6a994e", "#b5651d")
 PANEL_TITLES = {
     "loss/dmd": "DMD loss",
     "loss/anchor": "anchor loss",
+    "loss/perceptual": "perceptual loss",
     "loss/fake_score": "fake score loss",
     "health/cosine": "cosine of real and fake score",
     "health/relative_gap": "relative gap of the scores",

@@ -12,6 +12,7 @@ LABELS = {
     "teacher": "Teacher",
     "teacher_few_steps": "Teacher, few steps",
     "dmd": "DMD",
+    "dmd_perceptual": "DMD + perceptual",
     "dp_dmd": "DP-DMD",
 }
 SETTINGS_FILES = ("recipe.toml", "config.toml", "config.json", "provenance.json", "versions.json", "grid.json")

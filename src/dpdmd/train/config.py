@@ -96,8 +96,8 @@ class DataConfig(Section):
     cache: str | None = Field(
         default=None,
         min_length=1,
-        description="Folder of the prompts' embeddings, which runs share. Default: the user's cache. \"none\": encode "
-        "while training.",
+        description="Folder of the prompts' embeddings and the teacher's samples, which runs share. Default: the "
+        'user\'s cache. "none": encode while training.',
     )
     column: str = Field(default="prompt", min_length=1, description="Where a .jsonl file or a dataset has the prompt.")
 
@@ -231,6 +231,20 @@ class Recipe(Section):
         if self.student.start is not None and "student" in self.lora.roles:
             raise ValueError(
                 f"student.start is for a student that trains all weights, got {self.student.start!r} and a LoRA student"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _perceptual(self):
+        if self.objective.name == "dmd_perceptual" and self.student.kind == "renoise":
+            raise ValueError(
+                'objective.name "dmd_perceptual" needs student.kind "ode": a re-noising student draws more than one '
+                "sample from one noise"
+            )
+        if self.objective.num_pairs is not None and self.data.cache == NO_CACHE:
+            raise ValueError(
+                f"objective.perceptual.num_pairs = {self.objective.num_pairs} keeps the teacher's samples on disk: it "
+                'needs data.cache, got "none"'
             )
         return self
 

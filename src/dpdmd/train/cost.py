@@ -57,7 +57,8 @@ def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
     """Network calls on one sample for one student update with its M fake-score updates: (forward, backward).
 
     A guided call counts twice. A student whose sample is of one random step takes (first trained step + N) / 2 calls
-    on average.
+    on average. Of the denoising network alone: a perceptual term's autoencoder and backbone are not in them, nor are
+    teacher samples that are kept.
     """
     n, first = plan.student_grid.num_steps, plan.objective.detach_after + 1
     is_whole = recipe.student.kind == "ode" and not recipe.train.random_step
@@ -120,6 +121,12 @@ def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
         lines["anchor"] = "; ".join(
             f"{stop} teacher steps, to t = {plan.teacher_grid.times[stop]:.4f}" for stop in plan.anchor_stops
         ) + (f", each in at most {coarse}" if coarse else "")
+    if recipe.objective.name == "dmd_perceptual":
+        pairs = recipe.objective.num_pairs
+        noise = f"{pairs} pairs, whose teacher samples are made once" if pairs else "new noise in every update"
+        lines["perceptual"] = (
+            f"{recipe.objective.perceptual.backbone}, {noise}; decoding and features come on top of calls and memory"
+        )
     train = recipe.train
     if sizes.adapter:
         names = " and ".join(role.replace("_", " ") for role in recipe.lora.roles)

@@ -5,7 +5,7 @@ resumed run draws what an uninterrupted one would, and two objectives with one s
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,19 +13,23 @@ import torch
 from torch import Tensor
 
 from dpdmd.denoiser import Condition
-from dpdmd.randomness import generator
+from dpdmd.randomness import generator, image_noise
 from dpdmd.roles import Role
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """`noise` (B, C, H, W), the prompts' `cond` and `uncond` (B each); `rng(stream)` a fresh generator of its own."""
+    """`noise` (B, C, H, W), the prompts' `cond` and `uncond` (B each); `rng(stream)` a fresh generator of its own.
+
+    noise_seeds: what `image_noise` drew each noise from, where it is one of a pool that comes again.
+    """
 
     prompts: list[str]
     noise: Tensor
     cond: Condition
     uncond: Condition
     rng: Callable[[str], torch.Generator]
+    noise_seeds: list[int] | None = None
 
 
 def prompts_digest(prompts: list[str]) -> str:
@@ -57,7 +61,7 @@ def _epoch_order(num_prompts: int, seed: int, stream: str, epoch: int) -> Tensor
     return torch.randperm(num_prompts, generator=generator(seed, stream, epoch))
 
 
-def prompt_indices(positions: range, num_prompts: int, *, seed: int, stream: str) -> Tensor:
+def prompt_indices(positions: Iterable[int], num_prompts: int, *, seed: int, stream: str) -> Tensor:
     """Which prompts stand at `positions` of the endless sequence `stream`: one shuffled pass after the other."""
     return torch.tensor(
         [int(_epoch_order(num_prompts, seed, stream, p // num_prompts)[p % num_prompts]) for p in positions]
@@ -71,6 +75,9 @@ class BatchSource:
     The prompts of one update are a slice of one sequence per role, cut by micro-batch and rank: how an update's
     prompts are spread over processes and micro-batches does not change which they are. The same holds for everything
     random: two processes draw what one draws in twice as many micro-batches.
+
+    num_pairs: the student's prompts and noises are those of a fixed pool of so many pairs, of which every pass takes
+    each once; its prompts are the first of the student's sequence. None: new noise in every update.
     """
 
     prompts: EncodedPrompts
@@ -83,27 +90,33 @@ class BatchSource:
     num_processes: int
     device: torch.device
     samples_per_prompt: int = 1
+    num_pairs: int | None = None
 
     def micro_batch(self, role: Role, step: int, index: int, *, update: int = 0) -> MicroBatch:
         """Micro-batch `index` of update number `update` (0 ... M - 1; the student has one) of `role` at `step`."""
         updates_per_step = self.fake_updates if role == "fake_score" else 1
         done = (step * updates_per_step + update) * self.accumulation + index
-        num_prompts = self.batch_size // self.samples_per_prompt
-        start = (done * self.num_processes + self.rank) * num_prompts
-        chosen = prompt_indices(
-            range(start, start + num_prompts), len(self.prompts), seed=self.seed, stream=f"{role}/prompts"
-        ).repeat_interleave(self.samples_per_prompt)
-
+        start = (done * self.num_processes + self.rank) * self.batch_size
+        positions, noise_seeds = list(range(start, start + self.batch_size)), None
+        if role == "student" and self.num_pairs is not None:
+            positions = prompt_indices(positions, self.num_pairs, seed=self.seed, stream="pairs").tolist()
+            noise_seeds = [generator(self.seed, "pair_noise", pair).initial_seed() for pair in positions]
+        places = [position // self.samples_per_prompt for position in positions]
+        chosen = prompt_indices(places, len(self.prompts), seed=self.seed, stream=f"{role}/prompts")
         number = index * self.num_processes + self.rank
 
         def rng(stream: str) -> torch.Generator:
             return generator(self.seed, f"{role}/{update}/{number}/{stream}", step)
 
-        noise = torch.randn(self.batch_size, *self.latent_shape, generator=rng("noise"))
+        if noise_seeds is None:
+            noise = torch.randn(self.batch_size, *self.latent_shape, generator=rng("noise"))
+        else:
+            noise = image_noise(noise_seeds, self.latent_shape)
         return MicroBatch(
             prompts=[self.prompts.prompts[i] for i in chosen.tolist()],
             noise=noise.to(self.device),
             cond=self.prompts.cond(chosen).to(self.device),
             uncond=self.prompts.uncond.to(self.device).expand(self.batch_size),
             rng=rng,
+            noise_seeds=noise_seeds,
         )

@@ -5,9 +5,10 @@ from pathlib import Path as FilePath
 
 from dpdmd.files import read_json
 from dpdmd.grids import Grid, lint, uniform_grid
-from dpdmd.models.base import LatentShape, ModelAdapter
+from dpdmd.models.base import LatentShape, ModelAdapter, decoder
 from dpdmd.models.load import STUDENT_FILE
 from dpdmd.objectives.base import Objective
+from dpdmd.objectives.perceptual import Pictures
 from dpdmd.objectives.presets import anchor_stops, build_objective
 from dpdmd.paths import FlowPath
 from dpdmd.roles import Role
@@ -61,6 +62,11 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
             teacher_grid=teacher_grid,
             guidance_rule=adapter.guidance_rule,
             samples_per_prompt=recipe.train.samples_per_prompt,
+            pictures=Pictures(
+                decoder(adapter, in_bf16=recipe.train.precision == "bf16"),
+                size=(latent_shape[1] * adapter.vae_factor, latent_shape[2] * adapter.vae_factor),
+                one_by_one=recipe.train.gradient_checkpointing,
+            ),
         ),
         tau_range=TauRange(objective.tau_low, objective.tau_high, objective.tau_shift),
         anchor_stops=stops,

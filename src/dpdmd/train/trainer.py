@@ -17,12 +17,14 @@ from dpdmd.data.embeddings import EmbeddingCache, default_folder
 from dpdmd.data.prompts import SCENES, lint_prompts, training_prompts
 from dpdmd.denoiser import Condition, Denoiser
 from dpdmd.files import write_json, write_tensors
+from dpdmd.guidance import Guidance
 from dpdmd.models.base import ModelAdapter, denoiser
 from dpdmd.models.load import BUILT_IN, load_sampler
 from dpdmd.models.lora import lora_configs, save_lora
 from dpdmd.models.parts import tokenizers
 from dpdmd.paths import Prediction
 from dpdmd.roles import Role, Roles
+from dpdmd.rollout import teacher_rollout
 from dpdmd.train.checkpoint import (
     Checkpoint,
     load_optimizer,
@@ -45,6 +47,7 @@ from dpdmd.train.distribution import (
 from dpdmd.train.ema import Ema
 from dpdmd.train.plan import make_plan
 from dpdmd.train.run_folder import peak_memory_bytes, recipe_hash, versions
+from dpdmd.train.teacher_samples import TeacherSamples, samples_folder
 from dpdmd.train.updates import (
     MicroLoss,
     Players,
@@ -140,7 +143,9 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
             device=self.accelerator.device,
             samples_per_prompt=recipe.train.samples_per_prompt,
+            num_pairs=recipe.objective.num_pairs,
         )
+        self.teacher_samples = self._teacher_samples() if self.batches.num_pairs else None
         self.step, self.seconds, self.peak_memory = 0, 0.0, 0
         self._validation: tuple[Validation, Tensor] | None = None
 
@@ -178,7 +183,8 @@ class Trainer:
     def _student_update(self) -> dict[str, float]:
         def micro_loss(index: int) -> MicroLoss:
             batch = self.batches.micro_batch("student", self.step, index)
-            return student_loss(self.players, batch, self.plan.objective)
+            teacher_x0 = self.teacher_samples(batch) if self.teacher_samples else None
+            return student_loss(self.players, batch, self.plan.objective, teacher_x0=teacher_x0)
 
         return self.updaters["student"].update(self.step, self._micro(micro_loss))
 
@@ -343,6 +349,19 @@ class Trainer:
         # The encoders' memory is the networks'.
         vars(self.adapter).pop("texts", None)
         return cache.condition
+
+    def _teacher_samples(self) -> TeacherSamples:
+        """The teacher's samples of the pool, in the folder of the embeddings."""
+        plan, players = self.plan, self.players
+        guidance = Guidance(plan.guidance_scale, rule=self.adapter.guidance_rule)
+
+        def sample(batch: MicroBatch) -> Tensor:
+            args = players.teacher, players.path, batch.noise, batch.cond, batch.uncond
+            return teacher_rollout(*args, grid=plan.teacher_grid, guidance=guidance)
+
+        root = Path(self.recipe.data.cache or default_folder())
+        folder = samples_folder(root, self.recipe, plan, self.adapter)
+        return TeacherSamples(folder, sample, lambda flag: any(everywhere(lambda: flag)))
 
     def _gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors on the CPU of the main process, which writes them; every process has to ask."""

@@ -115,8 +115,13 @@ def fake_score_loss(
     return MicroLoss(loss, {"loss/fake_score": loss.detach()})
 
 
-def student_loss(players: Players, batch: MicroBatch, objective: Objective) -> MicroLoss:
-    """Sum of weight * term over one rollout that is cut behind step `detach_after`; the student receives gradient."""
+def student_loss(
+    players: Players, batch: MicroBatch, objective: Objective, *, teacher_x0: Tensor | None = None
+) -> MicroLoss:
+    """Sum of weight * term over one rollout that is cut behind step `detach_after`; the student receives gradient.
+
+    teacher_x0: the guided teacher's samples from the noise of `batch`, where they are kept.
+    """
     rollout, grid = rollout_student(players, batch, detach_after=objective.detach_after)
     step = StudentStep(
         rollout=rollout,
@@ -130,6 +135,7 @@ def student_loss(players: Players, batch: MicroBatch, objective: Objective) -> M
         teacher_grid=players.teacher_grid,
         prediction_space=players.prediction_space,
         rng=batch.rng,
+        teacher_x0=teacher_x0,
     )
     results = {term.name: (term.weight, term(step)) for term in objective.terms}
     log = {f"loss/{name}": result.loss.detach() for name, (_, result) in results.items()}

@@ -40,18 +40,23 @@ class SceneFeatures(nn.Module):
         self.register_buffer("coordinates", grid, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, 64) of images (B, 3, 32, 32) in [-1, 1].
+        """Features (B, 64) of images (B, 3, 32, 32) in [-1, 1]. Raises ValueError for another image shape."""
+        return self.project(self.maps(images)[-1].mean(dim=(2, 3))) - self.mean
 
-        Raises ValueError for another image shape.
-        """
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What each of the four convolutions makes of the images: (B, 32, 16, 16), (B, 64, 8, 8), (B, 96, 8, 8),
+        (B, 96, 4, 4). Raises ValueError for another image shape."""
         if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(
                 f"images must be (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) in [-1, 1], got {tuple(images.shape)}; "
                 "scene features know the built-in world only"
             )
         coordinates = self.coordinates.expand(len(images), -1, -1, -1)
-        hidden = self.convolutions(torch.cat([images, coordinates], dim=1))
-        return self.project(hidden.mean(dim=(2, 3))) - self.mean
+        hidden, maps = torch.cat([images, coordinates], dim=1), []
+        for i in range(0, len(self.convolutions), 3):  # convolution, normalisation, activation
+            hidden = self.convolutions[i : i + 3](hidden)
+            maps.append(hidden)
+        return maps
 
 
 def load_scene_features() -> SceneFeatures:
