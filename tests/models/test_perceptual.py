@@ -49,6 +49,20 @@ def test_two_cycles_move_student_and_fake_score_and_nothing_else(sd3_folder, rec
     assert sum(moved) > 0.8 * len(moved)
 
 
+def test_in_bf16_and_one_by_one_it_is_nearly_the_same(sd3_folder, recipe):
+    def first_loss(**train) -> float:
+        settings = recipe(sd3_folder)
+        settings = Recipe.model_validate(settings.model_dump() | {"train": settings.train.model_dump() | train})
+        trainer = Trainer(settings, load_adapter(sd3_folder))
+        assert trainer.plan.objective.terms[1].pictures.decode(torch.zeros(1, 4, 8, 8)).dtype == torch.float32
+        return trainer.iterate()["loss/perceptual"]
+
+    exact = first_loss()
+    assert first_loss(gradient_checkpointing=True) == pytest.approx(exact, rel=1e-4)
+    rounded = first_loss(precision="bf16", gradient_checkpointing=True)
+    assert rounded == pytest.approx(exact, rel=0.05) and rounded != pytest.approx(exact, rel=1e-5)
+
+
 def test_another_network_or_text_encoder_is_another_teacher_and_another_autoencoder_is_not(
     sd3_folder, recipe, tmp_path
 ):

@@ -360,7 +360,8 @@ class Trainer:
             return teacher_rollout(*args, grid=plan.teacher_grid, guidance=guidance)
 
         root = Path(self.recipe.data.cache or default_folder())
-        folder = samples_folder(root, self.recipe, plan, self.adapter)
+        with self.accelerator.main_process_first():  # it reads the teacher's files once for all
+            folder = samples_folder(root, self.recipe, plan, self.adapter)
         return TeacherSamples(folder, sample, lambda flag: any(everywhere(lambda: flag)))
 
     def _gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
