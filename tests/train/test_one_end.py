@@ -15,7 +15,7 @@ from processes import in_processes, start_processes, train_tiny
 from tiny_adapter import TinyAdapter
 
 from dpdmd.files import read_json, read_tensors
-from dpdmd.train import health, trainer, validation
+from dpdmd.train import health, trackers, trainer, validation
 from dpdmd.train.checkpoint import latest_checkpoint
 from dpdmd.train.config import Recipe
 from dpdmd.train.distribution import new_accelerator, rank_and_number
@@ -68,6 +68,10 @@ def no_room_for_the_student(recipe: Recipe) -> None:
 
 def no_room_for_pictures(recipe: Recipe) -> None:
     validation.write_png = full_disk
+
+
+def no_tracker(recipe: Recipe) -> None:
+    trackers._START["tensorboard"] = full_disk
 
 
 def infinite_loss(recipe: Recipe) -> None:
@@ -133,6 +137,13 @@ def test_a_full_disk_on_one_process_ends_all_and_leaves_the_older_checkpoint(rec
 )
 def test_what_goes_wrong_on_one_process_is_raised_by_all(recipe, tmp_path, rank, change, error, match):
     in_processes(expect_error, recipe(), rank, change, tmp_path, error, match, seconds=60)
+
+
+@pytest.mark.slow
+def test_a_tracker_that_does_not_start_ends_all_processes(recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    tracked = recipe(output={"trackers": ["tensorboard"]})
+    in_processes(expect_error, tracked, 0, no_tracker, tmp_path, OSError, "tensorboard does not start", seconds=60)
 
 
 @pytest.mark.slow

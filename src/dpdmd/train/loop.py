@@ -105,10 +105,10 @@ def _draw(trainer: Trainer, folder: Path, trackers: Trackers, *, quiet: bool) ->
     """A picture that cannot be written costs the picture only."""
     try:
         seconds = trainer.draw_validation(folder)
+        trackers.log_picture(trainer.step, picture_path(folder, trainer.step))
     except OSError as error:
         trainer.say(f"step {trainer.step}: no picture ({error.strerror or error}); training goes on")
         return
-    trackers.log_picture(trainer.step, picture_path(folder, trainer.step))
     if not quiet:
         trainer.say(f"step {trainer.step}: pictures in {folder} ({seconds:.1f} s)")
 

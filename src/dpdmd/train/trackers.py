@@ -16,6 +16,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from dpdmd.files import read_json, read_png, to_uint8, write_json
 from dpdmd.train.config import Recipe, flatten
+from dpdmd.train.distribution import everywhere
 from dpdmd.train.run_folder import RunFolder
 
 PROJECT = "dpdmd"  # of wandb, unless WANDB_PROJECT names another
@@ -87,16 +88,21 @@ def open_trackers(
     """Start the recipe's trackers and close them on every way out; wandb is told whether it was a good one.
 
     step: updates done so far. last_step: the last that was logged, beyond `step` if the run was killed. Raises OSError
-    for a tracker that does not start. `Accelerator.end_training` is not used: it ends the process group as well.
+    in all processes for a tracker that does not start. `Accelerator.end_training` is not used: it ends the process group
+    as well.
     """
     opened: list[tuple[GeneralTracker, int]] = []
     exit_code = 0
-    try:
+
+    def start() -> None:
         for name in dict.fromkeys(recipe.output.trackers if is_main_process else ()):
             try:
                 opened.append(_START[name](recipe, run, step, last_step))
             except Exception as error:
                 raise OSError(f"output.trackers: {name} does not start: {error}") from error
+
+    try:
+        everywhere(start)
         yield Trackers(opened)
     except BaseException as error:
         exit_code = getattr(error, "exit_code", 1)
