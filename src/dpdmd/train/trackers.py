@@ -88,8 +88,8 @@ def open_trackers(
     """Start the recipe's trackers and close them on every way out; wandb is told whether it was a good one.
 
     step: updates done so far. last_step: the last that was logged, beyond `step` if the run was killed. Raises OSError
-    in all processes for a tracker that does not start. `Accelerator.end_training` is not used: it ends the process group
-    as well.
+    in all processes for a tracker that does not start. `Accelerator.end_training` is not used: it ends the process
+    group as well.
     """
     opened: list[tuple[GeneralTracker, int]] = []
     exit_code = 0
