@@ -9,14 +9,14 @@ table of the README. Expect --seeds x --updates x 7 s of one core, 90 minutes on
 """
 
 from benchmarks.seeds import run_benchmark
-from dpdmd.compare import Arm
-from dpdmd.demo import FEW_STEPS
+from dpdmd.compare.arms import Arm
+from dpdmd.demo import demo_arms
 
-TEACHERS = [Arm("teacher"), Arm("teacher_few_steps", sampling=("--num-inference-steps", str(FEW_STEPS)))]
+TEACHERS = [arm for arm in demo_arms() if arm.model]
 
 
 def student_arms(settings: dict) -> list[Arm]:
-    """The trained arms of one seed."""
+    """The trained arms."""
     paper = {"objective.anchor.steps": 5, "objective.anchor.weight": 0.05}
     return [
         Arm("dmd", "scenes_dmd", settings),
@@ -26,4 +26,4 @@ def student_arms(settings: dict) -> list[Arm]:
 
 
 if __name__ == "__main__":
-    run_benchmark("collapse", __doc__, teacher="scenes", teachers=TEACHERS, students=student_arms, updates=150)
+    run_benchmark("collapse", __doc__, teachers=TEACHERS, students=student_arms, updates=150)

@@ -8,14 +8,10 @@ are chosen to meet. All students share budget, noise, prompts, guidance and lear
 """
 
 from benchmarks.seeds import run_benchmark
-from dpdmd.compare import Arm
-from dpdmd.demo import FEW_STEPS
+from dpdmd.compare.arms import Arm
+from dpdmd.compare.plan import Teacher
 
-GUIDANCE = ("--guidance-scale", "3.5")
-TEACHERS = [
-    Arm("teacher", sampling=(*GUIDANCE, "--num-inference-steps", "30")),
-    Arm("teacher_few_steps", sampling=(*GUIDANCE, "--num-inference-steps", str(FEW_STEPS))),
-]
+TEACHERS = Teacher("scenes_eps", guidance_scale=3.5, num_inference_steps=30, few_steps=4).arms()
 # Target and weight. In eps space a weight of 213.6 is what 1 is in x0 space.
 ANCHORS = {
     "x0_paper": ("x0", 0.05),
@@ -25,7 +21,7 @@ ANCHORS = {
 
 
 def student_arms(settings: dict) -> list[Arm]:
-    """The trained arms of one seed."""
+    """The trained arms."""
     arms = [Arm("dmd", "scenes_eps_dp_dmd", settings | {"objective.name": "dmd"})]
     for name, (target, weight) in ANCHORS.items():
         anchor = {"objective.anchor.target": target, "objective.anchor.weight": weight}
@@ -34,6 +30,4 @@ def student_arms(settings: dict) -> list[Arm]:
 
 
 if __name__ == "__main__":
-    run_benchmark(
-        "noise_prediction", __doc__, teacher="scenes_eps", teachers=TEACHERS, students=student_arms, updates=100
-    )
+    run_benchmark("noise_prediction", __doc__, teachers=TEACHERS, students=student_arms, updates=100)

@@ -8,7 +8,7 @@ all three. All share updates, noise, prompts and learning rates, so that seconds
 """
 
 from benchmarks.seeds import run_benchmark
-from dpdmd.compare import Arm
+from dpdmd.compare.arms import Arm
 
 REUSE = {"train.reuse_samples": True}
 COARSE = {"objective.anchor.coarse_steps": 4, "objective.anchor.second_order": True}
@@ -17,9 +17,10 @@ SAVINGS = {"dp_dmd": {}, "reuse": REUSE, "coarse": COARSE, "random_step": RANDOM
 
 
 def student_arms(settings: dict) -> list[Arm]:
-    """The trained arms of one seed."""
+    """The trained arms."""
     return [Arm(name, "scenes_dp_dmd", settings | saving) for name, saving in SAVINGS.items()]
 
 
 if __name__ == "__main__":
-    run_benchmark("savings", __doc__, teacher="scenes", teachers=[Arm("teacher")], students=student_arms, updates=150)
+    teachers = [Arm("teacher", model="scenes")]
+    run_benchmark("savings", __doc__, teachers=teachers, students=student_arms, updates=150)

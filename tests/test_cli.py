@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from dpdmd import cli
+from dpdmd.compare.arms import Budget
 
 RECIPE = '[model]\nteacher = "scenes"\n[data]\nprompts = "scenes"\n[output]\nfolder = "{folder}"\n'
-COMMANDS = ["train", "plan", "config", "sample", "evaluate", "report", "export", "pretrain-teacher", "demo"]
+COMMANDS = ["train", "plan", "config", "sample", "evaluate", "report", "compare", "export", "pretrain-teacher", "demo"]
 
 
 @pytest.fixture
@@ -193,6 +194,37 @@ def test_evaluate_report_export_pretrain_and_demo_pass_their_arguments_on(run, c
     called["replace"]("dpdmd.demo", "run_demo")
     assert run("demo", "--updates", 3, "--no-open")[0] == 0
     assert called["run_demo"] == ((Path("runs/demo"),), {"updates": 3, "seed": 0, "open_browser": False})
+
+
+def test_compare_reads_seeds_budget_and_guidance(run, called, tmp_path):
+    called["replace"]("dpdmd.compare.engine", "compare_recipes")
+    code, _, err = run("compare", "scenes_dmd", "--budget", "10 minutes")
+    assert code == 2 and "--budget reads" in err
+    assert run("compare", "scenes_dmd", "--budget", "9 steps", "--seeds", "a")[0] == 2
+    assert "compare_recipes" not in called
+    file = tmp_path / "prompts.txt"
+    file.write_text("a ring\na ring\n")
+    code, _, _ = run(
+        "compare", "scenes_dmd", "scenes_dp_dmd:train.warmup=2", "--name", "a", "--name", "b", "--seeds", "0-1,4",
+        "--budget", "600 seconds", "--out", tmp_path / "out", "--jobs", 2, "--set", "train.batch_size=2",
+        "--guidance", "2,1", "--prompts", file, "--images-per-prompt", 4, "--batch-size", 8,
+    )  # fmt: skip
+    assert code == 0
+    assert called["compare_recipes"] == (
+        (["scenes_dmd", "scenes_dp_dmd:train.warmup=2"], tmp_path / "out"),
+        {
+            "names": ["a", "b"],
+            "seeds": [0, 1, 4],
+            "budget": Budget(600, "seconds"),
+            "sets": ["train.batch_size=2"],
+            "guidance": [1, 2],
+            "prompts": ["a ring"],
+            "images_per_prompt": 4,
+            "features": "auto",
+            "batch_size": 8,
+            "jobs": 2,
+        },
+    )
 
 
 def test_an_unknown_stage_names_the_stages(run):

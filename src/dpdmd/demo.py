@@ -6,25 +6,27 @@ from pathlib import Path
 
 import torch
 
-from dpdmd.compare import Arm, compare_arms, table
-from dpdmd.files import require_writable
+from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Run
+from dpdmd.compare.engine import run_and_measure
+from dpdmd.compare.summary import summarise_arms, table
+from dpdmd.files import require_writable, write_json
 from dpdmd.report.build import report_from_runs
 from dpdmd.report.galleries import write_overview_png
 from dpdmd.report.runs import read_runs
 from dpdmd.world.prompts import evaluation_prompts
 
 NUM_SEEDS = 16
-FEW_STEPS = 4
+NUM_FEW_STEPS = 4
 
 
 def demo_arms(seed: int = 0, updates: int | None = None) -> list[Arm]:
     """Teacher, stock teacher at four steps, DMD and DP-DMD: same budget, noise and prompts."""
     overrides = {"train.seed": seed} | ({} if updates is None else {"train.num_updates": updates})
     return [
-        Arm("teacher"),
-        Arm("teacher_few_steps", sampling=("--num-inference-steps", str(FEW_STEPS))),
-        Arm("dmd", recipe="scenes_dmd", overrides=overrides),
-        Arm("dp_dmd", recipe="scenes_dp_dmd", overrides=overrides),
+        Arm(REFERENCE, model="scenes"),
+        Arm(FEW_STEPS, model="scenes", sampling=("--num-inference-steps", str(NUM_FEW_STEPS))),
+        Arm("dmd", "scenes_dmd", overrides),
+        Arm("dp_dmd", "scenes_dp_dmd", overrides),
     ]
 
 
@@ -41,17 +43,18 @@ def run_demo(
     out = Path(out)
     for name in ("metrics.json", "report.html", "overview.png"):
         require_writable(out / name)
-    rows = compare_arms(
-        demo_arms(seed, updates),
+    runs = [Run(arm, out / arm.name, seed if arm.recipe else None) for arm in demo_arms(seed, updates)]
+    rows = run_and_measure(
+        runs,
         out,
-        teacher="scenes",
         prompts=evaluation_prompts(),
-        num_seeds=NUM_SEEDS,
+        images_per_prompt=NUM_SEEDS,
         jobs=1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1),
     )
+    write_json(out / "metrics.json", {"arms": {run.arm.name: row for run, row in zip(runs, rows, strict=True)}})
     report = report_from_runs([out], out / "report.html", title="DMD and DP-DMD on the built-in teacher")
     write_overview_png(out / "overview.png", read_runs([out]))
-    print(f"\n{table(rows)}\n\nreport: {report.resolve()}")
+    print(f"\n{table(summarise_arms(runs, rows))}\n\nreport: {report.resolve()}")
     if open_browser:
         webbrowser.open(report.resolve().as_uri())
     return report

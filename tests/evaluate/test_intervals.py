@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from dpdmd.evaluate.intervals import mean_estimate, ratio_estimate
+from dpdmd.evaluate.intervals import deviation, mean_estimate, ratio_estimate, t_estimate, t_quantile
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_approximation():
@@ -49,3 +50,20 @@ def test_impossible_inputs_are_refused():
         mean_estimate([0.1, float("nan")])
     with pytest.raises(ValueError, match="share of it is undefined"):
         ratio_estimate([0.1, 0.2], [0.0, 0.0])
+
+
+@pytest.mark.parametrize("degrees", [*range(1, 12), 30, 31, 200])
+def test_students_quantile_is_scipys(degrees):
+    assert t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-10)
+
+
+def test_interval_over_seeds_is_students():
+    values = [0.55, 0.86, 0.61, 0.7, 0.63]
+    estimate = t_estimate(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (estimate.value, estimate.n) == (pytest.approx(np.mean(values)), 5)
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+    assert deviation(values) == pytest.approx(np.std(values, ddof=1))
+    assert t_estimate([0.3]).interval is None
+    with pytest.raises(ValueError, match="at least one"):
+        t_estimate([])

@@ -105,6 +105,14 @@ def test_a_reference_of_other_prompts_or_seeds_is_refused(teacher, truth, tmp_pa
         evaluate_folder(teacher, reference=shifted)
 
 
+def test_further_seeds_of_the_reference_are_left_out(teacher, truth, tmp_path):
+    fewer = _folder(tmp_path / "fewer", {prompt: images[2:6] for prompt, images in truth.items()}, first_seed=2)
+    metrics = evaluate_folder(fewer, reference=teacher)
+    assert metrics["diversity_share"] == pytest.approx(1.0) and metrics["frechet"] == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(ValueError, match=r"same seeds: for 'a red circle'"):
+        evaluate_folder(teacher, reference=fewer)
+
+
 def test_unequal_numbers_of_images_are_refused(truth, tmp_path):
     images = {PROMPTS[0]: truth[PROMPTS[0]], PROMPTS[1]: truth[PROMPTS[1]][:4]}
     with pytest.raises(ValueError, match=r"got 4 for 'one blue cross' and 9 for 'a red circle'"):

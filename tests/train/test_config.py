@@ -70,7 +70,7 @@ def test_overrides_win_and_an_empty_one_restores_the_default(recipe_file):
             "train.lerning_rate=1",
             r"train.lerning_rate is no key of a recipe, got 1; did you mean train.learning_rate\?",
         ),
-        ("train.num_steps=4", r"did you mean student.num_steps\? \[train\] has: num_updates, batch_size"),
+        ("train.num_steps=4", r"did you mean student.num_steps\? \[train\] has: num_updates, max_seconds"),
         ("objective.anchor.weigth=1", r"did you mean objective.anchor.weight\?"),
         ("trian.seed=1", r"trian is no key of a recipe; did you mean train\? sections are: model, student"),
         (

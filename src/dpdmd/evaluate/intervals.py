@@ -1,5 +1,6 @@
-"""Bootstrap intervals over prompts: how far a figure would move had other prompts been drawn."""
+"""Intervals: by bootstrap over prompts (had other prompts been drawn), by Student's t over training seeds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure over `n` prompts and its percentile interval; without an interval (None) when n < 2."""
+    """A figure over `n` prompts or seeds and its interval; without an interval (None) when n < 2."""
 
     value: float
     low: float | None
@@ -55,6 +56,50 @@ def ratio_estimate(numerator: Sequence[float], denominator: Sequence[float], *, 
     tail = (1 - LEVEL) / 2
     low, high = torch.quantile(ratios, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Estimate(value, low, high, n)
+
+
+def t_estimate(values: Sequence[float]) -> Estimate:
+    """Mean over training seeds with the 95 % interval of Student's t.
+
+    values: one figure per seed, taken for normally distributed. Raises ValueError when there is none.
+    """
+    n = len(values)
+    if not n:
+        raise ValueError("need at least one figure")
+    mean = math.fsum(values) / n
+    if n < 2:
+        return Estimate(mean, None, None, n)
+    half = t_quantile(n - 1) * deviation(values) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation of at least two values, with n - 1 in the denominator."""
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def t_quantile(degrees: int) -> float:
+    """The t with P(|T| <= t) = .95 for Student's T with `degrees` >= 1 degrees of freedom.
+
+    By bisection over a = atan(t / sqrt(degrees)), for which P is a finite sum (Abramowitz and Stegun, 26.7.3, 26.7.4).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _t_probability(angle, degrees) < LEVEL else (low, angle)
+    return math.sqrt(degrees) * math.tan(high)
+
+
+def _t_probability(angle: float, degrees: int) -> float:
+    """P(|T| <= sqrt(degrees) tan(angle))."""
+    is_odd, term, total = degrees % 2, 1.0, 0.0
+    for k in range(is_odd, degrees, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (k + 1) / (k + 2)
+    if is_odd:
+        return 2 / math.pi * (angle + math.sin(angle) * math.cos(angle) * total)
+    return math.sin(angle) * total
 
 
 def _resample_counts(n: int, seed: int) -> Tensor:

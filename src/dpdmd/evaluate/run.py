@@ -15,7 +15,7 @@ from dpdmd.evaluate.diversity import pairwise_diversity, vendi_score
 from dpdmd.evaluate.features import DEFAULT_MODEL, SCENES, FeatureExtractor, extract_features, load_extractor
 from dpdmd.evaluate.fidelity import frechet_distance, neighbours
 from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate
-from dpdmd.evaluate.manifest import Manifest, read_manifest
+from dpdmd.evaluate.manifest import ImageEntry, Manifest, read_manifest
 from dpdmd.files import read_png, require_writable, write_json
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def evaluate_folder(
     out: str | Path | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Score the images of a folder, and against a reference (the teacher's images for the same prompts and seeds).
+    """Score the images of a folder, and against a reference (the teacher's images for the same prompts and seeds;
+    further seeds of the reference are left out).
 
     features: "scenes", the folder or hub id of a transformers vision model, or "auto": the built-in network for
     captions of the built-in world at 32 x 32, else DINOv3 if it is in the local hub cache, else no feature metrics,
@@ -81,7 +82,7 @@ def evaluate_folder(
     if out is not None:
         require_writable(out)
     samples = _read_samples(folder)
-    teacher = _read_samples(reference, order=samples.prompts) if reference is not None else None
+    teacher = _read_samples(reference, like=samples) if reference is not None else None
     if teacher is not None:
         _require_same_keys(samples, teacher)
     is_world = _is_world(samples) and (teacher is None or _is_world(teacher))
@@ -109,11 +110,12 @@ def evaluate_folder(
     return metrics
 
 
-def _read_samples(folder: str | Path, order: list[str] | None = None) -> Samples:
+def _read_samples(folder: str | Path, like: Samples | None = None) -> Samples:
+    """The images of a folder; of the prompts and seeds of `like` where it has all of them."""
     manifest: Manifest = read_manifest(folder)
     groups = manifest.by_prompt()
-    if order is not None and set(order) == set(groups):
-        groups = {prompt: groups[prompt] for prompt in order}
+    if like is not None and set(like.prompts) == set(groups):
+        groups = {prompt: _seeds_of(groups[prompt], like.seeds[prompt]) for prompt in like.prompts}
     counts = {prompt: len(entries) for prompt, entries in groups.items()}
     if len(set(counts.values())) > 1:
         few, many = min(counts, key=counts.get), max(counts, key=counts.get)
@@ -124,6 +126,11 @@ def _read_samples(folder: str | Path, order: list[str] | None = None) -> Samples
     files = [Path(folder) / entry.file for entries in groups.values() for entry in entries]
     seeds = {prompt: [entry.seed for entry in entries] for prompt, entries in groups.items()}
     return Samples(Path(folder), list(groups), seeds, files)
+
+
+def _seeds_of(entries: list[ImageEntry], seeds: list[int]) -> list[ImageEntry]:
+    wanted = [entry for entry in entries if entry.seed in seeds]
+    return wanted if len(wanted) == len(seeds) else entries
 
 
 def _require_same_keys(samples: Samples, reference: Samples) -> None:

@@ -16,6 +16,7 @@ from dpdmd.rollout import StudentKind
 # The built-in teachers: a flow and a noise-predicting one, each a folder in dpdmd.world.
 BUILT_IN = {"scenes": "teacher", "scenes_eps": "teacher_eps"}
 STUDENT_FILE = "student.json"
+WEIGHTS_FILE = "student.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 # The one table of families: pipeline class -> module and adapter class.
@@ -101,14 +102,15 @@ def load_adapter(source: str) -> ModelAdapter:
 
 
 def load_sampler(model: str) -> Sampler:
-    """A model to sample from: teacher (built-in, folder, hub id), run folder, export of a pipeline or a LoRA.
+    """A model to sample from: teacher (built-in, folder, hub id), run folder, a student that a run has kept, or an
+    export of a pipeline or a LoRA.
 
     Raises ValueError when it cannot be loaded.
     """
     folder = Path(model)
     if (folder / "student" / STUDENT_FILE).is_file():
         return _load_student(folder / "student")
-    if (folder / STUDENT_FILE).is_file() and (folder / LORA_FILE).is_file():
+    if (folder / STUDENT_FILE).is_file() and any((folder / name).is_file() for name in (WEIGHTS_FILE, LORA_FILE)):
         return _load_student(folder)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ValueError(
@@ -131,9 +133,9 @@ def _load_student(student: Path) -> Sampler:
 
         merge_lora(adapter, network, student)
         return _student(adapter, network, info)
-    weights = read_tensors(student / "student.safetensors")
+    weights = read_tensors(student / WEIGHTS_FILE)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{student}/student.safetensors does not fit {info['base']}: {error}") from None
+        raise ValueError(f"{student / WEIGHTS_FILE} does not fit {info['base']}: {error}") from None
     return _student(adapter, network, info)

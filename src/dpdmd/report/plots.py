@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpdmd.files import atomic_path
+from dpdmd.report.comparison import Comparison
+from dpdmd.report.pareto import INK, pareto
 from dpdmd.report.runs import ArmReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Text and axes are drawn in this colour, which becomes the page's text colour in the SVG.
-INK = "#24292e"
 ARM_COLOURS = {"teacher": "#7d8590", "teacher_few_steps": "#b08d57", "dmd": "#d9702a", "dp_dmd": "#1f8f8a"}
-OTHER_COLOURS = ("#8a63d2", "#3d7fd9", "#c2477f", "#6a994e", "#b5651d")
+# Told apart on white and on black: 26 or more in CIELAB from each other and from those above.
+OTHER_COLOURS = (
+    "#8a63d2", "#3d7fd9", "#c2477f", "#6a994e", "#d64545", "#c99a06", "#2ba8cc", "#a3b32b", "#d68bd0", "#8d5b4c",
+)  # fmt: skip
 PANEL_TITLES = {
     "loss/dmd": "DMD loss",
     "loss/anchor": "anchor loss",
@@ -52,15 +55,27 @@ def arm_colours(arms: dict[str, ArmReport]) -> dict[str, str]:
     return known | {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(others)}
 
 
-def draw_plots(arms: dict[str, ArmReport], folder: Path) -> list[Plot]:
-    """All figures for which there are numbers; each is also written to `folder` as PNG."""
+def draw_plots(arms: dict[str, ArmReport], folder: Path, comparison: Comparison | None = None) -> list[Plot]:
+    """All figures for which there are numbers; each is also written to `folder` as PNG.
+
+    A comparison has the picture of `pareto` instead of the rows' end points, and curves of one of its seeds.
+    """
     trade_off = (
         "Each point is a row of the table, bars are 95 % intervals over prompts. Right: keeps more of the teacher's "
         "diversity. Up: draws more of what the prompt names. A good student is right and up."
     )
     curves = "Pale: every update; strong: moving average. "
+    first = ("trade_off", "Diversity against following the prompt", trade_off, lambda: _trade_off(arms))
+    if comparison is not None:
+        curves += f"Of {comparison.shown}. "
+        first = (
+            "pareto",
+            "Diversity against quality",
+            comparison.picture,
+            lambda: pareto(comparison, arm_colours(arms)),
+        )
     candidates = [
-        ("trade_off", "Diversity against following the prompt", trade_off, lambda: _trade_off(arms)),
+        first,
         ("losses", "Losses", curves + "Losses of different objectives have no common scale: look at the trend.",
          lambda: _curves(arms, ("loss/",))),
         ("health", "Health", curves + "The cosine, gap and ratio compare the teacher's score with the fake score on "

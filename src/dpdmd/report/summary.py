@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate
+from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate, t_estimate
 from dpdmd.report.runs import ArmReport
 
 # Share of colour values at the ends of their range, beyond the teacher's, from which a reader should know.
@@ -20,13 +20,17 @@ def summary_sentences(arms: dict[str, ArmReport]) -> list[str]:
 
 
 def difference(a: ArmReport, b: ArmReport, key: str) -> Estimate | None:
-    """a - b of a metric, with an interval where both have it for the same prompts (compared prompt by prompt).
+    """a - b of a metric, with an interval where both have it for the same training seeds (at least two of them,
+    compared seed by seed), else where they have it for the same prompts (compared prompt by prompt).
 
     None when either lacks the metric.
     """
     first, second = a.metrics.get(key), b.metrics.get(key)
     if not _is_number(first) or not _is_number(second):
         return None
+    by_seed = _by_seed(a, b, key)
+    if by_seed:
+        return t_estimate(by_seed)
     column = "diversity" if key == "diversity_share" else key
     rows_a, rows_b = _rows(a, column), _rows(b, column)
     if not rows_a or rows_a.keys() != rows_b.keys():
@@ -83,7 +87,7 @@ def _diversity_verdict(a: ArmReport, b: ArmReport) -> str | None:
         if gap is not None:
             points = key == "diversity_share"
             of = " of the teacher's diversity" if points else " of pairwise feature distance"
-            return _verdict(a, b, gap, "is more diverse than", "in diversity", of, points)
+            return _verdict(a, b, gap, key, "is more diverse than", "in diversity", of, points)
     return None
 
 
@@ -125,12 +129,12 @@ def _quality_verdict(a: ArmReport, b: ArmReport) -> str | None:
         ("named_accuracy", "follows the prompt better than", "in following the prompt"),
         ("validity", "draws more clean scenes than", "in drawing clean scenes"),
     )
-    gaps = [(difference(a, b, key), more, where) for key, more, where in metrics]
-    sentences = [_verdict(a, b, gap, more, where, "", True) for gap, more, where in gaps if gap is not None]
+    gaps = [(difference(a, b, key), key, more, where) for key, more, where in metrics]
+    sentences = [_verdict(a, b, gap, key, more, where, "", True) for gap, key, more, where in gaps if gap is not None]
     return " ".join(sentences) or None
 
 
-def _verdict(a: ArmReport, b: ArmReport, gap: Estimate, more: str, where: str, of: str, points: bool) -> str:
+def _verdict(a: ArmReport, b: ArmReport, gap: Estimate, key: str, more: str, where: str, of: str, points: bool) -> str:
     scale, unit = (100, " percentage points") if points else (1, "")
     digits = 1 if points else 3
     if gap.value == 0 and gap.interval in (None, [0, 0]):
@@ -143,8 +147,9 @@ def _verdict(a: ArmReport, b: ArmReport, gap: Estimate, more: str, where: str, o
         )
     if gap.low <= 0 <= gap.high:
         bounds = f"{scale * gap.low:+.{digits}f} to {scale * gap.high:+.{digits}f}"
+        these = f"{gap.n} training seeds" if _by_seed(a, b, key) else "these prompts"
         return (
-            f"Between {a.label} and {b.label} these prompts show no difference {where}: "
+            f"Between {a.label} and {b.label} {these} show no difference {where}: "
             f"{scale * gap.value:+.{digits}f}{unit}{of}, 95 % interval {bounds}."
         )
     winner, loser = (a, b) if gap.value > 0 else (b, a)
@@ -193,6 +198,13 @@ def _time(students: dict[str, ArmReport]) -> str | None:
         if _is_number(arm.metrics.get("seconds"))
     ]
     return f"Time taken: {_join(parts)}." if parts else None
+
+
+def _by_seed(a: ArmReport, b: ArmReport, key: str) -> list[float]:
+    """a - b with each training seed that both were trained with; [] for fewer than two."""
+    first, second = (arm.metrics.get("values", {}).get(key, []) for arm in (a, b))
+    gaps = [x - y for x, y in zip(first, second, strict=False) if x is not None and y is not None]
+    return gaps if len(gaps) > 1 else []
 
 
 def _rows(arm: ArmReport, column: str) -> dict[str, float]:

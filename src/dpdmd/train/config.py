@@ -106,6 +106,9 @@ class TrainConfig(Section):
     """The optimisation; defaults are those of arXiv 2602.03139."""
 
     num_updates: int = Field(default=6000, ge=1, description="Student updates.")
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="Training seconds after which the run ends all the same. Default: no limit."
+    )
     batch_size: int = Field(default=4, ge=1, description="Prompts per micro-batch and process.")
     samples_per_prompt: int = Field(
         default=1, ge=1, description="How many samples of a micro-batch one prompt has; batch_size is a multiple."
@@ -190,6 +193,11 @@ class CheckpointConfig(Section):
 
     every: int = Field(default=500, ge=0, description="Student updates between checkpoints; 0 = only at the end.")
     keep: int = Field(default=2, ge=1, description="How many of the newest are kept.")
+    students: bool = Field(
+        default=False,
+        description="Keep with every checkpoint the student of that moment, students/step-000050: `dpdmd sample` "
+        "takes that folder.",
+    )
 
 
 class OutputConfig(Section):

@@ -133,7 +133,8 @@ def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
         lines["LoRA"] = f"{names}: rank {recipe.lora.rank}, {sizes.adapter:,} parameters each on the teacher's network"
     lines |= {
         "one update": f"{forward:g} forward and {backward:g} backward network calls per sample, "
-        f"{train.batch_size * train.accumulation} samples per process; {train.num_updates} updates",
+        f"{train.batch_size * train.accumulation} samples per process; {train.num_updates} updates"
+        + ("" if train.max_seconds is None else f" or {train.max_seconds:g} s"),
         "memory": f"{sum(memory.values()) / 2**30:.2f} GiB per device and activations ("
         + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size)
         + ")",

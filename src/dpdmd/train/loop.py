@@ -26,8 +26,8 @@ def train(
     resume: go on from the newest undamaged checkpoint of the folder, or start when it has none. overwrite: replace a
     run that is there. Raises ValueError for impossible settings, for a folder that holds a run and for processes that
     were given different things; OSError for a folder that cannot be written to, when the disk is too small or full, and
-    when a tracker does not start; FloatingPointError when a loss is no longer finite; StoppedBySignal after Ctrl-C or
-    SIGTERM, a checkpoint having been saved.
+    when a tracker does not start; FloatingPointError when a loss is no longer finite, which `failure.json` then says;
+    StoppedBySignal after Ctrl-C or SIGTERM, a checkpoint having been saved.
     """
     run = RunFolder(recipe.output.folder)
     run.refuse_if_unusable(recipe, resume=resume, overwrite=overwrite)
@@ -47,6 +47,7 @@ def train(
     def begin() -> int:
         run.prepare(recipe, overwrite=overwrite)
         run.write_provenance(trainer.facts(), {**trainer.setup(), "changed": changed}, from_step=trainer.step)
+        run.forget_after(trainer.step)
         return MetricsLog(run.metrics).cut_after(trainer.step)
 
     last_step = on_first(begin)
@@ -57,7 +58,12 @@ def train(
         say(f"resuming {run.root} after step {trainer.step}" if checkpoint else f"{run.root} has no checkpoint: step 0")
     is_main = accelerator.is_main_process
     with open_trackers(recipe, run, step=trainer.step, last_step=last_step or 0, is_main_process=is_main) as trackers:
-        _loop(trainer, run, trackers, progress=progress)
+        try:
+            _loop(trainer, run, trackers, progress=progress)
+        except FloatingPointError as error:
+            if is_main:
+                run.write_failure(trainer.step, error)
+            raise
         try:
             trainer.write_student(run.student)
         except OSError as error:
@@ -69,19 +75,23 @@ def train(
 
 
 def _loop(trainer: Trainer, run: RunFolder, trackers: Trackers, *, progress: bool) -> None:
-    """Iterate to the last update, with log, checkpoints and pictures at their intervals."""
+    """Iterate to the last update or second, with log, checkpoints and pictures at their intervals."""
     recipe, accelerator, metrics = trainer.recipe, trainer.accelerator, MetricsLog(run.metrics)
-    last = recipe.train.num_updates
+    last, finished = recipe.train.num_updates, trainer.is_finished()
     saved_step = trainer.step if trainer.step else None
     hide = not (progress and accelerator.is_main_process)
     with StopRequest() as stop, tqdm(total=last, initial=trainer.step, desc=run.root.name, disable=hide) as bar:
-        while trainer.step < last:
+        while not finished:
             row = trainer.iterate()
             # All stop at the same step or none does.
             signum = max(everywhere(partial(_log, metrics, trackers, row, stop)))
             bar.set_postfix({key.removeprefix("loss/"): f"{row[key]:.3g}" for key in row if key.startswith("loss/")})
             bar.update()
-            if signum or trainer.step == last or _is_due(trainer.step, recipe.checkpoint.every):
+            finished = trainer.is_finished()
+            if signum or finished or _is_due(trainer.step, recipe.checkpoint.every):
+                if recipe.checkpoint.students:
+                    # Before the checkpoint: killed in between, the run comes by again.
+                    trainer.write_student(run.students / f"step-{trainer.step:06d}")
                 trainer.save(run.checkpoints)
                 saved_step = trainer.step
             if signum:
@@ -90,7 +100,7 @@ def _loop(trainer: Trainer, run: RunFolder, trackers: Trackers, *, progress: boo
                 )
             if _is_due(trainer.step, recipe.validation.every):
                 _draw(trainer, run.validation, trackers, quiet=hide)
-    assert saved_step == last
+    assert saved_step == trainer.step
 
 
 def _log(metrics: MetricsLog, trackers: Trackers, row: dict[str, float], stop: StopRequest) -> int:

@@ -1,6 +1,7 @@
 """The run folder: what it holds, when it may be written to, and what a resumed run must not change.
 
-recipe.toml  provenance.json  metrics.jsonl  checkpoints/  validation/  student/  and of trackers tensorboard/  wandb/
+recipe.toml  provenance.json  metrics.jsonl  checkpoints/  validation/  students/  student/  failure.json
+and of trackers tensorboard/  wandb/
 """
 
 import hashlib
@@ -19,6 +20,7 @@ import torch
 
 import dpdmd
 from dpdmd.files import read_json, require_writable, write_json, write_text
+from dpdmd.models.load import STUDENT_FILE
 from dpdmd.train.config import Recipe, dump_recipe, flatten, load_recipe
 from dpdmd.train.distribution import everywhere, on_first
 
@@ -28,7 +30,9 @@ PARTS = (
     "metrics.jsonl",
     "checkpoints",
     "validation",
+    "students",
     "student",
+    "failure.json",
     "tensorboard",
     "wandb",
 )
@@ -37,7 +41,14 @@ PACKAGES = ("dpdmd", "torch", "diffusers", "transformers", "accelerate", "safete
 FREE_SECTIONS = ("output", "validation", "checkpoint")
 # The product of accumulation and processes is checked with the checkpoint. How networks are spread, what is recomputed
 # and what is cached change memory and time alone.
-FREE_KEYS = ("train.num_updates", "train.accumulation", "train.shard", "train.gradient_checkpointing", "data.cache")
+FREE_KEYS = (
+    "train.num_updates",
+    "train.max_seconds",
+    "train.accumulation",
+    "train.shard",
+    "train.gradient_checkpointing",
+    "data.cache",
+)
 
 
 def binding_settings(recipe: Recipe) -> dict[str, Any]:
@@ -64,7 +75,14 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.checkpoints = self.root / "checkpoints"
         self.validation = self.root / "validation"
+        self.students = self.root / "students"
         self.student = self.root / "student"
+        self.failure = self.root / "failure.json"
+
+    def kept_students(self) -> dict[int, Path]:
+        """{student updates done: folder} of the students that checkpoint.students keeps, early ones first."""
+        found = [path for path in self.students.glob("step-*") if (path / STUDENT_FILE).is_file()]
+        return {int(path.name.removeprefix("step-")): path for path in sorted(found)}
 
     def has_run(self) -> bool:
         """Whether a run was started here."""
@@ -150,6 +168,16 @@ class RunFolder:
             write_text(self.recipe, dump_recipe(recipe))
         except OSError as error:
             raise OSError(f"cannot write to output.folder {self.root}: {error.strerror}") from error
+
+    def forget_after(self, step: int) -> None:
+        """Drop what an earlier start of the run left that goes on from `step` now: later students, its failure."""
+        self.failure.unlink(missing_ok=True)
+        for later in (path for done, path in self.kept_students().items() if done > step):
+            shutil.rmtree(later)
+
+    def write_failure(self, step: int, error: Exception) -> None:
+        """`failure.json`: why the run cannot go on behind `step`."""
+        write_json(self.failure, {"step": step, "error": str(error)})
 
     def write_provenance(self, facts: dict[str, Any], session: dict[str, Any], *, from_step: int) -> None:
         """`provenance.json`: `facts` of the run, and under "sessions" where and with what each start of it ran.

@@ -22,6 +22,7 @@ from dpdmd.models.base import ModelAdapter, denoiser
 from dpdmd.models.load import BUILT_IN, load_sampler
 from dpdmd.models.lora import lora_configs, save_lora
 from dpdmd.models.parts import tokenizers
+from dpdmd.objectives.perceptual import Perceptual
 from dpdmd.paths import Prediction
 from dpdmd.roles import Role, Roles
 from dpdmd.rollout import teacher_rollout
@@ -32,6 +33,7 @@ from dpdmd.train.checkpoint import (
     save_checkpoint,
 )
 from dpdmd.train.config import NO_CACHE, Recipe, flatten
+from dpdmd.train.cost import forwards_per_update
 from dpdmd.train.data import BatchSource, EncodedPrompts, MicroBatch, prompts_digest
 from dpdmd.train.distribution import (
     device_name,
@@ -146,6 +148,9 @@ class Trainer:
             num_pairs=recipe.objective.num_pairs,
         )
         self.teacher_samples = self._teacher_samples() if self.batches.num_pairs else None
+        # Networks beside those of the roles that training needs (a discriminator, a perceptual backbone), by name: a
+        # comparison counts their parameters.
+        self.extras = {t.name: t.distance.network for t in self.plan.objective.terms if isinstance(t, Perceptual)}
         self.step, self.seconds, self.peak_memory = 0, 0.0, 0
         self._validation: tuple[Validation, Tensor] | None = None
 
@@ -195,6 +200,13 @@ class Trainer:
         """The network of a role without what is wrapped around it for several processes."""
         return self.roles.modules[role]
 
+    def is_finished(self) -> bool:
+        """Whether train.num_updates are done or train.max_seconds over; on all processes when on any."""
+        train = self.recipe.train
+        if self.step >= train.num_updates or train.max_seconds is None:
+            return self.step >= train.num_updates
+        return any(everywhere(lambda: self.seconds >= train.max_seconds))
+
     def say(self, message: str) -> None:
         """Print beside the progress bar, once."""
         if self.accelerator.is_main_process:
@@ -202,6 +214,7 @@ class Trainer:
 
     def facts(self) -> dict[str, Any]:
         """What a run is made of, for provenance.json."""
+        forward, backward = forwards_per_update(self.plan, self.recipe)
         return {
             "teacher": self.adapter.source,
             "guidance_scale": self.plan.guidance_scale,
@@ -213,6 +226,9 @@ class Trainer:
             "latent_shape": list(self.plan.latent_shape),
             "num_prompts": len(self.batches.prompts),
             "num_parameters": sum(p.numel() for p in self.updaters["student"].parameters),
+            "extra_parameters": {name: sum(p.numel() for p in n.parameters()) for name, n in self.extras.items()},
+            "forwards_per_update": forward,
+            "backwards_per_update": backward,
             "seed": self.recipe.train.seed,
             "samples_per_update": self._samples_per_update(),
         }

@@ -1,0 +1,1 @@
+"""Comparisons: several arms, trained with several seeds under one budget, sampled and scored alike."""

@@ -1,0 +1,226 @@
+"""Train and sample by the commands that a user would type, each in a process of its own and never twice.
+
+Its own process, so that time and peak memory are its own. What a finished command left behind is not made again.
+"""
+
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from typing import Any
+
+from dpdmd.compare.arms import Run
+from dpdmd.files import read_json, write_json, write_text
+from dpdmd.train.config import load_recipe
+from dpdmd.train.run_folder import RunFolder
+
+STOPPED_ERROR, USER_ERROR = 1, 2
+Command = tuple[str, ...]
+Call = Callable[..., dict[str, Any]]
+
+
+def run_all(
+    runs: list[Run],
+    out: Path,
+    *,
+    prompts: list[str],
+    images_per_prompt: int,
+    batch_size: int | None = None,
+    jobs: int = 1,
+) -> None:
+    """Train and sample every run, `jobs` side by side, each on its share of the cores and on one of the GPUs.
+
+    Side by side on one core each is faster than one after the other on all of them: networks this small do not fill
+    several cores. A training whose losses are no longer finite has failed: `failure` tells, and the others go on. When
+    a command fails otherwise, or on Ctrl-C, those under way finish or save, and no other is begun. batch_size: images
+    sampled at once.
+    Raises ValueError, before any is begun, when `out` or a run's folder holds what other arguments made or another
+    process is at work in `out`, and for a command that is refused; ChildProcessError for one that fails.
+    """
+    prompt_file, text = out / "prompts.txt", "\n".join(prompts) + "\n"
+    if prompt_file.exists() and prompt_file.read_text(encoding="utf-8") != text:
+        raise ValueError(f"{prompt_file} has other prompts: choose another folder or remove this one")
+    commands = [_commands(run, prompt_file, images_per_prompt) for run in runs]
+    for run, own in zip(runs, commands, strict=True):
+        _refuse_other(run, own)
+    with _alone_in(out) as lock:
+        write_text(prompt_file, text)
+        extra = () if batch_size is None else ("--batch-size", str(batch_size))
+        _side_by_side(list(zip(runs, commands, strict=True)), jobs, partial(_call, lock=lock, sampling=extra))
+
+
+def failure(run: Run) -> dict[str, Any] | None:
+    """{"step", "error"} of a training that has failed, else None."""
+    record = _record(run, "train")
+    return read_json(record).get("failure") if record.exists() else None
+
+
+def _commands(run: Run, prompt_file: Path, images_per_prompt: int) -> list[Command]:
+    commands: list[Command] = []
+    if run.arm.recipe is not None:
+        sets = [part for setting in _settings(run) for part in ("--set", setting)]
+        commands.append(("train", run.arm.recipe, *sets))
+    model = run.arm.model or str(run.folder)
+    places = ("--prompts", str(prompt_file), "--out", str(run.folder / "samples"))
+    images = ("--images-per-prompt", str(images_per_prompt), "--seed", "0")
+    return [*commands, ("sample", model, *places, *images, *run.arm.sampling)]
+
+
+def _settings(run: Run) -> list[str]:
+    return [*run.arm.settings(), f"output.folder={run.folder}"]
+
+
+def _record(run: Run, name: str) -> Path:
+    """What a finished command cost, and which it was."""
+    return run.folder / f"cost_{name}.json"
+
+
+def _refuse_other(run: Run, commands: list[Command]) -> None:
+    for command in commands:
+        record = _record(run, command[0])
+        made_by = read_json(record)["command"] if record.exists() else list(command)
+        if made_by != list(command):
+            raise ValueError(
+                f"{run.folder} was made by `dpdmd {shlex.join(made_by)}`, now asked for `dpdmd {shlex.join(command)}`; "
+                "choose another folder or remove this one"
+            )
+    # The recipe's file may have changed since.
+    if run.arm.recipe is not None and (run.folder / "recipe.toml").exists():
+        recipe = load_recipe(run.arm.recipe, _settings(run))
+        RunFolder(run.folder).refuse_if_unusable(recipe, resume=True, overwrite=False)
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[int]:
+    """Within it no other process works in `out`; gives the lock for commands to inherit.
+
+    So a command that outlives a comparison that was killed is not started a second time beside itself.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"another process is at work in {out}, maybe a command of a comparison that was killed: wait for it, "
+                "end it, or choose another folder"
+            ) from None
+        yield file.fileno()
+
+
+def _side_by_side(works: list[tuple[Run, list[Command]]], jobs: int, call: Call) -> None:
+    slots: SimpleQueue[int] = SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+    stopped = Event()
+
+    def work(run: Run, commands: list[Command]) -> None:
+        if stopped.is_set():
+            return
+        slot = slots.get()
+        try:
+            _run_one(run, commands, partial(call, environment=_environment(slot, jobs)))
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            slots.put(slot)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, *arguments) for arguments in works]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            stopped.set()
+
+
+def _environment(slot: int, jobs: int) -> dict[str, str]:
+    """Variables of the commands in one of `jobs` slots, on top of this process's own."""
+    if jobs == 1:
+        return {}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {"OMP_NUM_THREADS": str(threads), "TQDM_POSITION": str(slot)}
+    gpus = _gpus()
+    return environment | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs that this process may use."""
+    import torch
+
+    number, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(number)] if visible is None else visible.split(",")[:number]
+
+
+def _run_one(run: Run, commands: list[Command], call: Call) -> None:
+    """Run the commands that are not finished; resumes a training that was interrupted.
+
+    Writes cost.json: wall-clock "seconds" of all commands, the largest "peak_memory_bytes" of any.
+    """
+    costs = []
+    for command in commands:
+        costs.append(_once(run, command, call))
+        if "failure" in costs[-1]:
+            return
+    total = {
+        "seconds": sum(cost["seconds"] for cost in costs),
+        "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
+    }
+    write_json(run.folder / "cost.json", total)
+
+
+def _once(run: Run, command: Command, call: Call) -> dict[str, Any]:
+    """Run a command unless it has been finished before; returns what it cost then or now."""
+    record = _record(run, command[0])
+    if record.exists():
+        return read_json(record)
+    is_begun = command[0] == "train" and (run.folder / "recipe.toml").exists()
+    cost = call([*command, *(["--resume"] if is_begun else [])])
+    code, failed = cost.pop("exit_code"), RunFolder(run.folder).failure
+    cost = {"command": list(command), **cost}
+    if code == STOPPED_ERROR and command[0] == "train" and failed.exists():
+        cost["failure"] = read_json(failed)
+        print(f"{run.folder} has failed and is left out: {cost['failure']['error']}", flush=True)
+    elif code:
+        kind = ValueError if code == USER_ERROR else ChildProcessError
+        raise kind(f"dpdmd {shlex.join(command)} ended with exit code {code}")
+    write_json(record, cost)
+    return cost
+
+
+def _call(
+    arguments: list[str], *, environment: dict[str, str], lock: int, sampling: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Run `dpdmd ARGUMENTS` in a process of its own; returns its "seconds", "peak_memory_bytes" and "exit_code".
+
+    sampling: what `sample` is given beside them, which changes no image. lock: the file that it keeps locked.
+    """
+    arguments = [*arguments, *(sampling if arguments[0] == "sample" else ())]
+    print(f"\n$ dpdmd {shlex.join(arguments)}", flush=True)
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpdmd", *arguments], env=os.environ | environment, pass_fds=[lock]
+    )
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt:
+        # The terminal has sent Ctrl-C to the child as well: let it save before we go.
+        os.wait4(process.pid, 0)
+        raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": usage.ru_maxrss * unit,
+        "exit_code": process.returncode,
+    }

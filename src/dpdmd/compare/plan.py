@@ -1,0 +1,105 @@
+"""From what a user asks for to arms that can be compared, all of it checked before anything runs."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Budget, parse_arm, parse_settings
+from dpdmd.data.prompts import training_prompts
+from dpdmd.models.load import BUILT_IN, STUDENT_FILE, load_adapter
+from dpdmd.train.config import load_recipe
+from dpdmd.train.plan import make_plan
+from dpdmd.world.prompts import evaluation_prompts
+
+# Of every run, unless the user sets them: students are kept for the picture, validation pictures are nobody's.
+DEFAULTS = {"checkpoint.students": "true", "checkpoint.keep": "1", "validation.every": "0"}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher that all arms share, and how it is sampled.
+
+    few_steps: the number of steps of all students, at which it is sampled as well; None where students differ or a
+    teacher takes no other number of steps than its own.
+    """
+
+    model: str
+    guidance_scale: float
+    num_inference_steps: int
+    few_steps: int | None = None
+
+    def arm(self, name: str = REFERENCE, guidance_scale: float | None = None, num_steps: int | None = None) -> Arm:
+        """It as an arm: the reference, or at another guidance scale or number of steps."""
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        steps = num_steps or self.num_inference_steps
+        sampling = ("--guidance-scale", f"{scale:g}", "--num-inference-steps", str(steps))
+        return Arm(name, model=self.model, sampling=sampling)
+
+    def arms(self) -> list[Arm]:
+        """The reference and, if it can be had, the teacher at the students' number of steps."""
+        return [self.arm()] + ([self.arm(FEW_STEPS, num_steps=self.few_steps)] if self.few_steps else [])
+
+
+def plan_students(recipes: list[str], *, names: list[str], sets: list[str], budget: Budget) -> list[Arm]:
+    """The arms that a user asks for (see `parse_arm`), each with what all are given: `sets` and the budget.
+
+    names: none, or one for each. Raises ValueError for names that are repeated, too few or no folder's.
+    """
+    arms = [parse_arm(text) for text in recipes]
+    if names and len(names) != len(arms):
+        raise ValueError(f"give --name once for each of the {len(arms)} recipes, or not at all; got {len(names)}")
+    if names:
+        arms = [replace(arm, name=name) for arm, name in zip(arms, names, strict=True)]
+    for name in (arm.name for arm in arms):
+        if name != Path(name).name or name in ("", "..", REFERENCE, FEW_STEPS):
+            raise ValueError(
+                f"an arm cannot be called {name!r}: its name becomes a folder's and must not be a teacher's"
+            )
+    if len({arm.name for arm in arms}) < len(arms):
+        raise ValueError(f"arms need different names, got {', '.join(arm.name for arm in arms)}; name them by --name")
+    common = DEFAULTS | parse_settings(sets, where="--set")
+    return [replace(arm, overrides=common | arm.overrides | budget.settings()) for arm in arms]
+
+
+def shared_teacher(students: list[Arm]) -> Teacher:
+    """The teacher of all arms; reads and plans every recipe.
+
+    Raises ValueError for a recipe that cannot be trained, for arms that do not share the teacher, its guidance and its
+    number of steps, and for a teacher that `dpdmd sample` would not draw as the recipe has it.
+    """
+    teachers: dict[str, Teacher] = {}
+    for arm in students:
+        recipe = load_recipe(arm.recipe, [*arm.settings(), "output.folder=planned"])
+        adapter = load_adapter(recipe.model.teacher)
+        try:
+            plan = make_plan(recipe, adapter)
+            training_prompts(recipe.data.prompts, recipe.data.column)
+        except ValueError as error:
+            raise ValueError(f"arm {arm.name}: {error}") from None
+        embedded = plan.embedded_guidance["teacher"]
+        if plan.latent_shape != adapter.latent_shape() or embedded != adapter.embedded_guidance:
+            raise ValueError(
+                f"arm {arm.name}: a comparison samples the teacher in its own size and at its own embedded guidance; "
+                "leave model.height, model.width and model.embedded_guidance at the model's"
+            )
+        is_student = (Path(adapter.source) / STUDENT_FILE).is_file()
+        teachers[arm.name] = Teacher(
+            recipe.model.teacher,
+            plan.guidance_scale,
+            plan.teacher_grid.num_steps,
+            None if is_student else plan.student_grid.num_steps,
+        )
+    if len({replace(teacher, few_steps=None) for teacher in teachers.values()}) > 1:
+        each = "; ".join(
+            f"{name} has {t.model}, guidance {t.guidance_scale:g}, {t.num_inference_steps} steps"
+            for name, t in teachers.items()
+        )
+        raise ValueError(f"arms must share the teacher, its guidance and its number of steps: {each}")
+    first = next(iter(teachers.values()))
+    return first if len(set(teachers.values())) == 1 else replace(first, few_steps=None)
+
+
+def prompts_of(teacher: Teacher) -> list[str]:
+    """What arms are judged on by default. Raises ValueError for a teacher that is not built in."""
+    if teacher.model not in BUILT_IN:
+        raise ValueError(f"give --prompts FILE: there are prompts for the built-in teachers only, got {teacher.model}")
+    return evaluation_prompts()

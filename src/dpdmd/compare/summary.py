@@ -1,0 +1,107 @@
+"""From one row per run to one per arm: means over training seeds with intervals, as JSON, Markdown and CSV."""
+
+import csv
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from dpdmd.compare.arms import Run
+from dpdmd.compare.measure import HEADLINE, Row
+from dpdmd.evaluate.intervals import deviation, t_estimate
+from dpdmd.files import write_text
+
+FIGURES = (
+    *HEADLINE,
+    "quality",
+    "precision",
+    "recall",
+    "coverage",
+    "total_variation_true",
+    "saturation",
+    "seconds",
+    "peak_memory_bytes",
+    "updates",
+    "training_seconds",
+    "seconds_per_update",
+    "forwards_per_update",
+    "backwards_per_update",
+    "extra_parameters",
+    "training_memory_bytes",
+    "loss_spikes",
+    "grad_norm_spikes",
+    "failed",
+)
+SEEDS, PROMPTS = "training seeds", "prompts"
+
+Summary = dict[str, Any]
+
+
+def summarise(values: list[float | None], over_prompts: list[float] | None = None) -> Summary | None:
+    """{"mean", "low", "high", "interval", "deviation", "values"} of one figure, one value per training seed.
+
+    low, high: 95 % by Student's t over seeds ("interval": "training seeds"); of a single seed `over_prompts`, its
+    bootstrap interval ("prompts"), if there is one. A value of None (a run without the figure) counts for nothing.
+    Returns None when all are None.
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    estimate = t_estimate(known)
+    summary: Summary = {"mean": estimate.value}
+    if estimate.interval is not None:
+        summary |= {"low": estimate.low, "high": estimate.high, "interval": SEEDS, "deviation": deviation(known)}
+    elif over_prompts is not None:
+        summary |= {"low": over_prompts[0], "high": over_prompts[1], "interval": PROMPTS}
+    return summary | {"values": values}
+
+
+def summarise_arms(runs: list[Run], rows: list[Row]) -> dict[str, dict[str, Summary]]:
+    """{arm: {figure: summary}} of all FIGURES that an arm has, given the row of each run."""
+    by_arm: dict[str, list[Row]] = {}
+    for run, row in zip(runs, rows, strict=True):
+        by_arm.setdefault(run.arm.name, []).append(row)
+    return {name: summarise_rows(own) for name, own in by_arm.items()}
+
+
+def summarise_rows(rows: list[Row]) -> dict[str, Summary]:
+    """All FIGURES of one arm, given the row of each of its runs; those that no run has are left out."""
+    summaries = {}
+    for figure in FIGURES:
+        intervals = [row["intervals"].get(figure) for row in rows if row.get(figure) is not None and "intervals" in row]
+        summary = summarise([row.get(figure) for row in rows], intervals[0] if len(intervals) == 1 else None)
+        if summary is not None:
+            summaries[figure] = summary
+    return summaries
+
+
+def table(arms: dict[str, dict[str, Summary]], figures: tuple[str, ...] = HEADLINE) -> str:
+    """A Markdown table of means, one arm a row: ± half the interval over training seeds, [interval] over prompts."""
+
+    def cell(summary: Summary | None) -> str:
+        if summary is None:
+            return "-"
+        if "low" not in summary:
+            return f"{summary['mean']:.3f}"
+        if summary["interval"] == PROMPTS:
+            return f"{summary['mean']:.3f} [{summary['low']:.3f}, {summary['high']:.3f}]"
+        return f"{summary['mean']:.3f} ± {(summary['high'] - summary['low']) / 2:.3f}"
+
+    def whole(summary: Summary | None, unit: float = 1) -> str:
+        return "-" if summary is None else f"{summary['mean'] / unit:.0f}"
+
+    lines = [f"| arm | {' | '.join(figure.replace('_', ' ') for figure in figures)} | seconds | MiB |"]
+    lines.append("|---" * (len(figures) + 3) + "|")
+    for name, arm in arms.items():
+        cells = [cell(arm.get(figure)) for figure in figures]
+        cells += [whole(arm.get("seconds")), whole(arm.get("peak_memory_bytes"), 2**20)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """A CSV file of rows whose keys are the columns; what a row lacks stays empty."""
+    text = StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

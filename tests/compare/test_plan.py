@@ -1,0 +1,98 @@
+import pytest
+
+from dpdmd.compare.arms import Arm, parse_budget
+from dpdmd.compare.plan import Teacher, plan_students, prompts_of, shared_teacher
+from dpdmd.world.prompts import evaluation_prompts
+
+STEPS = parse_budget("7 steps")
+
+
+def plan(*recipes, names=(), sets=(), budget=STEPS):
+    return plan_students(list(recipes), names=list(names), sets=list(sets), budget=budget)
+
+
+def test_every_arm_has_the_budget_then_its_own_settings_then_those_of_all():
+    plain, other = plan("scenes_dmd", "scenes_dmd:train.warmup=2", sets=["train.warmup=1", "checkpoint.keep=3"])
+    assert plain.overrides == {
+        "checkpoint.students": "true",
+        "checkpoint.keep": "3",
+        "validation.every": "0",
+        "train.warmup": "1",
+        "train.num_updates": 7,
+    }
+    assert other.overrides == plain.overrides | {"train.warmup": "2"}
+
+
+def test_names():
+    assert [arm.name for arm in plan("scenes_dmd", "scenes_dp_dmd", names=["DMD", "ours"])] == ["DMD", "ours"]
+    for recipes, names, message in (
+        (
+            ["scenes_dmd", "scenes_dmd"],
+            [],
+            "arms need different names, got scenes_dmd, scenes_dmd; name them by --name",
+        ),
+        (["scenes_dmd", "scenes_dp_dmd"], ["a"], "give --name once for each of the 2 recipes, or not at all; got 1"),
+        (["scenes_dmd"], ["teacher"], "an arm cannot be called 'teacher'"),
+        (["scenes_dmd"], ["../x"], "an arm cannot be called '../x'"),
+        (["scenes_dmd"], [".."], "an arm cannot be called"),
+        (["scenes_dmd"], [""], "an arm cannot be called"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan(*recipes, names=names)
+
+
+def test_what_the_comparison_settles_is_no_setting_of_all_arms():
+    with pytest.raises(ValueError, match=r"--set: train.num_updates is the same for all arms, set by --budget"):
+        plan("scenes_dmd", sets=["train.num_updates=3"])
+
+
+def test_arms_share_a_teacher_which_is_sampled_as_they_have_it():
+    teacher = shared_teacher(plan("scenes_dmd", "scenes_dp_dmd"))
+    assert teacher == Teacher("scenes", 3.5, 30, few_steps=4)
+    assert [arm.sampling for arm in teacher.arms()] == [
+        ("--guidance-scale", "3.5", "--num-inference-steps", "30"),
+        ("--guidance-scale", "3.5", "--num-inference-steps", "4"),
+    ]
+    assert teacher.arm("guidance-2", 2.0).sampling == ("--guidance-scale", "2", "--num-inference-steps", "30")
+    different = shared_teacher(plan("scenes_dmd", "scenes_dp_dmd:student.num_steps=2"))
+    assert different.few_steps is None and [arm.name for arm in different.arms()] == ["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (
+            "scenes_eps_dp_dmd",
+            "share the teacher.* scenes_dmd has scenes, guidance 3.5, 30 steps; scenes_eps_dp_dmd has",
+        ),
+        ("scenes_dp_dmd:model.guidance_scale=2", "share the teacher, its guidance"),
+        ("scenes_dp_dmd:model.num_inference_steps=20", "its number of steps: .*, 30 steps; .*, 20 steps"),
+        (
+            "scenes_dp_dmd:objective.anchor.depht=2",
+            "objective.anchor.depht is no key .* did you mean objective.anchor.depth",
+        ),
+        (
+            "scenes_dp_dmd:objective.anchor.steps=30",
+            r"arm scenes_dp_dmd\+steps=30: .*must be below the teacher's 30 steps",
+        ),
+        ("scenes_dp_dmd:data.prompts=/nowhere.txt", "cannot read the prompts /nowhere.txt"),
+        ("scenes_dp_dmd:model.height=64,model.width=64", "samples the teacher in its own size"),
+        ("nothing", "no recipe file nothing and no shipped recipe"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(recipe, message):
+    with pytest.raises(ValueError, match=message):
+        shared_teacher(plan("scenes_dmd", recipe))
+
+
+def test_prompts_are_asked_for_where_there_are_none():
+    assert prompts_of(Teacher("scenes", 3.5, 30)) == evaluation_prompts()
+    with pytest.raises(ValueError, match="give --prompts FILE"):
+        prompts_of(Teacher("some/model", 3.5, 30))
+
+
+def test_settings_of_python_and_of_a_command_line_read_alike():
+    assert Arm("a", "r", {"train.random_step": True, "train.warmup": 3}).settings() == [
+        "train.random_step=true",
+        "train.warmup=3",
+    ]
