@@ -32,7 +32,13 @@ def fast(called, monkeypatch):
             {"prompt": p, "diversity": rng.random(), "validity": rng.random(), "named_accuracy": 1.0} for p in prompts
         ]
         share = 1.0 if folder == reference else rng.random()
-        metrics = {"diversity_share": share, "intervals": {"diversity_share": [share, share]}, "per_prompt": rows}
+        images = len(read_manifest(folder).images) // len(prompts)
+        metrics = {
+            "images_per_prompt": images,
+            "diversity_share": share,
+            "intervals": {"diversity_share": [share, share]},
+            "per_prompt": rows,
+        }
         write_json(out, metrics)
         return metrics
 

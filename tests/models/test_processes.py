@@ -33,18 +33,17 @@ def iterate_each(recipes: list[Recipe]) -> None:
     for recipe in recipes:
         family, checkpoints = recipe.model.teacher, recipe.output.folder
         recompute = load_adapter(family).network_class._supports_gradient_checkpointing
-        weights = []
-        for options in ({}, {"shard": True}, {"shard": True, "gradient_checkpointing": recompute}):
-            trainer = new_trainer(recipe, **options)
-            assert all(map(isfinite, trainer.iterate().values())), family
-            weights.append(student_weights(trainer))
-            # AdamW's first step is the sign of the gradient: a rounding error flips it where the gradient is nothing.
-            far = ((weights[-1] - weights[0]).abs() > 1e-4).float().mean()
-            assert far < 2e-3, (family, options, far)
-        trainer.save(checkpoints)
         copied = new_trainer(recipe)
+        # An adapter is the harder thing to recompute: the one that was active in the forward pass.
+        sharded = new_trainer(recipe, shard=True, gradient_checkpointing=recompute and bool(recipe.lora.roles))
+        for trainer in (copied, sharded):
+            assert all(map(isfinite, trainer.iterate().values())), family
+        # AdamW's first step is the sign of the gradient: a rounding error flips it where the gradient is nothing.
+        far = ((student_weights(sharded) - student_weights(copied)).abs() > 1e-4).float().mean()
+        assert far < 2e-3, (family, far)
+        sharded.save(checkpoints)
         copied.restore(latest_checkpoint(checkpoints))
-        assert torch.equal(student_weights(copied), weights[-1]), family
+        assert torch.equal(student_weights(copied), student_weights(sharded)), family
 
 
 @pytest.mark.slow

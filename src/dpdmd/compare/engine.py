@@ -63,60 +63,44 @@ def compare_recipes(
     """
     if images_per_prompt < 2:
         raise ValueError(f"--images-per-prompt must be at least 2, got {images_per_prompt}: one image has no diversity")
-    out = Path(out)
+    out, path_images = Path(out), min(PATH_IMAGES_PER_PROMPT, images_per_prompt)
     students = plan_students(recipes, names=names, sets=sets, budget=budget)
     teacher = shared_teacher(students)
     prompts = prompts or prompts_of(teacher)
-    options: dict[str, Any] = {"batch_size": batch_size, "jobs": jobs}
     print(f"{len(students)} arms x {len(seeds)} seeds, {budget} each, in {out}", flush=True)
 
-    runs = arrange(out, teacher.arms(), students, seeds)
-    curve = _curve_runs(out, teacher, guidance)
-    rows = run_and_measure(
-        [*runs, *curve.values()],
-        out,
-        prompts=prompts,
-        images_per_prompt=images_per_prompt,
-        features=features,
-        **options,
-    )
-    rows, curve_rows = rows[: len(runs)], dict(zip(curve, rows[len(runs) :], strict=True))
+    runs, curve = arrange(out, teacher.arms(), students, seeds), _curve_runs(out, teacher, guidance)
+    how: dict[str, Any] = {"prompts": prompts, "batch_size": batch_size, "jobs": jobs}
+    all_runs = [*runs, *curve.values()]
+    all_rows = run_and_measure(all_runs, out, images_per_prompt=images_per_prompt, features=features, **how)
+    rows, curve_rows = all_rows[: len(runs)], dict(zip(curve, all_rows[len(runs) :], strict=True))
     points = path_runs(runs)
-    path_images = min(PATH_IMAGES_PER_PROMPT, images_per_prompt)
-    run_all(points, out, prompts=prompts, images_per_prompt=path_images, **options)
+    run_all(points, out, images_per_prompt=path_images, **how)
     point_rows = measure(points, runs[0], features=features)
 
     arms = summarise_arms(runs, rows)
-    write_json(
-        out / "comparison.json",
-        {
-            "arms": arms,
-            "setup": {
-                "teacher": teacher.model,
-                "guidance_scale": teacher.guidance_scale,
-                "num_inference_steps": teacher.num_inference_steps,
-                "budget": str(budget),
-                "seeds": seeds,
-                "jobs": jobs,
-                "num_prompts": len(prompts),
-                "images_per_prompt": images_per_prompt,
-                "path_images_per_prompt": path_images,
-                "students": {arm.name: {"recipe": arm.recipe, **arm.overrides} for arm in students},
-            },
-            "runs": {name: [_place(run, out) for run in runs if run.arm.name == name] for name in arms},
-            "paths": paths(points, point_rows),
-            "curve": _curve({teacher.guidance_scale: rows[0]} | curve_rows),
-            "provenance": surroundings(),
+    content = {
+        "arms": arms,
+        "setup": {
+            "teacher": teacher.model,
+            "guidance_scale": teacher.guidance_scale,
+            "num_inference_steps": teacher.num_inference_steps,
+            "budget": str(budget),
+            "seeds": seeds,
+            "jobs": jobs,
+            "num_prompts": len(prompts),
+            "images_per_prompt": images_per_prompt,
+            "path_images_per_prompt": path_images,
+            "students": {arm.name: {"recipe": arm.recipe, **arm.overrides} for arm in students},
         },
-    )
-    lines = [
-        _line(run, row, images_per_prompt)
-        for run, row in zip([*runs, *curve.values()], [*rows, *curve_rows.values()], strict=True)
-    ]
-    lines += [
-        _line(run, row, path_images) | {"updates": step_of(run.folder)}
-        for run, row in zip(points, point_rows, strict=True)
-    ]
+        "runs": {name: [_place(run, out) for run in runs if run.arm.name == name] for name in arms},
+        "paths": paths(points, point_rows),
+        "curve": _curve({teacher.guidance_scale: rows[0]} | curve_rows),
+        "provenance": surroundings(),
+    }
+    write_json(out / "comparison.json", content)
+    lines = [_line(run, row) for run, row in zip(all_runs, all_rows, strict=True)]
+    lines += [_line(run, row) | {"updates": step_of(run.folder)} for run, row in zip(points, point_rows, strict=True)]
     write_csv(out / "comparison.csv", lines)
     report = report_from_runs([out], out / "report.html")
     print(f"\n{table(arms)}\n\nreport: {report.resolve()}")
@@ -140,6 +124,6 @@ def _place(run: Run, out: Path) -> dict[str, Any]:
     return {"seed": run.seed, "folder": str(run.folder.relative_to(out)), "failure": failure(run)}
 
 
-def _line(run: Run, row: Row, images_per_prompt: int) -> dict[str, Any]:
+def _line(run: Run, row: Row) -> dict[str, Any]:
     known = {figure: row.get(figure) for figure in FIGURES}
-    return {"arm": run.arm.name, "seed": run.seed, "images_per_prompt": images_per_prompt, **known}
+    return {"arm": run.arm.name, "seed": run.seed, "images_per_prompt": row.get("images_per_prompt"), **known}
