@@ -77,8 +77,8 @@ def no_tracker(recipe: Recipe) -> None:
 def infinite_loss(recipe: Recipe) -> None:
     real = trainer.student_loss
 
-    def student_loss(*args):
-        loss = real(*args)
+    def student_loss(*args, **options):
+        loss = real(*args, **options)
         return trainer.MicroLoss(loss.total * torch.inf, loss.log)
 
     trainer.student_loss = student_loss
