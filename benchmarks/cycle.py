@@ -27,7 +27,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from torch import nn
 
 from benchmarks.reference import ReferenceRun
-from benchmarks.seeds import summarise
+from dpdmd.compare.summary import summarise
 from dpdmd.files import write_json
 from dpdmd.models.load import load_adapter
 from dpdmd.train.config import Recipe

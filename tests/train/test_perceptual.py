@@ -13,6 +13,7 @@ from dpdmd.guidance import Guidance
 from dpdmd.models.load import load_adapter
 from dpdmd.objectives.base import Objective
 from dpdmd.rollout import teacher_rollout
+from dpdmd.train.checkpoint import latest_checkpoint
 from dpdmd.train.config import flatten, load_recipe
 from dpdmd.train.cost import describe, forwards_per_update
 from dpdmd.train.loop import train
@@ -64,9 +65,12 @@ def kept_files(folder) -> dict[str, bytes]:
 
 
 def weights_of(folder) -> dict[str, torch.Tensor]:
-    (checkpoint,) = sorted((Path(folder) / "checkpoints").iterdir())[-1:]
-    names = ("student", "fake_score", "student_optimizer", "fake_score_optimizer")
-    return {f"{n}/{key}": t for n in names for key, t in read_tensors(checkpoint / f"{n}.safetensors").items()}
+    checkpoint, tensors = latest_checkpoint(Path(folder) / "checkpoints"), {}
+    for name in ("student", "fake_score", "student_optimizer", "fake_score_optimizer"):
+        values = {key: torch.full(shape, torch.nan) for key, shape in checkpoint.shapes(name).items()}
+        checkpoint.load(name, values)
+        tensors |= {f"{name}/{key}": value for key, value in values.items()}
+    return tensors
 
 
 def assert_same(a, b):
