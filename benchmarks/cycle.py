@@ -5,7 +5,7 @@
 The reference is the schedule of the paper's released code (benchmarks/reference.py), on the same random weights, in the
 same process, cycle by cycle in turn, in fp32 on a CPU and bf16 on a GPU. Ours: the defaults; with the options that make
 a cycle cheaper; with activation checkpointing; with student and fake score as LoRA on one backbone. The model is of the
-SD3 kind at a size that a CPU can train: eight blocks of width 256, 256 image and 333 text tokens, batch 2.
+SD3 kind at a size that a CPU can train: four blocks of width 192, 256 image and 333 text tokens, batch 2.
 
 Time is wall-clock, a ratio per pair of cycles, with the 95 % interval of Student's t. Memory is the bytes of all
 tensors alive at the peak of a cycle: weights, optimiser, activations. A cycle more of each is timed by phase.
@@ -273,10 +273,10 @@ def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file to write")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of cycles")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of cycles")
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--width", type=int, default=256, help="of the transformer, a multiple of 64")
-    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--width", type=int, default=192, help="of the transformer, a multiple of 64")
+    parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--latent-size", type=int, default=32)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:

@@ -8,9 +8,9 @@
 distances: its mean between scenes that differ in one thing, 512 pairs each, the share of pairs that are further apart
 than when moved by one pixel, and the mean squared error of the pixels beside it. gradients: norms of the gradients that
 the two terms of scenes_dmd_perceptual, both at weight 1, give the student's weights, at the start and after so many
-updates by the recipe; three micro-batches each. seconds: of one iteration of DMD, and of both kinds of the perceptual
-term, the middle of five. memory: of one picture of 1024 x 1024 at its peak, forth and back, through an autoencoder as
-SD3's and through VGG16, on tensors without data. A minute or a few on one core.
+updates by the recipe; three micro-batches each. seconds: of one core, for one iteration of DMD and of both kinds of
+the perceptual term, the middle of five. memory: of one picture of 1024 x 1024 at its peak, forth and back, through an
+autoencoder as SD3's and through VGG16, on tensors without data. A minute or a few on one core.
 """
 
 import argparse
@@ -109,15 +109,15 @@ def seconds() -> None:
         "DMD + perceptual, new noise": ("scenes_dmd_perceptual", [perceptual]),
         "DMD + perceptual, samples kept": ("scenes_dmd_perceptual", [perceptual + "32"]),
     }
-    print("| objective | seconds |\n|---|---|")
+    print("| objective | seconds of one core per update |\n|---|---|")
     for name, (recipe, overrides) in runs.items():
         trainer = Trainer(load_recipe(recipe, [FOLDER, *overrides]), load_adapter("scenes"))
         trainer.iterate()
         times = []
         for _ in range(5):
-            started = time.perf_counter()
+            started = time.process_time()
             trainer.iterate()
-            times.append(time.perf_counter() - started)
+            times.append(time.process_time() - started)
         print(f"| {name} | {median(times):.2f} |")
 
 
