@@ -1,7 +1,8 @@
 import pytest
 
 from dpdmd.compare.arms import Arm, parse_budget
-from dpdmd.compare.plan import Teacher, plan_students, prompts_of, shared_teacher
+from dpdmd.compare.plan import Teacher, plan_students, prompts_of, require_features, shared_teacher
+from dpdmd.evaluate import run
 from dpdmd.world.prompts import evaluation_prompts
 
 STEPS = parse_budget("7 steps")
@@ -89,6 +90,21 @@ def test_prompts_are_asked_for_where_there_are_none():
     assert prompts_of(Teacher("scenes", 3.5, 30)) == evaluation_prompts()
     with pytest.raises(ValueError, match="give --prompts FILE"):
         prompts_of(Teacher("some/model", 3.5, 30))
+
+
+def test_without_features_nothing_begins(monkeypatch):
+    def none(name, **_):
+        if name != "scenes":
+            raise ValueError(f"cannot load {name}")
+
+    monkeypatch.setattr(run, "load_extractor", lambda name, **options: none(name) or object())
+    world, other = Teacher("scenes", 3.5, 30), Teacher("some/model", 3.5, 30)
+    require_features("auto", world, evaluation_prompts())
+    for teacher, prompts in ((world, ["a photo of a dog"]), (other, evaluation_prompts())):
+        with pytest.raises(ValueError, match="none was found; name one by --features"):
+            require_features("auto", teacher, prompts)
+    with pytest.raises(ValueError, match="cannot load mine"):
+        require_features("mine", world, evaluation_prompts())
 
 
 def test_settings_of_python_and_of_a_command_line_read_alike():

@@ -6,7 +6,7 @@ from typing import Any
 from dpdmd.compare.arms import REFERENCE, Budget, Run, arrange
 from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import Row, measure
-from dpdmd.compare.plan import Teacher, plan_students, prompts_of, shared_teacher
+from dpdmd.compare.plan import Teacher, plan_students, prompts_of, require_features, shared_teacher
 from dpdmd.compare.summary import FIGURES, summarise_arms, summarise_rows, table, write_csv
 from dpdmd.compare.trade_off import on_axes, path_runs, paths, step_of
 from dpdmd.files import write_json
@@ -67,6 +67,7 @@ def compare_recipes(
     students = plan_students(recipes, names=names, sets=sets, budget=budget)
     teacher = shared_teacher(students)
     prompts = prompts or prompts_of(teacher)
+    require_features(features, teacher, prompts)
     print(f"{len(students)} arms x {len(seeds)} seeds, {budget} each, in {out}", flush=True)
 
     runs, curve = arrange(out, teacher.arms(), students, seeds), _curve_runs(out, teacher, guidance)

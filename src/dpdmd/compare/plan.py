@@ -5,9 +5,11 @@ from pathlib import Path
 
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Budget, parse_arm, parse_settings
 from dpdmd.data.prompts import training_prompts
+from dpdmd.evaluate.run import choose_extractor
 from dpdmd.models.load import BUILT_IN, STUDENT_FILE, load_adapter
 from dpdmd.train.config import load_recipe
 from dpdmd.train.plan import make_plan
+from dpdmd.world.captions import all_captions
 from dpdmd.world.prompts import evaluation_prompts
 
 # Of every run, unless the user sets them: students are kept for the picture, validation pictures are nobody's.
@@ -103,3 +105,13 @@ def prompts_of(teacher: Teacher) -> list[str]:
     if teacher.model not in BUILT_IN:
         raise ValueError(f"give --prompts FILE: there are prompts for the built-in teachers only, got {teacher.model}")
     return evaluation_prompts()
+
+
+def require_features(features: str, teacher: Teacher, prompts: list[str]) -> None:
+    """Raises ValueError when there is no feature network for these images: without one no diversity is seen."""
+    is_world = teacher.model in BUILT_IN and set(prompts) <= set(all_captions())
+    if choose_extractor(features, is_world)[0] is None:
+        raise ValueError(
+            "diversity is measured in the features of a vision model, and none was found; name one by --features, a "
+            "folder or hub id such as facebook/dinov2-large"
+        )

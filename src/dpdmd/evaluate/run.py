@@ -86,7 +86,7 @@ def evaluate_folder(
     if teacher is not None:
         _require_same_keys(samples, teacher)
     is_world = _is_world(samples) and (teacher is None or _is_world(teacher))
-    extractor, skipped = _choose_extractor(features, is_world, device)
+    extractor, skipped = choose_extractor(features, is_world, device)
 
     metrics: dict[str, Any] = {
         "num_prompts": len(samples.prompts),
@@ -164,7 +164,10 @@ def _is_world(samples: Samples) -> bool:
     return all(image.shape == (3, IMAGE_SIZE, IMAGE_SIZE) for image in samples.images())
 
 
-def _choose_extractor(features: str, is_world: bool, device: str) -> tuple[FeatureExtractor | None, dict[str, str]]:
+def choose_extractor(
+    features: str, is_world: bool, device: str = "cpu"
+) -> tuple[FeatureExtractor | None, dict[str, str]]:
+    """What `features` names (see `evaluate_folder`), or None and why. Raises ValueError like `load_extractor`."""
     if features != "auto":
         return load_extractor(features, device=device), {}
     if is_world:
