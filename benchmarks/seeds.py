@@ -42,11 +42,11 @@ def run_benchmark(
     rows = run_and_measure(runs, arguments.out, prompts=evaluation_prompts(), jobs=arguments.jobs)
     arms = summarise_arms(runs, rows)
     command = f"python -m benchmarks.{script} --seeds {arguments.seeds} --updates {arguments.updates}"
-    write_json(arguments.results, {"arms": arms, "provenance": _provenance(f"{command} --jobs {arguments.jobs}")})
+    write_json(arguments.results, {"arms": arms, "provenance": provenance(f"{command} --jobs {arguments.jobs}")})
     print(f"{table(arms, FIGURES)}\n\nwritten to {arguments.results}")
 
 
-def _provenance(command: str) -> dict:
+def provenance(command: str) -> dict:
     """What to know to repeat the numbers."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     packages = ("dpdmd", "torch", "diffusers", "transformers", "accelerate")

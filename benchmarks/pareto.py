@@ -1,0 +1,206 @@
+"""Diversity against quality: the teacher, the rivals and DP-DMD, options one at a time, sweeps of what matters most.
+
+    python -m benchmarks.pareto --jobs 2                          everything: a day of two cores
+    python -m benchmarks.pareto main options --jobs 2             some groups of it
+
+Every student has 4 steps (but in the sweep of N) and 150 updates of batch 32; all share noise, prompts and learning
+rates. Groups of arms, each with so many training seeds (--seeds: at most):
+
+    main       DMD, DP-DMD as published (K 5, lambda .05, stock grid), at its authors' script values (K 10) and at our
+               defaults, the rivals at their best, the hybrid, beside the teacher and the teacher at few steps        5
+    rivals     the rivals' own main knobs                                                                             3
+    options    DP-DMD from one starting point (BASE) with one thing changed                                           3
+    frontier   the noise interval in which the real score is guided x the anchor's own guidance, and for DMD          3
+    sweeps     K, lambda, N and guidance scale from the same starting point, N and guidance for DMD as well           3
+
+Resumable: what is finished in --out is not made again, and the results hold all that is finished of all groups. Every
+student is compared with the teacher at its own guidance. Writes benchmarks/results/pareto.json and prints a table.
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks.seeds import FIGURES, provenance
+from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Run, arrange
+from dpdmd.compare.commands import run_all
+from dpdmd.compare.measure import Row, measure
+from dpdmd.compare.summary import summarise_arms, table
+from dpdmd.files import write_json
+from dpdmd.world.prompts import evaluation_prompts
+
+GUIDANCE = 3.5
+COMMON = {"train.num_updates": 150, "validation.every": 0, "checkpoint.every": 50, "checkpoint.keep": 1}
+PUBLISHED = str(Path(__file__).with_name("published.toml"))
+# Where options and sweeps start: the cheap form of everything, the rest as in the paper or next to it.
+CHEAP = {"train.reuse_samples": True, "train.random_step": True}
+BASE = CHEAP | {
+    "objective.anchor.weight": 1.0,
+    "objective.anchor.guidance_scale": GUIDANCE,
+    "objective.anchor.coarse_steps": 4,
+    "objective.anchor.second_order": True,
+    "objective.guidance_interval": [0.0, 1.0],
+}
+INTERVALS = {"everywhere": [0.0, 1.0], "below_.9": [0.0, 0.9], "below_.75": [0.0, 0.75], ".3_to_.9": [0.3, 0.9]}
+OPTIONS = {
+    "base": {},
+    "whole_rollout": {"train.random_step": False},
+    "own_samples": {"train.reuse_samples": False},
+    "fine_anchor": {"objective.anchor.coarse_steps": 30, "objective.anchor.second_order": False},
+    "x0_anchor": {"objective.anchor.target": "x0"},
+    "depth_2": {"objective.anchor.depth": 2},
+    "depth_3": {"objective.anchor.depth": 3},
+    "four_per_prompt": {"train.samples_per_prompt": 4},
+    "variation": {"train.samples_per_prompt": 4, "objective.anchor.variation_weight": 1.0},
+    "time_jitter": {"train.time_jitter": 0.5},
+    "head_start": {"train.fake_head_start": 50},
+    "faster_fake": {"train.fake_learning_rate": 1e-3},
+    "half_guidance_term": {"objective.guidance_weight": 0.5},
+    "guidance_term_below_.9": {"objective.guidance_tau": [0.02, 0.9]},
+    "renoise": {"student.kind": "renoise"},
+}
+STEPS = (2, 3, 4, 8)
+SCALES = (1.0, 2.0, 3.5, 5.0, 8.0)
+
+
+def _dmd(name: str, settings: dict) -> Arm:
+    return Arm(name, "scenes_dmd", COMMON | settings)
+
+
+def _dp_dmd(name: str, settings: dict) -> Arm:
+    return Arm(name, "scenes_dp_dmd", COMMON | settings)
+
+
+def main_arms() -> list[Arm]:
+    """The claim: everything at what it is published with, or at what measured best."""
+    return [
+        _dmd("dmd", {}),
+        Arm("dp_dmd_published", PUBLISHED, COMMON),
+        Arm("dp_dmd_script", PUBLISHED, COMMON | {"objective.anchor.steps": 10}),
+        _dp_dmd("dp_dmd_default", {}),
+    ]
+
+
+def rival_arms() -> list[Arm]:
+    """Each rival over its main knob."""
+    return [
+        Arm(f"perceptual_{weight:g}", "scenes_dmd_perceptual", COMMON | {"objective.perceptual.weight": weight})
+        for weight in (0.05, 0.1, 0.25, 1.0)
+    ]
+
+
+def option_arms() -> list[Arm]:
+    """One thing changed at a time."""
+    return [_dp_dmd(name, BASE | option) for name, option in OPTIONS.items()]
+
+
+def frontier_arms() -> list[Arm]:
+    """Where DMD's real score is guided, and how much the anchor is."""
+    arms = []
+    for name, interval in INTERVALS.items():
+        guided = {"objective.guidance_interval": interval}
+        arms.append(_dmd(f"dmd_guided_{name}", CHEAP | guided))
+        for scale in (1.0, 2.0, 3.5):
+            anchor = {"objective.anchor.guidance_scale": scale}
+            arms.append(_dp_dmd(f"dp_dmd_guided_{name}_anchor_{scale:g}", BASE | guided | anchor))
+    return arms
+
+
+def sweep_arms() -> list[Arm]:
+    """K, lambda, N and guidance scale."""
+    arms = [_dp_dmd(f"k_{k}", BASE | {"objective.anchor.steps": k}) for k in (3, 5, 10, 15, 20)]
+    arms += [_dp_dmd(f"lambda_{x:g}", BASE | {"objective.anchor.weight": x}) for x in (0.05, 0.25, 1.0, 4.0)]
+    for make, name, base in ((_dmd, "dmd", CHEAP), (_dp_dmd, "dp_dmd", BASE)):
+        arms += [make(f"{name}_n_{n}", base | {"student.num_steps": n}) for n in STEPS]
+        for scale in SCALES:
+            own = {"objective.anchor.guidance_scale": scale} if name == "dp_dmd" else {}
+            arms.append(make(f"{name}_guidance_{scale:g}", base | own | {"model.guidance_scale": scale}))
+    return arms
+
+
+GROUPS = {
+    "main": (main_arms, 5),
+    "rivals": (rival_arms, 3),
+    "options": (option_arms, 3),
+    "frontier": (frontier_arms, 3),
+    "sweeps": (sweep_arms, 3),
+}
+
+
+def teacher_arm(scale: float) -> Arm:
+    """The teacher at a guidance scale; at the recipes' it is the reference."""
+    name = REFERENCE if scale == GUIDANCE else f"teacher_guidance_{scale:g}"
+    return Arm(name, model="scenes", sampling=("--guidance-scale", f"{scale:g}"))
+
+
+def teacher_arms() -> list[Arm]:
+    """The teacher, its curve over guidance, and at as few steps as students have."""
+    few = [
+        Arm(
+            f"{FEW_STEPS}_{n}",
+            model="scenes",
+            sampling=("--guidance-scale", f"{GUIDANCE:g}", "--num-inference-steps", str(n)),
+        )
+        for n in STEPS
+    ]
+    return [teacher_arm(scale) for scale in SCALES] + few
+
+
+def hybrids(runs: list[Run]) -> list[Run]:
+    """Of every DMD student: the guided teacher instead of its first step."""
+    return [
+        Run(
+            Arm("hybrid", model=str(run.folder), sampling=("--teacher-first",)),
+            run.folder.with_name("hybrid"),
+            run.seed,
+        )
+        for run in runs
+        if run.arm.name == "dmd"
+    ]
+
+
+def finished(runs: list[Run]) -> list[Run]:
+    """Those that have been trained and sampled, here or by an earlier call."""
+    return [run for run in runs if (run.folder / "cost.json").exists()]
+
+
+def scored(runs: list[Run], teachers: list[Run]) -> list[Row]:
+    """A row for each run, which is compared with the teacher at its own guidance."""
+    by_name = {run.arm.name: run for run in teachers}
+    references = [by_name[teacher_arm(run.arm.overrides.get("model.guidance_scale", GUIDANCE)).name] for run in runs]
+    return [row for run, reference in zip(runs, references, strict=True) for row in measure([run], reference)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)}; default: all")
+    parser.add_argument("--seeds", type=int, default=5, help="at most so many training seeds, 0 ... N-1")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--out", type=Path, default=Path("runs", "pareto"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks", "results", "pareto.json"))
+    arguments = parser.parse_args()
+    if unknown := set(arguments.groups) - set(GROUPS):
+        parser.error(f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+    out, how = arguments.out, {"prompts": evaluation_prompts(), "images_per_prompt": 16, "jobs": arguments.jobs}
+
+    teachers = arrange(out, teacher_arms(), [], [])
+    students = {name: arrange(out, [], arms(), list(range(seeds))) for name, (arms, seeds) in GROUPS.items()}
+    # Seed by seed: whenever this ends, all arms have been trained about as often.
+    wanted = [run for name in arguments.groups or GROUPS for run in students[name] if run.seed < arguments.seeds]
+    wanted.sort(key=lambda run: run.seed)
+    run_all([*teachers, *wanted], out, **how)
+    run_all(hybrids(wanted), out, **how)
+
+    students["main"] = teachers + students["main"] + hybrids(students["main"])
+    arms, groups = {}, {}
+    for name, runs in students.items():
+        runs = finished(runs)
+        groups[name] = summarise_arms(runs, scored(runs, teachers))
+        arms |= groups[name]
+        print(f"\n{name}\n\n{table(groups[name], FIGURES)}")
+    content = {"arms": arms, "groups": {name: list(group) for name, group in groups.items()}}
+    write_json(arguments.results, content | {"provenance": provenance("python -m benchmarks.pareto")})
+    print(f"\nwritten to {arguments.results}")
+
+
+if __name__ == "__main__":
+    main()
