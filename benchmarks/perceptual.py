@@ -8,9 +8,10 @@
 distances: its mean between scenes that differ in one thing, 512 pairs each, the share of pairs that are further apart
 than when moved by one pixel, and the mean squared error of the pixels beside it. gradients: norms of the gradients that
 the two terms of scenes_dmd_perceptual, both at weight 1, give the student's weights, at the start and after so many
-updates by the recipe; three micro-batches each. seconds: of one core, for one iteration of DMD and of both kinds of
-the perceptual term, the middle of five. memory: of one picture of 1024 x 1024 at its peak, forth and back, through an
-autoencoder as SD3's and through VGG16, on tensors without data. A minute or a few on one core.
+updates by the recipe; three micro-batches each. seconds: of one core, for one iteration of DMD, of both kinds of the
+perceptual term and of the adversarial one, the middle of five. memory: of one picture of 1024 x 1024 at its peak,
+forth and back, through an autoencoder as SD3's and through VGG16, on tensors without data. A minute or a few on one
+core.
 """
 
 import argparse
@@ -108,6 +109,7 @@ def seconds() -> None:
         "DMD": ("scenes_dmd", []),
         "DMD + perceptual, new noise": ("scenes_dmd_perceptual", [perceptual]),
         "DMD + perceptual, samples kept": ("scenes_dmd_perceptual", [perceptual + "32"]),
+        "DMD + adversarial": ("scenes_dmd_adversarial", ["objective.adversarial.num_real=32"]),
     }
     print("| objective | seconds of one core per update |\n|---|---|")
     for name, (recipe, overrides) in runs.items():

@@ -3,7 +3,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dpdmd.losses import anchor_loss, denoising_loss, dmd_gradient, dmd_loss, variation_loss
+from dpdmd.losses import (
+    anchor_loss,
+    denoising_loss,
+    discriminator_loss,
+    dmd_gradient,
+    dmd_loss,
+    generator_loss,
+    r1_penalty,
+    variation_loss,
+)
 from dpdmd.paths import FlowPath, Prediction, VPPath, add_noise, from_eps, from_velocity
 
 # SDXL's noise schedule, by hand.
@@ -187,3 +196,59 @@ def test_variation_gives_gradient_to_the_student_alone(randn):
     variation_loss(x0, target, 2).backward()
     assert target.grad is None and x0.grad.abs().sum() > 0
     assert x0.grad.unflatten(0, (2, 2)).sum(dim=1).abs().max() < 1e-6  # nothing on what a group has in common
+
+
+def test_non_saturating_losses_are_cross_entropies_in_probabilities(randn):
+    real, fake = 2 * randn(0, 50), 2 * randn(1, 50)
+    p_real, p_fake = (1 / (1 + np.exp(-logits.double().numpy())) for logits in (real, fake))
+    expected = -np.log(p_real).mean() - np.log(1 - p_fake).mean()
+    assert discriminator_loss(real, fake, "non_saturating").item() == pytest.approx(expected, rel=1e-5)
+    assert generator_loss(fake, "non_saturating").item() == pytest.approx(-np.log(p_fake).mean(), rel=1e-5)
+    assert discriminator_loss(real * 0, fake * 0, "non_saturating").item() == pytest.approx(2 * np.log(2))
+
+
+def test_hinge_losses_by_hand():
+    real, fake = torch.tensor([2.0, 0.5, -1.0, 1.0]), torch.tensor([-2.0, -0.5, 1.0, 0.0])
+    assert discriminator_loss(real, fake, "hinge").item() == pytest.approx((0 + 0.5 + 2 + 0 + 0 + 0.5 + 2 + 1) / 4)
+    assert generator_loss(fake, "hinge").item() == pytest.approx(1.5 / 4)
+
+
+@pytest.mark.parametrize("kind", ["non_saturating", "hinge"])
+def test_adversarial_gradients_pull_the_logits_apart_and_the_students_up(kind, randn):
+    real, fake = (0.9 * torch.tanh(randn(i, 6)) for i in (0, 1))  # the hinge pulls within (-1, 1)
+    real.requires_grad_(), fake.requires_grad_()
+    pull = {"non_saturating": torch.sigmoid, "hinge": torch.ones_like}[kind]
+    discriminator_loss(real, fake, kind).backward()
+    assert_close(real.grad, -pull(-real.detach()) / 6)
+    assert_close(fake.grad, pull(fake.detach()) / 6)
+    mine = fake.detach().requires_grad_()
+    generator_loss(mine, kind).backward()
+    assert_close(mine.grad, -pull(-mine.detach()) / 6)
+
+
+def test_the_hinge_lets_go_of_what_is_right_by_a_margin():
+    real, fake = torch.tensor([1.5, 9.0], requires_grad=True), torch.tensor([-1.5, -9.0], requires_grad=True)
+    discriminator_loss(real, fake, "hinge").backward()
+    assert real.grad.count_nonzero() == fake.grad.count_nonzero() == 0
+
+
+def test_the_penalty_by_finite_difference_tends_to_the_squared_gradient(randn):
+    x, w = randn(0, 40_000, 5), randn(1, 5)
+
+    def penalty(logits, sigma):
+        return r1_penalty(logits(x), logits(x + sigma * randn(2, *x.shape)), sigma).item()
+
+    # Linear: w whatever sigma. Quadratic, x' A x: 2 A x, where sigma adds the square of n' A n.
+    assert penalty(lambda x: x @ w, 0.7) == pytest.approx(w.square().sum().item(), rel=0.02)
+    a = torch.diag(torch.tensor([1.0, -0.5, 0.3, 0.0, 2.0]))
+    exact = (2 * x @ a).square().sum(dim=1).mean().item()
+    assert penalty(lambda x: (x * (x @ a)).sum(dim=1), 0.01) == pytest.approx(exact, rel=0.02)
+    trace, frobenius = a.trace().item(), a.square().sum().item()
+    bias = 0.3**2 * (trace**2 + 2 * frobenius)
+    assert penalty(lambda x: (x * (x @ a)).sum(dim=1), 0.3) == pytest.approx(exact + bias, rel=0.02)
+
+
+def test_the_penalty_is_zero_for_a_constant_and_grows_with_the_square(randn):
+    a, b = randn(0, 7), randn(1, 7)
+    assert r1_penalty(a, a, 0.1).item() == 0
+    assert r1_penalty(3 * a, 3 * b, 0.1).item() == pytest.approx(9 * r1_penalty(a, b, 0.1).item(), rel=1e-5)

@@ -39,6 +39,8 @@ METHODS = {
     "([arXiv 2311.18828](https://arxiv.org/abs/2311.18828))",
     "dp_dmd": "diversity-preserved distribution matching distillation (DP-DMD, "
     "[arXiv 2602.03139](https://arxiv.org/abs/2602.03139))",
+    "dmd_adversarial": "distribution matching distillation with an adversarial loss (DMD2, "
+    "[arXiv 2405.14867](https://arxiv.org/abs/2405.14867))",
 }
 
 # The rows of the table: what `evaluate_folder` calls a figure, and what it says.

@@ -107,6 +107,7 @@ class ThreeBackbones:
         own = {role: {role: lora[role]} if role in lora else {} for role in ROLES}
         self.single = {role: Roles(copy.deepcopy(teacher), lora=own[role], **options) for role in ROLES}
         self.networks = {role: single.networks[role] for role, single in self.single.items()}
+        self.modules = self.networks
         self.adapters = frozenset(lora)
         for role in lora:
             self.single[role]._activate(role)

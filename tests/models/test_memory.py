@@ -53,7 +53,9 @@ def test_what_is_made_and_freed_is_counted_once():
 
 
 @pytest.mark.parametrize(
-    ("objective", "lora"), [("dmd", {}), ("dp_dmd", SHARED)], ids=["dmd, copies", "dp_dmd, shared"]
+    ("objective", "lora"),
+    [("dmd", {}), ("dp_dmd", SHARED), ("dmd_adversarial", {})],
+    ids=["dmd, copies", "dp_dmd, shared", "adversarial, copies"],
 )
 def test_the_announced_peak_is_the_measured_one(family, folder, recipe, objective, lora, monkeypatch):
     settings = recipe(objective={"name": objective}, lora=lora)

@@ -27,6 +27,21 @@ def test_dp_dmd_is_dmd_behind_step_one_and_the_anchor_with_the_weight_of_the_pap
     assert objective.detach_after == 1
 
 
+def test_dmd_adversarial_is_dmd_and_the_discriminators_term_through_every_step():
+    settings = {"tau_low": 0.1, "tau_high": 0.7, "tau_shift": 3.0}
+    adversarial = {"weight": 0.2, "loss": "hinge", "start": 3, "ramp": 2}
+    objective = build(name="dmd_adversarial", **settings, adversarial=adversarial)
+    assert objective.detach_after == 0
+    dmd, term = objective.terms
+    assert dmd == build(name="dmd", **settings).terms[0]
+    assert (term.name, term.weight, term.kind) == ("adversarial", 0.2, "hinge")
+    assert (term.tau_low, term.tau_high) == (0.1, 0.7)
+    weights = [dict((t.name, w) for w, t in objective.weighted(step)) for step in range(6)]
+    assert [row["dmd"] for row in weights] == [1.0] * 6
+    assert [row.get("adversarial") for row in weights] == [None, None, None, 0.1, 0.2, 0.2]
+    assert build(name="dmd_adversarial").weighted(0)[1][0] == 0.005
+
+
 def test_both_terms_are_guided_like_the_teacher_unless_told_otherwise():
     dmd, anchor = build().terms
     assert dmd.guidance == anchor.guidance == Guidance(3.5)
@@ -100,6 +115,13 @@ def test_dp_dmd_of_one_step_is_refused_and_dmd_is_not():
         ({"anchor": {"steps": 3, "time": 0.9}}, "anchor.steps or anchor.time, not both"),
         ({"anchor": {"steps": 0}}, "greater than or equal to 1"),
         ({"anchor": {"guidance_scale": 0.5}}, "greater than or equal to 1"),
+        ({"adversarial": {"blocks": []}}, "at least 1 item"),
+        ({"adversarial": {"blocks": [-1]}}, "greater than or equal to 0"),
+        ({"adversarial": {"blocks": [2, 1, 2]}}, r"adversarial\.blocks must name each block once, got \[2, 1, 2\]"),
+        ({"adversarial": {"features": "student"}}, "'fake_score' or 'teacher'"),
+        ({"adversarial": {"loss": "wasserstein"}}, "'non_saturating' or 'hinge'"),
+        ({"adversarial": {"r1_weight": -1}}, "greater than or equal to 0"),
+        ({"adversarial": {"weight": 0}}, "greater than 0"),
         ({"tau_low": 0.5, "tau_high": 0.5}, "tau_low must be below tau_high"),
         ({"guidance_interval": (0.9, 0.3)}, "guidance_interval must be"),
         ({"guidance_interval": (0.3, 1.2)}, "guidance_interval must be"),

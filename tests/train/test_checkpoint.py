@@ -38,9 +38,11 @@ def kill_in(monkeypatch, step):
 
 
 def weights(folder, step):
-    names = ("student", "fake_score", "ema", "student_optimizer", "fake_score_optimizer")
-    place = folder / "checkpoints" / f"step-{step:06d}"
-    return {f"{name}/{key}": t for name in names for key, t in read_tensors(place / f"{name}.safetensors").items()}
+    files = sorted((folder / "checkpoints" / f"step-{step:06d}").glob("*.safetensors"))
+    assert {"student", "fake_score", "ema", "student_optimizer", "fake_score_optimizer"} <= {
+        file.stem for file in files
+    }
+    return {f"{file.stem}/{key}": t for file in files for key, t in read_tensors(file).items()}
 
 
 def log_without_seconds(folder):
@@ -56,15 +58,17 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("killed_at", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("objective", ["dmd", "dp_dmd"])
+@pytest.mark.parametrize("objective", ["dmd", "dp_dmd", "dmd_adversarial"])
 def test_killed_and_resumed_equals_uninterrupted(make_recipe, adapter, monkeypatch, killed_at, objective):
-    whole = train(make_recipe("whole", train=LONG, objective={"name": objective}), adapter, progress=False)
-    recipe = make_recipe("parts", train=LONG, objective={"name": objective})
+    settings = {"name": objective, "adversarial": {"num_real": 6, "start": 1, "ramp": 3, "r1_weight": 0.1}}
+    whole = train(make_recipe("whole", train=LONG, objective=settings), adapter, progress=False)
+    recipe = make_recipe("parts", train=LONG, objective=settings)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_in(patch, killed_at)
         train(recipe, adapter, progress=False)
     parts = train(recipe, adapter, resume=True, progress=False)
     assert_same(weights(whole, 5), weights(parts, 5))
+    assert any(name.startswith("discriminator_optimizer/") for name in weights(whole, 5)) == ("adv" in objective)
     assert_same(
         read_tensors(whole / "student/student.safetensors"), read_tensors(parts / "student/student.safetensors")
     )

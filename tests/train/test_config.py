@@ -43,6 +43,11 @@ def test_defaults_are_the_papers(recipe_file):
         [],
         ["objective.anchor.steps=10", "train.learning_rate=2e-4", "train.betas=[0.0, 0.99]", "model.guidance_scale=3"],
         ["objective.guidance_interval=[0.3, 0.9]", "validation.every=5", 'validation.prompts=["a", "b \\" \\\\ ü 🙂"]'],
+        [
+            "objective.name=dmd_adversarial",
+            "objective.adversarial.blocks=[0, 2]",
+            "objective.adversarial.real=some/images",
+        ],
         ["model.height=32", "model.width=32", "output.folder=a b#c", "student.grid=stock", "objective.name=dmd"],
     ],
 )
@@ -81,6 +86,15 @@ def test_overrides_win_and_an_empty_one_restores_the_default(recipe_file):
             "student.num_steps=1",
             "student.num_steps must be 2 to 8: one step, .*, would leave DMD nothing to train, got 1",
         ),
+        (
+            "objective.adversarial.blocks=[1, 1]",
+            r"objective\.adversarial: adversarial\.blocks must name each block once",
+        ),
+        (
+            "objective.adversarial.blocks=[-1]",
+            r"objective\.adversarial\.blocks\.0 should be greater than or equal to 0",
+        ),
+        ("objective.adversarial.feature=teacher", r"did you mean objective\.adversarial\.features\?"),
         ("student.num_steps=9", "student.num_steps must be 2 to 8, got 9"),
         ("train.learning_rate=-1", "train.learning_rate should be greater than 0, got -1"),
         ("train.learning_rate=nan", "train.learning_rate should be a finite number, got nan"),

@@ -3,7 +3,7 @@
 import pytest
 
 from dpdmd.roles import TRAINED_ROLES
-from dpdmd.train.cost import NetworkSizes, forwards_per_update, state_bytes
+from dpdmd.train.cost import NetworkSizes, _discriminator, forwards_per_update, state_bytes
 from dpdmd.train.trainer import Trainer
 
 
@@ -13,8 +13,8 @@ def counted(monkeypatch, adapter) -> dict[str, int]:
     predict = adapter.predict
 
     def spy(network, x_t, t, cond, embedded_guidance=None):
+        calls["all"] += len(x_t)  # a call for features may not come back
         result = predict(network, x_t, t, cond, embedded_guidance)
-        calls["all"] += len(x_t)
         calls["graph"] += len(x_t) if result.x0.requires_grad else 0
         return result
 
@@ -49,6 +49,25 @@ def test_savings_and_deeper_anchors_are_announced(anchor, monkeypatch, adapter, 
     forward, backward = forwards_per_update(trainer.plan, recipe)
     assert calls["all"] == forward * 2 * recipe.train.batch_size
     assert calls["graph"] == backward * 2 * recipe.train.batch_size
+
+
+@pytest.mark.parametrize("r1_weight", [0.0, 0.5])
+@pytest.mark.parametrize("train", [{}, {"reuse_samples": True, "accumulation": 2}], ids=["plain", "reused"])
+def test_calls_for_a_discriminator_are_announced(r1_weight, train, monkeypatch, adapter, make_recipe):
+    adversarial = {"r1_weight": r1_weight, "num_real": 5}
+    recipe = make_recipe(objective={"name": "dmd_adversarial", "adversarial": adversarial}, train=train)
+    trainer = Trainer(recipe, adapter)
+    calls = counted(monkeypatch, adapter)
+    trainer.iterate()  # draws the teacher's samples
+    first, graph = calls["all"], calls["graph"]
+    trainer.iterate()
+    forward, backward = forwards_per_update(trainer.plan, recipe)
+    samples = recipe.train.accumulation * recipe.train.batch_size
+    assert calls["all"] - first == forward * samples
+    assert calls["graph"] - graph == backward * samples
+    # Eight of 5, drawn 4 at a time, in 8 guided steps: what --dry-run says for 5, rounded up to whole batches.
+    assert first - forward * samples == 8 * 8 * 2
+    assert "real are 5 samples of the teacher, 80 forward network calls once" in _discriminator(trainer.plan, recipe)
 
 
 @pytest.mark.parametrize(

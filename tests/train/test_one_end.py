@@ -14,7 +14,7 @@ import torch
 from processes import in_processes, start_processes, train_tiny
 from tiny_adapter import TinyAdapter
 
-from dpdmd.files import read_json, read_tensors
+from dpdmd.files import read_json, read_tensors, write_png
 from dpdmd.train import health, trackers, trainer, validation
 from dpdmd.train.checkpoint import latest_checkpoint
 from dpdmd.train.config import Recipe
@@ -103,6 +103,10 @@ def other_weights(recipe: Recipe) -> None:
     TinyAdapter.load_network = load_network
 
 
+def nothing(recipe: Recipe) -> None:
+    pass
+
+
 @pytest.fixture
 def recipe(make_recipe):
     def make(folder: str = "run", *, shard: bool = False, num_updates: int = 4, **sections) -> Recipe:
@@ -156,6 +160,19 @@ def test_machines_with_other_prompts_or_another_folder_are_refused(recipe, tmp_p
     in_processes(expect_error, other_prompts, 1, *arguments, "the processes differ in the prompts", seconds=60)
     not_shared = recipe(output={"folder": "run"})
     in_processes(expect_error, not_shared, 1, *arguments, "run is another folder for process 1", seconds=60)
+
+
+@pytest.mark.slow
+def test_other_images_and_one_that_one_process_finds_broken_end_all(recipe, tmp_path):
+    for i, folder in enumerate((tmp_path / "images", tmp_path / "elsewhere/images")):
+        folder.mkdir(parents=True)
+        for name in "abcd":
+            write_png(folder / f"{name}.png", torch.full((3, 8, 8), float(i)))
+    on_images = recipe(objective={"name": "dmd_adversarial", "adversarial": {"real": "images"}})
+    arguments = (tmp_path, ValueError)
+    in_processes(expect_error, on_images, 1, other_place, *arguments, "processes differ in images_hash", seconds=60)
+    (tmp_path / "images/d.png").write_bytes(b"no picture")  # the second process reads it
+    in_processes(expect_error, on_images, 1, nothing, *arguments, r"real: .*d\.png is not a readable", seconds=60)
 
 
 @pytest.mark.slow

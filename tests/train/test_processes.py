@@ -12,12 +12,14 @@ from dpdmd.train.checkpoint import Checkpoint
 from dpdmd.train.config import Recipe
 
 LORA = {"roles": ["student", "fake_score"], "rank": 2}
+ADVERSARIAL = {"name": "dmd_adversarial", "adversarial": {"weight": 0.1, "num_real": 5, "r1_weight": 0.1}}
 
 
 def last_weights(recipe: Recipe) -> dict[str, torch.Tensor]:
     folder = Path(recipe.output.folder, "checkpoints", f"step-{recipe.train.num_updates:06d}")
     checkpoint, tensors = Checkpoint(folder, {}), {}
-    for name in ("student", "fake_score", "ema", "student_optimizer", "fake_score_optimizer"):
+    trained = ("student", "fake_score", *(["discriminator"] if recipe.objective.name == "dmd_adversarial" else []))
+    for name in (*trained, "ema", *(f"{name}_optimizer" for name in trained)):
         values = {key: torch.full(shape, torch.nan) for key, shape in checkpoint.shapes(name).items()}
         checkpoint.load(name, values)
         tensors |= {f"{name}/{key}": value for key, value in values.items()}
@@ -65,11 +67,13 @@ def recipe(make_recipe):
         ("dp_dmd", "renoise", {}),
         ("dp_dmd", "ode", LORA),
         ("dmd", "ode", LORA | {"roles": ["fake_score"]}),
+        ("dmd_adversarial", "ode", {}),
+        ("dmd_adversarial", "renoise", LORA),
     ],
-    ids=["dmd", "dp_dmd", "renoise", "shared", "mixed"],
+    ids=["dmd", "dp_dmd", "renoise", "shared", "mixed", "adversarial", "adversarial, renoise, shared"],
 )
 def test_two_processes_train_what_one_does(recipe, objective, kind, lora):
-    sections = {"objective": {"name": objective}, "student": {"num_steps": 3, "kind": kind}, "lora": lora}
+    sections = {"objective": ADVERSARIAL | {"name": objective}, "student": {"num_steps": 3, "kind": kind}, "lora": lora}
     one, two = recipe("one", 1, **sections), recipe("two", 2, **sections)
     train_tiny(one)
     in_processes(train_tiny, two)
@@ -81,9 +85,11 @@ def test_two_processes_train_what_one_does(recipe, objective, kind, lora):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", [{}, ADVERSARIAL], ids=["dp_dmd", "adversarial"])
 @pytest.mark.parametrize("lora", [{}, LORA], ids=["copies", "shared"])
-def test_sharded_networks_train_as_whole_ones_do(recipe, lora):
-    one, two = recipe("one", 1, lora=lora), recipe("two", 2, lora=lora, shard=True, validation={"every": 2})
+def test_sharded_networks_train_as_whole_ones_do(recipe, lora, objective):
+    sections = {"lora": lora, "objective": objective}
+    one, two = recipe("one", 1, **sections), recipe("two", 2, **sections, shard=True, validation={"every": 2})
     train_tiny(one)
     in_processes(train_tiny, two)
     assert_trained_alike(one, two)

@@ -54,6 +54,7 @@ class TinyAdapter:
     texts, vae, token_limits = None, nn.Identity(), ()
     lora_targets = ("first", "second")
     block_lists = ("blocks",)
+    feature_lists = ("first", "second")
     vae_factor = 2
     network_name, network_class, pipeline_class = "network", TinyNetwork, TinyPipeline
 
@@ -80,8 +81,14 @@ class TinyAdapter:
     def predict(self, network, x_t, t, cond, embedded_guidance=None):
         return from_velocity(x_t, network(x_t, t, cond.tensors["embeds"]), t)
 
+    def picture_tokens(self, output, x_t):
+        return output[:, None]
+
     def decode(self, latents):
         return latents[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    def encode_images(self, images):
+        return nn.functional.pad(images[:, :, ::2, ::2], (0, 0, 0, 0, 0, 1))
 
     def stock_grid(self, num_steps, latent_shape=None):
         times = torch.linspace(1, 0.01, num_steps, dtype=torch.float64)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.denoiser import Condition, Denoiser
+from dpdmd.discriminator import Features, block_outputs
 from dpdmd.grids import Grid
 from dpdmd.guidance import GuidanceRule
 from dpdmd.paths import Path, Prediction
@@ -35,6 +36,7 @@ class ModelAdapter(Protocol):
     token_limits: per tokenizer, the most tokens its encoder is given, a family's template included; None: what the
         tokenizer says.
     lora_targets: module names that a LoRA is put on. block_lists: the network's attributes that hold its blocks.
+    feature_lists: those of its blocks, or lists of blocks, that compute with the picture, in the order of the call.
     vae_factor: pixels per latent pixel and side.
     """
 
@@ -53,6 +55,7 @@ class ModelAdapter(Protocol):
     token_limits: tuple[tuple[str, int | None], ...]
     lora_targets: tuple[str, ...]
     block_lists: tuple[str, ...]
+    feature_lists: tuple[str, ...]
     vae_factor: int
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
@@ -72,8 +75,14 @@ class ModelAdapter(Protocol):
     ) -> Prediction:
         """What `network` believes of x_t (B, C, H, W) at t (B,), in fp32."""
 
+    def picture_tokens(self, output: Any, x_t: Tensor) -> Tensor:
+        """The picture's part of what one of `feature_lists` returned at x_t (B, C, H, W): (B, N, D), N places of it."""
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W) to images (B, 3, 8H, 8W or so) in [-1, 1], not clamped; latents receive gradient."""
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to their most likely latents, as `decode` takes them."""
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """The grid that the stock pipeline takes by default for this many steps at this size."""
@@ -107,6 +116,50 @@ def decoder(adapter: ModelAdapter, *, in_bf16: bool = False) -> Callable[[Tensor
             return adapter.decode(latents).float()
 
     return decode
+
+
+def empty_network(adapter: ModelAdapter) -> nn.Module:
+    """The denoising network on the meta device, from its configuration."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        return adapter.network_class.from_config(
+            adapter.network_class.load_config(adapter.source, subfolder=adapter.network_name)
+        )
+
+
+def feature_blocks(adapter: ModelAdapter, network: nn.Module) -> list[nn.Module]:
+    """The blocks of a network that compute with the picture, in the order of the call."""
+    parts = (getattr(network, name) for name in adapter.feature_lists)
+    return [block for part in parts for block in (part if isinstance(part, nn.ModuleList) else [part])]
+
+
+def feature_reader(
+    adapter: ModelAdapter,
+    roles: Roles,
+    role: Role,
+    indices: tuple[int, ...],
+    embedded_guidance: float | None = None,
+    *,
+    whole_calls: bool = False,
+) -> Features:
+    """What some of a role's `feature_blocks` make of x_t.
+
+    The network is called without what is wrapped around it for several processes: no update of it follows.
+    whole_calls: do not leave it behind the last of the blocks where no graph is recorded.
+    """
+    chosen = feature_blocks(adapter, roles.modules[role])
+
+    def read(x_t: Tensor, t: Tensor, cond: Condition) -> list[Tensor]:
+        with roles.use(role):
+            outputs = block_outputs(
+                lambda: adapter.predict(roles.modules[role], x_t, t, cond, embedded_guidance),
+                [chosen[i] for i in indices],
+                stop=not (whole_calls or torch.is_grad_enabled()),
+            )
+        return [adapter.picture_tokens(output, x_t) for output in outputs]
+
+    return read
 
 
 def network_denoiser(adapter: ModelAdapter, network: nn.Module, embedded_guidance: float | None = None) -> Denoiser:

@@ -94,3 +94,11 @@ class QwenImageAdapter(StockAdapter):
         mean, std = (latents.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
         video = (latents * std + mean)[:, :, None]  # one frame
         return self.vae.decode(video, return_dict=False)[0][:, :, 0]
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """The mode of the autoencoder's distribution for a video of one frame, of zero mean and unit variance."""
+        config = self.vae.config
+        latents = self.vae.encode(images[:, :, None].to(self.vae.device)).latent_dist.mode()[:, :, 0]
+        mean, std = (latents.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
+        return (latents - mean) / std

@@ -90,6 +90,11 @@ class SanaAdapter(StockAdapter):
         )[0]
         return from_velocity(x_t, out[:, : x_t.shape[1]], t)
 
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """What its autoencoder, which has no distribution, makes of them."""
+        return self.vae.encode(images.to(self.vae.device), return_dict=False)[0] * self.vae.config.scaling_factor
+
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """The stock Euler scheduler's grid; in place of DPM-Solver's, the uniform one, less than .001 away from it."""
         if not self.has_euler:

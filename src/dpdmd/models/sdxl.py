@@ -40,6 +40,7 @@ class SDXLAdapter(StockAdapter):
     token_limits = (("tokenizer", None), ("tokenizer_2", None))
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     block_lists = ("down_blocks", "up_blocks")
+    feature_lists = ("down_blocks", "mid_block")
 
     def __init__(self, source: str):
         super().__init__(source)
@@ -89,6 +90,10 @@ class SDXLAdapter(StockAdapter):
             return_dict=False,
         )[0]
         return self._convert(self.path, x_t, output, t)
+
+    def picture_tokens(self, output: Any, x_t: Tensor) -> Tensor:
+        """The map of features, which a block on the way down returns before those for the way up."""
+        return (output[0] if isinstance(output, tuple) else output).flatten(2).transpose(1, 2)
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """DDIMScheduler's trailing timesteps, t = (timestep + 1) / T, then 0."""

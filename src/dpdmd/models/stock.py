@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ class StockAdapter:
     """A `models.base.ModelAdapter` but for `encode` and `predict`: by default a flow with plain guidance.
 
     A family sets `pipeline_class`, `network_class`, `vae_class`, `guidance_scale`, `num_inference_steps`,
-    `token_limits`, `lora_targets` and `block_lists`.
+    `token_limits`, `lora_targets` and `block_lists`; `feature_lists` where not all of these see the picture.
 
     network_config, vae_config, scheduler_config: the JSON that the parts were saved with.
     unguided: arguments of the stock pipeline that turn its classifier-free guidance off.
@@ -53,6 +54,11 @@ class StockAdapter:
         return parts.load_part(self.vae_class, self.source, "vae")
 
     @property
+    def feature_lists(self) -> tuple[str, ...]:
+        """All blocks."""
+        return self.block_lists
+
+    @property
     def vae_factor(self) -> int:
         """Pixels per latent pixel and side."""
         return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
@@ -79,11 +85,22 @@ class StockAdapter:
         """The pretrained network in fp32."""
         return parts.load_network(self.network_class, self.source, self.network_name)
 
+    def picture_tokens(self, output: Any, x_t: Tensor) -> Tensor:
+        """The hidden states, which transformer blocks return behind the prompt's."""
+        return output[-1] if isinstance(output, tuple) else output
+
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's images of latents / scaling_factor + shift_factor."""
         config = self.vae.config
         latents = latents.to(self.vae.device) / config.scaling_factor + (config.get("shift_factor") or 0.0)
         return self.vae.decode(latents, return_dict=False)[0]
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """The mode of the autoencoder's distribution, (latents - shift_factor) scaling_factor."""
+        config = self.vae.config
+        latents = self.vae.encode(images.to(self.vae.device)).latent_dist.mode()
+        return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """That of a pipeline which hands its scheduler uniform sigmas and a shift for the image's size."""

@@ -31,6 +31,7 @@ class ZImageAdapter(StockAdapter):
     token_limits = (("tokenizer", 512),)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     block_lists = ("noise_refiner", "context_refiner", "layers")
+    feature_lists = ("noise_refiner", "layers")
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
         """(C, H, W); by default IMAGE_SIZE in pixels."""
@@ -59,3 +60,8 @@ class ZImageAdapter(StockAdapter):
         tokens = [embeds[:n] for embeds, n in zip(cond.tensors["prompt_embeds"], lengths, strict=True)]
         out = network(list(x_t.unsqueeze(2)), 1 - t, tokens, return_dict=False)[0]
         return from_velocity(x_t, -torch.stack(out).squeeze(2), t)
+
+    def picture_tokens(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """The first tokens; behind them are padding and, in most blocks, the prompt's."""
+        height, width = x_t.shape[2:]
+        return output[:, : height * width // PATCH_SIZE**2]

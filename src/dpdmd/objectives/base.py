@@ -1,13 +1,14 @@
 """What an objective is: a short list of weighted terms over one student rollout."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dpdmd.denoiser import Condition, Denoiser
+from dpdmd.discriminator import Discriminator
 from dpdmd.grids import Grid
 from dpdmd.paths import Path
 from dpdmd.rollout import StudentRollout
@@ -19,6 +20,7 @@ class StudentStep:
 
     `rng(stream)` names a fresh generator of this micro-batch. `prediction_space` is the network's own. `teacher_x0`:
     the guided teacher's samples (B, C, H, W) from the same noise and prompts, None where they are not known.
+    `discriminator`: of objectives that train one.
     """
 
     rollout: StudentRollout
@@ -33,6 +35,7 @@ class StudentStep:
     prediction_space: str
     rng: Callable[[str], torch.Generator]
     teacher_x0: Tensor | None = None
+    discriminator: Discriminator | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,29 @@ class Term(Protocol):
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """A delayed start: 0 in the first `start` student updates, then up to 1 in `length` equal steps."""
+
+    start: int = 0
+    length: int = 0
+
+    def __call__(self, step: int) -> float:
+        """In the update that has `step` others before it."""
+        return min(1.0, max(0, step + 1 - self.start) / max(1, self.length))
+
+
+@dataclass(frozen=True)
 class Objective:
-    """The student's loss: `terms` summed, over a rollout cut behind step `detach_after`."""
+    """The student's loss: `terms` summed, over a rollout cut behind step `detach_after`.
+
+    `ramps`, by name: terms that do not have their weight from the first update on.
+    """
 
     terms: tuple[Term, ...]
     detach_after: int
+    ramps: Mapping[str, Ramp] = field(default_factory=dict)
+
+    def weighted(self, step: int) -> list[tuple[float, Term]]:
+        """(weight, term) in the update that has `step` others before it; terms that have not begun are left out."""
+        shares = [(self.ramps[term.name](step) if term.name in self.ramps else 1.0, term) for term in self.terms]
+        return [(share * term.weight, term) for share, term in shares if share > 0]

@@ -1,13 +1,15 @@
 """The only table of objective names: a name and its settings become a list of terms."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dpdmd.grids import Grid, anchor_steps
 from dpdmd.guidance import Guidance, GuidanceRule, linear_rule
+from dpdmd.losses import AdversarialKind
+from dpdmd.objectives.adversarial import Adversarial
 from dpdmd.objectives.anchor import DiversityAnchor
-from dpdmd.objectives.base import Objective
+from dpdmd.objectives.base import Objective, Ramp
 from dpdmd.objectives.dmd import Dmd
 from dpdmd.objectives.perceptual import Perceptual, Pictures
 from dpdmd.perceptual import PerceptualDistance
@@ -74,13 +76,56 @@ class PerceptualConfig(BaseModel):
     )
 
 
+class AdversarialConfig(BaseModel):
+    """The discriminator of DMD2, and what it asks of the student."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    weight: float = Field(
+        default=5e-3, gt=0, description="Of the student's term; DMD2's 5e-3 for SDXL. Smaller latents need more."
+    )
+    start: int = Field(
+        default=0, ge=0, description="Student updates before the term counts; the head learns meanwhile."
+    )
+    ramp: int = Field(default=0, ge=0, description="Student updates over which its weight then rises linearly.")
+    loss: AdversarialKind = Field(default="non_saturating", description="non_saturating (DMD2's) or hinge.")
+    r1_weight: float = Field(
+        default=0.0, ge=0, description="Gradient penalty on real samples, by finite difference; 0 = off."
+    )
+    features: Literal["fake_score", "teacher"] = Field(
+        default="fake_score",
+        description="Whose blocks the head sees: fake_score (DMD2) or teacher. Never trained by it.",
+    )
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Which blocks, 0 the first. Default: a quarter, a half and three quarters of the way.",
+    )
+    learning_rate: float = Field(default=2e-3, gt=0, description="The head's, which starts from nothing.")
+    real: str = Field(
+        default="teacher",
+        min_length=1,
+        description='What is real: "teacher", its guided samples of the training prompts, or a folder of images (png, '
+        "jpg), whose prompts stand in metadata.jsonl or NAME.txt.",
+    )
+    num_real: int = Field(
+        default=1024, ge=1, description="How many samples of the teacher are drawn, once; of a folder all images count."
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self):
+        if self.blocks is not None and len(set(self.blocks)) < len(self.blocks):
+            raise ValueError(f"adversarial.blocks must name each block once, got {list(self.blocks)}")
+        return self
+
+
 class ObjectiveConfig(BaseModel):
     """What the student learns from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    name: Literal["dmd", "dp_dmd", "dmd_perceptual"] = Field(
-        default="dp_dmd", description="dmd, dp_dmd or dmd_perceptual."
+    name: Literal["dmd", "dp_dmd", "dmd_perceptual", "dmd_adversarial"] = Field(
+        default="dp_dmd", description="dmd, dp_dmd, dmd_perceptual or dmd_adversarial."
     )
     normalisation: Literal["dmd2", "dpdmd"] = Field(default="dpdmd", description="Norm of the DMD gradient.")
     tau_low: float = Field(default=0.02, ge=0, lt=1, description="Least noise of the score comparison.")
@@ -97,6 +142,7 @@ class ObjectiveConfig(BaseModel):
     )
     anchor: AnchorConfig = AnchorConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
 
     @property
     def num_pairs(self) -> int | None:
@@ -167,6 +213,15 @@ def build_objective(
     )
     if config.name == "dmd":
         return Objective(terms=(dmd,), detach_after=0)
+    if config.name == "dmd_adversarial":
+        adversarial = Adversarial(
+            kind=config.adversarial.loss,
+            tau_low=config.tau_low,
+            tau_high=config.tau_high,
+            weight=config.adversarial.weight,
+        )
+        ramp = Ramp(config.adversarial.start, config.adversarial.ramp)
+        return Objective(terms=(dmd, adversarial), detach_after=0, ramps={adversarial.name: ramp})
     if student_grid.times[0] != teacher_grid.times[0]:
         raise ValueError(
             f"{config.name} needs student and teacher to start at the same noise, got t = {student_grid.times[0]} and "

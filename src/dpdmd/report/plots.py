@@ -27,14 +27,19 @@ PANEL_TITLES = {
     "loss/anchor": "anchor loss",
     "loss/perceptual": "perceptual loss",
     "loss/fake_score": "fake score loss",
+    "loss/adversarial": "adversarial loss",
+    "loss/discriminator": "discriminator loss",
+    "loss/r1": "gradient penalty of the discriminator",
     "health/cosine": "cosine of real and fake score",
     "health/relative_gap": "relative gap of the scores",
     "health/magnitude_ratio": "magnitude ratio, fake / real",
+    "health/discriminator_accuracy": "accuracy of the discriminator",
     "sample/mean": "sample mean",
     "sample/std": "sample std",
     "sample/saturation": "saturated share of samples",
     "grad_norm/student": "gradient norm, student",
     "grad_norm/fake_score": "gradient norm, fake score",
+    "grad_norm/discriminator": "gradient norm, discriminator",
 }
 
 

@@ -14,6 +14,7 @@ LABELS = {
     "dmd": "DMD",
     "dmd_perceptual": "DMD + perceptual",
     "dp_dmd": "DP-DMD",
+    "dmd_adversarial": "DMD + adversarial",
 }
 SETTINGS_FILES = ("recipe.toml", "config.toml", "config.json", "provenance.json", "versions.json", "grid.json")
 # A settings file is shown in full; anything longer is not a settings file.

@@ -6,7 +6,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from dpdmd.grids import Grid
-from dpdmd.models.base import ModelAdapter
+from dpdmd.models.base import ModelAdapter, empty_network
 from dpdmd.roles import TRAINED_ROLES, Roles
 from dpdmd.train.config import Recipe
 from dpdmd.train.plan import Plan
@@ -41,14 +41,6 @@ def num_parameters(adapter: ModelAdapter) -> int:
     return _count(empty_network(adapter))
 
 
-def empty_network(adapter: ModelAdapter) -> nn.Module:
-    """The denoising network on the meta device, from its configuration."""
-    with init_empty_weights():
-        return adapter.network_class.from_config(
-            adapter.network_class.load_config(adapter.source, subfolder=adapter.network_name)
-        )
-
-
 def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -56,9 +48,9 @@ def _count(network: nn.Module) -> int:
 def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
     """Network calls on one sample for one student update with its M fake-score updates: (forward, backward).
 
-    A guided call counts twice. A student whose sample is of one random step takes (first trained step + N) / 2 calls
-    on average. Of the denoising network alone: a perceptual term's autoencoder and backbone are not in them, nor are
-    teacher samples that are kept.
+    A guided call counts twice, one for a discriminator's features as if it went to the end. A student whose sample is
+    of one random step takes (first trained step + N) / 2 calls on average. Of the denoising network alone: a perceptual
+    term's autoencoder and backbone are not in them, nor are teacher samples that are kept.
     """
     n, first = plan.student_grid.num_steps, plan.objective.detach_after + 1
     is_whole = recipe.student.kind == "ode" and not recipe.train.random_step
@@ -66,11 +58,15 @@ def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
     num_rollouts = 1 if recipe.train.reuse_samples else recipe.train.fake_updates
     forward = num_rollouts * rollout + recipe.train.fake_updates + rollout
     backward = recipe.train.fake_updates + (n if is_whole else first)
+    if plan.feature_blocks:
+        # Real samples, the student's, real ones moved a little; the student's term goes back to its samples.
+        forward += recipe.train.fake_updates * (3 if recipe.objective.adversarial.r1_weight else 2)
+        backward += 1
     return forward + sum(term.num_forwards for term in plan.objective.terms), backward
 
 
 def state_bytes(recipe: Recipe, sizes: NetworkSizes) -> dict[str, int]:
-    """What stays in memory on every device, without activations, text encoders and autoencoder.
+    """What stays in memory on every device, without activations, text encoders, autoencoder and a discriminator's head.
 
     Student and fake score are updated in turn, so that the gradients of one of them exist at a time.
     """
@@ -127,6 +123,8 @@ def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
         lines["perceptual"] = (
             f"{recipe.objective.perceptual.backbone}, {noise}; decoding and features come on top of calls and memory"
         )
+    if plan.feature_blocks:
+        lines["discriminator"] = _discriminator(plan, recipe)
     train = recipe.train
     if sizes.adapter:
         names = " and ".join(role.replace("_", " ") for role in recipe.lora.roles)
@@ -147,3 +145,12 @@ def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
 
 def _times(grid: Grid) -> str:
     return ", ".join(f"{t:.4g}" for t in grid.times)
+
+
+def _discriminator(plan: Plan, recipe: Recipe) -> str:
+    adversarial = recipe.objective.adversarial
+    seen = f"blocks {', '.join(map(str, plan.feature_blocks))} of the {adversarial.features.replace('_', ' ')}"
+    if plan.real_images:
+        return f"{seen}; real are {len(plan.real_images)} images of {adversarial.real}"
+    calls = adversarial.num_real * plan.teacher_grid.num_steps * (2 if plan.guidance_scale > 1 else 1)
+    return f"{seen}; real are {adversarial.num_real} samples of the teacher, {calls:,} forward network calls once"

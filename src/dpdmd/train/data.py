@@ -6,7 +6,7 @@ resumed run draws what an uninterrupted one would, and two objectives with one s
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -97,26 +97,37 @@ class BatchSource:
         updates_per_step = self.fake_updates if role == "fake_score" else 1
         done = (step * updates_per_step + update) * self.accumulation + index
         start = (done * self.num_processes + self.rank) * self.batch_size
-        positions, noise_seeds = list(range(start, start + self.batch_size)), None
-        if role == "student" and self.num_pairs is not None:
-            positions = prompt_indices(positions, self.num_pairs, seed=self.seed, stream="pairs").tolist()
-            noise_seeds = [generator(self.seed, "pair_noise", pair).initial_seed() for pair in positions]
-        places = [position // self.samples_per_prompt for position in positions]
-        chosen = prompt_indices(places, len(self.prompts), seed=self.seed, stream=f"{role}/prompts")
+        positions = range(start, start + self.batch_size)
         number = index * self.num_processes + self.rank
 
         def rng(stream: str) -> torch.Generator:
             return generator(self.seed, f"{role}/{update}/{number}/{stream}", step)
 
-        if noise_seeds is None:
-            noise = torch.randn(self.batch_size, *self.latent_shape, generator=rng("noise"))
-        else:
-            noise = image_noise(noise_seeds, self.latent_shape)
+        if role == "student" and self.num_pairs is not None:
+            pairs = prompt_indices(positions, self.num_pairs, seed=self.seed, stream="pairs").tolist()
+            return self.pairs(pairs, rng)
+        noise = torch.randn(self.batch_size, *self.latent_shape, generator=rng("noise"))
+        return self._micro_batch(self._prompts(role, positions), noise, rng)
+
+    def pairs(self, numbers: list[int], rng: Callable[[str], torch.Generator]) -> MicroBatch:
+        """Pairs of a prompt and a noise that come again, by their numbers."""
+        noise_seeds = [generator(self.seed, "pair_noise", pair).initial_seed() for pair in numbers]
+        noise = image_noise(noise_seeds, self.latent_shape)
+        return replace(self._micro_batch(self.pair_prompts(numbers), noise, rng), noise_seeds=noise_seeds)
+
+    def pair_prompts(self, numbers: Iterable[int]) -> Tensor:
+        """Which prompts the pairs of these numbers have: the first of the student's sequence."""
+        return self._prompts("student", numbers)
+
+    def _prompts(self, role: Role, positions: Iterable[int]) -> Tensor:
+        places = [position // self.samples_per_prompt for position in positions]
+        return prompt_indices(places, len(self.prompts), seed=self.seed, stream=f"{role}/prompts")
+
+    def _micro_batch(self, chosen: Tensor, noise: Tensor, rng: Callable[[str], torch.Generator]) -> MicroBatch:
         return MicroBatch(
             prompts=[self.prompts.prompts[i] for i in chosen.tolist()],
             noise=noise.to(self.device),
             cond=self.prompts.cond(chosen).to(self.device),
-            uncond=self.prompts.uncond.to(self.device).expand(self.batch_size),
+            uncond=self.prompts.uncond.to(self.device).expand(len(noise)),
             rng=rng,
-            noise_seeds=noise_seeds,
         )

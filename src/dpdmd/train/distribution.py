@@ -3,7 +3,8 @@
 import hashlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,6 +126,11 @@ def replicate(roles: Roles, accelerator: Accelerator) -> None:
         roles.networks[role] = wrapped[id(network)]
 
 
+def replicate_head(head: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Every process holds all of a module beside the roles' networks, also where those are shared out."""
+    return accelerator.prepare(head)
+
+
 def shard(roles: Roles, accelerator: Accelerator, block_lists: tuple[str, ...]) -> None:
     """Every process holds its share of every network's parameters, and gathers a block's when it computes with it.
 
@@ -146,6 +152,21 @@ def shard(roles: Roles, accelerator: Accelerator, block_lists: tuple[str, ...]) 
         whole_ones = [name for name, parameter in network.named_parameters() if not isinstance(parameter, DTensor)]
         if whole_ones:
             raise RuntimeError(f"these parameters were not sharded: {', '.join(whole_ones[:3])}")
+
+
+@contextmanager
+def kept_gathered(network: nn.Module) -> Iterator[None]:
+    """Within it a sharded network's parameters outside of its blocks stay gathered from a call to its backward pass.
+
+    FSDP2 gathers them again when a backward pass comes to the network's output; one from a block's output, which
+    gathers that block's own, never does.
+    """
+    network.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        network.set_reshard_after_forward(True, recurse=False)
+        network.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -11,18 +11,18 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dpdmd.denoiser import Condition, concatenate
-from dpdmd.models.base import ModelAdapter
+from dpdmd.models.base import ModelAdapter, empty_network, feature_reader
 from dpdmd.models.base import denoiser as role_denoiser
 from dpdmd.models.lora import lora_configs
 from dpdmd.roles import Role, Roles
 from dpdmd.rollout import student_rollout
 from dpdmd.train.config import Recipe
-from dpdmd.train.cost import empty_network
 from dpdmd.train.plan import Plan
 
 
@@ -61,8 +61,9 @@ class LiveBytes(TorchDispatchMode):
 def peak_bytes(recipe: Recipe, plan: Plan, adapter: ModelAdapter) -> int | None:
     """Activations and gradients of one micro-batch of the student update, at their peak, on the main device.
 
-    The rollout with its graph, a guided call of the teacher beside it, then the backward pass. Optimiser, weights and
-    text encoders are not in it. None for families whose networks read numbers out of their input (Z-Image).
+    The rollout with its graph, a guided call of the teacher beside it, or a discriminator's features with their own
+    graph, then the backward pass. Optimiser, weights and text encoders are not in it. None for families whose networks
+    read numbers out of their input (Z-Image).
     """
     network = empty_network(adapter)
     configs = lora_configs(recipe.lora, adapter, network)
@@ -105,6 +106,14 @@ def _peak(recipe: Recipe, plan: Plan, adapter: ModelAdapter, roles: Roles) -> in
         both = concatenate([cond, uncond][:copies])
         denoise("teacher", noise.repeat(copies, 1, 1, 1), times.repeat(copies), both)
 
+    def look(x0: Tensor) -> None:
+        """The adversarial term: features with a graph of their own, normalised as its head does, and back to x0."""
+        role, x_t = recipe.objective.adversarial.features, x0.detach().requires_grad_()
+        read = feature_reader(adapter, roles, role, plan.feature_blocks, plan.embedded_guidance[role])
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+            features = [f.float() for f in read(x_t, plan.student_grid.time(0, x_t), cond)]
+        torch.autograd.grad(sum(F.layer_norm(f, f.shape[-1:]).square().mean() for f in features), x_t)
+
     with torch.no_grad():  # tables that a network makes at its first call stay and are small
         denoise("student", noise, plan.student_grid.time(0, noise), cond)
         teach()
@@ -121,5 +130,7 @@ def _peak(recipe: Recipe, plan: Plan, adapter: ModelAdapter, roles: Roles) -> in
         )
         with torch.no_grad():
             teach()
+        if plan.feature_blocks:
+            look(rollout.x0)
         (rollout.x0.mean() + sum(prediction.x0.mean() for prediction in rollout.predictions)).backward()
     return live.peak

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
+from dpdmd.data.images import captioned_images
+from dpdmd.discriminator import default_blocks
 from dpdmd.files import read_json
 from dpdmd.grids import Grid, lint, uniform_grid
-from dpdmd.models.base import LatentShape, ModelAdapter, decoder
+from dpdmd.models.base import LatentShape, ModelAdapter, decoder, empty_network, feature_blocks
 from dpdmd.models.load import STUDENT_FILE
 from dpdmd.objectives.base import Objective
 from dpdmd.objectives.perceptual import Pictures
-from dpdmd.objectives.presets import anchor_stops, build_objective
+from dpdmd.objectives.presets import AdversarialConfig, anchor_stops, build_objective
 from dpdmd.paths import FlowPath
 from dpdmd.roles import Role
 from dpdmd.train.config import Recipe
@@ -21,7 +23,8 @@ class Plan:
     """A recipe and a model, made concrete.
 
     embedded_guidance: per role, None where the network takes none. anchor_stops: K_1 ... K_m, empty without an anchor.
-    notes: the lint's warnings in plain words.
+    feature_blocks: what a discriminator sees, empty without one. real_images: (file, prompt) of what it takes for real,
+    empty where that is the teacher's samples. notes: the lint's warnings in plain words.
     """
 
     latent_shape: LatentShape
@@ -32,6 +35,8 @@ class Plan:
     objective: Objective
     tau_range: TauRange
     anchor_stops: tuple[int, ...]
+    feature_blocks: tuple[int, ...]
+    real_images: list[tuple[FilePath, str]]
     notes: list[str]
 
 
@@ -43,11 +48,17 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
     student_grid = _student_grid(recipe, adapter, latent_shape)
     stops = anchor_stops(objective.anchor, student_grid, teacher_grid) if objective.name == "dp_dmd" else ()
     embedded = _embedded_guidance(recipe, adapter)
+    is_adversarial = objective.name == "dmd_adversarial"
     notes = lint(student_grid, teacher_grid, stops[0] if stops else None)
     if guidance_scale == 1 and (embedded["teacher"] or 0) <= 1:
         notes.append(
             "the teacher is not guided (model.guidance_scale 1): real and fake score are then nearly equal and their "
             "difference is mostly noise"
+        )
+    if is_adversarial and objective.adversarial.start >= recipe.train.num_updates:
+        notes.append(
+            f"the adversarial term begins after {objective.adversarial.start} student updates and there are only "
+            f"{recipe.train.num_updates}: this is plain DMD"
         )
     return Plan(
         latent_shape=latent_shape,
@@ -70,6 +81,8 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
         ),
         tau_range=TauRange(objective.tau_low, objective.tau_high, objective.tau_shift),
         anchor_stops=stops,
+        feature_blocks=_feature_blocks(objective.adversarial, adapter) if is_adversarial else (),
+        real_images=_real_images(recipe) if is_adversarial else [],
         notes=notes,
     )
 
@@ -117,3 +130,25 @@ def _embedded_guidance(recipe: Recipe, adapter: ModelAdapter) -> dict[Role, floa
     teacher = recipe.model.embedded_guidance
     default = adapter.embedded_guidance if teacher is None else teacher
     return {role: default if value is None else value for role, value in settings.values()}
+
+
+def _feature_blocks(config: AdversarialConfig, adapter: ModelAdapter) -> tuple[int, ...]:
+    """The blocks of the recipe, in the order of the call, or the default ones."""
+    number = len(feature_blocks(adapter, empty_network(adapter)))
+    blocks = default_blocks(number) if config.blocks is None else tuple(sorted(config.blocks))
+    if blocks[-1] >= number:
+        raise ValueError(
+            f"objective.adversarial.blocks: {adapter.source} has {number} blocks that see the picture, 0 to "
+            f"{number - 1}, got {blocks[-1]}"
+        )
+    return blocks
+
+
+def _real_images(recipe: Recipe) -> list[tuple[FilePath, str]]:
+    real = recipe.objective.adversarial.real
+    if real == "teacher":
+        return []
+    try:
+        return captioned_images(real, recipe.data.column)
+    except ValueError as error:
+        raise ValueError(f"objective.adversarial.real: {error}") from None

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpdmd.data.embeddings import EmbeddingCache, default_folder
+from dpdmd.data.images import images_digest
 from dpdmd.data.prompts import SCENES, lint_prompts, training_prompts
 from dpdmd.denoiser import Condition, Denoiser
 from dpdmd.files import write_json, write_tensors
@@ -26,6 +27,7 @@ from dpdmd.objectives.perceptual import Perceptual
 from dpdmd.paths import Prediction
 from dpdmd.roles import Role, Roles
 from dpdmd.rollout import teacher_rollout
+from dpdmd.train.adversary import Adversary, RealSamples, image_samples, teacher_samples
 from dpdmd.train.checkpoint import (
     Checkpoint,
     load_optimizer,
@@ -53,6 +55,7 @@ from dpdmd.train.teacher_samples import TeacherSamples, samples_folder
 from dpdmd.train.updates import (
     MicroLoss,
     Players,
+    Trained,
     Updater,
     draw_samples,
     fake_score_loss,
@@ -97,9 +100,12 @@ class Trainer:
         if recipe.data.prompts != SCENES:
             self.notes += lint_prompts(prompts, tokenizers(adapter.texts, adapter.token_limits))
         self.accelerator = accelerator or new_accelerator()
-        require_equal({**flatten(recipe), "the prompts": prompts_digest(prompts), **versions()})
-        # Before the networks are there: the text encoders may need the memory.
-        encoded = EncodedPrompts(prompts, self._encoder([*prompts, *self._pictured]))
+        self._real_identity = {"images_hash": images_digest(self.plan.real_images)} if self.plan.real_images else {}
+        require_equal({**flatten(recipe), "the prompts": prompts_digest(prompts), **self._real_identity, **versions()})
+        # Before the networks are there: the text encoders and the autoencoder may need the memory.
+        captions = [prompt for _, prompt in self.plan.real_images]
+        encoded = EncodedPrompts(prompts, self._encoder([*prompts, *self._pictured, *captions]))
+        images = image_samples(recipe, self.plan, adapter, self.accelerator) if self.plan.real_images else None
         teacher, start = _networks(recipe, adapter)
         require_equal({name: fingerprint(n) for name, n in {"teacher": teacher, "student.start": start}.items() if n})
         self.roles = Roles(
@@ -117,10 +123,19 @@ class Trainer:
             shard(self.roles, self.accelerator, adapter.block_lists)
         else:
             replicate(self.roles, self.accelerator)
-        self.updaters: dict[Role, Updater] = {
-            "student": self._updater("student", recipe.train.learning_rate),
-            "fake_score": self._updater("fake_score", recipe.train.fake_learning_rate or recipe.train.learning_rate),
+        rates = {"student": recipe.train.learning_rate}
+        rates["fake_score"] = recipe.train.fake_learning_rate or recipe.train.learning_rate
+        self.updaters: dict[Trained, Updater] = {
+            role: self._updater(role, self.roles.networks[role], self.roles.parameters(role), rate)
+            for role, rate in rates.items()
         }
+        self.adversary, discriminator = None, None
+        if self.plan.feature_blocks:
+            args = adapter, self.roles, encoded, self.accelerator
+            self.adversary = Adversary(recipe, self.plan, *args, draw=partial(self._real_samples, images))
+            discriminator, rate = self.adversary.discriminator, recipe.objective.adversarial.learning_rate
+            parameters = dict(discriminator.head.named_parameters())
+            self.updaters["discriminator"] = self._updater("discriminator", self.adversary.network, parameters, rate)
         self.ema = Ema(self.roles.parameters("student"), recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.players = Players(
             student=self._denoiser("student"),
@@ -133,6 +148,7 @@ class Trainer:
             student_kind=recipe.student.kind,
             random_step=recipe.train.random_step,
             time_jitter=recipe.train.time_jitter,
+            discriminator=discriminator,
         )
         self.batches = BatchSource(
             prompts=encoded,
@@ -151,11 +167,15 @@ class Trainer:
         # Networks beside those of the roles that training needs (a discriminator, a perceptual backbone), by name: a
         # comparison counts their parameters.
         self.extras = {t.name: t.distance.network for t in self.plan.objective.terms if isinstance(t, Perceptual)}
+        self.extras |= {"discriminator": discriminator.head} if discriminator else {}
         self.step, self.seconds, self.peak_memory = 0, 0.0, 0
         self._validation: tuple[Validation, Tensor] | None = None
 
     def iterate(self) -> dict[str, Any]:
-        """M fake-score updates, one student update, one step of the moving average; returns the line to log."""
+        """M fake-score updates, one student update, one step of the moving average; returns the line to log.
+
+        The head of an adversarial objective is updated behind every fake-score update, on the same samples.
+        """
         started = time.perf_counter()
         fake_rows = self._fake_updates()
         student_row = self._student_update()
@@ -174,22 +194,31 @@ class Trainer:
         number = train.fake_updates + (train.fake_head_start if self.step == 0 else 0)
 
         @lru_cache(maxsize=train.accumulation)
-        def samples(update: int, index: int) -> tuple[MicroBatch, Tensor]:
+        def drawn(update: int, index: int) -> tuple[MicroBatch, Tensor]:
             batch = self.batches.micro_batch("fake_score", self.step, index, update=update)
             return batch, draw_samples(self.players, batch, detach_after=self.plan.objective.detach_after)
 
-        def micro_loss(m: int, index: int) -> MicroLoss:
-            batch, x0 = samples(0 if train.reuse_samples else m, index)
-            return fake_score_loss(self.players, batch, x0, self.plan.tau_range, stream=f"denoising_{m}")
+        def samples(m: int, index: int) -> tuple[MicroBatch, Tensor]:
+            return drawn(0 if train.reuse_samples else m, index)
 
-        updater = self.updaters["fake_score"]
-        return [updater.update(self.step, self._micro(partial(micro_loss, m))) for m in range(number)]
+        def fake_loss(m: int, index: int) -> MicroLoss:
+            return fake_score_loss(self.players, *samples(m, index), self.plan.tau_range, stream=f"denoising_{m}")
+
+        def head_loss(m: int, index: int) -> MicroLoss:
+            return self.adversary.loss(*samples(m, index), update=m)
+
+        losses = {"fake_score": fake_loss} | ({"discriminator": head_loss} if self.adversary else {})
+        rows = [{} for _ in range(number)]
+        for m, row in enumerate(rows):
+            for name, loss in losses.items():
+                row |= self.updaters[name].update(self.step, self._micro(partial(loss, m)))
+        return rows
 
     def _student_update(self) -> dict[str, float]:
         def micro_loss(index: int) -> MicroLoss:
             batch = self.batches.micro_batch("student", self.step, index)
             teacher_x0 = self.teacher_samples(batch) if self.teacher_samples else None
-            return student_loss(self.players, batch, self.plan.objective, teacher_x0=teacher_x0)
+            return student_loss(self.players, batch, self.plan.objective, step=self.step, teacher_x0=teacher_x0)
 
         return self.updaters["student"].update(self.step, self._micro(micro_loss))
 
@@ -222,6 +251,7 @@ class Trainer:
             "grid": list(self.plan.student_grid.times),
             "teacher_grid": list(self.plan.teacher_grid.times),
             "anchor_stops": list(self.plan.anchor_stops),
+            "feature_blocks": list(self.plan.feature_blocks),
             "lint": self.notes,
             "latent_shape": list(self.plan.latent_shape),
             "num_prompts": len(self.batches.prompts),
@@ -253,9 +283,8 @@ class Trainer:
         """Write a checkpoint; all processes wait for it, and raise OSError when it cannot be written."""
         tensors = {}
         for role, updater in self.updaters.items():
-            parameters = self.roles.parameters(role)
-            tensors[role] = {name: p.detach() for name, p in parameters.items()}
-            tensors[f"{role}_optimizer"] = optimizer_tensors(updater.optimizer, parameters)
+            tensors[role] = {name: p.detach() for name, p in updater.named_parameters.items()}
+            tensors[f"{role}_optimizer"] = optimizer_tensors(updater.optimizer, updater.named_parameters)
         if self.ema is not None:
             tensors["ema"] = self.ema.average
         state = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self._peak(), **self._identity()}
@@ -276,9 +305,8 @@ class Trainer:
                 f"got {self.recipe.train.num_updates}"
             )
         for role, updater in self.updaters.items():
-            parameters = self.roles.parameters(role)
-            checkpoint.load(role, {name: p.detach() for name, p in parameters.items()})
-            load_optimizer(updater.optimizer, parameters, checkpoint, f"{role}_optimizer")
+            checkpoint.load(role, {name: p.detach() for name, p in updater.named_parameters.items()})
+            load_optimizer(updater.optimizer, updater.named_parameters, checkpoint, f"{role}_optimizer")
         if self.ema is not None:
             checkpoint.load("ema", self.ema.average)
         self.step, self.seconds, self.peak_memory = state["step"], state["seconds"], state["peak_memory_bytes"]
@@ -366,19 +394,25 @@ class Trainer:
         vars(self.adapter).pop("texts", None)
         return cache.condition
 
+    def _sample_teacher(self, batch: MicroBatch) -> Tensor:
+        """The guided teacher's x0 (B, C, H, W) from the noise of a micro-batch."""
+        guidance = Guidance(self.plan.guidance_scale, rule=self.adapter.guidance_rule)
+        args = self.players.teacher, self.players.path, batch.noise, batch.cond, batch.uncond
+        return teacher_rollout(*args, grid=self.plan.teacher_grid, guidance=guidance)
+
     def _teacher_samples(self) -> TeacherSamples:
         """The teacher's samples of the pool, in the folder of the embeddings."""
-        plan, players = self.plan, self.players
-        guidance = Guidance(plan.guidance_scale, rule=self.adapter.guidance_rule)
-
-        def sample(batch: MicroBatch) -> Tensor:
-            args = players.teacher, players.path, batch.noise, batch.cond, batch.uncond
-            return teacher_rollout(*args, grid=plan.teacher_grid, guidance=guidance)
-
         root = Path(self.recipe.data.cache or default_folder())
         with self.accelerator.main_process_first():  # it reads the teacher's files once for all
-            folder = samples_folder(root, self.recipe, plan, self.adapter)
-        return TeacherSamples(folder, sample, lambda flag: any(everywhere(lambda: flag)))
+            folder = samples_folder(root, self.recipe, self.plan, self.adapter)
+        return TeacherSamples(folder, self._sample_teacher, lambda flag: any(everywhere(lambda: flag)))
+
+    def _real_samples(self, images: RealSamples | None) -> RealSamples:
+        """What a discriminator takes for real: the images, or samples of the teacher."""
+        if images is not None:
+            return images
+        sample = self._sample_teacher if self.recipe.data.cache == NO_CACHE else self._teacher_samples()
+        return teacher_samples(self.recipe, self.batches, sample, self.accelerator)
 
     def _gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors on the CPU of the main process, which writes them; every process has to ask."""
@@ -390,12 +424,14 @@ class Trainer:
         """Within it the student computes with its averaged weights, if there are any."""
         return self.ema.applied() if self.ema else nullcontext()
 
-    def _updater(self, role: Role, learning_rate: float) -> Updater:
+    def _updater(
+        self, role: Trained, network: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], learning_rate: float
+    ) -> Updater:
         config = self.recipe.train
         return Updater(
             role,
-            self.roles.networks[role],
-            list(self.roles.parameters(role).values()),
+            network,
+            parameters,
             self.accelerator,
             learning_rate=learning_rate,
             warmup=config.warmup,
@@ -429,6 +465,7 @@ class Trainer:
             "recipe_hash": recipe_hash(self.recipe),
             "prompts_hash": self.batches.prompts.digest,
             "samples_per_update": self._samples_per_update(),
+            **self._real_identity,
         }
 
     def _samples_per_update(self) -> int:

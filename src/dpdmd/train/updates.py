@@ -4,12 +4,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dpdmd.denoiser import Denoiser
+from dpdmd.discriminator import Discriminator
 from dpdmd.grids import Grid, jittered, sample_times
 from dpdmd.losses import denoising_loss
 from dpdmd.objectives.base import Objective, StudentStep
@@ -19,6 +20,9 @@ from dpdmd.rollout import StudentKind, StudentRollout, student_rollout
 from dpdmd.train.data import MicroBatch
 from dpdmd.train.distribution import whole
 from dpdmd.train.health import mean_of, sample_health
+
+# What has an optimiser: the trained roles, and beside them the head of an adversarial objective.
+Trained = Role | Literal["discriminator"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Players:
     student_kind: StudentKind = "ode"
     random_step: bool = False
     time_jitter: float = 0.0
+    discriminator: Discriminator | None = None
 
 
 @dataclass(frozen=True)
@@ -116,14 +121,15 @@ def fake_score_loss(
 
 
 def student_loss(
-    players: Players, batch: MicroBatch, objective: Objective, *, teacher_x0: Tensor | None = None
+    players: Players, batch: MicroBatch, objective: Objective, *, step: int = 0, teacher_x0: Tensor | None = None
 ) -> MicroLoss:
     """Sum of weight * term over one rollout that is cut behind step `detach_after`; the student receives gradient.
 
-    teacher_x0: the guided teacher's samples from the noise of `batch`, where they are kept.
+    step: student updates done so far, for terms that begin later. teacher_x0: the guided teacher's samples from the
+    noise of `batch`, where they are kept.
     """
     rollout, grid = rollout_student(players, batch, detach_after=objective.detach_after)
-    step = StudentStep(
+    seen = StudentStep(
         rollout=rollout,
         noise=batch.noise,
         cond=batch.cond,
@@ -136,8 +142,9 @@ def student_loss(
         prediction_space=players.prediction_space,
         rng=batch.rng,
         teacher_x0=teacher_x0,
+        discriminator=players.discriminator,
     )
-    results = {term.name: (term.weight, term(step)) for term in objective.terms}
+    results = {term.name: (weight, term(seen)) for weight, term in objective.weighted(step)}
     log = {f"loss/{name}": result.loss.detach() for name, (_, result) in results.items()}
     log |= {f"health/{key}": value for _, result in results.values() for key, value in result.health.items()}
     log |= {f"sample/{key}": value for key, value in sample_health(rollout.x0).items()}
@@ -150,13 +157,13 @@ def learning_rate_at(step: int, peak: float, warmup: int) -> float:
 
 
 class Updater:
-    """One role's optimiser, and the one way its weights change."""
+    """The optimiser of a role, or of the discriminator, and the one way its weights change."""
 
     def __init__(
         self,
-        role: Role,
+        role: Trained,
         network: nn.Module,
-        parameters: list[nn.Parameter],
+        parameters: dict[str, nn.Parameter],
         accelerator: Any,
         *,
         learning_rate: float,
@@ -165,10 +172,11 @@ class Updater:
         weight_decay: float,
         max_grad_norm: float,
     ):
-        self.role, self.network, self.parameters, self.accelerator = role, network, parameters, accelerator
+        self.role, self.network, self.named_parameters, self.accelerator = role, network, parameters, accelerator
+        self.parameters = list(parameters.values())
         self.peak, self.warmup, self.max_grad_norm = learning_rate, warmup, max_grad_norm
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+            self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
         )
 
     def update(self, step: int, micro_losses: list[Callable[[], MicroLoss]]) -> dict[str, float]:
@@ -202,9 +210,12 @@ class Updater:
         if not self.accelerator.reduce(flag, reduction="sum").item():
             return
         self.optimizer.zero_grad(set_to_none=True)
+        rates = "objective.adversarial.learning_rate"
+        if self.role != "discriminator":
+            rates = "train.learning_rate or train.fake_learning_rate"
         seen = ", ".join(f"{key} = {value}" for key, value in bad.items()) or "on another process"
         raise FloatingPointError(
             f"the {self.role} update of step {step + 1} is not finite ({seen}); its weights are unchanged and the last "
-            f"checkpoint stays. Try a lower train.learning_rate or train.fake_learning_rate, a longer train.warmup, a "
-            f'smaller train.max_grad_norm, or train.precision = "fp32"'
+            f"checkpoint stays. Try a lower {rates}, a longer train.warmup, a smaller train.max_grad_norm, or "
+            'train.precision = "fp32"'
         )

@@ -1,0 +1,79 @@
+"""A folder of images with prompts: what a discriminator may take for real instead of the teacher's samples."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpdmd.data.prompts import COLUMN
+from dpdmd.files import sha256_of
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+METADATA = "metadata.jsonl"
+
+
+def captioned_images(folder: str | Path, column: str = COLUMN) -> list[tuple[Path, str]]:
+    """(image, prompt) of the PNG and JPEG files of a folder, by name.
+
+    The prompt is `column` of the line of metadata.jsonl whose "file_name" is the image's, else the text of NAME.txt
+    beside NAME.png, else empty. Raises ValueError when there is no such folder, no image in it, or broken metadata.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no such folder of images: {folder}")
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not images:
+        raise ValueError(f"{folder} holds no image: {', '.join(SUFFIXES)} are read")
+    prompts = _metadata(folder / METADATA, column)
+    if missing := sorted(prompts.keys() - {path.name for path in images}):
+        raise ValueError(
+            f"{folder / METADATA} names {len(missing)} images that are not there, the first is {missing[0]}"
+        )
+    return [(path, prompts.get(path.name) or _text(path.with_suffix(".txt"))) for path in images]
+
+
+def read_image(path: Path, height: int, width: int) -> Tensor:
+    """(3, height, width) in [-1, 1]: the largest middle part of that shape, resampled.
+
+    Raises OSError naming the file when it is broken.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
+    except (OSError, SyntaxError) as error:  # the second of broken PNGs
+        raise OSError(f"{path} is not a readable image ({error}); mend it or take it out of the folder") from None
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def images_digest(images: list[tuple[Path, str]]) -> str:
+    """SHA-256 of the images' content and prompts."""
+    parts = [f"{path.name}\n{sha256_of(path)}\n{prompt}" for path, prompt in images]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _metadata(path: Path, column: str) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    prompts = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, prompt = row["file_name"], row[column]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(
+                f'{path}, line {number} needs "file_name" and {column!r} (data.column), got {line}'
+            ) from None
+        prompts[name] = str(prompt).strip()
+    return prompts
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
