@@ -403,8 +403,7 @@ class Trainer:
     def _teacher_samples(self) -> TeacherSamples:
         """The teacher's samples of the pool, in the folder of the embeddings."""
         root = Path(self.recipe.data.cache or default_folder())
-        with self.accelerator.main_process_first():  # it reads the teacher's files once for all
-            folder = samples_folder(root, self.recipe, self.plan, self.adapter)
+        folder = on_first(lambda: samples_folder(root, self.recipe, self.plan, self.adapter))
         return TeacherSamples(folder, self._sample_teacher, lambda flag: any(everywhere(lambda: flag)))
 
     def _real_samples(self, images: RealSamples | None) -> RealSamples:
