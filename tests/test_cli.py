@@ -67,9 +67,9 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(run, tmp_path):
     assert code == 0 and not (tmp_path / "run").exists()
     lines = dict(line.split("  ", 1) for line in out.splitlines() if "  " in line)
     assert lines["student grid"].strip() == "1, 0.75, 0.5, 0.25, 0"
-    assert lines["anchor"].strip() == "15 teacher steps, to t = 0.7380"
+    assert lines["anchor"].strip() == "15 teacher steps in 4, to t = 0.7380"
     assert "2,297,104 parameters, predicts velocity" in lines["network"]
-    assert lines["one update"].strip().startswith("62 forward and 9 backward network calls per sample, 32 samples")
+    assert lines["one update"].strip().startswith("24 forward and 9 backward network calls per sample, 32 samples")
     assert out.splitlines()[-1] == "prompts: 4096"
     code, _, err = run("train", "scenes_dp_dmd", "--dry-run", "--set", "model.height=36", "--set", "model.width=32")
     assert code == 2 and "height must be divisible by 8" in err
@@ -238,6 +238,6 @@ def test_the_noise_predicting_teacher_has_a_recipe(run, tmp_path):
     lines = dict(line.split("  ", 1) for line in out.splitlines() if "  " in line)
     assert code == 0 and "3,496,356 parameters, predicts eps" in lines["network"]
     assert lines["student grid"].strip() == "1, 0.75, 0.5, 0.25, 0"
-    assert lines["anchor"].strip() == "8 teacher steps, to t = 0.7330"
-    # The x0 target takes one guided call more than the secant's K.
-    assert lines["one update"].strip().startswith("50 forward and 9 backward network calls per sample, 32 samples")
+    assert lines["anchor"].strip() == "8 teacher steps in 4, to t = 0.7330"
+    # The x0 target takes one guided call more than the secant.
+    assert lines["one update"].strip().startswith("26 forward and 9 backward network calls per sample, 32 samples")

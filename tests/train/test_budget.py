@@ -119,8 +119,8 @@ def test_a_run_that_is_no_longer_finite_leaves_word_until_it_goes_on(make_recipe
 def test_what_a_comparison_counts_is_in_the_provenance(make_recipe, adapter):
     facts = Trainer(make_recipe(objective={"name": "dmd"}), adapter)
     facts.extras["judge"] = torch.nn.Linear(3, 2)
-    # Twice: a rollout of 3 calls and one of the fake score; the student's rollout; guided teacher and fake score.
-    assert facts.facts()["forwards_per_update"] == 2 * (3 + 1) + 3 + 2 + 1
+    # A rollout of 3 calls for two of the fake score; the student's rollout; guided teacher and fake score.
+    assert facts.facts()["forwards_per_update"] == 3 + 2 + 3 + 2 + 1
     assert facts.facts()["backwards_per_update"] == 2 + 3
     assert facts.facts()["extra_parameters"] == {"judge": 8}
 

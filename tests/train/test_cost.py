@@ -40,9 +40,10 @@ def test_the_announced_number_of_network_calls_is_what_an_update_takes(
     assert calls["graph"] == backward * recipe.train.batch_size
 
 
-@pytest.mark.parametrize("anchor", [{"depth": 2}, {"coarse_steps": 1}], ids=["deep", "coarse"])
-def test_savings_and_deeper_anchors_are_announced(anchor, monkeypatch, adapter, make_recipe):
-    recipe = make_recipe(objective={"anchor": anchor}, train={"reuse_samples": True, "accumulation": 2})
+@pytest.mark.parametrize("reuse", [True, False], ids=["reused", "own"])
+@pytest.mark.parametrize("anchor", [{"depth": 2}, {"coarse_steps": 1}, {"coarse_steps": 9}], ids=str)
+def test_savings_and_deeper_anchors_are_announced(anchor, reuse, monkeypatch, adapter, make_recipe):
+    recipe = make_recipe(objective={"anchor": anchor}, train={"reuse_samples": reuse, "accumulation": 2})
     trainer = Trainer(recipe, adapter)
     calls = counted(monkeypatch, adapter)
     trainer.iterate()
@@ -52,7 +53,7 @@ def test_savings_and_deeper_anchors_are_announced(anchor, monkeypatch, adapter, 
 
 
 @pytest.mark.parametrize("r1_weight", [0.0, 0.5])
-@pytest.mark.parametrize("train", [{}, {"reuse_samples": True, "accumulation": 2}], ids=["plain", "reused"])
+@pytest.mark.parametrize("train", [{"reuse_samples": False}, {"accumulation": 2}], ids=["own", "reused"])
 def test_calls_for_a_discriminator_are_announced(r1_weight, train, monkeypatch, adapter, make_recipe):
     adversarial = {"r1_weight": r1_weight, "num_real": 5}
     recipe = make_recipe(objective={"name": "dmd_adversarial", "adversarial": adversarial}, train=train)

@@ -63,7 +63,7 @@ def test_each_iteration_is_m_fake_updates_then_one_student_update(make_recipe, a
 def test_dmd_and_dp_dmd_train_on_the_same_prompts_and_noise(make_recipe, adapter, monkeypatch):
     draws = {}
     for objective in ("dmd", "dp_dmd"):
-        trainer = Trainer(make_recipe(objective={"name": objective}), adapter)
+        trainer = Trainer(make_recipe(objective={"name": objective}, train={"reuse_samples": False}), adapter)
         draws[objective] = []
         micro_batch = type(trainer.batches).micro_batch
 

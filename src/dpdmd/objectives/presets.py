@@ -31,11 +31,13 @@ class AnchorConfig(BaseModel):
     depth: int = Field(
         default=1, ge=1, le=7, description="m: how many first steps are anchored, and cut from DMD; the paper's 1."
     )
-    coarse_steps: int | None = Field(
-        default=None, ge=1, description="Teacher steps taken to each anchor instead of all K, evenly spread. Cheaper."
+    coarse_steps: int = Field(
+        default=4,
+        ge=1,
+        description="Teacher steps taken to each anchor, evenly spread over its K; K or more: all of them.",
     )
     second_order: bool = Field(
-        default=False,
+        default=True,
         description="Let each of these steps use the one before: nearer to the fine way at no more calls.",
     )
     variation_weight: float = Field(

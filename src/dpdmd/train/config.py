@@ -103,7 +103,7 @@ class DataConfig(Section):
 
 
 class TrainConfig(Section):
-    """The optimisation; defaults are those of arXiv 2602.03139."""
+    """The optimisation; defaults are those of arXiv 2602.03139, but for `reuse_samples`."""
 
     num_updates: int = Field(default=6000, ge=1, description="Student updates.")
     max_seconds: float | None = Field(
@@ -119,7 +119,7 @@ class TrainConfig(Section):
         default=0, ge=0, description="Further fake-score updates before the first student update."
     )
     reuse_samples: bool = Field(
-        default=False,
+        default=True,
         description="The M fake-score updates share one rollout of the student, each with tau and noise of its own.",
     )
     random_step: bool = Field(

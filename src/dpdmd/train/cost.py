@@ -1,6 +1,7 @@
 """What a run will cost: network calls per update, bytes on every device; and the whole plan in words."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from accelerate import init_empty_weights
 from torch import nn
@@ -113,10 +114,7 @@ def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
         "objective": recipe.objective.name,
     }
     if plan.anchor_stops:
-        coarse = recipe.objective.anchor.coarse_steps
-        lines["anchor"] = "; ".join(
-            f"{stop} teacher steps, to t = {plan.teacher_grid.times[stop]:.4f}" for stop in plan.anchor_stops
-        ) + (f", each in at most {coarse}" if coarse else "")
+        lines["anchor"] = _anchors(plan, recipe.objective.anchor.coarse_steps)
     if recipe.objective.name == "dmd_perceptual":
         pairs = recipe.objective.num_pairs
         noise = f"{pairs} pairs, whose teacher samples are made once" if pairs else "new noise in every update"
@@ -141,6 +139,16 @@ def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
     }
     width = max(map(len, lines))
     return "\n".join([f"{name:<{width}}  {text}" for name, text in lines.items()] + [f"note: {n}" for n in plan.notes])
+
+
+def _anchors(plan: Plan, coarse_steps: int) -> str:
+    """How the teacher gets to each anchor, in how many of its steps."""
+    texts, taken = [], 0
+    for start, stop in pairwise((0, *plan.anchor_stops)):
+        taken += min(stop - start, coarse_steps)
+        way = f"{stop} teacher steps" + (f" in {taken}" if taken < stop else "")
+        texts.append(f"{way}, to t = {plan.teacher_grid.times[stop]:.4f}")
+    return "; ".join(texts)
 
 
 def _times(grid: Grid) -> str:
