@@ -1,9 +1,9 @@
 """The command line. Every command imports what it needs itself, so that `--help` waits for none of it."""
 
 import os
-import shlex
 import sys
 from enum import StrEnum
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,42 +112,35 @@ def plan(
         float | None, typer.Option(min=0, metavar="GIB", help="Memory of the device. Default: this machine's.")
     ] = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Load the model and measure the seconds of an update.")
+        bool, typer.Option("--calibrate", help="Load the model as well, and measure a few updates on this machine.")
     ] = False,
 ) -> None:
     """Say what a training will cost, whether it fits a device, and what makes it fit. Reads no weights."""
     from dpdmd.train.config import load_recipe
 
-    def load(further: list[str]) -> "Recipe":
+    def load(further: tuple[str, ...]) -> "Recipe":
         return load_recipe(recipe, [*(overrides or []), *further])
 
-    settings = load([])
+    settings = load(())
 
     from dpdmd.data.prompts import training_prompts
     from dpdmd.models.load import load_adapter
     from dpdmd.train.cost import describe, embedding_bytes
-    from dpdmd.train.fit import device_memory, memory_need, savings, seconds_per_update
+    from dpdmd.train.fit import describe_calibration, describe_fit, device_memory, has_gpu, memory_need, savings
     from dpdmd.train.plan import make_plan
 
     adapter = load_adapter(settings.model.teacher)
     typer.echo(describe(make_plan(settings, adapter), settings, adapter))
-    need, gib = memory_need(settings, adapter), 2**30
-    available = device_memory() if memory is None else round(memory * gib)
-    peak = "not counted for this family" if need.peak is None else f"{need.peak / gib:.2f} GiB"
-    typer.echo(f"activations and gradients at their peak, one micro-batch: {peak}")
     prompts = set(training_prompts(settings.data.prompts, settings.data.column))
     size = len(prompts) * embedding_bytes(settings, adapter)
-    typer.echo(f"prompts: {len(prompts)} different, at most {size / gib:.2f} GiB of embeddings on disk")
-    verdict = "fits" if need.total <= available else "does not fit"
-    without = "" if need.peak is not None or need.total > available else ", activations not counted"
-    typer.echo(f"{need.total / gib:.2f} GiB per device: {verdict} in {available / gib:.1f} GiB{without}")
-    for setting, smaller in savings(load, adapter, need, available):
-        fits = ", fits" if smaller.total <= available else ""
-        typer.echo(f"  with --set {shlex.quote(setting)}: {smaller.total / gib:.2f} GiB{fits}")
+    typer.echo(f"prompts: {len(prompts)} different, at most {size / 2**30:.2f} GiB of embeddings on disk")
+    device = device_memory() if memory is None else round(memory * 2**30)
+    count = cache(partial(memory_need, adapter=adapter))
+    typer.echo(describe_fit(count(settings), device, savings(load, count, device)))
     if calibrate:
-        seconds = seconds_per_update(settings, adapter)
-        hours = seconds * settings.train.num_updates / 3600
-        typer.echo(f"{seconds:.2f} s per update, {hours:.1f} h for {settings.train.num_updates}")
+        typer.echo(describe_calibration(settings, adapter))
+    elif has_gpu():
+        typer.echo("seconds: --calibrate loads the model and measures a few updates on this machine")
 
 
 @app.command(epilog="Example: dpdmd config recipe.toml --set student.num_steps=2")

@@ -143,6 +143,7 @@ def _add_adapters(network: nn.Module, lora: Mapping[Role, "LoraConfig"], seed: i
     for role, config in lora.items():
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+            warnings.filterwarnings("ignore", message=".*merge.* will raise")  # of quantised layers, never merged
             torch.manual_seed(generator(seed, f"lora_{role}").initial_seed())
             inject_adapter_in_model(config, network, adapter_name=role)
     return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]

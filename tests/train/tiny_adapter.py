@@ -67,12 +67,12 @@ class TinyAdapter:
             raise ValueError(f"height must be divisible by 2, got {height}")
         return SHAPE
 
-    def load_network(self):
+    def load_network(self, dtype=torch.float32):
         network = TinyNetwork()
         rng = generator(0, "tiny_network")
         for parameter in network.parameters():
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=rng)
-        return network
+        return network.to(dtype)
 
     def encode(self, prompts):
         self.encoded += prompts

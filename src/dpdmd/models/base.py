@@ -29,6 +29,7 @@ class ModelAdapter(Protocol):
 
     pipeline_class: the stock pipeline, which samples an export.
     network_class, network_name: class and component name ("transformer", "unet") of the denoising network.
+    vae_class, vae_config: class and configuration of the autoencoder.
     guidance_scale, num_inference_steps: how the teacher is sampled unless told otherwise.
     guidance_rule: how conditional and unconditional predictions are combined.
     embedded_guidance: what a guidance-distilled network is fed by default; None for a network that takes nothing.
@@ -44,6 +45,8 @@ class ModelAdapter(Protocol):
     pipeline_class: type
     network_class: type
     network_name: str
+    vae_class: type
+    vae_config: dict[str, Any]
     path: Path
     prediction_space: str
     guidance_scale: float
@@ -61,8 +64,8 @@ class ModelAdapter(Protocol):
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
         """(C, H, W) of the latents of one image; default: the model's own size. ValueError if indivisible."""
 
-    def load_network(self) -> nn.Module:
-        """A fresh fp32 copy of the pretrained denoising network, ready for `predict`."""
+    def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A fresh copy of the pretrained denoising network, ready for `predict`."""
 
     def encode(self, prompts: list[str]) -> Condition:
         """Prompts to conditioning on the CPU, exactly as the stock pipeline; "" is the unconditional one."""
@@ -120,9 +123,7 @@ def decoder(adapter: ModelAdapter, *, in_bf16: bool = False) -> Callable[[Tensor
 
 def empty_network(adapter: ModelAdapter) -> nn.Module:
     """The denoising network on the meta device, from its configuration."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights():
+    with torch.device("meta"):
         return adapter.network_class.from_config(
             adapter.network_class.load_config(adapter.source, subfolder=adapter.network_name)
         )

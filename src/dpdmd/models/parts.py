@@ -50,13 +50,13 @@ def load_config(component_class: type, source: str, name: str) -> dict[str, Any]
         return dict(component_class.load_config(source, subfolder=name))
 
 
-def load_network(component_class: type, source: str, name: str) -> nn.Module:
-    """One component of a pipeline in fp32, from safetensors, and nothing else of it.
+def load_network(component_class: type, source: str, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """One component of a pipeline, from safetensors, and nothing else of it.
 
     Raises ValueError when weights are missing or broken.
     """
     with reading(source, f"{name} weights"):
-        return component_class.from_pretrained(source, subfolder=name, dtype=torch.float32, use_safetensors=True)
+        return component_class.from_pretrained(source, subfolder=name, dtype=dtype, use_safetensors=True)
 
 
 def load_part(component_class: type, source: str, name: str) -> nn.Module:

@@ -52,9 +52,9 @@ class SD3Adapter(StockAdapter):
                     return 1 if weights.get_tensor(T5_NORM).any() else NUM_T5_TOKENS
         return 1 if folder.is_dir() else NUM_T5_TOKENS
 
-    def load_network(self) -> nn.Module:
+    def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The pretrained transformer, with attention over folded tokens."""
-        network = super().load_network()
+        network = super().load_network(dtype)
         network.set_attn_processor(FoldedJointAttention(self._num_folded_tokens))
         return network
 

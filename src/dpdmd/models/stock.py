@@ -81,9 +81,9 @@ class StockAdapter:
                 raise ValueError(f"{name} must be divisible by {factor * patch} for {self.source}, got {value}")
         return height // factor, width // factor
 
-    def load_network(self) -> nn.Module:
-        """The pretrained network in fp32."""
-        return parts.load_network(self.network_class, self.source, self.network_name)
+    def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The pretrained network."""
+        return parts.load_network(self.network_class, self.source, self.network_name, dtype)
 
     def picture_tokens(self, output: Any, x_t: Tensor) -> Tensor:
         """The hidden states, which transformer blocks return behind the prompt's."""

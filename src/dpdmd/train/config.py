@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from dpdmd.models.quantised import PACKAGES as QUANTISED
 from dpdmd.objectives.presets import ObjectiveConfig
 
 NO_CACHE = "none"  # of data.cache
@@ -26,8 +27,10 @@ class ModelConfig(Section):
     """The teacher, and how it is sampled."""
 
     teacher: str = Field(min_length=1, description='Pipeline folder, hub id, or "scenes" for the built-in teacher.')
-    dtype: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="Of the teacher's frozen weights; what is trained is fp32. bf16 halves them."
+    dtype: Literal["fp32", "bf16", "int8", "nf4"] = Field(
+        default="fp32",
+        description="Of the teacher's frozen weights; what is trained is fp32. int8 (torchao) and nf4 (4 bits, "
+        "bitsandbytes) are for adapters on them.",
     )
     height: int | None = Field(default=None, ge=1, description="Image height in pixels. Default: the teacher's own.")
     width: int | None = Field(default=None, ge=1, description="Image width in pixels. Default: the teacher's own.")
@@ -234,8 +237,18 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _frozen_weights(self):
-        if self.model.dtype == "bf16" and self.train.precision != "bf16":
-            raise ValueError('model.dtype "bf16" needs train.precision "bf16": fp32 calls would not fit such weights')
+        dtype = self.model.dtype
+        if dtype != "fp32" and self.train.precision != "bf16":
+            raise ValueError(
+                f'model.dtype "{dtype}" needs train.precision "bf16": fp32 calls would not fit such weights'
+            )
+        if dtype in QUANTISED and len(set(self.lora.roles)) < 2:
+            raise ValueError(
+                f'model.dtype "{dtype}" needs lora.roles ["student", "fake_score"]: quantised weights cannot be '
+                f"trained, only adapters on them; got {list(self.lora.roles)}"
+            )
+        if dtype in QUANTISED and self.train.shard:
+            raise ValueError(f'model.dtype "{dtype}" and train.shard exclude each other: such weights are not spread')
         if self.student.start is not None and "student" in self.lora.roles:
             raise ValueError(
                 f"student.start is for a student that trains all weights, got {self.student.start!r} and a LoRA student"

@@ -1,13 +1,15 @@
 """What a run will cost: network calls per update, bytes on every device; and the whole plan in words."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from accelerate import init_empty_weights
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dpdmd.grids import Grid
 from dpdmd.models.base import ModelAdapter, empty_network
+from dpdmd.models.quantised import block_layers, weight_bytes
 from dpdmd.roles import TRAINED_ROLES, Roles
 from dpdmd.train.config import Recipe
 from dpdmd.train.plan import Plan
@@ -18,10 +20,15 @@ FROZEN_BYTES = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """Parameters of the denoising network, and of one adapter on it (0 when no role trains one)."""
+    """Numbers of the denoising network: parameters, those of one adapter on it (0 when no role trains one), buffers.
+
+    frozen: bytes of the teacher, whose weights are as `model.dtype` says.
+    """
 
     network: int
+    frozen: int
     adapter: int = 0
+    buffers: int = 0
 
 
 def network_sizes(recipe: Recipe, adapter: ModelAdapter) -> NetworkSizes:
@@ -29,21 +36,33 @@ def network_sizes(recipe: Recipe, adapter: ModelAdapter) -> NetworkSizes:
     from dpdmd.models.lora import lora_configs
 
     network = empty_network(adapter)
-    size, configs = _count(network), lora_configs(recipe.lora, adapter, network)
+    size, buffers = _count(network.parameters()), _count(network.buffers())
+    frozen = frozen_bytes(network, recipe.model.dtype, adapter.block_lists)
+    configs = lora_configs(recipe.lora, adapter, network)
     if not configs:
-        return NetworkSizes(size)
-    with init_empty_weights():
+        return NetworkSizes(size, frozen, buffers=buffers)
+    with torch.device("meta"):
         roles = Roles(network, lora={"student": next(iter(configs.values()))})
-    return NetworkSizes(size, sum(p.numel() for p in roles.parameters("student").values()))
+    return NetworkSizes(size, frozen, _count(roles.parameters("student").values()), buffers)
+
+
+def frozen_bytes(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -> int:
+    """What the network takes with its frozen weights in `model.dtype`, tables included."""
+    numbers = _count(network.parameters()) + _count(network.buffers())
+    if dtype in FROZEN_BYTES:
+        return FROZEN_BYTES[dtype] * numbers
+    weights = [layer.weight for _, layer in block_layers(network, block_lists)]
+    kept = numbers - _count(weights)
+    return FROZEN_BYTES["bf16"] * kept + sum(weight_bytes(weight.shape, dtype) for weight in weights)
 
 
 def num_parameters(adapter: ModelAdapter) -> int:
     """Size of the denoising network, from its configuration alone."""
-    return _count(empty_network(adapter))
+    return _count(empty_network(adapter).parameters())
 
 
-def _count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+def _count(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
@@ -71,11 +90,11 @@ def state_bytes(recipe: Recipe, sizes: NetworkSizes) -> dict[str, int]:
 
     Student and fake score are updated in turn, so that the gradients of one of them exist at a time.
     """
-    frozen = FROZEN_BYTES[recipe.model.dtype] * sizes.network
     trained = {role: sizes.adapter if role in recipe.lora.roles else sizes.network for role in TRAINED_ROLES}
+    tables = {role: 0 if role in recipe.lora.roles else sizes.buffers for role in TRAINED_ROLES}
     return {
-        "teacher": frozen,
-        **{role.replace("_", " "): BYTES * number for role, number in trained.items()},
+        "teacher": sizes.frozen,
+        **{role.replace("_", " "): BYTES * (number + tables[role]) for role, number in trained.items()},
         "gradients": BYTES * max(trained.values()),
         "AdamW moments": 2 * BYTES * sum(trained.values()),
         "moving average": BYTES * trained["student"] if recipe.train.ema_decay else 0,

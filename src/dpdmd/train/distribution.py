@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dpdmd.roles import ROLES, TRAINED_ROLES, Roles
 
@@ -122,6 +123,9 @@ def replicate(roles: Roles, accelerator: Accelerator) -> None:
     for role in TRAINED_ROLES:
         network = roles.networks[role]
         if id(network) not in wrapped:
+            # Frozen weights are everywhere the same, and quantised ones could not be sent.
+            frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, frozen)
             wrapped[id(network)] = accelerator.prepare(network)
         roles.networks[role] = wrapped[id(network)]
 

@@ -9,6 +9,7 @@ from dpdmd.files import read_json
 from dpdmd.grids import Grid, lint, uniform_grid
 from dpdmd.models.base import LatentShape, ModelAdapter, decoder, empty_network, feature_blocks
 from dpdmd.models.load import STUDENT_FILE
+from dpdmd.models.quantised import missing_package
 from dpdmd.objectives.base import Objective
 from dpdmd.objectives.perceptual import Pictures
 from dpdmd.objectives.presets import AdversarialConfig, anchor_stops, build_objective
@@ -60,6 +61,8 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
             f"the adversarial term begins after {objective.adversarial.start} student updates and there are only "
             f"{recipe.train.num_updates}: this is plain DMD"
         )
+    if (missing := missing_package(model.dtype)) is not None:
+        notes.append(missing)
     return Plan(
         latent_shape=latent_shape,
         guidance_scale=guidance_scale,

@@ -23,9 +23,11 @@ from dpdmd.models.base import ModelAdapter, denoiser
 from dpdmd.models.load import BUILT_IN, load_sampler
 from dpdmd.models.lora import lora_configs, save_lora
 from dpdmd.models.parts import tokenizers
+from dpdmd.models.quantised import PACKAGES as QUANTISED
+from dpdmd.models.quantised import missing_package, quantise
 from dpdmd.objectives.perceptual import Perceptual
 from dpdmd.paths import Prediction
-from dpdmd.roles import Role, Roles
+from dpdmd.roles import TRAINED_ROLES, Role, Roles
 from dpdmd.rollout import teacher_rollout
 from dpdmd.train.adversary import Adversary, RealSamples, image_samples, teacher_samples
 from dpdmd.train.checkpoint import (
@@ -69,7 +71,10 @@ SAMPLES_HINT = "on fewer processes raise train.accumulation, on more lower it, s
 
 def _networks(recipe: Recipe, adapter: ModelAdapter) -> tuple[torch.nn.Module, torch.nn.Module | None]:
     """The teacher's network, and the one that the student starts from, None for the teacher's."""
-    teacher, source = adapter.load_network(), recipe.student.start
+    source, dtype = recipe.student.start, recipe.model.dtype
+    # What is only ever frozen need not pass through fp32.
+    is_frozen = dtype != "fp32" and set(recipe.lora.roles) == set(TRAINED_ROLES)
+    teacher = adapter.load_network(torch.bfloat16) if is_frozen else adapter.load_network()
     if source is None:
         return teacher, None
     start = load_sampler(source).network
@@ -94,6 +99,8 @@ class Trainer:
         """
         self.recipe, self.adapter = recipe, adapter
         self.plan = make_plan(recipe, adapter)
+        if (missing := missing_package(recipe.model.dtype)) is not None:
+            raise ValueError(missing)
         prompts = training_prompts(recipe.data.prompts, recipe.data.column)
         self._pictured = list(recipe.validation.prompts or default_prompts(prompts))
         self.notes = list(self.plan.notes)
@@ -108,6 +115,8 @@ class Trainer:
         images = image_samples(recipe, self.plan, adapter, self.accelerator) if self.plan.real_images else None
         teacher, start = _networks(recipe, adapter)
         require_equal({name: fingerprint(n) for name, n in {"teacher": teacher, "student.start": start}.items() if n})
+        if recipe.model.dtype in QUANTISED:
+            quantise(teacher, recipe.model.dtype, adapter.block_lists, self.accelerator.device)
         self.roles = Roles(
             teacher,
             start,

@@ -90,13 +90,15 @@ class Validation:
     def _decode(self, latents: Callable[[slice, Condition], Tensor]) -> Tensor:
         """One image per prompt and seed, (num_prompts * num_seeds, 3, H, W) on the CPU.
 
-        The autoencoder is on the device only while it decodes.
+        The autoencoder is on the device only while it decodes, one image at a time: a large one takes gigabytes.
         """
         starts = range(0, len(self.seeds), self.batch_size)
         chunks = [slice(start, start + self.batch_size) for start in starts]
         samples = [latents(rows, self.cond[rows].to(self.device)) for rows in chunks]
         self.adapter.vae.to(self.device)
-        images = torch.cat([self.adapter.decode(sample).float().cpu() for sample in samples])
+        images = torch.cat(
+            [self.adapter.decode(image).float().cpu() for sample in samples for image in sample.split(1)]
+        )
         self.adapter.vae.to("cpu")
         return images
 

@@ -1,0 +1,147 @@
+"""What `dpdmd plan` says of the large models on devices of 24, 48 and 80 GiB: writes docs/plans.md.
+
+    python -m benchmarks.plans
+
+No weights, no text encoders and no GPU: the networks' public configurations stand in
+configurations.json. A minute or two per model.
+"""
+
+import argparse
+import json
+import tempfile
+from functools import cache, partial
+from itertools import groupby
+from pathlib import Path
+
+from dpdmd.files import write_text
+from dpdmd.models.load import load_adapter
+from dpdmd.train.config import Recipe, load_recipe
+from dpdmd.train.cost import network_sizes
+from dpdmd.train.fit import GIB, Need, describe_fit, memory_need, reserve, savings
+from dpdmd.train.run_folder import surroundings
+
+CONFIGURATIONS = Path(__file__).with_name("configurations.json")
+MEMORIES = (24, 48, 80)  # GiB
+NAMES = {
+    "sd35_medium_dp_dmd": "Stable Diffusion 3.5 Medium",
+    "sdxl_dp_dmd": "Stable Diffusion XL",
+    "flux_dev_dp_dmd": "FLUX.1-dev",
+    "qwen_image_dp_dmd": "Qwen-Image",
+}
+HEAD = """\
+# What the large models take
+
+Made by `python -m benchmarks.plans` with torch {torch} and diffusers {diffusers}. Nothing was trained, and no weights
+and no GPU took part: `benchmarks/configurations.json` is written after the public configurations of the models'
+networks and autoencoders; the networks that it makes have the published numbers of parameters, as a test checks. Each
+recipe is a shipped one, on one device, with what `dpdmd plan` adds until it fits, and always 32 samples per update.
+
+| recipe | {columns} |
+|---|{rules}
+{rows}
+
+"LoRA": adapters of rank 64 on one shared backbone; "all" where all weights of student and fake score are trained.
+Then the teacher's dtype, prompts per micro-batch x micro-batches, whether blocks are recomputed (checkpointing), and
+the need. What three copies would take stands in the lines above `lora.roles` below.
+
+How it is counted: weights, moving average and AdamW's moments by formula; activations and gradients by going through
+one micro-batch of an update on torch's meta device; for validation pictures the autoencoder and one image. Tests hold
+these counts against measured peaks of small models of every family, on a CPU. Left free are {reserve} GiB of {memories}
+for CUDA's context, the libraries' workspaces and fragmentation: an assumption, which no GPU has confirmed yet. Not
+counted are text encoders: they are on the device alone, in bf16, before the networks are, unless `data.cache` is
+"none". GiB are meant, and a card may have a little less than its name says.
+
+Below are the commands' last lines; "..." stands for lines that the command before printed as well.
+
+`int8` needs `pip install "dpdmd[int8]"` (torchao), `nf4` needs `pip install "dpdmd[nf4]"` (bitsandbytes).
+"""
+SECTION = """
+## {name}
+
+{parameters:.2f} billion parameters, {height} x {width} pixels.
+
+{plans}
+"""
+
+
+def write_configuration(name: str, folder: Path) -> None:
+    """The JSON of a model's parts, as its repository holds them."""
+    for file, content in json.loads(CONFIGURATIONS.read_text())[name].items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        write_text(folder / file, json.dumps(content))
+
+
+def plan_devices(name: str) -> tuple[list[str], str]:
+    """A cell of the table per device, and the section, of one shipped recipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_configuration(name, Path(folder))
+        adapter = load_adapter(folder)
+
+        def load(further: tuple[str, ...]) -> Recipe:
+            return load_recipe(name, [f"model.teacher={folder}", *further])
+
+        recipe, count = load(()), cache(partial(memory_need, adapter=adapter))
+        cells, texts, shown = [], [], []
+        for memory in MEMORIES:
+            found = savings(load, count, memory * GIB)
+            final = load(tuple(setting for settings, _ in found for setting in settings))
+            cells.append(_cell(final, count(final), memory))
+            answer = describe_fit(count(recipe), memory * GIB, found).splitlines()
+            texts.append(f"```\n$ dpdmd plan {name} --memory {memory}\n{_new_lines(answer, shown)}\n```")
+            shown = answer
+        section = SECTION.format(
+            name=NAMES[name],
+            height=recipe.model.height,
+            width=recipe.model.width,
+            parameters=network_sizes(recipe, adapter).network / 1e9,
+            plans="\n\n".join(texts),
+        )
+    return cells, section
+
+
+def _new_lines(answer: list[str], shown: list[str]) -> str:
+    """The answer, with "..." for lines that were shown already."""
+    lines = ["..." if line in shown else line for line in answer]
+    return "\n".join(line for line, _ in groupby(lines))
+
+
+def _cell(recipe: Recipe, need: Need, memory: int) -> str:
+    """What a device of that size runs, in a few words."""
+    total = f"{need.total / GIB:.1f} GiB"
+    if need.total > memory * GIB - reserve(memory * GIB):
+        return f"does not fit: {total}"
+    words = ["LoRA" if recipe.lora.roles else "all", recipe.model.dtype]
+    words.append(f"{recipe.train.batch_size} x {recipe.train.accumulation}")
+    if recipe.train.gradient_checkpointing:
+        words.append("checkpointing")
+    if not recipe.validation.every:
+        words.append("no pictures")
+    return f"{', '.join(words)}: {total}"
+
+
+def main() -> None:
+    """Plan every model for every device and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs", "plans.md"))
+    out = parser.parse_args().out
+    rows, sections = [], []
+    for name in NAMES:
+        cells, section = plan_devices(name)
+        rows.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+        sections.append(section)
+        print(rows[-1], flush=True)
+    versions = surroundings()["versions"]
+    head = HEAD.format(
+        torch=versions["torch"],
+        diffusers=versions["diffusers"],
+        reserve=", ".join(f"{reserve(memory * GIB) / GIB:.1f}" for memory in MEMORIES),
+        memories=", ".join(map(str, MEMORIES)),
+        columns=" | ".join(f"{memory} GiB" for memory in MEMORIES),
+        rules="---|" * len(MEMORIES),
+        rows="\n".join(rows),
+    )
+    write_text(out, head + "".join(sections))
+
+
+if __name__ == "__main__":
+    main()
