@@ -20,8 +20,17 @@ ANCHORS = {
 }
 
 
+# Samples of its own for every update and every teacher step to the anchor: the published schedule.
+SCHEDULE = {
+    "train.reuse_samples": False,
+    "objective.anchor.coarse_steps": 30,
+    "objective.anchor.second_order": False,
+}
+
+
 def student_arms(settings: dict) -> list[Arm]:
     """The trained arms."""
+    settings = settings | SCHEDULE
     arms = [Arm("dmd", "scenes_eps_dp_dmd", settings | {"objective.name": "dmd"})]
     for name, (target, weight) in ANCHORS.items():
         anchor = {"objective.anchor.target": target, "objective.anchor.weight": weight}

@@ -6,15 +6,15 @@
 Every student has 4 steps (but in the sweep of N) and 150 updates of batch 32; all share noise, prompts and learning
 rates. Groups of arms, each with so many training seeds (--seeds: at most):
 
-    main       DMD, DP-DMD as published (K 5, lambda .05, stock grid), at its authors' script values (K 10) and at our
-               defaults, the rivals at their best, the hybrid, beside the teacher and the teacher at few steps        5
-    rivals     the rivals' own main knobs                                                                             3
-    options    DP-DMD from one starting point (BASE) with one thing changed                                           3
-    frontier   the noise interval in which the real score is guided x the anchor's own guidance, and for DMD          3
-    sweeps     K, lambda, N and guidance scale from the same starting point, N and guidance for DMD as well           3
+    main       DMD as its recipe has it and with tau uniform, DP-DMD as published (K 5, lambda .05, stock grid), at its
+               authors' script values (K 10) and at our defaults, the rivals, the hybrid, and the teacher              5
+    rivals     the rivals' own main knobs                                                                              3
+    options    our defaults with one thing changed                                                                     3
+    frontier   the noise interval in which the real score is guided x the anchor's own guidance, and for DMD           3
+    sweeps     K, lambda, N and guidance scale off our defaults, N and guidance of DMD as well                         3
 
 Resumable: what is finished in --out is not made again, and the results hold all that is finished of all groups. Every
-student is compared with the teacher at its own guidance. Writes benchmarks/results/pareto.json and prints a table.
+student is compared with the teacher at its own guidance. Writes benchmarks/results/pareto.json and prints tables.
 """
 
 import argparse
@@ -31,21 +31,17 @@ from dpdmd.world.prompts import evaluation_prompts
 GUIDANCE = 3.5
 COMMON = {"train.num_updates": 150, "validation.every": 0, "checkpoint.every": 50, "checkpoint.keep": 1}
 PUBLISHED = str(Path(__file__).with_name("published.toml"))
-# Where options and sweeps start: the cheap form of everything, the rest as in the paper or next to it.
-CHEAP = {"train.reuse_samples": True, "train.random_step": True}
-BASE = CHEAP | {
-    "objective.anchor.weight": 1.0,
-    "objective.anchor.guidance_scale": GUIDANCE,
-    "objective.anchor.coarse_steps": 4,
-    "objective.anchor.second_order": True,
-    "objective.guidance_interval": [0.0, 1.0],
-}
+UNIFORM = {"objective.tau_shift": 1.0}
+# Of the recipe scenes_dp_dmd, and beside it.
+ANCHOR_SCALE, ANCHOR_SCALES = 2.5, (1.0, 2.5, 3.5)
 INTERVALS = {"everywhere": [0.0, 1.0], "below_.9": [0.0, 0.9], "below_.75": [0.0, 0.75], ".3_to_.9": [0.3, 0.9]}
 OPTIONS = {
-    "base": {},
+    "tau_shift_3": {"objective.tau_shift": 3.0},
+    "tau_shift_6": {"objective.tau_shift": 6.0},
     "whole_rollout": {"train.random_step": False},
     "own_samples": {"train.reuse_samples": False},
     "fine_anchor": {"objective.anchor.coarse_steps": 30, "objective.anchor.second_order": False},
+    "coarser_anchor": {"objective.anchor.coarse_steps": 2},
     "x0_anchor": {"objective.anchor.target": "x0"},
     "depth_2": {"objective.anchor.depth": 2},
     "depth_3": {"objective.anchor.depth": 3},
@@ -71,52 +67,66 @@ def _dp_dmd(name: str, settings: dict) -> Arm:
 
 
 def main_arms() -> list[Arm]:
-    """The claim: everything at what it is published with, or at what measured best."""
+    """The claim: everything as published, or at what measured best."""
     return [
+        _dp_dmd("dp_dmd_default", {}),
         _dmd("dmd", {}),
+        _dmd("dmd_uniform", UNIFORM),
         Arm("dp_dmd_published", PUBLISHED, COMMON),
         Arm("dp_dmd_script", PUBLISHED, COMMON | {"objective.anchor.steps": 10}),
-        _dp_dmd("dp_dmd_default", {}),
+        Arm("dmd_perceptual", "scenes_dmd_perceptual", COMMON),
+        Arm("dmd_adversarial", "scenes_dmd_adversarial", COMMON),
     ]
 
 
 def rival_arms() -> list[Arm]:
-    """Each rival over its main knob."""
-    return [
-        Arm(f"perceptual_{weight:g}", "scenes_dmd_perceptual", COMMON | {"objective.perceptual.weight": weight})
-        for weight in (0.05, 0.1, 0.25, 1.0)
-    ]
+    """Each rival over its main knob, and with tau uniform as well."""
+    arms = []
+    for name, weights in (("perceptual", (0.05, 0.1, 0.25, 1.0)), ("adversarial", (0.01, 0.05, 0.2))):
+        for weight in weights:
+            for tau, more in (("", {}), ("_uniform", UNIFORM)):
+                settings = {f"objective.{name}.weight": weight} | more
+                arms.append(Arm(f"{name}_{weight:g}{tau}", f"scenes_dmd_{name}", COMMON | settings))
+    late = {"objective.adversarial.start": 50, "objective.adversarial.ramp": 50}
+    return [*arms, Arm("adversarial_late", "scenes_dmd_adversarial", COMMON | late)]
 
 
 def option_arms() -> list[Arm]:
     """One thing changed at a time."""
-    return [_dp_dmd(name, BASE | option) for name, option in OPTIONS.items()]
+    return [_dp_dmd(name, option) for name, option in OPTIONS.items()]
 
 
 def frontier_arms() -> list[Arm]:
-    """Where DMD's real score is guided, and how much the anchor is."""
+    """Where DMD's real score is guided, and how much the anchor is; the recipes' own are among the main arms."""
     arms = []
     for name, interval in INTERVALS.items():
         guided = {"objective.guidance_interval": interval}
-        arms.append(_dmd(f"dmd_guided_{name}", CHEAP | guided))
-        for scale in (1.0, 2.0, 3.5):
-            anchor = {"objective.anchor.guidance_scale": scale}
-            arms.append(_dp_dmd(f"dp_dmd_guided_{name}_anchor_{scale:g}", BASE | guided | anchor))
+        if name != "everywhere":
+            arms.append(_dmd(f"dmd_uniform_guided_{name}", UNIFORM | guided))
+        for scale in ANCHOR_SCALES:
+            if name != "everywhere" or scale != ANCHOR_SCALE:
+                settings = guided | {"objective.anchor.guidance_scale": scale}
+                arms.append(_dp_dmd(f"dp_dmd_guided_{name}_anchor_{scale:g}", settings))
     return arms
 
 
 def sweep_arms() -> list[Arm]:
-    """K, lambda, N and guidance scale."""
-    arms = [_dp_dmd(f"k_{k}", BASE | {"objective.anchor.steps": k}) for k in (3, 5, 10, 15, 20)]
-    arms += [_dp_dmd(f"lambda_{x:g}", BASE | {"objective.anchor.weight": x}) for x in (0.05, 0.25, 1.0, 4.0)]
-    for make, name, base in ((_dmd, "dmd", CHEAP), (_dp_dmd, "dp_dmd", BASE)):
-        arms += [make(f"{name}_n_{n}", base | {"student.num_steps": n}) for n in STEPS]
-        for scale in SCALES:
-            own = {"objective.anchor.guidance_scale": scale} if name == "dp_dmd" else {}
-            arms.append(make(f"{name}_guidance_{scale:g}", base | own | {"model.guidance_scale": scale}))
+    """K, lambda, N and guidance scale; the anchor's guidance is as far on the way from 1 as in the recipe."""
+    arms = [_dp_dmd(f"k_{k}", {"objective.anchor.steps": k}) for k in (3, 5, 10, 20)]
+    arms += [_dp_dmd(f"lambda_{weight:g}", {"objective.anchor.weight": weight}) for weight in (0.05, 0.25, 4.0)]
+    for n in STEPS:
+        if n != 4:
+            arms += [make(f"{name}_n_{n}", {"student.num_steps": n}) for name, make in MAKERS.items()]
+    for scale in SCALES:
+        if scale != GUIDANCE:
+            guided = {"model.guidance_scale": scale}
+            arms.append(_dmd(f"dmd_guidance_{scale:g}", guided))
+            anchor = 1 + (ANCHOR_SCALE - 1) / (GUIDANCE - 1) * (scale - 1)
+            arms.append(_dp_dmd(f"dp_dmd_guidance_{scale:g}", guided | {"objective.anchor.guidance_scale": anchor}))
     return arms
 
 
+MAKERS = {"dmd": _dmd, "dp_dmd": _dp_dmd}
 GROUPS = {
     "main": (main_arms, 5),
     "rivals": (rival_arms, 3),
