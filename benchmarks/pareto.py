@@ -6,8 +6,9 @@
 Every student has 4 steps (but in the sweep of N) and 150 updates of batch 32; all share noise, prompts and learning
 rates. Groups of arms, each with so many training seeds (--seeds: at most):
 
-    main       DMD as its recipe has it and with tau uniform, DP-DMD as published (K 5, lambda .05, stock grid), at its
-               authors' script values (K 10) and at our defaults, the rivals, the hybrid, and the teacher              5
+    main       DMD as its recipe has it, with tau uniform, and with all settings alike; DP-DMD as published (K 5,
+               lambda .05, stock grid), at its authors' script values (K 10) and at our defaults; the rivals, the
+               hybrid, and the teacher                                                                                5
     rivals     the rivals' own main knobs                                                                              3
     options    our defaults with one thing changed                                                                     3
     frontier   the noise interval in which the real score is guided x the anchor's own guidance, and for DMD           3
@@ -36,6 +37,7 @@ UNIFORM = {"objective.tau_shift": 1.0}
 ANCHOR_SCALE, ANCHOR_SCALES = 2.5, (1.0, 2.5, 3.5)
 INTERVALS = {"everywhere": [0.0, 1.0], "below_.9": [0.0, 0.9], "below_.75": [0.0, 0.75], ".3_to_.9": [0.3, 0.9]}
 OPTIONS = {
+    "tau_uniform": UNIFORM,
     "tau_shift_3": {"objective.tau_shift": 3.0},
     "tau_shift_6": {"objective.tau_shift": 6.0},
     "whole_rollout": {"train.random_step": False},
@@ -72,6 +74,7 @@ def main_arms() -> list[Arm]:
         _dp_dmd("dp_dmd_default", {}),
         _dmd("dmd", {}),
         _dmd("dmd_uniform", UNIFORM),
+        _dp_dmd("dmd_alike", {"objective.name": "dmd"}),
         Arm("dp_dmd_published", PUBLISHED, COMMON),
         Arm("dp_dmd_script", PUBLISHED, COMMON | {"objective.anchor.steps": 10}),
         Arm("dmd_perceptual", "scenes_dmd_perceptual", COMMON),
