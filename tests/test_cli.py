@@ -14,7 +14,19 @@ from dpdmd import cli
 from dpdmd.compare.arms import Budget
 
 RECIPE = '[model]\nteacher = "scenes"\n[data]\nprompts = "scenes"\n[output]\nfolder = "{folder}"\n'
-COMMANDS = ["train", "plan", "config", "sample", "evaluate", "report", "compare", "export", "pretrain-teacher", "demo"]
+COMMANDS = [
+    "train",
+    "plan",
+    "config",
+    "sample",
+    "evaluate",
+    "audit",
+    "report",
+    "compare",
+    "export",
+    "pretrain-teacher",
+    "demo",
+]
 
 
 @pytest.fixture
@@ -69,7 +81,7 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(run, tmp_path):
     assert lines["student grid"].strip() == "1, 0.75, 0.5, 0.25, 0"
     assert lines["anchor"].strip() == "15 teacher steps in 4, to t = 0.7380"
     assert "2,297,104 parameters, predicts velocity" in lines["network"]
-    assert lines["one update"].strip().startswith("24 forward and 9 backward network calls per sample, 32 samples")
+    assert lines["one update"].strip().startswith("22 forward and 7 backward network calls per sample, 32 samples")
     assert out.splitlines()[-1] == "prompts: 4096"
     code, _, err = run("train", "scenes_dp_dmd", "--dry-run", "--set", "model.height=36", "--set", "model.width=32")
     assert code == 2 and "height must be divisible by 8" in err
@@ -163,16 +175,35 @@ def test_sample_without_a_prompt_says_so(run, tmp_path):
     assert (code, err) == (2, "error: nothing to draw: give --prompt TEXT or --prompts FILE\n")
 
 
-def test_evaluate_report_export_pretrain_and_demo_pass_their_arguments_on(run, called, tmp_path):
-    called["replace"]("dpdmd.evaluate.run", "evaluate_folder", {"diversity": 0.25, "provenance": {}})
-    code, out, _ = run("evaluate", "images", "--reference", "teacher", "--out", tmp_path / "m.json")
-    assert code == 0
-    assert called["evaluate_folder"] == (
-        (Path("images"),),
-        {"reference": Path("teacher"), "features": "auto", "out": tmp_path / "m.json"},
-    )
-    assert "diversity                    0.25" in out
+def test_evaluate_passes_its_arguments_on_and_prints_figures_with_intervals(run, monkeypatch, tmp_path):
+    seen = {}
 
+    def evaluate_folder(*args, **options):
+        seen["args"], seen["options"] = args, options
+        return {
+            "diversity": 0.25, "intervals": {"diversity": [0.2, 0.3]}, "skipped": {"kid": "too few"}, "provenance": {},
+            "further_features": {"other": {"diversity": 0.5, "intervals": {}}},
+        }  # fmt: skip
+
+    monkeypatch.setattr("dpdmd.evaluate.run.evaluate_folder", evaluate_folder)
+    monkeypatch.setenv("DPDMD_CACHE", str(tmp_path))
+    code, out, _ = run("evaluate", "images", "--reference", "teacher", "--out", tmp_path / "m.json")
+    options = {
+        "reference": Path("teacher"), "features": "auto", "perceptual": None, "quality": [], "out": tmp_path / "m.json",
+        "cache": tmp_path / "features",
+    }  # fmt: skip
+    assert code == 0 and seen == {"args": (Path("images"),), "options": options}
+    assert "diversity                    0.25  [0.2, 0.3]\nleft out: kid: too few\n\nother:" in out
+    assert (
+        run("evaluate", "images", "--features", "a", "--features", "b", "--quality", "hps_v21=w", "--no-cache")[0] == 0
+    )
+    assert seen["options"]["features"] == ["a", "b"] and seen["options"]["quality"] == ["hps_v21=w"]
+    assert seen["options"]["cache"] is None
+    code, _, err = run("evaluate", "images", "--no-cache", "--cache", "x")
+    assert code == 2 and "exclude each other" in err
+
+
+def test_report_export_pretrain_and_demo_pass_their_arguments_on(run, called, tmp_path):
     called["replace"]("dpdmd.report.build", "report_from_runs", "r.html")
     assert run("report", "a", "b", "--out", "r.html")[0] == 0
     assert called["report_from_runs"] == (([Path("a"), Path("b")], Path("r.html")), {})
@@ -241,3 +272,19 @@ def test_the_noise_predicting_teacher_has_a_recipe(run, tmp_path):
     assert lines["anchor"].strip() == "8 teacher steps in 4, to t = 0.7330"
     # The x0 target takes one guided call more than the secant.
     assert lines["one update"].strip().startswith("26 forward and 9 backward network calls per sample, 32 samples")
+
+
+def test_audit_passes_its_arguments_on(run, called, tmp_path):
+    called["replace"]("dpdmd.audit", "audit", tmp_path / "report.html")
+    (tmp_path / "prompts.txt").write_text("a ring\na ring\n")
+    code, out, _ = run(
+        "audit", "them/fast", "--teacher", "them/slow", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path,
+        "--num-inference-steps", 4, "--guidance-scale", 0, "--quality", "clip_score",
+    )  # fmt: skip
+    args, options = called["audit"]
+    assert code == 0 and out == f"report: {tmp_path / 'report.html'}\n"
+    assert args == ("them/fast", "them/slow")
+    assert options == {
+        "out": tmp_path, "prompts": ["a ring"], "images_per_prompt": 9, "num_inference_steps": 4, "guidance_scale": 0,
+        "features": "auto", "perceptual": None, "quality": ["clip_score"], "batch_size": 32,
+    }  # fmt: skip

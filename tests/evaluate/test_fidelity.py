@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpdmd.evaluate.fidelity import frechet_distance, neighbours
+from dpdmd.evaluate.fidelity import frechet_distance, kernel_distance, neighbours
 
 
 def _draw(n, dim, seed, scale=1.0, shift=0.0):
@@ -58,3 +58,31 @@ def test_impossible_sets_are_refused():
         frechet_distance(_draw(5, 3, 0), _draw(5, 4, 0))
     with pytest.raises(ValueError, match="at least 6 images in each set"):
         neighbours(_draw(5, 3, 0), _draw(9, 3, 0))
+
+
+def test_the_kernel_distance_agrees_with_a_naive_loop_over_pairs():
+    a, b = _draw(7, 5, 0).double().numpy(), _draw(9, 5, 1, shift=0.3).double().numpy()
+
+    def k(x, y):
+        return (x @ y / 5 + 1) ** 3
+
+    def within(points):
+        return np.mean([k(p, q) for i, p in enumerate(points) for j, q in enumerate(points) if i != j])
+
+    expected = within(a) + within(b) - 2 * np.mean([k(p, q) for p in a for q in b])
+    assert kernel_distance(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_kernel_distance_is_unbiased_where_the_frechet_distance_is_not():
+    """Both sets from one distribution: the mean over repetitions is 0 within four standard errors."""
+    values = torch.tensor([kernel_distance(_draw(20, 8, i), _draw(20, 8, 1000 + i)) for i in range(200)])
+    assert values.mean().abs() < 4 * values.std() / 200**0.5
+    assert values.min() < 0 < values.max()
+    assert frechet_distance(_draw(20, 8, 0), _draw(20, 8, 1000)).value > 1
+
+
+def test_the_kernel_distance_does_not_depend_on_the_blocks(monkeypatch):
+    a, b = _draw(30, 4, 0), _draw(25, 4, 1)
+    whole = kernel_distance(a, b)
+    monkeypatch.setattr("dpdmd.evaluate.fidelity.BLOCK", 7)
+    assert kernel_distance(a, b) == pytest.approx(whole, rel=1e-12)

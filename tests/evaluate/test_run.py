@@ -7,6 +7,7 @@ from dpdmd.evaluate.diversity import pairwise_diversity
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.files import write_png
+from dpdmd.perceptual import PerceptualDistance
 from dpdmd.randomness import generator
 from dpdmd.world.captions import named_factors
 from dpdmd.world.features import load_scene_features
@@ -56,6 +57,10 @@ def test_a_folder_against_itself_keeps_everything(teacher):
     assert metrics["diversity_share"] == pytest.approx(1.0)
     assert metrics["intervals"]["diversity_share"] == pytest.approx([1.0, 1.0])
     assert metrics["prompts_near_reference"] == 1.0
+    for key in ("vendi_share", "spatial_diversity_share", "diversity_share_worst_tenth"):
+        assert metrics[key] == pytest.approx(1.0)
+    # Unbiased: of a set with itself it is below 0, by what each image's own pair would have added.
+    assert metrics["kid"] < 0
     assert metrics["frechet"] == pytest.approx(0.0, abs=1e-6) and not metrics["frechet_reliable"]
     assert (metrics["precision"], metrics["recall"], metrics["coverage"]) == (1.0, 1.0, 1.0)
     assert (metrics["num_prompts"], metrics["images_per_prompt"], metrics["saturation"]) == (3, 9, 0.0)
@@ -75,6 +80,64 @@ def test_a_collapsed_folder_loses_diversity_by_the_known_share(teacher, collapse
     assert low <= metrics["diversity_share"] <= high
     assert [row["prompt"] for row in metrics["per_prompt"]] == PROMPTS
     assert all(row["vendi"] < 3.001 for row in metrics["per_prompt"])
+
+
+def test_all_images_of_a_prompt_alike_have_no_diversity(teacher, truth, tmp_path):
+    same = _folder(tmp_path / "same", {prompt: images[:1].repeat(9, 1, 1, 1) for prompt, images in truth.items()})
+    metrics = evaluate_folder(same, reference=teacher)
+    for key in ("diversity", "spatial_diversity", "diversity_share", "spatial_diversity_share"):
+        assert metrics[key] == pytest.approx(0.0, abs=1e-12)
+    assert metrics["vendi"] == pytest.approx(1.0) and metrics["prompts_near_reference"] == 0.0
+
+
+def test_the_prompts_that_lost_most_are_listed_first(teacher, truth, tmp_path):
+    lost, *others = PROMPTS
+    images = {lost: truth[lost][:3].repeat(3, 1, 1, 1)} | {prompt: truth[prompt] for prompt in others}
+    metrics = evaluate_folder(_folder(tmp_path / "one", images), reference=teacher)
+    worst = metrics["worst_prompts"]
+    assert worst[0]["prompt"] == lost and len(worst) == 3
+    # A tenth of three prompts is one.
+    assert metrics["diversity_share_worst_tenth"] == pytest.approx(worst[0]["diversity_share"])
+    assert worst[0]["diversity_share"] == pytest.approx(worst[0]["diversity"] / worst[0]["reference_diversity"])
+    assert worst[0]["diversity_share"] < metrics["diversity_share"] < 1
+
+
+def test_further_networks_tell_the_same_under_their_names(teacher, collapsed, tmp_path):
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "net")
+    settings = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "net" / "preprocessor_config.json").write_text(json.dumps(settings))
+    name, cache = str(tmp_path / "net"), tmp_path / "cache"
+    both = evaluate_folder(collapsed, reference=teacher, features=["scenes", name], cache=cache)
+    alone = evaluate_folder(collapsed, reference=teacher, features=name, cache=cache)
+    first = evaluate_folder(collapsed, reference=teacher)
+    further = both.pop("further_features")[name]
+    # The world's images once as a teacher's and once as a student's: 27 of the one, of which 9 are the other's.
+    assert len(list(cache.glob("*/*.safetensors"))) == 27
+    assert {key: both[key] for key in first if key != "provenance"} == {
+        key: first[key] for key in first if key != "provenance"
+    }
+    assert further["diversity"] == alone["diversity"] < alone["diversity"] / alone["diversity_share"]
+    assert further["intervals"]["diversity"] == alone["intervals"]["diversity"]
+    assert both["provenance"]["weights"] == alone["provenance"]["weights"]
+    assert both["provenance"]["weights"][0]["name"] == name
+
+
+def test_perceptual_diversity_is_the_mean_distance_over_pairs(collapsed, teacher, truth, tmp_path):
+    metrics = evaluate_folder(collapsed, reference=teacher, perceptual="scenes")
+    distance = PerceptualDistance("scenes", (32, 32))
+    images = truth[PROMPTS[0]]
+    # Three images, each three times: of 36 pairs 27 are of different ones, 9 of each two.
+    expected = 9 * sum(float(distance(images[i : i + 1], images[j : j + 1])) for i, j in ((0, 1), (0, 2), (1, 2))) / 36
+    row = metrics["per_prompt"][0]
+    assert row["perceptual_diversity"] == pytest.approx(expected, rel=0.02)  # what a PNG keeps
+    assert 0 < metrics["perceptual_diversity_share"] < 1
+    assert evaluate_folder(teacher, reference=teacher, perceptual="scenes")["perceptual_diversity_share"] == 1
+    same = _folder(tmp_path / "same", {prompt: images[:1].repeat(9, 1, 1, 1) for prompt, images in truth.items()})
+    assert evaluate_folder(same, perceptual="scenes")["perceptual_diversity"] == 0
 
 
 def test_a_prompt_that_collapsed_is_not_near_the_reference(teacher, truth, tmp_path):

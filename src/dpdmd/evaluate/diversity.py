@@ -13,11 +13,8 @@ def pairwise_diversity(features: Tensor) -> Tensor:
     Raises ValueError when R < 2 or a feature vector is zero or not finite.
     Source: arXiv 2602.03139, section on metrics.
     """
-    unit = _unit(features)
-    num_samples = features.shape[1]
-    # |sum f|^2 = R + sum over ordered pairs of <f_i, f_j>: no R x R matrix is needed.
-    pairs = unit.sum(dim=1).square().sum(dim=-1) - unit.square().sum(dim=(1, 2))
-    return 1 - pairs / (num_samples * (num_samples - 1))
+    _require_samples(features, 3, "(prompts, samples, dimensions)")
+    return _pair_means(_unit(features))
 
 
 def vendi_score(features: Tensor) -> Tensor:
@@ -27,17 +24,44 @@ def vendi_score(features: Tensor) -> Tensor:
 
     features: (P, R, D). Returns (P,) fp64. Raises like `pairwise_diversity`. Source: arXiv 2210.02410.
     """
+    _require_samples(features, 3, "(prompts, samples, dimensions)")
     unit = _unit(features)
     kernel = unit @ unit.transpose(1, 2) / features.shape[1]
     eigenvalues = torch.linalg.eigvalsh(kernel).clamp(min=0)
     return torch.exp(-torch.special.xlogy(eigenvalues, eigenvalues).sum(dim=-1))
 
 
-def _unit(features: Tensor) -> Tensor:
-    if features.ndim != 3:
-        raise ValueError(f"features must be (prompts, samples, dimensions), got {tuple(features.shape)}")
+def spatial_diversity(features: Tensor) -> Tensor:
+    """1 - mean cosine over pairs of samples of a prompt, place by place, in the mean over places.
+
+        S = 1/P' sum_p D(f_p),   D as in `pairwise_diversity`, f_p the features at place p
+
+    Two images count as alike only where the same thing is at the same place: a figure that moves or turns changes S,
+    though a pooled feature may not see it. features: (P, R, P', D) of P' places. Returns (P,) fp64.
+    Raises like `pairwise_diversity`; a place without feature in one image (all zero) is refused too.
+    Ours, after the pooled one of arXiv 2602.03139.
+    """
+    _require_samples(features, 4, "(prompts, samples, places, dimensions)")
+    # One prompt after the other: in fp64 all of them would be twice as large again.
+    return torch.stack([_pair_means(_unit(prompt.transpose(0, 1))).mean() for prompt in features])
+
+
+def _pair_means(unit: Tensor) -> Tensor:
+    """1 - mean inner product over pairs, (..., R, D) of unit vectors to (...)."""
+    num_samples = unit.shape[-2]
+    # |sum f|^2 = R + sum over ordered pairs of <f_i, f_j>: no R x R matrix is needed.
+    pairs = unit.sum(dim=-2).square().sum(dim=-1) - unit.square().sum(dim=(-2, -1))
+    return 1 - pairs / (num_samples * (num_samples - 1))
+
+
+def _require_samples(features: Tensor, ndim: int, meaning: str) -> None:
+    if features.ndim != ndim:
+        raise ValueError(f"features must be {meaning}, got {tuple(features.shape)}")
     if features.shape[1] < 2:
         raise ValueError(f"diversity needs at least 2 images per prompt, got {features.shape[1]}")
+
+
+def _unit(features: Tensor) -> Tensor:
     features = features.double()
     norm = features.norm(dim=-1, keepdim=True)
     if not torch.isfinite(norm).all() or (norm == 0).any():

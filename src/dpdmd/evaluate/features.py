@@ -1,103 +1,135 @@
 """Features of images: the built-in network for the built-in world, any transformers vision model for the rest."""
 
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpdmd.evaluate.cache import batches, key_of, through_cache
+from dpdmd.evaluate.preprocessing import Preprocessing, read_preprocessing
+from dpdmd.evaluate.samples import Samples
+from dpdmd.evaluate.weights import Weights, find_weights
+from dpdmd.files import read_png
+
 SCENES = "scenes"
 CLIP_TYPES = ("clip", "clip_vision_model")
 # The network of the paper's main column; its weights are under a licence to accept on the hub.
 DEFAULT_MODEL = "facebook/dinov3-vitl16-pretrain-lvd1689m"
+# Features at places are means over the cells of a grid of so many rows and columns: fine enough for where things are
+# and how they stand, and 16 times a pooled feature in memory.
+GRID = 4
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of N images: `pooled` (N, D), one vector for the whole; `places` (N, P, D'), one for each place of a grid, or
+    None of a network that has no places. fp32."""
+
+    pooled: Tensor
+    places: Tensor | None = None
+
+    def per_prompt(self, num_prompts: int) -> "Features":
+        """(P, R, D) and (P, R, P', D') of images that come prompt by prompt."""
+        places = None if self.places is None else self.places.unflatten(0, (num_prompts, -1))
+        return Features(self.pooled.unflatten(0, (num_prompts, -1)), places)
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """`extract` maps images (B, 3, H, W) in [-1, 1] to features (B, D) fp32; `name` is what was asked for."""
+    """`extract` maps images (B, 3, H, W) in [-1, 1] to features; `name` is what was asked for.
+
+    identity: a text that changes whenever the features may; None: too cheap to keep them. source: what to record.
+    """
 
     name: str
-    extract: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a vision model expects: shortest edge and centre crop in pixels (None: no such step), mean and std."""
-
-    resize: tuple[int, int] | int | None
-    crop: tuple[int, int] | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to the model's input."""
-        images = (images.float() + 1) / 2
-        if self.resize is not None:
-            height, width = images.shape[-2:]
-            size = self.resize
-            if isinstance(size, int):
-                scale = size / min(height, width)
-                size = (max(size, round(height * scale)), max(size, round(width * scale)))
-            # An 8-bit image cannot leave [0, 1] after resizing, bicubic interpolation can.
-            images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
-        if self.crop is not None:
-            top, left = ((have - want) // 2 for have, want in zip(images.shape[-2:], self.crop, strict=True))
-            if top < 0 or left < 0:
-                raise ValueError(f"the model crops to {self.crop} pixels, the images have {tuple(images.shape[-2:])}")
-            images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
-        mean, std = (torch.tensor(value, device=images.device)[:, None, None] for value in (self.mean, self.std))
-        return (images - mean) / std
+    extract: Callable[[Tensor], Features]
+    identity: str | None = None
+    source: dict[str, Any] | None = None
 
 
 def extract_features(
     extractor: str | Path | FeatureExtractor, images: Tensor | Iterable[Tensor], *, batch_size: int = 32
-) -> Tensor:
-    """Features (N, D) fp32 on the CPU of images (N, 3, H, W) in [-1, 1], or of an iterable of single images (3, H, W).
+) -> Features:
+    """Features on the CPU of images (N, 3, H, W) in [-1, 1], or of an iterable of single images (3, H, W).
 
     extractor: "scenes", the folder or hub id of a transformers vision model, or a loaded one.
-    An iterable is read one batch at a time, so that a folder of large images need not fit in memory; the images of one
-    batch must share a size. Raises ValueError like `load_extractor`, and when there are no images.
+    An iterable is read one batch at a time, so that a folder of large images need not fit in memory.
+    Raises ValueError like `load_extractor`, and when there are no images.
     """
     if not isinstance(extractor, FeatureExtractor):
         extractor = load_extractor(extractor)
-    parts: list[Tensor] = []
-    batch: list[Tensor] = []
-    with torch.no_grad():
-        for image in images:
-            if batch and (len(batch) == batch_size or image.shape != batch[0].shape):
-                parts.append(extractor.extract(torch.stack(batch)).float().cpu())
-                batch = []
-            batch.append(image)
-        if not batch:
-            raise ValueError("no images to take features of")
-        parts.append(extractor.extract(torch.stack(batch)).float().cpu())
-    return torch.cat(parts)
+    return _joined(list(_rows(extractor, images, batch_size)))
+
+
+def folder_features(
+    extractor: FeatureExtractor, samples: Samples, *, cache: Path | None = None, batch_size: int = 32
+) -> Features:
+    """Features of a folder's images, in their order; with `cache`, a folder, none is computed twice."""
+    identity = extractor.identity
+    if identity is None:
+        cache = None
+
+    def compute(numbers: list[int]) -> Iterator[dict[str, Tensor]]:
+        return _rows(extractor, (read_png(samples.files[number]) for number in numbers), batch_size)
+
+    keys = list(map(str, range(len(samples.files)))) if cache is None else [key_of(identity, h) for h in samples.hashes]
+    return _joined(through_cache(cache, keys, compute, what=f"features of {samples.folder}"))
+
+
+def _rows(extractor: FeatureExtractor, images: Iterable[Tensor], batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """The features of one image after the other."""
+    for batch in batches(images, batch_size, alike=lambda first, other: first.shape == other.shape):
+        with torch.no_grad():
+            found = extractor.extract(torch.stack(batch))
+        pooled = found.pooled.float().cpu()
+        places = None if found.places is None else found.places.float().cpu()
+        for i in range(len(batch)):
+            # Copies: a row of a batch would keep all of it in memory.
+            yield {"pooled": pooled[i].clone()} | ({} if places is None else {"places": places[i].clone()})
+
+
+def _joined(rows: list[dict[str, Tensor]]) -> Features:
+    if not rows:
+        raise ValueError("no images to take features of")
+    places = torch.stack([row["places"] for row in rows]) if "places" in rows[0] else None
+    return Features(torch.stack([row["pooled"] for row in rows]), places)
 
 
 def load_extractor(name: str | Path, *, device: str = "cpu", local_files_only: bool = False) -> FeatureExtractor:
     """The feature extractor of a name: "scenes", or the folder or hub id of a transformers vision model.
 
-    A CLIP model gives the class token of its last hidden state (before the projection), any other its pooler_output,
-    or the first token where it has none. Source: arXiv 2602.03139, which measures DINOv3 and CLIP in this way.
+    Of a CLIP model `pooled` is the class token of its last hidden state (before the projection), of any other its
+    pooler_output, or the first token where it has none; `places` are the tokens of patches. Source: arXiv 2602.03139,
+    which measures DINOv3 and CLIP in this way.
     Raises ValueError when weights or preprocessor_config.json cannot be found, or the model is no vision model.
     """
     if str(name) == SCENES:
         from dpdmd.world.features import load_scene_features
 
-        return FeatureExtractor(SCENES, load_scene_features())
-    network, preprocessing = load_vision_model(name, local_files_only=local_files_only)
+        scenes = load_scene_features()
+
+        def extract_scenes(images: Tensor) -> Features:
+            return Features(scenes(images), _cells(scenes.maps(images)[-1]))
+
+        return FeatureExtractor(SCENES, extract_scenes, source={"name": SCENES})
+    weights = _find(name, local_files_only)
+    network, preprocessing = load_vision_model(weights.folder, local_files_only=local_files_only)
     is_clip = network.config.model_type in CLIP_TYPES
     network.to(device)
 
-    def extract(images: Tensor) -> Tensor:
-        output = network(pixel_values=preprocessing(images.to(device)))
+    def extract(images: Tensor) -> Features:
+        pixels = preprocessing(images.to(device))
+        output = network(pixel_values=pixels)
         pooled = None if is_clip else getattr(output, "pooler_output", None)
-        return output.last_hidden_state[:, 0] if pooled is None else pooled
+        pooled = output.last_hidden_state[:, 0] if pooled is None else pooled
+        return Features(pooled.flatten(1), _places(network, output.last_hidden_state, pixels.shape[-2:]))
 
-    return FeatureExtractor(str(name), extract)
+    identity = key_of("features 1", weights.sha256, repr(astuple(preprocessing)), str(GRID))
+    return FeatureExtractor(str(name), extract, identity, weights.facts())
 
 
 def load_vision_model(name: str | Path, *, local_files_only: bool = False) -> tuple[nn.Module, Preprocessing]:
@@ -114,39 +146,43 @@ def load_vision_model(name: str | Path, *, local_files_only: bool = False) -> tu
         network = model_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **options)
         preprocessing = read_preprocessing(name, local_files_only)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no feature model at {str(name)!r}: expected {SCENES!r}, or a folder or hub id with config.json, "
-            f"preprocessor_config.json and safetensors weights ({_first_line(error)})"
-        ) from error
+        raise ValueError(_missing(name, error)) from error
     if getattr(network, "main_input_name", "") != "pixel_values":
         raise ValueError(f"{str(name)!r} is a {config.model_type} model, not a vision model")
     return network.eval().requires_grad_(False), preprocessing
 
 
-def read_preprocessing(name: str | Path, local_files_only: bool = False) -> Preprocessing:
-    """The numbers of preprocessor_config.json; transformers' own image processors may ask for torchvision."""
-    from transformers.utils import cached_file
+def _find(name: str | Path, local_files_only: bool) -> Weights:
+    try:
+        return find_weights(name, local_files_only=local_files_only)
+    except ValueError as error:
+        raise ValueError(_missing(name, error)) from None
 
-    path = cached_file(name, "preprocessor_config.json", local_files_only=local_files_only)
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
-    return Preprocessing(
-        resize=_size(config.get("size")) if config.get("do_resize", True) else None,
-        crop=_crop(config.get("crop_size")) if config.get("do_center_crop", False) else None,
-        mean=tuple(config.get("image_mean", (0.5, 0.5, 0.5))),
-        std=tuple(config.get("image_std", (0.5, 0.5, 0.5))),
+
+def _missing(name: str | Path, error: Exception) -> str:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return (
+        f"no feature model at {str(name)!r}: expected {SCENES!r}, or a folder or hub id with config.json, "
+        f"preprocessor_config.json and safetensors weights ({reason})"
     )
 
 
-def _size(size: dict[str, int] | int | None) -> tuple[int, int] | int | None:
-    if isinstance(size, dict):
-        return size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
-    return size
+def _places(network: nn.Module, hidden: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """Cells (B, P, D) of a last hidden state: a map (B, D, h, w), or tokens (B, N, D), of which those of patches are
+    the last."""
+    if hidden.ndim == 4:
+        return _cells(hidden)
+    patch = getattr(network.config, "patch_size", None)
+    if patch is None:
+        return None
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    height, width = size[0] // height, size[1] // width
+    if height * width > hidden.shape[1]:
+        return None
+    return _cells(hidden[:, -height * width :].transpose(1, 2).unflatten(2, (height, width)))
 
 
-def _crop(size: dict[str, int] | int | None) -> tuple[int, int] | None:
-    size = _size(size)
-    return (size, size) if isinstance(size, int) else size
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _cells(maps: Tensor) -> Tensor:
+    """Means over the cells of a grid, (B, D, h, w) to (B, P, D); of a smaller map every place is a cell."""
+    size = tuple(min(GRID, side) for side in maps.shape[-2:])
+    return F.adaptive_avg_pool2d(maps, size).flatten(2).transpose(1, 2)

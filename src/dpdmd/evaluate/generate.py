@@ -1,23 +1,28 @@
 """Generate once to a folder: PNGs and a manifest that every metric reads."""
 
-import time
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dpdmd.denoiser import Condition
-from dpdmd.evaluate.manifest import ImageEntry, Manifest, write_manifest
-from dpdmd.files import write_png
+from dpdmd.evaluate.cache import batches
+from dpdmd.evaluate.drawing import draw_folder
+from dpdmd.evaluate.manifest import Manifest
 from dpdmd.grids import Grid
 from dpdmd.guidance import Guidance
 from dpdmd.hybrid import hybrid_samples
-from dpdmd.models.base import network_denoiser
+from dpdmd.models.base import decoder, network_denoiser
 from dpdmd.models.load import Sampler, load_adapter, load_sampler
 from dpdmd.randomness import image_noise
 from dpdmd.rollout import student_samples, teacher_rollout
+from dpdmd.train.distribution import fingerprint, new_accelerator
+
+CHUNK = 64  # prompts encoded at a time
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def sample_latents(
     grid: Grid,
     guidance_scale: float,
     first: Teacher | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Final latents (B, C, H, W) along `grid`, one per seed: a teacher's guided, a student's unguided.
 
@@ -64,7 +70,7 @@ def sample_latents(
             network_denoiser(adapter, first.network, adapter.embedded_guidance),
             denoise,
             adapter.path,
-            image_noise(seeds, shape),
+            image_noise(seeds, shape).to(device),
             cond,
             uncond,
             teacher_grid=first.grid,
@@ -72,9 +78,9 @@ def sample_latents(
             student_grid=grid,
         )
     if sampler.grid is not None and guidance_scale == 1:
-        return student_samples(denoise, adapter.path, seeds, shape, cond, grid=grid, kind=sampler.kind)
+        return student_samples(denoise, adapter.path, seeds, shape, cond, grid=grid, kind=sampler.kind, device=device)
     guidance = Guidance(guidance_scale, rule=adapter.guidance_rule)
-    noise = image_noise(seeds, shape)
+    noise = image_noise(seeds, shape).to(device)
     return teacher_rollout(denoise, adapter.path, noise, cond, uncond, grid=grid, guidance=guidance)
 
 
@@ -104,58 +110,81 @@ def generate_folder(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Manifest:
-    """Sample every prompt with every seed into `out`: PNGs and manifest.json.
+    """Sample every prompt with every seed into `out`: PNGs and manifest.json. Goes on with a folder that was begun.
 
     model: a name `models.load.load_sampler` takes. Defaults: a student's own grid without guidance; a teacher's own
     number of steps and guidance scale. teacher_first: the student's teacher takes the place of its first step (a
-    hybrid, no training), with `num_inference_steps` and `guidance_scale` of its own. Raises ValueError for empty or
-    repeated prompts or seeds, or an unknown model.
+    hybrid, no training), with `num_inference_steps` and `guidance_scale` of its own. On a GPU where there is one;
+    started by torchrun, each process draws a share. Raises ValueError for empty or repeated prompts or seeds, an
+    unknown model, and a folder that holds images made otherwise.
     """
-    for name, values in (("prompts", prompts), ("seeds", seeds)):
-        if not values or len(set(values)) != len(values):
-            raise ValueError(f"{name} must be a list of different values, at least one, got {len(values)}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+    require_different(prompts, seeds, batch_size)
+    device = start_processes()
     sampler = load_sampler(model)
     shape = sampler.latent_shape()
     first = load_teacher(sampler, num_inference_steps, guidance_scale) if teacher_first else None
     grid = sampling_grid(sampler, None if first else num_inference_steps, shape)
     scale = sampler.guidance_scale if guidance_scale is None or first else guidance_scale
     Guidance(scale)  # refuses a bad scale before anything is written
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    conds, uncond = sampler.adapter.encode(prompts), sampler.adapter.encode([""])
-    jobs = [(i, seed) for i in range(len(prompts)) for seed in seeds]
-    entries, seconds = [], 0.0
-    with tqdm(total=len(jobs), desc=f"sampling {model}", unit="image", disable=not progress) as bar:
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
-            started = time.perf_counter()
-            cond = conds[torch.tensor([i for i, _ in batch])]
+    settings: dict[str, Any] = {
+        "model": model,
+        "network": fingerprint(sampler.network),
+        "num_inference_steps": grid.num_steps,
+        "guidance_scale": scale,
+        "grid": list(grid.times),
+    }
+    if first is not None:
+        settings["teacher_first"] = {
+            "num_inference_steps": first.grid.num_steps, "guidance_scale": first.guidance_scale
+        }  # fmt: skip
+        first.network.to(device)
+    sampler.network.to(device)
+    decode = decoder(sampler.adapter)
+
+    def draw(jobs: list[tuple[str, int]]) -> Iterator[Tensor]:
+        uncond = sampler.adapter.encode([""]).to(device)
+        for cond, batch in _encoded_batches(sampler, jobs, batch_size):
             latents = sample_latents(
                 sampler,
-                cond,
+                cond.to(device),
                 uncond.expand(len(batch)),
-                [seed for _, seed in batch],
+                batch,
                 shape,
                 grid=grid,
                 guidance_scale=scale,
                 first=first,
+                device=device,
             )
-            images = sampler.adapter.decode(latents)
-            seconds += time.perf_counter() - started
-            for (i, seed), image in zip(batch, images, strict=True):
-                file = f"{i:04d}-{seed:06d}.png"
-                write_png(out / file, image)
-                entries.append(ImageEntry(prompts[i], seed, file))
-            bar.update(len(batch))
-    info = {
-        "model": model,
-        "num_inference_steps": grid.num_steps,
-        "guidance_scale": scale,
-        "grid": list(grid.times),
-        "seconds": seconds,
-    }
-    if first is not None:
-        info["teacher_first"] = {"num_inference_steps": first.grid.num_steps, "guidance_scale": first.guidance_scale}
-    return write_manifest(out, entries, info)
+            with torch.no_grad():
+                yield from decode(latents).cpu()
+
+    return draw_folder(out, prompts, seeds, draw, settings=settings, what=f"sampling {model}", progress=progress)
+
+
+def require_different(prompts: list[str], seeds: list[int], batch_size: int) -> None:
+    """Raises ValueError for empty or repeated prompts or seeds, and for a batch size below 1."""
+    for name, values in (("prompts", prompts), ("seeds", seeds)):
+        if not values or len(set(values)) != len(values):
+            raise ValueError(f"{name} must be a list of different values, at least one, got {len(values)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+
+
+def start_processes() -> torch.device:
+    """This process's device; joins the others that torchrun has started, if any."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        return new_accelerator().device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _encoded_batches(
+    sampler: Sampler, jobs: list[tuple[str, int]], batch_size: int
+) -> Iterator[tuple[Condition, list[int]]]:
+    """Conditions and seeds, a batch at a time; CHUNK prompts are encoded at once, for embeddings may be large."""
+    prompts = list(dict.fromkeys(prompt for prompt, _ in jobs))
+    for start in range(0, len(prompts), CHUNK):
+        rows = {prompt: row for row, prompt in enumerate(prompts[start : start + CHUNK])}
+        conds = sampler.adapter.encode(list(rows))
+        own = [(rows[prompt], seed) for prompt, seed in jobs if prompt in rows]
+        for batch in batches(own, batch_size):
+            yield conds[torch.tensor([row for row, _ in batch])], [seed for _, seed in batch]

@@ -1,0 +1,82 @@
+"""A folder of images that is drawn once, by any number of processes, and gone on with where it was interrupted."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, read_manifest, write_manifest
+from dpdmd.files import read_json, write_json, write_png
+
+SETTINGS_FILE = "sampling.json"
+# A model that was moved is still the same: its network's fingerprint tells.
+PLACE = "model"
+ADVICE = "choose another folder or remove this one"
+Draw = Callable[[list[tuple[str, int]]], Iterable[Tensor]]
+
+
+def draw_folder(
+    out: str | Path,
+    prompts: list[str],
+    seeds: list[int],
+    draw: Draw,
+    *,
+    settings: dict[str, Any],
+    what: str,
+    progress: bool = True,
+) -> Manifest:
+    """Draw what `out` lacks of every prompt with every seed, then write manifest.json; returns it.
+
+    draw: images (3, H, W) in [-1, 1] of (prompt, seed) pairs, one after the other. settings: all that the images
+    depend on, kept in sampling.json; a folder begun with others is refused, further prompts and seeds are not. Under
+    torchrun every process draws a share of the images, and the first writes the manifest; its "seconds" are those of
+    the slowest process, of all calls so far. what: for the progress bar.
+    Raises ValueError for a folder with other images, OSError when it cannot be written to.
+    """
+    from dpdmd.train.distribution import everywhere, on_first, rank_and_number
+
+    out = Path(out)
+    files = {(prompt, seed): f"{i:04d}-{seed:06d}.png" for i, prompt in enumerate(prompts) for seed in seeds}
+    missing = on_first(lambda: _missing(out, prompts, files, settings))
+    rank, number = rank_and_number()
+    mine = missing[len(missing) * rank // number : len(missing) * (rank + 1) // number]
+    started = time.perf_counter()
+    images = draw(mine) if mine else []
+    for key, image in tqdm(zip(mine, images, strict=True), what, len(mine), disable=not progress, unit="image"):
+        write_png(out / files[key], image)
+    seconds = max(everywhere(lambda: time.perf_counter() - started)) if missing else 0.0
+    entries = [ImageEntry(prompt, seed, file) for (prompt, seed), file in files.items()]
+    return on_first(lambda: write_manifest(out, entries, settings | {"seconds": _seconds_before(out) + seconds}))
+
+
+def _missing(
+    out: Path, prompts: list[str], files: dict[tuple[str, int], str], settings: dict[str, Any]
+) -> list[tuple[str, int]]:
+    """What has yet to be drawn; writes sampling.json before there is an image."""
+    out.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in out.glob("*.png")}
+    path = out / SETTINGS_FILE
+    known = read_json(path) if path.exists() else {}
+    if not known and there & set(files.values()):
+        raise ValueError(f"{out} holds images and no {SETTINGS_FILE} that says how they were made; {ADVICE}")
+    if known:
+        _refuse_other(out, known, prompts, settings)
+    longer = max(known.get("prompts", []), prompts, key=len)
+    write_json(path, settings | {"prompts": longer})
+    return [key for key, file in files.items() if file not in there]
+
+
+def _refuse_other(out: Path, known: dict[str, Any], prompts: list[str], settings: dict[str, Any]) -> None:
+    for key, value in settings.items():
+        if key != PLACE and known.get(key) != value:
+            raise ValueError(f"{out} holds images made with {key} {known.get(key)!r}, now {value!r}; {ADVICE}")
+    for before, now in zip(known.get("prompts", []), prompts, strict=False):
+        if before != now:
+            raise ValueError(f"{out} holds images of {before!r} where {now!r} is now asked for; {ADVICE}")
+
+
+def _seconds_before(out: Path) -> float:
+    return read_manifest(out).info.get("seconds", 0.0) if (out / MANIFEST_NAME).exists() else 0.0

@@ -1,0 +1,95 @@
+"""Diversity as the mean LPIPS-type distance of the images of a prompt."""
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpdmd.evaluate.cache import key_of, through_cache
+from dpdmd.evaluate.intervals import mean_estimate, ratio_estimate
+from dpdmd.evaluate.preprocessing import resized
+from dpdmd.evaluate.samples import Samples
+from dpdmd.evaluate.scores import Scores
+from dpdmd.files import read_png, sha256_of
+from dpdmd.perceptual import SCENES, PerceptualDistance, perceptual_distance
+
+# LPIPS was fitted on patches of 64 and is quoted at 256: larger images are reduced to it, which also bounds memory.
+LONGEST_SIDE = 256
+
+
+def perceptual_scores(
+    samples: Samples, teacher: Samples | None, backbone: str, *, device: str = "cpu", cache: Path | None = None
+) -> Scores:
+    """ "perceptual_diversity", per prompt and in the mean, and its share of the teacher's.
+
+        L = 2 / (R (R - 1)) sum_{i < j} d(x_i, x_j),   d the distance of `dpdmd.perceptual`
+
+    backbone: as `perceptual.PerceptualDistance` takes it: "scenes", a .safetensors file of LPIPS weights, or a vision
+    model. Images whose longer side exceeds 256 pixels are reduced to that.
+    Raises ValueError for a backbone that cannot be loaded or cannot see images of this size.
+    """
+    if samples.images_per_prompt < 2:
+        few = f"it needs at least 2 images per prompt, got {samples.images_per_prompt}"
+        return Scores(skipped={"perceptual diversity": few})
+    distance = distance_for(samples, backbone)
+    digest = _digest(backbone)
+    ours = _by_prompt(samples, distance, digest, device, cache)
+    estimates, rows = {"perceptual_diversity": mean_estimate(ours)}, [{"perceptual_diversity": v} for v in ours]
+    if teacher is not None:
+        theirs = _by_prompt(teacher, distance, digest, device, cache)
+        for row, value in zip(rows, theirs, strict=True):
+            row["reference_perceptual_diversity"] = value
+        if sum(theirs) > 0:
+            estimates["perceptual_diversity_share"] = ratio_estimate(ours, theirs)
+    return Scores(estimates, per_prompt=rows, sources={"perceptual": {"name": backbone, "sha256": digest}})
+
+
+def distance_for(samples: Samples, backbone: str) -> PerceptualDistance:
+    """The distance of images such as these. Raises ValueError as `perceptual_scores` does, having read no weights."""
+    return PerceptualDistance(backbone, tuple(_image(samples.files[0]).shape[-2:]))
+
+
+def _by_prompt(
+    samples: Samples, distance: PerceptualDistance, digest: str | None, device: str, cache: Path | None
+) -> list[float]:
+    """The mean distance over the pairs of each prompt's images."""
+    num, network = samples.images_per_prompt, distance.network.to(device)
+
+    def compute(numbers: list[int]) -> Iterator[dict[str, Tensor]]:
+        for number in numbers:
+            with torch.no_grad():
+                files = samples.files[number * num : (number + 1) * num]
+                maps = [network(_image(path).to(device)[None]) for path in files]
+                pairs = [float(perceptual_distance(a, b, network.weights)) for a, b in combinations(maps, 2)]
+            yield {"distance": torch.tensor(sum(pairs) / len(pairs), dtype=torch.float64)}
+
+    cache = None if digest is None else cache
+    keys = [str(i) for i in range(len(samples.prompts))]
+    if cache is not None:
+        hashes = samples.hashes
+        keys = [key_of("perceptual 1", digest, *hashes[i * num : (i + 1) * num]) for i in range(len(samples.prompts))]
+    rows = through_cache(cache, keys, compute, what=f"distances in {samples.folder}")
+    return [float(row["distance"]) for row in rows]
+
+
+def _image(path: Path) -> Tensor:
+    """An image (3, H, W) in [-1, 1], reduced where it is large."""
+    image = read_png(path)
+    height, width = image.shape[-2:]
+    scale = LONGEST_SIDE / max(height, width)
+    if scale >= 1:
+        return image
+    return 2 * resized(image[None], (round(height * scale), round(width * scale)))[0] - 1
+
+
+def _digest(backbone: str) -> str | None:
+    """The hash of a backbone's weights; None of the built-in one."""
+    if backbone == SCENES:
+        return None
+    if Path(backbone).is_file():
+        return sha256_of(backbone)
+    from dpdmd.evaluate.weights import find_weights
+
+    return find_weights(backbone).sha256

@@ -1,0 +1,59 @@
+"""What a quality scorer tells of a folder, per prompt and in the mean."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpdmd.evaluate.cache import batches, key_of, through_cache
+from dpdmd.evaluate.intervals import mean_estimate
+from dpdmd.evaluate.quality.base import QualityScorer
+from dpdmd.evaluate.samples import Samples
+from dpdmd.evaluate.scores import Scores
+from dpdmd.files import read_png
+
+
+def quality_scores(
+    samples: Samples, teacher: Samples | None, scorer: QualityScorer, *, cache: Path | None = None, batch_size: int = 16
+) -> Scores:
+    """The scorer's figure, the mean over prompts of the mean over a prompt's images, and "reference_..." of the
+    teacher's. An image without a score counts for nothing; "..._failures" says how many there were.
+
+    cache: a folder in which scores are kept.
+    """
+    name = scorer.name
+    estimates, figures, rows = {}, {}, [{} for _ in samples.prompts]
+    for key, images in ((name, samples), (f"reference_{name}", teacher)):
+        if images is None:
+            continue
+        values = image_scores(images, scorer, cache, batch_size).unflatten(0, (len(images.prompts), -1))
+        figures[f"{key}_failures"] = int(values.isnan().sum())
+        means = [None if math.isnan(mean) else mean for mean in values.nanmean(dim=1).tolist()]
+        for row, mean in zip(rows, means, strict=True):
+            row[key] = mean
+        known = [mean for mean in means if mean is not None]
+        if known:
+            estimates[key] = mean_estimate(known)
+    skipped = {} if name in estimates else {name: "no image got a score"}
+    return Scores(estimates, figures, rows, skipped, {name: scorer.weights.facts()})
+
+
+def image_scores(samples: Samples, scorer: QualityScorer, cache: Path | None, batch_size: int) -> Tensor:
+    """(N,) fp64, the score of each image, NaN where there is none."""
+
+    def compute(numbers: list[int]) -> Iterator[dict[str, Tensor]]:
+        items = ((read_png(samples.files[number]), prompts[number]) for number in numbers)
+        for batch in batches(items, batch_size, alike=lambda first, other: first[0].shape == other[0].shape):
+            images, texts = zip(*batch, strict=True)
+            for value in scorer.score(torch.stack(images), list(texts)):
+                yield {"score": value.detach().float().cpu().clone()}
+
+    prompts = samples.repeated_prompts
+    identity = (scorer.name, str(scorer.version), scorer.weights.sha256)
+    keys = [str(number) for number in range(len(prompts))]
+    if cache is not None:
+        keys = [key_of(*identity, *parts) for parts in zip(samples.hashes, prompts, strict=True)]
+    rows = through_cache(cache, keys, compute, what=f"{scorer.name} of {samples.folder}")
+    return torch.stack([row["score"] for row in rows]).double()

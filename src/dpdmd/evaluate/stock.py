@@ -1,0 +1,111 @@
+"""Drawing with a stock diffusers pipeline, whatever its family, sampler and steps are."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpdmd.evaluate.cache import batches
+from dpdmd.evaluate.drawing import draw_folder
+from dpdmd.evaluate.generate import require_different, start_processes
+from dpdmd.evaluate.manifest import Manifest
+from dpdmd.models.parts import reading
+from dpdmd.train.distribution import fingerprint
+
+NETWORKS = ("transformer", "unet")
+
+
+def generate_with_stock(
+    model: str,
+    prompts: list[str],
+    *,
+    out: str | Path,
+    seeds: list[int],
+    base: str | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Manifest:
+    """`generate.generate_folder` for any pipeline that diffusers loads, or a LoRA for `base`, called as it is.
+
+    num_inference_steps, guidance_scale: as the pipeline's call takes them, by default its own. Each image has a
+    generator of its own, so that it has the noise of our samples with the same seed wherever the pipeline draws all of
+    its noise at once. Raises ValueError for what cannot be loaded or does not take these arguments.
+    """
+    require_different(prompts, seeds, batch_size)
+    device = start_processes()
+    pipeline = load_pipeline(model, base)
+    options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    options = {name: value for name, value in options.items() if value is not None}
+    known = inspect.signature(pipeline.__call__).parameters
+    for name in ("prompt", "generator", "output_type", *options):
+        if name not in known:
+            raise ValueError(f"{model}: a {type(pipeline).__name__} takes no {name}")
+    network = next(part for part in (getattr(pipeline, name, None) for name in NETWORKS) if part is not None)
+    settings: dict[str, Any] = {"model": model, "network": fingerprint(network), "pipeline": type(pipeline).__name__}
+    for name in ("num_inference_steps", "guidance_scale"):
+        settings[name] = options.get(name, known[name].default if name in known else None)
+    pipeline.to(device)
+
+    def draw(jobs: list[tuple[str, int]]) -> Iterator[Tensor]:
+        for batch in batches(jobs, batch_size):
+            images = pipeline(
+                prompt=[prompt for prompt, _ in batch],
+                generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+                output_type="pt",
+                **options,
+            ).images
+            yield from 2 * images.float().cpu() - 1
+
+    return draw_folder(out, prompts, seeds, draw, settings=settings, what=f"sampling {model}", progress=progress)
+
+
+def load_pipeline(model: str, base: str | None = None) -> Any:
+    """The pipeline of a folder or hub id, in fp32; or `base` with the LoRA `model` merged into it.
+
+    A LoRA is a .safetensors file, a folder of one without model_index.json, or a hub id that is no pipeline.
+    Raises ValueError when it cannot be loaded.
+    """
+    from diffusers import DiffusionPipeline
+
+    place, is_pipeline = Path(model), True
+    if place.is_file():
+        is_pipeline = False
+        if place.suffix != ".safetensors":
+            raise ValueError(f"{model}: a LoRA must be a .safetensors file; pickles are not read")
+    elif place.is_dir():
+        is_pipeline = (place / "model_index.json").is_file()
+    else:
+        try:
+            DiffusionPipeline.load_config(model)
+        except OSError:
+            is_pipeline = False
+    if not is_pipeline and base is None:
+        raise ValueError(f"{model} is no diffusers pipeline; a LoRA needs the pipeline it was made for")
+    source = model if is_pipeline else base
+    with reading(source, "pipeline"):
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+    if not is_pipeline:
+        _merge_lora(pipeline, model, source)
+    if not any(getattr(pipeline, name, None) is not None for name in NETWORKS):
+        raise ValueError(f"{source}: a {type(pipeline).__name__} has no denoising network; it cannot be audited")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _merge_lora(pipeline: Any, model: str, base: str) -> None:
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise ValueError(f"{base}: a {type(pipeline).__name__} takes no LoRA")
+    place = Path(model)
+    where = {"weight_name": place.name} if place.is_file() else {}
+    try:
+        with reading(model, "LoRA"):
+            pipeline.load_lora_weights(str(place.parent if where else model), use_safetensors=True, **where)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{model} is no LoRA for {base}: {str(error).splitlines()[0]}") from None
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
