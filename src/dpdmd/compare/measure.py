@@ -4,11 +4,11 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from dpdmd.compare.arms import REFERENCE, Run
 from dpdmd.compare.commands import failure
+from dpdmd.evaluate.cache import default_folder
 from dpdmd.evaluate.intervals import Estimate, mean_estimate
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.files import read_json
@@ -61,7 +61,7 @@ def _scores(run: Run, reference: Run, features: str) -> Row:
         reference=reference.folder / "samples",
         features=features,
         out=run.folder / "metrics.json",
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        cache=default_folder(),
     )
     row = dict.fromkeys(HEADLINE) | {key: value for key, value in metrics.items() if key != "per_prompt"}
     estimate = quality(metrics)
