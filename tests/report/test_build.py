@@ -1,6 +1,11 @@
+import base64
+import csv
+import hashlib
+import io
 import json
 import re
 import sys
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
@@ -8,9 +13,10 @@ import torch
 
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
 from dpdmd.files import write_json, write_png
+from dpdmd.report import build
 from dpdmd.report.build import build_report, report_from_runs
-from dpdmd.report.galleries import choose_prompts, write_overview_png
-from dpdmd.report.runs import ArmReport, read_runs
+from dpdmd.report.galleries import choose_prompts, prompt_rows, write_overview_png
+from dpdmd.report.runs import ArmReport, read_arm, read_runs
 
 HOSTILE = "<script>alert(1)</script>"
 PROMPTS = ["a red circle", HOSTILE, "a cross"]
@@ -64,12 +70,14 @@ def test_the_report_holds_everything_and_refers_to_nothing_outside(demo):
     page_file = report_from_runs([demo], demo / "report.html", provenance={"commit": "abc123"})
     text = page_file.read_text()
     page = _Page(text)
-    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    assert all(address == "data:," or address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
     assert not re.search(r"https?:|url\((?!#)|@import", text)
-    assert page.tags.count("svg") == 3 and page.tags.count("figure") == 9
-    assert sum(address.startswith("data:") for address in page.addresses) == 81
+    assert page.tags.count("svg") == 4 and page.tags.count("figure") == 9
+    assert sum(address.startswith("data:image") for address in page.addresses) == 81
     assert "DP-DMD is more diverse than DMD" in page.text and "abc123" in page.text
-    assert {path.name for path in (demo / "report_files").iterdir()} == {"trade_off.png", "losses.png", "health.png"}
+    figures = {f"{name}.{suffix}" for name in ("trade_off", "spread", "losses", "health") for suffix in ("png", "csv")}
+    tables = {"numbers.csv", "prompts.csv", "galleries.png"}
+    assert {path.name for path in (demo / "report_files").iterdir()} == figures | tables
 
 
 def test_a_hostile_prompt_stays_text(demo):
@@ -80,7 +88,7 @@ def test_a_hostile_prompt_stays_text(demo):
     text = build_report(demo / "r.html", title=HOSTILE, arms=arms, provenance={HOSTILE: HOSTILE}).read_text()
     assert HOSTILE not in text
     page = _Page(text)
-    assert page.tags.count("script") == 1 and HOSTILE in page.text
+    assert page.tags.count("script") == 2 and HOSTILE in page.text
 
 
 def test_the_svg_has_ids_of_its_own_and_follows_the_page_colour(demo):
@@ -124,6 +132,92 @@ def test_without_matplotlib_the_page_says_so(demo, monkeypatch):
     assert "svg" not in page.tags and "matplotlib is not installed" in page.text
 
 
+def test_what_no_column_is_known_for_is_shown_under_its_key(demo):
+    further = {"facebook/<dino>": {"diversity_share": 0.61, "per_prompt": [{"prompt": "a cross", "diversity": 0.123}]}}
+    arms = {"dmd": {"new_score": 0.12345, "vendi": 3.2, "further_features": further, "no number": float("nan")}}
+    write_any_json(demo / "metrics.json", {"arms": arms})
+    page = _Page(report_from_runs([demo], demo / "report.html").read_text())
+    assert "new score" in page.text and "0.123" in page.text and "Vendi score" in page.text
+    assert "Measured with facebook/<dino>" in page.text and "61 %" in page.text and "no number" not in page.text
+    rows = read_csv(demo / "report_files" / "numbers.csv")
+    assert {row["figure"]: row["value"] for row in rows} == {"new_score": "0.12345", "vendi": "3.2"} | {
+        "num_inference_steps": "4"
+    }
+    assert read_csv(demo / "report_files" / "numbers_1.csv")[0]["value"] == "0.61"
+    rows = read_csv(demo / "report_files" / "prompts.csv")
+    assert [r["facebook/<dino>: diversity"] for r in rows if r["prompt"] == "a cross" and r["arm"] == "DMD"] == [
+        "0.123"
+    ]
+
+
+def test_what_is_said_of_the_teacher_is_shown_where_there_is_no_row_of_it_and_failures_are_told(demo):
+    scores = {"clip_score": 30.25, "reference_clip_score": 31.75, "clip_score_failures": 3}
+    write_any_json(demo / "metrics.json", {"arms": {"dmd": scores}})
+    text = _Page(report_from_runs([demo], demo / "report.html").read_text()).text
+    assert "31.8" not in text and "DMD: 3 images got no CLIPScore" in text
+    write_any_json(demo / "dmd" / "metrics.json", scores)
+    text = _Page(report_from_runs([demo / "dmd"], demo / "report.html").read_text()).text
+    assert "CLIPScore, the teacher's" in text and "31.8" in text
+
+
+def test_the_tables_beside_the_page_hold_all_numbers_unrounded(demo):
+    report_from_runs([demo], demo / "report.html")
+    rows = read_csv(demo / "report_files" / "numbers.csv")
+    share = next(row for row in rows if row["arm"] == "DMD" and row["figure"] == "diversity_share")
+    assert [float(share[key]) for key in ("value", "low", "high")] == [sum(SHARES["dmd"]) / 3, 0.5, 1.0]
+    rows = read_csv(demo / "report_files" / "prompts.csv")
+    found = {(row["prompt"], row["arm"]): float(row["diversity_share"]) for row in rows}
+    expected = {("DMD", p): s for p, s in zip(PROMPTS, SHARES["dmd"], strict=True)}
+    assert {(arm, prompt): found[prompt, arm] for arm, prompt in expected} == pytest.approx(expected)
+    pytest.importorskip("matplotlib")
+    rows = read_csv(demo / "report_files" / "losses.csv")
+    assert [float(row["loss/dmd"]) for row in rows if row["arm"] == "DMD"] == [1 / (i + 1) for i in range(20)]
+
+
+def test_half_of_a_surrogate_pair_does_not_keep_the_report_from_being_written(demo):
+    write_any_json(demo / "dmd" / "metrics.json", {"per_prompt": [{"prompt": "\ud800", "diversity": 0.5}]})
+    assert "\\ud800" in report_from_runs([demo], demo / "report.html").read_text()
+    assert "\\ud800" in (demo / "report_files" / "prompts.csv").read_text()
+
+
+def test_the_policy_names_the_one_script_and_lets_nothing_be_loaded(demo):
+    text = report_from_runs([demo], demo / "report.html").read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1].replace("&#39;", "'")
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert directives["default-src"] == "'none'" and directives["img-src"] == "data:"
+    assert directives["script-src"] == f"'sha256-{digest}'"
+
+
+def test_pictures_weigh_no_more_than_they_may_and_the_page_says_what_is_left_out(demo, monkeypatch):
+    arms = read_runs([demo])
+    everything = prompt_rows(arms)
+    assert [row.prompt for row in everything] == [HOSTILE, "a cross", "a red circle"]
+    weight = sum(len(p.data) for g in everything[0].galleries for p in g.pictures)
+    # The most and the least collapsed come first, whatever is left out between them.
+    assert [row.prompt for row in prompt_rows(arms, most_bytes=int(2.5 * weight))] == [HOSTILE, "a cross"]
+    assert [row.prompt for row in prompt_rows(arms, most_bytes=1)] == [HOSTILE]
+    monkeypatch.setattr(build, "prompt_rows", partial(prompt_rows, most_bytes=1))
+    assert "Pictures of 1 of 3 prompts are on this page" in report_from_runs([demo], demo / "report.html").read_text()
+
+
+def test_large_images_are_shrunk_and_small_ones_kept_exactly(tmp_path):
+    from PIL import Image
+
+    for edge in (128, 1000):
+        noise = torch.rand(3, edge, edge // 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        write_png(tmp_path / "samples" / "0.png", noise)
+        write_manifest(tmp_path / "samples", [ImageEntry("a", 0, "0.png")])
+        (row,) = prompt_rows({"a": read_arm(tmp_path, "a")})
+        kind, _, data = row.galleries[0].pictures[0].data.partition(";base64,")
+        with Image.open(io.BytesIO(base64.b64decode(data))) as shown, Image.open(tmp_path / "samples/0.png") as image:
+            if edge == 128:
+                assert kind == "data:image/png" and shown.tobytes() == image.convert("RGB").tobytes()
+            else:
+                assert kind == "data:image/webp" and shown.size == (160, 320)
+
+
 def test_no_rows_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
         build_report(tmp_path / "r.html", arms={})
@@ -142,3 +236,12 @@ def test_the_overview_shows_the_seeds_in_order(demo, tmp_path):
     assert shown == pytest.approx([(s / 9 + 1) * 127.5 for s in range(9)], abs=0.51)
     with pytest.raises(ValueError, match="images in every row"):
         write_overview_png(tmp_path / "o.png", read_runs([demo]), prompts=["a prompt that nobody drew"])
+
+
+def write_any_json(path, value):
+    path.write_text(json.dumps(value))
+
+
+def read_csv(path):
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -9,8 +9,8 @@ from scipy import stats
 
 from dpdmd.files import read_json, write_json
 from dpdmd.report.build import report_from_runs
+from dpdmd.report.colours import arm_colours
 from dpdmd.report.comparison import read_comparison
-from dpdmd.report.plots import arm_colours
 from dpdmd.report.runs import ArmReport
 from dpdmd.report.summary import difference, summary_sentences
 
@@ -133,6 +133,18 @@ def test_the_page_shows_picture_and_tables_and_keeps_names_as_text(tmp_path):
     assert "what costs more per update gets fewer of them" in text
     again = report_from_runs([tmp_path], tmp_path / "again" / "report.html")
     assert again.read_text() == text
+
+
+def test_figures_of_one_seed_do_not_stand_among_means_over_seeds(tmp_path):
+    write_comparison(tmp_path, {"dmd": (0.7, 0.7)})
+    rows = [{"prompt": "a", "diversity": 0.1, "reference_diversity": 0.4}]
+    write_json(tmp_path / "seed-0" / "dmd" / "metrics.json", {"recall": 0.123, "quality": 0.1, "per_prompt": rows})
+    content = read_json(tmp_path / "comparison.json")
+    content["runs"]["dmd"] = [{"seed": 0, "folder": "seed-0/dmd", "failure": None}]
+    write_json(tmp_path / "comparison.json", content)
+    metrics = read_comparison(tmp_path).arms["dmd"].metrics
+    assert "recall" not in metrics and metrics["per_prompt"] == rows
+    assert metrics["quality"] == pytest.approx(0.7, abs=0.1)
 
 
 def test_a_file_that_is_no_comparison_is_refused(tmp_path):

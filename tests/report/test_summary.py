@@ -83,3 +83,23 @@ def test_overdriven_colours_are_told_only_where_they_are():
 
     assert "15 % of DMD's colour values are at the end of their range (the teacher: 1 %)" in text(0.15)
     assert text(0.02) == ""
+
+
+def test_scores_of_networks_are_told_and_compared_prompt_by_prompt():
+    def arm(label, scores):
+        rows = [{"prompt": str(i), "clip_score": score} for i, score in enumerate(scores)]
+        return ArmReport(label, metrics={"clip_score": sum(scores) / len(scores), "per_prompt": rows})
+
+    base = [30.0, 33.0, 28.0, 31.0, 29.0, 32.0]
+    teacher = ArmReport("Teacher", metrics={"clip_score": 31.25})
+    arms = {"teacher": teacher, "dmd": arm("DMD", [score + 0.5 for score in base]), "dp_dmd": arm("DP-DMD", base)}
+    text = " ".join(summary_sentences(arms))
+    assert "CLIPScore (more is better): 31 for DMD and 30.5 for DP-DMD (the teacher: 31.2)" in text
+    assert "DMD has a better CLIPScore than DP-DMD, by 0.500 (95 % interval 0.500 to 0.500)" in text
+
+
+def test_the_worst_tenth_is_told():
+    arms = {"dmd": ArmReport("DMD", metrics={"diversity_share": 0.7, "diversity_share_worst_tenth": 0.12})}
+    assert "On the tenth of prompts that lost most, this is left of it: 12 % for DMD." in " ".join(
+        summary_sentences(arms)
+    )

@@ -1,18 +1,29 @@
 """The report: one HTML file with everything in it, for a reader who knows nothing of the project."""
 
-import json
+import base64
+import hashlib
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dpdmd.files import require_writable, write_text
+from dpdmd.report.colours import arm_colours
+from dpdmd.report.columns import COST, REFERENCE, STABILITY, column_of, shown_columns
 from dpdmd.report.comparison import COMPARISON_FILE, ONE_SEED, Comparison, read_comparison
-from dpdmd.report.galleries import prompt_rows
-from dpdmd.report.plots import Plot, arm_colours, draw_plots
-from dpdmd.report.runs import ArmReport, read_runs
+from dpdmd.report.galleries import PromptRow, prompt_rows, write_overview_png
+from dpdmd.report.plots import Plot, draw_plots
+from dpdmd.report.prompts import prompt_data, prompt_table_rows
+from dpdmd.report.provenance import provenance_facts, provenance_files
+from dpdmd.report.runs import ArmReport, encodable, is_number, read_runs
+from dpdmd.report.spreadsheet import write_rows
 from dpdmd.report.summary import summary_sentences
-from dpdmd.report.tables import COST, NUMBERS, STABILITY, Table, make_table
+from dpdmd.report.tables import Table, make_table, table_rows
 
 DEFAULT_TITLE = "Few-step students and their teacher"
+FILES = "report_files"
+# The pictures of scores, which come before the table; curves of training come after the prompts.
+OF_SCORES = ("pareto", "trade_off", "spread")
 
 
 def build_report(
@@ -24,11 +35,13 @@ def build_report(
     provenance: dict[str, Any] | None = None,
     max_prompts: int = 24,
 ) -> Path:
-    """Write the report to `out` (.html) and its figures as PNG to `report_files/` beside it; returns `out`.
+    """Write the report to `out` (.html), and to `report_files/` beside it every figure as PNG and CSV, every table as
+    CSV and the galleries as one PNG; returns `out`.
 
     arms: the rows by name; "teacher", "teacher_few_steps", "dmd" and "dp_dmd" are known and compared, others shown.
     comparison: what several training seeds and a budget add; its picture and tables then come first.
     provenance: what to know to repeat it (recipe, versions, commit, seeds ...), shown as it is.
+    max_prompts: how many prompts have pictures on the page, or fewer that weigh `galleries.MOST_BYTES`.
     Whatever a row lacks (images, metrics, log) is left out. Without matplotlib the figures are left out, and the page
     says so. Raises ValueError when there are no rows.
     """
@@ -37,8 +50,13 @@ def build_report(
     if not arms:
         raise ValueError("a report needs at least one row")
     out = Path(out)
-    plots, plots_note = _plots(arms, comparison, out.parent / "report_files")
+    folder = out.parent / FILES
+    plots, plots_note = _plots(arms, comparison, folder)
+    tables = _tables(arms, comparison)
     rows = prompt_rows(arms, max_prompts=max_prompts)
+    chosen = [row for row in rows if row.reason] or rows[:6]
+    _write_tables(folder, tables, arms)
+    _write_galleries(folder / "galleries.png", rows, arms)
     environment = Environment(
         loader=PackageLoader("dpdmd.report", ""),
         autoescape=True,
@@ -46,21 +64,30 @@ def build_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    colours = arm_colours(arms)
+    script = _resource("page.js")
     page = environment.get_template("template.html").render(
         title=title,
+        policy=_policy(script),
+        style=_resource("page.css"),
+        script=script,
+        files=FILES,
         summary=[*(comparison.sentences if comparison else []), *summary_sentences(arms)],
         arms=arms,
-        colours=arm_colours(arms),
-        chosen=[row for row in rows if row.reason] or rows[:6],
-        others=[row for row in rows if not row.reason] if any(row.reason for row in rows) else rows[6:],
+        colours=colours,
         comparison=comparison,
-        comparison_plot=next((plot for plot in plots if plot.name == "pareto"), None),
-        tables=_tables(arms, comparison),
-        plots=[plot for plot in plots if plot.name != "pareto"],
+        pictures=[plot for plot in plots if plot.name in OF_SCORES],
+        curves=[plot for plot in plots if plot.name not in OF_SCORES],
         plots_note=plots_note,
-        provenance=_provenance(arms, provenance or {}),
+        tables=tables,
+        chosen=chosen,
+        others=[row for row in rows if row not in chosen],
+        num_prompts=_num_prompts(arms),
+        prompts=prompt_data(arms, colours),
+        facts=provenance_facts(arms),
+        provenance=provenance_files(arms, provenance or {}),
     )
-    write_text(out, page)
+    write_text(out, encodable(page))
     return out
 
 
@@ -81,6 +108,19 @@ def report_from_runs(
     return build_report(out, title=title or DEFAULT_TITLE, arms=read_runs(runs), provenance=provenance)
 
 
+def _resource(name: str) -> str:
+    return files("dpdmd.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(script: str) -> str:
+    """What a browser is to hold the page to: this one script, images that are in the page, nothing from anywhere."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
 def _plots(arms: dict[str, ArmReport], comparison: Comparison | None, folder: Path) -> tuple[list[Plot], str]:
     try:
         import matplotlib  # noqa: F401
@@ -90,11 +130,21 @@ def _plots(arms: dict[str, ArmReport], comparison: Comparison | None, folder: Pa
 
 
 def _tables(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[Table]:
-    notes = _notes(arms, comparison)
-    tables = [make_table("Numbers", NUMBERS, arms, notes)]
-    if comparison is not None:
-        tables += [make_table("Cost", COST, arms), make_table("Stability", STABILITY, arms)]
+    tables = [make_table("numbers", "Numbers", shown_columns(arms), arms, _notes(arms, comparison))]
+    for number, (network, measured) in enumerate(_further_features(arms).items(), start=1):
+        tables.append(make_table(f"numbers_{number}", f"Measured with {network}", shown_columns(measured), measured))
+    tables += [make_table("cost", "Cost", COST, arms), make_table("stability", "Stability", STABILITY, arms)]
     return [table for table in tables if table is not None]
+
+
+def _further_features(arms: dict[str, ArmReport]) -> dict[str, dict[str, ArmReport]]:
+    """The rows as further feature networks see them, by network."""
+    measured: dict[str, dict[str, ArmReport]] = {}
+    for name, arm in arms.items():
+        further = arm.metrics.get("further_features")
+        for network, metrics in (further if isinstance(further, dict) else {}).items():
+            measured.setdefault(network, {})[name] = replace(arm, metrics=metrics, images=None)
+    return measured
 
 
 def _notes(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[str]:
@@ -110,20 +160,26 @@ def _notes(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[st
         skipped = arm.metrics.get("skipped")
         for what, why in (skipped if isinstance(skipped, dict) else {}).items():
             notes.append(f"{arm.label}: {what} left out: {why}.")
+        for key, number in arm.metrics.items():
+            if key.endswith("_failures") and not key.startswith(REFERENCE) and is_number(number) and number > 0:
+                what = column_of(key.removesuffix("_failures")).heading
+                notes.append(f"{arm.label}: {number:.0f} images got no {what} and count for nothing there.")
     return notes
 
 
-def _provenance(arms: dict[str, ArmReport], given: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and texts, the given ones first."""
-    rows = [(name, value if isinstance(value, str) else _as_json(value)) for name, value in given.items()]
-    for arm in arms.values():
-        if arm.images and arm.images.info:
-            rows.append((f"{arm.label}: samples", _as_json(arm.images.info)))
-        if arm.metrics.get("provenance"):
-            rows.append((f"{arm.label}: evaluation", _as_json(arm.metrics["provenance"])))
-        rows += [(f"{arm.label}: {name}", text) for name, text in arm.settings.items()]
-    return rows
+def _write_tables(folder: Path, tables: list[Table], arms: dict[str, ArmReport]) -> None:
+    for table in tables:
+        write_rows(folder / f"{table.name}.csv", table_rows(table, arms))
+    rows = prompt_table_rows(arms)
+    if rows:
+        write_rows(folder / "prompts.csv", rows)
 
 
-def _as_json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, default=str)
+def _write_galleries(path: Path, rows: list[PromptRow], arms: dict[str, ArmReport]) -> None:
+    chosen = [row.prompt for row in rows if row.reason] or [row.prompt for row in rows]
+    if chosen:
+        write_overview_png(path, arms, prompts=chosen if len(chosen) <= 6 else chosen[:4] + chosen[-2:])
+
+
+def _num_prompts(arms: dict[str, ArmReport]) -> int:
+    return max((len({entry.prompt for entry in arm.images.images}) for arm in arms.values() if arm.images), default=0)

@@ -1,6 +1,6 @@
 """Reading what `dpdmd compare` left behind: the rows of its report, and what to say of them together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from dpdmd.files import read_json
 from dpdmd.report.runs import LABELS, ArmReport, read_arm
 
 COMPARISON_FILE = "comparison.json"
+OF_ONE_SEED = ("per_prompt", "skipped", "provenance", "frechet_reliable", "num_prompts", "images_per_prompt")
 ONE_SEED = (
     "Small figures are 95 % bootstrap intervals over prompts: how far the figure would move with other prompts. Every "
     "student was trained once; another training seed moves it further."
@@ -73,7 +74,12 @@ def _arm(folder: Path, name: str, figures: dict[str, dict[str, Any]], places: li
         metrics["failed_runs"] = sum(figures["failed"]["values"])
     place = _shown(places)
     label = LABELS.get(name, name)
-    return read_arm(folder / place["folder"], label, metrics=metrics) if place else ArmReport(label, metrics=metrics)
+    if place is None:
+        return ArmReport(label, metrics=metrics)
+    arm = read_arm(folder / place["folder"], label)
+    # One seed's figures have no place among means over seeds; what they say of prompts does, named as one seed's.
+    of_seed = {key: arm.metrics[key] for key in OF_ONE_SEED if key in arm.metrics}
+    return replace(arm, metrics=of_seed | metrics)
 
 
 def _shown(places: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -1,21 +1,30 @@
 """Pictures of a report: the same prompts and seeds row by row, and one overview picture for a README."""
 
 import base64
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpdmd.evaluate.manifest import ImageEntry
 from dpdmd.files import atomic_path
-from dpdmd.report.runs import ArmReport
+from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of
 from dpdmd.report.summary import percent
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SEEDS_PER_PROMPT = 9
-# Larger images are shrunk to this edge, so that a page with hundreds of them stays a few MB.
-LARGEST_EDGE = 256
+# Larger images are shrunk to this edge. Up to PIXELS an edge an image is kept exactly, and shown with visible pixels.
+LARGEST_EDGE = 320
+PIXELS = 128
+# What the pictures of a page may weigh together; some 500 of LARGEST_EDGE.
+MOST_BYTES = 8 * 2**20
+NUM_COLLAPSED, NUM_KEPT = 8, 4
+
+Entries = dict[str, dict[str, list[ImageEntry]]]
 
 
 @dataclass(frozen=True)
@@ -45,33 +54,63 @@ class PromptRow:
     galleries: list[Gallery]
 
 
-def choose_prompts(arms: dict[str, ArmReport], *, num_collapsed: int = 4, num_kept: int = 2) -> dict[str, str]:
+def choose_prompts(
+    arms: dict[str, ArmReport], *, num_collapsed: int = NUM_COLLAPSED, num_kept: int = NUM_KEPT
+) -> dict[str, str]:
     """Prompts to show first and why: those where DMD lost most of the teacher's diversity, and those where least.
 
     Without a row called dmd the first student with figures per prompt decides; without any, the first prompts are
     taken. Only prompts that every row with images has are chosen.
     """
-    common = _common_prompts(arms)
-    decides = _deciding_arm(arms)
+    common = list(_common(_entries(arms)))
+    decides = deciding_arm(arms)
     if decides is None:
         return dict.fromkeys(common[: num_collapsed + num_kept], "")
-    shares = {prompt: share for prompt, share in _shares(decides).items() if prompt in common}
-    ranked = sorted(shares, key=lambda prompt: (shares[prompt], prompt))
+    shares = shares_of(decides.metrics)
+    ranked = sorted((prompt for prompt in common if prompt in shares), key=lambda prompt: (shares[prompt], prompt))
     collapsed = ranked[:num_collapsed]
     kept = ranked[len(collapsed) :][::-1][:num_kept]
     reasons = {p: f"among those where {decides.label} lost most: {percent(shares[p])} left" for p in collapsed}
     return reasons | {p: f"among those where {decides.label} lost least: {percent(shares[p])} left" for p in kept}
 
 
-def prompt_rows(arms: dict[str, ArmReport], *, max_prompts: int = 24) -> list[PromptRow]:
-    """The chosen prompts first, then others in their order, up to `max_prompts`."""
+def deciding_arm(arms: dict[str, ArmReport]) -> ArmReport | None:
+    """The row by whose losses prompts are put in order."""
+    names = ["dmd"] + [name for name in arms if name not in ("teacher", "teacher_few_steps", "dmd")]
+    return next((arms[name] for name in names if name in arms and shares_of(arms[name].metrics)), None)
+
+
+def prompt_rows(arms: dict[str, ArmReport], *, max_prompts: int = 24, most_bytes: int = MOST_BYTES) -> list[PromptRow]:
+    """The chosen prompts first, then others in their order, up to `max_prompts` and as many as weigh `most_bytes`.
+
+    Where the chosen ones weigh more, the most and the least collapsed of them are shown.
+    """
+    entries = _entries(arms)
     chosen = choose_prompts(arms)
-    prompts = list(chosen) + [prompt for prompt in _common_prompts(arms) if prompt not in chosen]
-    rows = []
-    for prompt in prompts[:max_prompts]:
-        galleries = [gallery for name, arm in arms.items() if (gallery := _gallery(name, arm, prompt))]
-        rows.append(PromptRow(prompt, chosen.get(prompt, ""), galleries))
-    return rows
+    collapsed, kept = list(chosen)[:NUM_COLLAPSED], list(chosen)[NUM_COLLAPSED:]
+    # Two of the most collapsed, one of the least, and again: whatever there is room for, both are seen.
+    threes = zip_longest(collapsed[::2], collapsed[1::2], kept)
+    order = [prompt for three in threes for prompt in three if prompt is not None]
+    order += [prompt for prompt in _common(entries) if prompt not in chosen]
+    captions = {name: _captions(arm) for name, arm in arms.items()}
+    rows: dict[str, PromptRow] = {}
+    weight = 0
+    with ThreadPoolExecutor(4) as pool:
+        for prompt in order[:max_prompts]:
+            galleries = [
+                Gallery(
+                    name,
+                    arms[name].label,
+                    captions[name].get(prompt, ""),
+                    list(pool.map(lambda entry, folder=arms[name].samples: _picture(folder, entry), of_arm[prompt])),
+                )
+                for name, of_arm in entries.items()
+            ]
+            weight += sum(len(picture.data) for gallery in galleries for picture in gallery.pictures)
+            if rows and weight > most_bytes:
+                break
+            rows[prompt] = PromptRow(prompt, chosen.get(prompt, ""), galleries)
+    return [rows[prompt] for prompt in dict.fromkeys([*chosen, *rows]) if prompt in rows]
 
 
 def write_overview_png(
@@ -86,7 +125,8 @@ def write_overview_png(
 
     arms = {name: arm for name, arm in arms.items() if arm.images and name != "teacher_few_steps"}
     prompts = prompts or list(choose_prompts(arms, num_collapsed=num_prompts - 1, num_kept=1))[:num_prompts]
-    blocks = {p: [_block(arm, p) for arm in arms.values()] for p in prompts}
+    entries = _entries(arms)
+    blocks = {p: [_block(arm, entries[name].get(p, [])) for name, arm in arms.items()] for p in prompts}
     if not blocks or not arms or any(block is None for row in blocks.values() for block in row):
         raise ValueError("an overview needs prompts with images in every row")
     edge = next(iter(blocks.values()))[0].width
@@ -112,11 +152,10 @@ def write_overview_png(
         sheet.save(temporary, optimize=True)
 
 
-def _block(arm: ArmReport, prompt: str, *, cell: int = 72, gap: int = 3) -> "Image | None":
+def _block(arm: ArmReport, entries: list[ImageEntry], *, cell: int = 72, gap: int = 3) -> "Image | None":
     """Nine images of one prompt as a 3 x 3 sheet."""
     from PIL import Image
 
-    entries = _entries(arm, prompt)
     if not entries:
         return None
     edge = 3 * cell + 2 * gap
@@ -130,48 +169,42 @@ def _block(arm: ArmReport, prompt: str, *, cell: int = 72, gap: int = 3) -> "Ima
     return sheet
 
 
-def _gallery(name: str, arm: ArmReport, prompt: str) -> Gallery | None:
-    entries = _entries(arm, prompt)
-    if not entries:
-        return None
-    pictures = [Picture(entry.seed, _data_address(arm.samples / entry.file)) for entry in entries]
-    row = next((row for row in arm.metrics.get("per_prompt", []) if row.get("prompt") == prompt), {})
-    caption = f"diversity {row['diversity']:.2f}" if isinstance(row.get("diversity"), float) else ""
-    return Gallery(name, arm.label, caption, pictures)
+def _picture(folder: Path, entry: ImageEntry) -> Picture:
+    return Picture(entry.seed, _data_address(folder / entry.file))
 
 
-def _entries(arm: ArmReport, prompt: str) -> list:
-    return arm.images.by_prompt().get(prompt, [])[:SEEDS_PER_PROMPT] if arm.images else []
+def _captions(arm: ArmReport) -> dict[str, str]:
+    found = {row["prompt"]: row.get("diversity") for row in per_prompt(arm.metrics)}
+    return {prompt: f"diversity {value:.2f}" for prompt, value in found.items() if is_number(value)}
+
+
+def _entries(arms: dict[str, ArmReport]) -> Entries:
+    """The images to show of each prompt, of every row that has images."""
+    return {
+        name: {prompt: entries[:SEEDS_PER_PROMPT] for prompt, entries in arm.images.by_prompt().items()}
+        for name, arm in arms.items()
+        if arm.images
+    }
+
+
+def _common(entries: Entries) -> dict[str, None]:
+    """Prompts that every row with images has, in the first row's order."""
+    listed = list(entries.values())
+    return dict.fromkeys(p for p in listed[0] if all(p in others for others in listed[1:])) if listed else {}
 
 
 def _data_address(path: Path) -> str:
-    """An image file as a data address: small ones as PNG as they are, large ones shrunk."""
+    """An image file as a data address: small ones exactly (PNG), others shrunk (WebP)."""
     from PIL import Image
 
     buffer = BytesIO()
     with Image.open(path) as image:
         image = image.convert("RGB")
-        image.thumbnail((LARGEST_EDGE, LARGEST_EDGE), Image.Resampling.LANCZOS)
-        image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _common_prompts(arms: dict[str, ArmReport]) -> list[str]:
-    """Prompts that every row with images has, in the first row's order."""
-    listed = [list(arm.images.by_prompt()) for arm in arms.values() if arm.images]
-    return [prompt for prompt in listed[0] if all(prompt in others for others in listed[1:])] if listed else []
-
-
-def _deciding_arm(arms: dict[str, ArmReport]) -> ArmReport | None:
-    names = ["dmd"] + [name for name in arms if name not in ("teacher", "teacher_few_steps", "dmd")]
-    return next((arms[name] for name in names if name in arms and _shares(arms[name])), None)
-
-
-def _shares(arm: ArmReport) -> dict[str, float]:
-    """Share of the reference's diversity on each prompt, where the reference has any."""
-    rows = arm.metrics.get("per_prompt")
-    return {
-        row["prompt"]: row["diversity"] / row["reference_diversity"]
-        for row in (rows if isinstance(rows, list) else [])
-        if row.get("diversity") is not None and (row.get("reference_diversity") or 0) > 0
-    }
+        is_small = max(image.size) <= PIXELS
+        image.thumbnail((LARGEST_EDGE, LARGEST_EDGE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        if is_small:
+            image.save(buffer, format="PNG", optimize=True)
+        else:
+            image.save(buffer, format="WEBP", quality=75, method=4)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{'png' if is_small else 'webp'};base64,{data}"

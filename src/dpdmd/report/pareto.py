@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpdmd.report.colours import INK, plain, shade
 from dpdmd.report.comparison import Comparison
 
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-# Text and axes are drawn in this colour, which becomes the page's text colour in the SVG.
-INK = "#24292e"
 X, Y = "diversity_share", "quality"
 # Of the width that the arms need, what points of the teacher's curve may add on each side.
 CURVE_ROOM = 0.35
@@ -59,6 +58,30 @@ def pareto(comparison: Comparison, colours: dict[str, str]) -> "Figure | None":
     for row, point in zip(comparison.curve, curve, strict=True):
         labels.place(f"guidance {row['guidance_scale']:g}", point, colours["teacher"])
     return figure
+
+
+def pareto_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """The figures of the picture: what a point is ("mean", "seed", "on the way", "guidance"), of which arm, where."""
+    rows = []
+    for name, figures in comparison.figures.items():
+        if X in figures and Y in figures:
+            arm = {"arm": comparison.arms[name].label}
+            rows.append(arm | {"point": "mean"} | _with_intervals(figures))
+            for seed, (x, y) in enumerate(zip(figures[X]["values"], figures[Y]["values"], strict=True)):
+                rows.append(arm | {"point": "seed", "number": seed, X: x, Y: y})
+            for step in comparison.paths.get(name, []):
+                rows.append(arm | {"point": "on the way", "number": step["step"]} | _with_intervals(step))
+    for row in comparison.curve:
+        rows.append({"arm": "Teacher", "point": "guidance", "number": row["guidance_scale"]} | _with_intervals(row))
+    return rows
+
+
+def _with_intervals(figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: figures[key].get(end)
+        for key in (X, Y)
+        for name, end in ((key, "mean"), (f"{key}_low", "low"), (f"{key}_high", "high"))
+    }
 
 
 def _draw_arm(axes: "Axes", figures: dict[str, Any], path: list[Point], colour: str) -> list[Point]:
@@ -130,8 +153,8 @@ class _Labels:
         if not self.axes.bbox.contains(*self.axes.transData.transform(point)):
             return
         note = self.axes.annotate(
-            text.replace("$", r"\$"), point, xytext=(0, 0), textcoords="offset points", ha="center", va="center",
-            color=colour, fontsize=9 if bold else 7.5, fontweight="bold" if bold else "normal", zorder=6,
+            plain(text), point, xytext=(0, 0), textcoords="offset points", ha="center", va="center",
+            color=shade(colour), fontsize=9 if bold else 7.5, fontweight="bold" if bold else "normal", zorder=6,
         )  # fmt: skip
         here = note.get_window_extent()
         dx, dy, price = min(_shifts(here, 9 if bold else 7), key=lambda s: self._cost(here.translated(*s[:2])) + s[2])

@@ -1,6 +1,7 @@
 """Reading what runs left behind: samples, metrics and training log of each row of a report."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,35 @@ class ArmReport:
     @property
     def is_trained(self) -> bool:
         return bool(self.log)
+
+
+def encodable(text: str) -> str:
+    """Text that UTF-8 can write: half of a surrogate pair, which JSON may hold, becomes its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def per_prompt(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of metrics that name a prompt; [] where there are none."""
+    rows = metrics.get("per_prompt")
+    rows = rows if isinstance(rows, list) else []
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("prompt"), str)]
+
+
+def shares_of(metrics: dict[str, Any]) -> dict[str, float]:
+    """What each prompt kept of the teacher's diversity, where the teacher has any."""
+    shares = {}
+    for row in per_prompt(metrics):
+        share, own, reference = (row.get(key) for key in ("diversity_share", "diversity", "reference_diversity"))
+        if is_number(share):
+            shares[row["prompt"]] = share
+        elif is_number(own) and is_number(reference) and reference > 0:
+            shares[row["prompt"]] = own / reference
+    return shares
 
 
 def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None = None) -> ArmReport:

@@ -1,20 +1,21 @@
 """What the numbers say, in plain words and whatever they are."""
 
-from typing import Any
-
 from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate, t_estimate
-from dpdmd.report.runs import ArmReport
+from dpdmd.report.columns import column_of
+from dpdmd.report.runs import ArmReport, is_number, per_prompt
 
 # Share of colour values at the ends of their range, beyond the teacher's, from which a reader should know.
 NOTABLE_SATURATION = 0.05
+# Quality by networks, in words too; the table has more.
+SCORES = ("image_reward", "pick_score", "hps_v21", "clip_score")
 
 
 def summary_sentences(arms: dict[str, ArmReport]) -> list[str]:
     """Sentences on diversity, quality and time, computed from the metrics; those without numbers are left out."""
     students = _students(arms)
     pair = _pair(arms, students)
-    sentences = [_diversity(students), pair and _diversity_verdict(*pair), _distance(students)]
-    sentences += [_quality(arms, students), pair and _quality_verdict(*pair)]
+    sentences = [_diversity(students), _worst(students), pair and _diversity_verdict(*pair), _distance(students)]
+    sentences += [_quality(arms, students), _scores(arms, students), pair and _quality_verdict(*pair)]
     sentences += [_modes(arms, students), _saturation(arms, students), _time(students)]
     return [sentence for sentence in sentences if sentence]
 
@@ -26,7 +27,7 @@ def difference(a: ArmReport, b: ArmReport, key: str) -> Estimate | None:
     None when either lacks the metric.
     """
     first, second = a.metrics.get(key), b.metrics.get(key)
-    if not _is_number(first) or not _is_number(second):
+    if not is_number(first) or not is_number(second):
         return None
     by_seed = _by_seed(a, b, key)
     if by_seed:
@@ -74,11 +75,18 @@ def _diversity(students: dict[str, ArmReport]) -> str | None:
     parts = []
     for arm in students.values():
         share = arm.metrics.get("diversity_share")
-        if _is_number(share):
+        if is_number(share):
             interval = arm.metrics.get("intervals", {}).get("diversity_share")
             between = f" (95 % interval {100 * interval[0]:.0f} to {100 * interval[1]:.0f})" if interval else ""
             parts.append(f"{arm.label} has {percent(share)}{between}")
     return f"Of the teacher's diversity, {_join(parts)}." if parts else None
+
+
+def _worst(students: dict[str, ArmReport]) -> str | None:
+    key = "diversity_share_worst_tenth"
+    shares = {arm.label: arm.metrics.get(key) for arm in students.values()}
+    parts = [f"{percent(share)} for {label}" for label, share in shares.items() if is_number(share)]
+    return f"On the tenth of prompts that lost most, this is left of it: {_join(parts)}." if parts else None
 
 
 def _diversity_verdict(a: ArmReport, b: ArmReport) -> str | None:
@@ -102,7 +110,7 @@ def _distance(students: dict[str, ArmReport]) -> str | None:
         ),
     ):
         parts = [
-            f"{arm.metrics[key]:.2f} for {arm.label}" for arm in students.values() if _is_number(arm.metrics.get(key))
+            f"{arm.metrics[key]:.2f} for {arm.label}" for arm in students.values() if is_number(arm.metrics.get(key))
         ]
         if parts:
             sentences.append(f"{what}: {_join(parts)}.")
@@ -115,12 +123,26 @@ def _quality(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str 
         parts = [
             f"{percent(arm.metrics[key])} of the time by {arm.label}"
             for arm in students.values()
-            if _is_number(arm.metrics.get(key))
+            if is_number(arm.metrics.get(key))
         ]
         teacher = arms["teacher"].metrics.get(key) if "teacher" in arms else None
         if parts:
-            aside = f" (the teacher: {percent(teacher)})" if _is_number(teacher) else ""
+            aside = f" (the teacher: {percent(teacher)})" if is_number(teacher) else ""
             sentences.append(f"{what} {_join(parts)}{aside}.")
+    return " ".join(sentences) or None
+
+
+def _scores(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | None:
+    """What networks say of the images."""
+    sentences = []
+    for key in SCORES:
+        parts = [
+            f"{arm.metrics[key]:.3g} for {arm.label}" for arm in students.values() if is_number(arm.metrics.get(key))
+        ]
+        teacher = arms["teacher"].metrics.get(key) if "teacher" in arms else None
+        if parts:
+            aside = f" (the teacher: {teacher:.3g})" if is_number(teacher) else ""
+            sentences.append(f"{column_of(key).heading} (more is better): {_join(parts)}{aside}.")
     return " ".join(sentences) or None
 
 
@@ -128,9 +150,14 @@ def _quality_verdict(a: ArmReport, b: ArmReport) -> str | None:
     metrics = (
         ("named_accuracy", "follows the prompt better than", "in following the prompt"),
         ("validity", "draws more clean scenes than", "in drawing clean scenes"),
+        *((key, f"has a better {column_of(key).heading} than", f"in {column_of(key).heading}") for key in SCORES),
     )
     gaps = [(difference(a, b, key), key, more, where) for key, more, where in metrics]
-    sentences = [_verdict(a, b, gap, key, more, where, "", True) for gap, key, more, where in gaps if gap is not None]
+    sentences = [
+        _verdict(a, b, gap, key, more, where, "", key not in SCORES)
+        for gap, key, more, where in gaps
+        if gap is not None
+    ]
     return " ".join(sentences) or None
 
 
@@ -165,7 +192,7 @@ def _modes(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | 
     parts = [
         f"{arm.metrics['effective_modes']:.1f} for {arm.label}"
         for arm in shown.values()
-        if _is_number(arm.metrics.get("effective_modes"))
+        if is_number(arm.metrics.get("effective_modes"))
     ]
     if not parts:
         return None
@@ -175,13 +202,13 @@ def _modes(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | 
 def _saturation(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | None:
     """Said only where a student's colours are clearly more overdriven than the teacher's."""
     usual = arms["teacher"].metrics.get("saturation") if "teacher" in arms else None
-    if not _is_number(usual):
+    if not is_number(usual):
         return None
     shares = {arm.label: arm.metrics.get("saturation") for arm in students.values()}
     parts = [
         f"{percent(v)} of {label}'s colour values"
         for label, v in shares.items()
-        if _is_number(v) and v > usual + NOTABLE_SATURATION
+        if is_number(v) and v > usual + NOTABLE_SATURATION
     ]
     if not parts:
         return None
@@ -195,7 +222,7 @@ def _time(students: dict[str, ArmReport]) -> str | None:
     parts = [
         f"{duration(arm.metrics['seconds'])} for {arm.label}"
         for arm in students.values()
-        if _is_number(arm.metrics.get("seconds"))
+        if is_number(arm.metrics.get("seconds"))
     ]
     return f"Time taken: {_join(parts)}." if parts else None
 
@@ -208,14 +235,8 @@ def _by_seed(a: ArmReport, b: ArmReport, key: str) -> list[float]:
 
 
 def _rows(arm: ArmReport, column: str) -> dict[str, float]:
-    rows = arm.metrics.get("per_prompt")
-    rows = rows if isinstance(rows, list) else []
-    return {row["prompt"]: row[column] for row in rows if "prompt" in row and _is_number(row.get(column))}
+    return {row["prompt"]: row[column] for row in per_prompt(arm.metrics) if is_number(row.get(column))}
 
 
 def _join(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

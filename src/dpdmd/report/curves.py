@@ -1,0 +1,116 @@
+"""Figures of training logs: every logged quantity against the student's updates."""
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpdmd.report.colours import INK, arm_colours, plain
+from dpdmd.report.runs import ArmReport, is_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL_TITLES = {
+    "loss/dmd": "DMD loss",
+    "loss/anchor": "anchor loss",
+    "loss/perceptual": "perceptual loss",
+    "loss/fake_score": "fake score loss",
+    "loss/adversarial": "adversarial loss",
+    "loss/discriminator": "discriminator loss",
+    "loss/r1": "gradient penalty of the discriminator",
+    "health/cosine": "cosine of real and fake score",
+    "health/relative_gap": "relative gap of the scores",
+    "health/magnitude_ratio": "magnitude ratio, fake / real",
+    "health/discriminator_accuracy": "accuracy of the discriminator",
+    "sample/mean": "sample mean",
+    "sample/std": "sample std",
+    "sample/saturation": "saturated share of samples",
+    "grad_norm/student": "gradient norm, student",
+    "grad_norm/fake_score": "gradient norm, fake score",
+    "grad_norm/discriminator": "gradient norm, discriminator",
+}
+# A panel is about 250 pixels wide: more points would be a larger page that looks the same.
+MOST_POINTS = 250
+
+
+def curves(arms: dict[str, ArmReport], prefixes: tuple[str, ...]) -> "Figure | None":
+    """A panel for each logged quantity whose name begins so; None when there is none with two values."""
+    series = {key: {name: _series(arm.log, key) for name, arm in arms.items()} for key in _keys(arms, prefixes)}
+    keys = [key for key in series if any(len(steps) > 1 for steps, _ in series[key].values())]
+    if not keys:
+        return None
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(keys))
+    rows = math.ceil(len(keys) / columns)
+    figure = Figure(figsize=(9.2 if columns == 3 else 3.4 * columns, 0.45 + 2.0 * rows), layout="constrained")
+    colours = arm_colours(arms)
+    handles: dict[str, Any] = {}
+    for place, key in enumerate(keys):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.set_title(plain(PANEL_TITLES.get(key, key)), loc="left")
+        for name, (steps, values) in series[key].items():
+            if len(steps):
+                handles[name] = _curve(axes, steps, values, colours[name])
+        axes.grid(alpha=0.15, linewidth=0.6, color=INK)
+        if place // columns == rows - 1:
+            axes.set_xlabel("student update")
+    labels = [plain(arms[name].label) for name in handles]
+    figure.legend(list(handles.values()), labels, loc="outside upper left", ncols=min(len(handles), 6), frameon=False)
+    return figure
+
+
+def curve_rows(arms: dict[str, ArmReport], prefixes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The figures of these curves, one row for each arm and update."""
+    keys = ("step", *_keys(arms, prefixes))
+    return [
+        {"arm": arm.label} | {key: row[key] for key in keys if key in row}
+        for arm in arms.values()
+        for row in arm.log
+        if any(key in row for key in keys[1:])
+    ]
+
+
+def _keys(arms: dict[str, ArmReport], prefixes: tuple[str, ...]) -> list[str]:
+    found = {key for arm in arms.values() for row in arm.log for key in row if key.startswith(prefixes)}
+    order = list(PANEL_TITLES)
+    return sorted(found, key=lambda key: (order.index(key) if key in order else len(order), key))
+
+
+def _curve(axes: "Axes", steps: np.ndarray, values: np.ndarray, colour: str) -> Any:
+    kept = thinned(values, MOST_POINTS)
+    axes.plot(steps[kept], values[kept], color=colour, alpha=0.25, linewidth=0.7)
+    some = np.unique(np.linspace(0, len(steps) - 1, MOST_POINTS).round().astype(int))
+    return axes.plot(steps[some], _smooth(values)[some], color=colour, linewidth=1.5)[0]
+
+
+def thinned(values: np.ndarray, most: int) -> np.ndarray:
+    """Indices, rising, of about `most` values that keep every peak: the smallest and the largest of each stretch."""
+    if len(values) <= most:
+        return np.arange(len(values))
+    edges = np.linspace(0, len(values), most // 2 + 1).astype(int)
+    ends = [
+        start + at
+        for start, stop in pairwise(edges)
+        for at in (values[start:stop].argmin(), values[start:stop].argmax())
+    ]
+    return np.unique(ends)
+
+
+def _series(log: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one logged quantity, without the lines that lack it."""
+    pairs = [(row["step"], row[key]) for row in log if is_number(row.get("step")) and is_number(row.get(key))]
+    both = np.array(pairs, dtype=float).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Centred moving average over about a fifteenth of the run."""
+    half = max(1, len(values) // 30)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)

@@ -1,0 +1,86 @@
+"""What is needed to repeat a report: the facts of each row, and the files that say everything."""
+
+import json
+import tomllib
+from typing import Any
+
+from dpdmd.report.runs import ArmReport
+
+
+def provenance_facts(arms: dict[str, ArmReport]) -> dict[str, list[str]]:
+    """{what: a text for each row, "" where it is not known}, of what at least one row has."""
+    of_arms = [_facts(arm) for arm in arms.values()]
+    texts = {name: [facts[name] for facts in of_arms] for name in of_arms[0]}
+    return {name: of_name for name, of_name in texts.items() if any(of_name)}
+
+
+def provenance_files(arms: dict[str, ArmReport], given: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and texts, the given ones first."""
+    rows = [(name, value if isinstance(value, str) else _as_json(value)) for name, value in given.items()]
+    for arm in arms.values():
+        if arm.images and arm.images.info:
+            rows.append((f"{arm.label}: samples", _as_json(arm.images.info)))
+        if arm.metrics.get("provenance"):
+            rows.append((f"{arm.label}: evaluation", _as_json(arm.metrics["provenance"])))
+        rows += [(f"{arm.label}: {name}", text) for name, text in arm.settings.items()]
+    return rows
+
+
+def _facts(arm: ArmReport) -> dict[str, str]:
+    recipe, trained = _recipe(arm), _object(arm.settings.get("provenance.json", ""))
+    sessions = trained.get("sessions")
+    session = sessions[-1] if isinstance(sessions, list) and sessions and isinstance(sessions[-1], dict) else {}
+    info = arm.images.info if arm.images else {}
+    scored = arm.metrics.get("provenance")
+    facts = {
+        "objective": _at(recipe, "objective", "name"),
+        "teacher": _at(recipe, "model", "teacher") or trained.get("teacher"),
+        "student updates": _at(recipe, "train", "num_updates"),
+        "training seed": trained.get("seed", _at(recipe, "train", "seed")),
+        "commit": str(session.get("commit") or "")[:12],
+        "trained at": session.get("started"),
+        "versions": _versions(session.get("versions")),
+        "images by": info.get("model"),
+        "steps": info.get("num_inference_steps"),
+        "guidance": info.get("guidance_scale"),
+        "image seeds": _image_seeds(arm),
+        "scored with": _at(scored, "features"),
+    }
+    return {name: "" if value is None else str(value) for name, value in facts.items()}
+
+
+def _recipe(arm: ArmReport) -> dict[str, Any]:
+    try:
+        return tomllib.loads(arm.settings.get("recipe.toml", ""))
+    except tomllib.TOMLDecodeError:
+        return {}  # shown as text all the same
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _at(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _versions(versions: Any) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""
+
+
+def _image_seeds(arm: ArmReport) -> str:
+    seeds = sorted({entry.seed for entry in arm.images.images}) if arm.images else []
+    if len(seeds) < 3:
+        return ", ".join(map(str, seeds))
+    is_range = seeds[-1] - seeds[0] == len(seeds) - 1
+    return f"{seeds[0]} to {seeds[-1]}" if is_range else f"{len(seeds)} of {seeds[0]} to {seeds[-1]}"
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, default=str)

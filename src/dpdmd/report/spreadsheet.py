@@ -1,0 +1,18 @@
+"""Tables as CSV files."""
+
+import csv
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from dpdmd.files import write_text
+from dpdmd.report.runs import encodable
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A CSV file (UTF-8) of rows whose keys are the columns; what a row lacks stays empty."""
+    text = StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, encodable(text.getvalue()))
