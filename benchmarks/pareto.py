@@ -6,8 +6,8 @@
 Every student has 4 steps (but in the sweep of N) and 150 updates of batch 32; all share noise, prompts and learning
 rates. Groups of arms, each with so many training seeds (--seeds: at most):
 
-    main       DMD as its recipe has it, with tau uniform, and with all settings alike; DP-DMD as published (K 5,
-               lambda .05, stock grid), at its authors' script values (K 10) and at our defaults; the rivals, the
+    main       DMD and its rivals with all settings alike; DMD as published, and with scores compared at high noise;
+               DP-DMD as published (K 5, lambda .05, stock grid) and at its authors' script values (K 10); the
                hybrid, and the teacher                                                                                5
     rivals     the rivals' own main knobs                                                                              3
     options    our defaults with one thing changed                                                                     3
@@ -32,12 +32,13 @@ from dpdmd.world.prompts import evaluation_prompts
 GUIDANCE = 3.5
 COMMON = {"train.num_updates": 150, "validation.every": 0, "checkpoint.every": 50, "checkpoint.keep": 1}
 PUBLISHED = str(Path(__file__).with_name("published.toml"))
-UNIFORM = {"objective.tau_shift": 1.0}
+# DMD's schedule as published: noise levels uniform, samples of its own for every update, all steps trained at once.
+PUBLISHED_DMD = {"objective.tau_shift": 1.0, "train.reuse_samples": False, "train.random_step": False}
 # Of the recipe scenes_dp_dmd, and beside it.
 ANCHOR_SCALE, ANCHOR_SCALES = 2.5, (1.0, 2.5, 3.5)
 INTERVALS = {"everywhere": [0.0, 1.0], "below_.9": [0.0, 0.9], "below_.75": [0.0, 0.75], ".3_to_.9": [0.3, 0.9]}
 OPTIONS = {
-    "tau_uniform": UNIFORM,
+    "tau_uniform": {"objective.tau_shift": 1.0},
     "tau_shift_3": {"objective.tau_shift": 3.0},
     "tau_shift_6": {"objective.tau_shift": 6.0},
     "whole_rollout": {"train.random_step": False},
@@ -73,8 +74,8 @@ def main_arms() -> list[Arm]:
     return [
         _dp_dmd("dp_dmd_default", {}),
         _dmd("dmd", {}),
-        _dmd("dmd_uniform", UNIFORM),
-        _dp_dmd("dmd_alike", {"objective.name": "dmd"}),
+        _dmd("dmd_published", PUBLISHED_DMD),
+        _dmd("dmd_high_noise", PUBLISHED_DMD | {"objective.tau_shift": 6.0}),
         Arm("dp_dmd_published", PUBLISHED, COMMON),
         Arm("dp_dmd_script", PUBLISHED, COMMON | {"objective.anchor.steps": 10}),
         Arm("dmd_perceptual", "scenes_dmd_perceptual", COMMON),
@@ -83,11 +84,11 @@ def main_arms() -> list[Arm]:
 
 
 def rival_arms() -> list[Arm]:
-    """Each rival over its main knob, and with tau uniform as well."""
+    """Each rival over its main knob, and with scores compared at high noise."""
     arms = []
     for name, weights in (("perceptual", (0.05, 0.1, 0.25, 1.0)), ("adversarial", (0.01, 0.05, 0.2))):
         for weight in weights:
-            for tau, more in (("", {}), ("_uniform", UNIFORM)):
+            for tau, more in (("", {}), ("_high_noise", {"objective.tau_shift": 6.0})):
                 settings = {f"objective.{name}.weight": weight} | more
                 arms.append(Arm(f"{name}_{weight:g}{tau}", f"scenes_dmd_{name}", COMMON | settings))
     late = {"objective.adversarial.start": 50, "objective.adversarial.ramp": 50}
@@ -105,7 +106,7 @@ def frontier_arms() -> list[Arm]:
     for name, interval in INTERVALS.items():
         guided = {"objective.guidance_interval": interval}
         if name != "everywhere":
-            arms.append(_dmd(f"dmd_uniform_guided_{name}", UNIFORM | guided))
+            arms.append(_dmd(f"dmd_guided_{name}", guided))
         for scale in ANCHOR_SCALES:
             if name != "everywhere" or scale != ANCHOR_SCALE:
                 settings = guided | {"objective.anchor.guidance_scale": scale}
@@ -186,6 +187,7 @@ def scored(runs: list[Run], teachers: list[Run]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)}; default: all")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="of these groups only these arms")
     parser.add_argument("--seeds", type=int, default=5, help="at most so many training seeds, 0 ... N-1")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
     parser.add_argument("--out", type=Path, default=Path("runs", "pareto"))
@@ -200,6 +202,8 @@ def main() -> None:
     # Seed by seed: whenever this ends, all arms have been trained about as often.
     wanted = [run for name in arguments.groups or GROUPS for run in students[name] if run.seed < arguments.seeds]
     wanted.sort(key=lambda run: run.seed)
+    if arguments.arms:
+        wanted = [run for run in wanted if run.arm.name in arguments.arms]
     run_all([*teachers, *wanted], out, **how)
     run_all(hybrids(wanted), out, **how)
 

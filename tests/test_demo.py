@@ -14,7 +14,12 @@ def test_students_differ_in_the_objective_alone():
 
     dmd, dp_dmd = (flatten(load_recipe(name)) for name in ("scenes_dmd", "scenes_dp_dmd"))
     different = {key for key in dmd if dmd[key] != dp_dmd[key]}
-    assert different == {"objective.name", "objective.anchor.weight", "output.folder"}
+    assert different == {
+        "objective.name",
+        "objective.anchor.weight",
+        "objective.anchor.guidance_scale",
+        "output.folder",
+    }
 
 
 @pytest.mark.parametrize("name", ["report.html", "overview.png", "metrics.json"])
