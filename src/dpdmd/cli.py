@@ -84,6 +84,7 @@ def train(
     settings = load_recipe(recipe, [*(overrides or []), *([f"data.cache={NO_CACHE}"] if no_cache else [])])
 
     from dpdmd.models.load import load_adapter
+    from dpdmd.train.best import read_best
     from dpdmd.train.cost import describe
     from dpdmd.train.loop import train as run_training
     from dpdmd.train.plan import make_plan
@@ -101,6 +102,8 @@ def train(
     RunFolder(settings.output.folder).refuse_if_unusable(settings, resume=resume, overwrite=overwrite)
     folder = run_training(settings, load_adapter(settings.model.teacher), resume=resume, overwrite=overwrite)
     if os.environ.get("RANK", "0") == "0":
+        for entry in read_best(RunFolder(folder).best)[:1]:
+            typer.echo(f"best in validation: {RunFolder(folder).best}, of update {entry['step']}: {entry['why']}")
         typer.echo(f"student: {folder}\nsample it: dpdmd sample {folder} --prompt TEXT --out images")
 
 
@@ -386,7 +389,9 @@ def compare(
 
 @app.command(epilog="Example: dpdmd export runs/demo/dp_dmd --out my_student --push-to-hub me/my_student --private")
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished training.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder of a finished training, or its students/best.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy what the student shares with its base instead of hard-linking it.")

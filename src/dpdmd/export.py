@@ -10,7 +10,7 @@ from torch import nn
 from dpdmd.card import base_licence, metrics_section, model_card, read_metrics, unscored_section
 from dpdmd.files import atomic_folder, read_json, write_json, write_text
 from dpdmd.models.base import ModelAdapter
-from dpdmd.models.load import LORA_FILE, STUDENT_FILE, load_sampler
+from dpdmd.models.load import LORA_FILE, STUDENT_FILE, find_student, load_sampler
 from dpdmd.models.parts import local_folder
 
 SNIPPET = """\
@@ -33,7 +33,7 @@ def export_run(
     license: str | None = None,
     repo_id: str | None = None,
 ) -> Path:
-    """Write the student of a finished run as a pipeline folder that stock diffusers loads.
+    """Write the student of a finished run, or one that a run has kept, as a pipeline folder that stock diffusers loads.
 
     A student that trained a LoRA has it merged into the pipeline's network; with `lora` the folder holds, instead of a
     pipeline, the LoRA as `load_lora_weights` takes it and the scheduler that goes with it.
@@ -47,12 +47,13 @@ def export_run(
     student that trained all its weights.
     """
     run, out = Path(run), Path(out)
-    if not (run / "student" / STUDENT_FILE).is_file():
+    student = find_student(run)
+    if student is None:
         raise ValueError(f"{run} is no finished run: it has no student/{STUDENT_FILE}")
     if out.exists():
         raise ValueError(f"{out} exists already; name a new folder")
-    info = read_json(run / "student" / STUDENT_FILE)
-    if lora and not (run / "student" / LORA_FILE).is_file():
+    info = read_json(student / STUDENT_FILE)
+    if lora and not (student / LORA_FILE).is_file():
         raise ValueError(f"{run} trained all weights of its student and has no LoRA; export it without --lora")
     if metrics is None and (run / "metrics.json").is_file():
         metrics = run / "metrics.json"
@@ -70,7 +71,8 @@ def export_run(
         prompt=_example_prompt(run),
         lora_scheduler=type(scheduler).__name__ if lora else None,
     )
-    recipe = run / "recipe.toml"
+    # students/best and students/step-000050 are in the run's folder.
+    recipe = next((path for place in (run, *run.parents[1:3]) if (path := place / "recipe.toml").is_file()), None)
     card = model_card(
         info,
         grid=sampler.grid.times,
@@ -78,11 +80,11 @@ def export_run(
         hub_base=None if Path(adapter.source).is_dir() else adapter.source,
         licence={"license": license} if license else base_licence(adapter.source),
         scores=scores,
-        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+        recipe=recipe and recipe.read_text(encoding="utf-8"),
     )
     with atomic_folder(out) as folder:
         if lora:
-            shutil.copyfile(run / "student" / LORA_FILE, folder / LORA_FILE)
+            shutil.copyfile(student / LORA_FILE, folder / LORA_FILE)
             scheduler.save_pretrained(folder / "scheduler")
         else:
             write_pipeline(adapter, sampler.network, scheduler, folder, copy=copy)

@@ -5,7 +5,8 @@ import torch
 
 from dpdmd.compare.arms import Arm, Run, arrange
 from dpdmd.compare.commands import run_all
-from dpdmd.compare.measure import measure, num_spikes, quality, training_figures
+from dpdmd.compare.measure import measure, num_spikes, training_figures
+from dpdmd.evaluate.scores import quality
 from dpdmd.files import read_json
 from dpdmd.train.health import MetricsLog
 

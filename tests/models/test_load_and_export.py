@@ -101,6 +101,20 @@ def test_an_export_samples_like_its_run(run, tmp_path):
     assert np.abs(pixels(tmp_path / "a") - pixels(tmp_path / "b")).max() <= 1
 
 
+def test_the_best_student_of_a_run_samples_and_exports_as_a_run_does(run, tmp_path):
+    (run / "recipe.toml").write_text("# its recipe")
+    generate_folder(str(run), ["one cross"], out=tmp_path / "run_images", seeds=[5], progress=False)
+    (run / "students/best").mkdir(parents=True)
+    shutil.move(run / "student", run / "students/best/step-000001")
+    write_json(run / "students/best/best.json", {"students": [{"folder": "step-000001"}, {"folder": "step-000002"}]})
+    best = run / "students/best"
+    out = export_run(best, tmp_path / "export")
+    for name, model in (("best_images", best), ("export_images", out)):
+        generate_folder(str(model), ["one cross"], out=tmp_path / name, seeds=[5], progress=False)
+        assert np.abs(pixels(tmp_path / "run_images") - pixels(tmp_path / name)).max() <= 1
+    assert "# its recipe" in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize("form", ["run", "export"])
 def test_a_hybrid_begins_with_the_base_not_the_student(form, run, sd3_folder, tmp_path):
     model = run if form == "run" else export_run(run, tmp_path / "export")

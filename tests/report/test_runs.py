@@ -55,3 +55,11 @@ def test_a_report_that_could_not_be_written_is_told_before_anything_is_read(tmp_
     for out in (tmp_path, tmp_path / "file" / "report.html"):
         with pytest.raises(OSError, match=f"cannot write the report {out}"):
             build.report_from_runs([tmp_path], out)
+
+
+def test_figures_of_validation_are_behind_the_log_of_updates(tmp_path):
+    (tmp_path / "run/validation").mkdir(parents=True)
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "loss/dmd": 2}\n')
+    (tmp_path / "run/validation/scores.jsonl").write_text('{"step": 1, "validation/quality": 0.5}\n')
+    (arm,) = read_runs([tmp_path / "run"]).values()
+    assert arm.log == [{"step": 1, "loss/dmd": 2}, {"step": 1, "validation/quality": 0.5}]

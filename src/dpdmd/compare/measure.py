@@ -9,8 +9,8 @@ from tqdm import tqdm
 from dpdmd.compare.arms import REFERENCE, Run
 from dpdmd.compare.commands import failure
 from dpdmd.evaluate.cache import default_folder
-from dpdmd.evaluate.intervals import Estimate, mean_estimate
 from dpdmd.evaluate.run import evaluate_folder
+from dpdmd.evaluate.scores import quality
 from dpdmd.files import read_json
 from dpdmd.report.runs import read_log
 from dpdmd.train.run_folder import RunFolder
@@ -69,21 +69,6 @@ def _scores(run: Run, reference: Run, features: str) -> Row:
     if estimate and estimate.interval:
         row["intervals"] = {**row["intervals"], "quality": estimate.interval}
     return row
-
-
-def quality(metrics: Row) -> Estimate | None:
-    """How good the images are, whatever their diversity: the axis against which diversity is traded.
-
-    On the built-in world validity x named accuracy of a prompt, in the mean over prompts: about the share of images
-    that are clean and as prompted. Validity alone would not see a student that ignores its prompts; named accuracy
-    alone is near 1 for whatever was trained here. Elsewhere "precision", the share of images that are near the
-    teacher's, if there are features; else None.
-    """
-    rows = metrics["per_prompt"]
-    if all("validity" in row for row in rows):
-        return mean_estimate([row["validity"] * row["named_accuracy"] for row in rows])
-    precision = metrics.get("precision")
-    return None if precision is None else Estimate(precision, None, None, len(rows))
 
 
 def training_figures(run: Run) -> dict[str, float | None]:

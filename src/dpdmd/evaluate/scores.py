@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpdmd.evaluate.intervals import Estimate
+from dpdmd.evaluate.intervals import Estimate, mean_estimate
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,18 @@ def together(prompts: list[str], scores: Iterable[Scores]) -> dict[str, Any]:
     if skipped:
         metrics["skipped"] = skipped
     return metrics
+
+
+def quality(metrics: dict[str, Any]) -> Estimate | None:
+    """How good the images are, whatever their diversity: the axis against which diversity is traded.
+
+    On the built-in world validity x named accuracy of a prompt, in the mean over prompts: about the share of images
+    that are clean and as prompted. Validity alone would not see a student that ignores its prompts; named accuracy
+    alone is near 1 for whatever was trained here. Elsewhere "precision", the share of images that are near the
+    teacher's, if there are features; else None.
+    """
+    rows = metrics["per_prompt"]
+    if all("validity" in row for row in rows):
+        return mean_estimate([row["validity"] * row["named_accuracy"] for row in rows])
+    precision = metrics.get("precision")
+    return None if precision is None else Estimate(precision, None, None, len(rows))

@@ -18,6 +18,7 @@ BUILT_IN = {"scenes": "teacher", "scenes_eps": "teacher_eps"}
 STUDENT_FILE = "student.json"
 WEIGHTS_FILE = "student.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
+BEST_FILE = "best.json"
 
 # The one table of families: pipeline class -> module and adapter class.
 FAMILIES = {
@@ -102,16 +103,14 @@ def load_adapter(source: str) -> ModelAdapter:
 
 
 def load_sampler(model: str) -> Sampler:
-    """A model to sample from: teacher (built-in, folder, hub id), run folder, a student that a run has kept, or an
-    export of a pipeline or a LoRA.
+    """A model to sample from: teacher (built-in, folder, hub id), run folder, a student that a run has kept, its folder
+    of best ones, or an export of a pipeline or a LoRA.
 
     Raises ValueError when it cannot be loaded.
     """
     folder = Path(model)
-    if (folder / "student" / STUDENT_FILE).is_file():
-        return _load_student(folder / "student")
-    if (folder / STUDENT_FILE).is_file() and any((folder / name).is_file() for name in (WEIGHTS_FILE, LORA_FILE)):
-        return _load_student(folder)
+    if (student := find_student(folder)) is not None:
+        return _load_student(student)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ValueError(
             f"{model} is neither a finished run (student/{STUDENT_FILE}) nor a pipeline folder (model_index.json)"
@@ -122,6 +121,17 @@ def load_sampler(model: str) -> Sampler:
         return _student(adapter, network, read_json(folder / STUDENT_FILE))
     network.eval().requires_grad_(False)
     return Sampler(adapter, network, None, adapter.guidance_scale, embedded_guidance=adapter.embedded_guidance)
+
+
+def find_student(folder: Path) -> Path | None:
+    """Where the weights are of a finished run, of the best of a folder students/best or of one student that a run has
+    kept; None for anything else."""
+    if (folder / "student" / STUDENT_FILE).is_file():
+        return folder / "student"
+    if (folder / BEST_FILE).is_file():
+        return folder / read_json(folder / BEST_FILE)["students"][0]["folder"]
+    is_student = (folder / STUDENT_FILE).is_file()
+    return folder if is_student and any((folder / name).is_file() for name in (WEIGHTS_FILE, LORA_FILE)) else None
 
 
 def _load_student(student: Path) -> Sampler:

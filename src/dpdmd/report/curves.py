@@ -31,6 +31,9 @@ PANEL_TITLES = {
     "grad_norm/student": "gradient norm, student",
     "grad_norm/fake_score": "gradient norm, fake score",
     "grad_norm/discriminator": "gradient norm, discriminator",
+    "validation/diversity_share": "share of the teacher's diversity",
+    "validation/quality": "quality",
+    "validation/saturation": "saturated share of colour values",
 }
 # A panel is about 250 pixels wide: more points would be a larger page that looks the same.
 MOST_POINTS = 250

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOSSES, HEALTH = ("loss/",), ("health/", "sample/", "grad_norm/")
+VALIDATION = ("validation/diversity_share", "validation/quality", "validation/saturation")
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,13 @@ def _drawings(arms: dict[str, ArmReport], comparison: Comparison | None) -> list
             "jumps mean unstable training. Growing saturation: colours leave the valid range.",
             lambda: curves(arms, HEALTH),
             lambda: curve_rows(arms, HEALTH),
+        ),
+        _Drawing(
+            "validation",
+            "Validation while training",
+            "Of the few images that a run draws of its student on the way: few, so look at the trend. " + of_seed,
+            lambda: curves(arms, VALIDATION),
+            lambda: curve_rows(arms, VALIDATION),
         ),
     ]
     return [drawing for drawing in drawings if drawing is not None]

@@ -27,7 +27,8 @@ class ArmReport:
     """One row of a report; every part but the label may be missing.
 
     samples: folder of images with a manifest, images: its manifest; metrics: as `evaluate_folder` writes them, with
-    whatever else is known, such as seconds and peak_memory_bytes; log: one dict per student update.
+    whatever else is known, such as seconds and peak_memory_bytes; log: one dict per student update, then one per
+    validation.
     """
 
     label: str
@@ -90,7 +91,7 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
         samples=samples,
         images=read_manifest(samples) if samples else None,
         metrics=found | (metrics or {}),
-        log=read_log(folder / "metrics.jsonl"),
+        log=read_log(folder / "metrics.jsonl") + read_log(folder / "validation" / "scores.jsonl"),
         settings={name: path.read_text(encoding="utf-8")[:LONGEST_SETTINGS] for name, path in texts.items()},
     )
 

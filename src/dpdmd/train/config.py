@@ -182,13 +182,18 @@ class LoraConfig(Section):
 
 
 class ValidationConfig(Section):
-    """Pictures while training: teacher above, student below, same prompts and seeds."""
+    """Pictures while training, teacher above, student below, same prompts and seeds; and their figures."""
 
-    every: int = Field(default=0, ge=0, description="Student updates between pictures; 0 = off.")
+    every: int = Field(default=0, ge=0, description="Student updates between validations; 0 = off.")
     prompts: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="Default: four prompts spread over the training prompts."
     )
     num_seeds: int = Field(default=4, ge=1, description="Images per prompt, seeds 0, 1, ...")
+    features: str = Field(
+        default="auto",
+        min_length=1,
+        description='Network of the figures: folder or hub id, "scenes", or "auto", as `dpdmd evaluate` has it.',
+    )
 
 
 class CheckpointConfig(Section):
@@ -200,6 +205,16 @@ class CheckpointConfig(Section):
         default=False,
         description="Keep with every checkpoint the student of that moment, students/step-000050: `dpdmd sample` "
         "takes that folder.",
+    )
+    best: int = Field(
+        default=1,
+        ge=0,
+        description="How many students are kept for their figures in validation, in students/best; 0: none.",
+    )
+    diversity_floor: float = Field(
+        default=0.8,
+        ge=0,
+        description="The best is of highest quality among those that keep this share of the teacher's diversity.",
     )
 
 

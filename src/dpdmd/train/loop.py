@@ -1,11 +1,14 @@
 """The training loop: iterate, log, save, draw, from the first update or the last checkpoint to the end."""
 
+import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from dpdmd.models.base import ModelAdapter
+from dpdmd.train.best import as_entry, keep_best
 from dpdmd.train.checkpoint import latest_checkpoint
 from dpdmd.train.config import Recipe
 from dpdmd.train.cost import checkpoint_bytes, network_sizes
@@ -16,6 +19,7 @@ from dpdmd.train.signals import StoppedBySignal, StopRequest
 from dpdmd.train.trackers import Trackers, open_trackers, require_trackers
 from dpdmd.train.trainer import Trainer
 from dpdmd.train.validation import picture_path
+from dpdmd.train.validation_scores import in_words, time_in_words, too_slow
 
 
 def train(
@@ -48,6 +52,7 @@ def train(
         run.prepare(recipe, overwrite=overwrite)
         run.write_provenance(trainer.facts(), {**trainer.setup(), "changed": changed}, from_step=trainer.step)
         run.forget_after(trainer.step)
+        MetricsLog(run.scores).cut_after(trainer.step)
         return MetricsLog(run.metrics).cut_after(trainer.step)
 
     last_step = on_first(begin)
@@ -71,16 +76,23 @@ def train(
                 f"could not write the student: {error.strerror or error}. The last checkpoint has it; make room, then "
                 "--resume writes it"
             ) from error
+    if rows := on_first(MetricsLog(run.scores).rows):
+        say(time_in_words(rows))
     return run.root
 
 
 def _loop(trainer: Trainer, run: RunFolder, trackers: Trackers, *, progress: bool) -> None:
     """Iterate to the last update or second, with log, checkpoints and pictures at their intervals."""
-    recipe, accelerator, metrics = trainer.recipe, trainer.accelerator, MetricsLog(run.metrics)
+    recipe, accelerator = trainer.recipe, trainer.accelerator
+    metrics, scores = MetricsLog(run.metrics), MetricsLog(run.scores)
     last, finished = recipe.train.num_updates, trainer.is_finished()
     saved_step = trainer.step if trainer.step else None
     hide = not (progress and accelerator.is_main_process)
     with StopRequest() as stop, tqdm(total=last, initial=trainer.step, desc=run.root.name, disable=hide) as bar:
+        validate = partial(_validate, trainer, run, trackers, scores, quiet=hide)
+        is_validated = on_first(lambda: any(row["step"] == trainer.step for row in scores.rows()))
+        if trainer.step and _is_due(trainer.step, recipe.validation.every) and not is_validated:
+            validate()  # the run was killed behind the checkpoint of this step
         while not finished:
             row = trainer.iterate()
             # All stop at the same step or none does.
@@ -99,7 +111,7 @@ def _loop(trainer: Trainer, run: RunFolder, trackers: Trackers, *, progress: boo
                     signum, f"stopped after step {trainer.step}; the checkpoint is saved, --resume goes on from it"
                 )
             if _is_due(trainer.step, recipe.validation.every):
-                _draw(trainer, run.validation, trackers, quiet=hide)
+                validate()
     assert saved_step == trainer.step
 
 
@@ -111,16 +123,47 @@ def _log(metrics: MetricsLog, trackers: Trackers, row: dict[str, float], stop: S
     return stop.signum
 
 
-def _draw(trainer: Trainer, folder: Path, trackers: Trackers, *, quiet: bool) -> None:
-    """A picture that cannot be written costs the picture only."""
+def _validate(trainer: Trainer, run: RunFolder, trackers: Trackers, scores: MetricsLog, *, quiet: bool) -> None:
+    """Picture, best student, figures, whose line comes last: without it a resumed run validates this step again.
+
+    What cannot be written costs itself only.
+    """
+    step, before = trainer.step, on_first(scores.rows)
     try:
-        seconds = trainer.draw_validation(folder)
-        trackers.log_picture(trainer.step, picture_path(folder, trainer.step))
+        row = trainer.draw_validation(run.validation)
+        started = time.perf_counter()
+        is_best = _keep_best(trainer, run, [*before, row])
+        row["validation/seconds"] += time.perf_counter() - started
+        on_first(lambda: scores.append(row))
+        trackers.log({key: value for key, value in row.items() if key == "step" or key.startswith("validation/")})
+        trackers.log_picture(step, picture_path(run.validation, step))
     except OSError as error:
-        trainer.say(f"step {trainer.step}: no picture ({error.strerror or error}); training goes on")
+        trainer.say(f"step {step}: no picture or figures ({error.strerror or error}); training goes on")
         return
+    told = before[-1]["alarms"] if before else {}
+    for kind in row["alarms"].keys() - told.keys():
+        trainer.say(f"ALARM: {row['alarms'][kind]}")
     if not quiet:
-        trainer.say(f"step {trainer.step}: pictures in {folder} ({seconds:.1f} s)")
+        best = ", the best so far" if is_best else ""
+        seconds = row["validation/seconds"]
+        trainer.say(f"step {step}: {in_words(row)}{best}; pictures in {run.validation} ({seconds:.1f} s)")
+        slow = [too_slow(rows, trainer.recipe.validation.every) for rows in (before, [*before, row])]
+        if slow[1] and not slow[0]:
+            trainer.say(f"note: {slow[1]}")
+
+
+def _keep_best(trainer: Trainer, run: RunFolder, rows: list[dict[str, Any]]) -> bool:
+    """Keep the student that the last row is about if it is one of the best; returns whether it is the best."""
+    checkpoint, entries = trainer.recipe.checkpoint, [as_entry(row) for row in rows]
+    if not checkpoint.best or entries[-1] is None:
+        return False
+    seen = [entry for entry in entries[:-1] if entry is not None]
+    limits = {"number": checkpoint.best, "floor": checkpoint.diversity_floor}
+    try:
+        return keep_best(run.best, entries[-1], seen, trainer.write_student, **limits)
+    except OSError as error:
+        trainer.say(f"step {trainer.step}: the best student is not kept ({error.strerror or error}); training goes on")
+        return False
 
 
 def _is_due(step: int, every: int) -> bool:

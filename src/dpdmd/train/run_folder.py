@@ -21,6 +21,7 @@ import torch
 import dpdmd
 from dpdmd.files import read_json, require_writable, write_json, write_text
 from dpdmd.models.load import STUDENT_FILE
+from dpdmd.train.best import remove_strays
 from dpdmd.train.config import Recipe, dump_recipe, flatten, load_recipe
 from dpdmd.train.distribution import everywhere, on_first
 
@@ -75,7 +76,9 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.checkpoints = self.root / "checkpoints"
         self.validation = self.root / "validation"
+        self.scores = self.validation / "scores.jsonl"
         self.students = self.root / "students"
+        self.best = self.students / "best"
         self.student = self.root / "student"
         self.failure = self.root / "failure.json"
 
@@ -174,6 +177,7 @@ class RunFolder:
         self.failure.unlink(missing_ok=True)
         for later in (path for done, path in self.kept_students().items() if done > step):
             shutil.rmtree(later)
+        remove_strays(self.best)
 
     def write_failure(self, step: int, error: Exception) -> None:
         """`failure.json`: why the run cannot go on behind `step`."""

@@ -17,6 +17,7 @@ from dpdmd.data.embeddings import EmbeddingCache, default_folder
 from dpdmd.data.images import images_digest
 from dpdmd.data.prompts import SCENES, lint_prompts, training_prompts
 from dpdmd.denoiser import Condition, Denoiser
+from dpdmd.evaluate.features import FeatureExtractor, load_extractor
 from dpdmd.files import write_json, write_tensors
 from dpdmd.guidance import Guidance
 from dpdmd.models.base import ModelAdapter, denoiser
@@ -65,6 +66,7 @@ from dpdmd.train.updates import (
     student_loss,
 )
 from dpdmd.train.validation import Validation, default_prompts
+from dpdmd.train.validation_scores import Judge
 
 SAMPLES_HINT = "on fewer processes raise train.accumulation, on more lower it, so that their product stays"
 
@@ -107,6 +109,9 @@ class Trainer:
         if recipe.data.prompts != SCENES:
             self.notes += lint_prompts(prompts, tokenizers(adapter.texts, adapter.token_limits))
         self.accelerator = accelerator or new_accelerator()
+        self._features: FeatureExtractor | None = None
+        if (problem := on_first(self._load_features)) is not None:
+            raise ValueError(problem)
         self._real_identity = {"images_hash": images_digest(self.plan.real_images)} if self.plan.real_images else {}
         require_equal({**flatten(recipe), "the prompts": prompts_digest(prompts), **self._real_identity, **versions()})
         # Before the networks are there: the text encoders and the autoencoder may need the memory.
@@ -179,6 +184,7 @@ class Trainer:
         self.extras |= {"discriminator": discriminator.head} if discriminator else {}
         self.step, self.seconds, self.peak_memory = 0, 0.0, 0
         self._validation: tuple[Validation, Tensor] | None = None
+        self._judge: Judge | None = None
 
     def iterate(self) -> dict[str, Any]:
         """M fake-score updates, one student update, one step of the moving average; returns the line to log.
@@ -353,14 +359,17 @@ class Trainer:
         }
         on_first(lambda: write_json(folder / "student.json", info))
 
-    def draw_validation(self, folder: Path) -> float:
-        """Write the picture of this step; returns the seconds it took, which are no training seconds.
+    def draw_validation(self, folder: Path) -> dict[str, Any]:
+        """Write the picture of this step; returns the line of its figures.
 
-        All processes draw it: sharded networks need them, and the others would only wait. Raises OSError in the first
-        process, behind all that they do together, when it cannot be written.
+        "validation/seconds": what it took, which are no training seconds; "once_seconds": of them what the
+        first one alone takes, for the teacher's images and the network of the figures. All processes draw: sharded
+        networks need them, and the others would only wait; the first one scores. Raises OSError in all of them when it
+        cannot be written.
         """
         started = time.perf_counter()
-        if self._validation is None:
+        once = self._validation is None
+        if once:
             config = self.recipe.validation
             validation = Validation(
                 self.adapter,
@@ -375,11 +384,47 @@ class Trainer:
             teacher = validation.teacher_images(self.players.teacher, self.plan.teacher_grid, self.plan.guidance_scale)
             self._validation = validation, teacher
         validation, teacher = self._validation
+        if once:
+            on_first(lambda: self._prepare_judge(validation, teacher))
+        prepared = time.perf_counter()
+        students = self.players.student, self.plan.student_grid, self.recipe.student.kind
         with self._averaged():
-            student = validation.student_images(self.players.student, self.plan.student_grid, self.recipe.student.kind)
-        if self.accelerator.is_main_process:
-            validation.draw(self.step, teacher, student)
-        return time.perf_counter() - started
+            student = validation.student_images(*students)
+        live = validation.student_images(*students) if self.ema else None
+        on_first(lambda: validation.draw(self.step, teacher, student))
+        row = on_first(lambda: self._judged(student, live))
+        seconds = {"validation/seconds": time.perf_counter() - started}
+        if once:
+            seconds["once_seconds"] = prepared - started
+        return {"step": self.step, "seconds": self.seconds} | seconds | row
+
+    def _prepare_judge(self, validation: Validation, teacher: Tensor) -> None:
+        try:
+            self._judge = Judge(validation, teacher, self._features, str(self.accelerator.device))
+        except ValueError as error:
+            self.say(f"note: validation has no figures: {error}")
+            return
+        for what, why in self._judge.skipped.items():
+            self.say(f"note: validation has no {what}: {why.replace('--features', 'validation.features')}")
+
+    def _judged(self, student: Tensor, live: Tensor | None) -> dict[str, Any]:
+        """The figures; without those that images do not allow, such as black ones, which no network tells apart."""
+        try:
+            return self._judge.row(self.step, student, live) if self._judge else {"alarms": {}}
+        except ValueError as error:
+            self.say(f"step {self.step}: validation has no figures: {error}")
+            return {"alarms": {}}
+
+    def _load_features(self) -> str | None:
+        """Load the network of validation.features in the process that scores; returns what is wrong with it."""
+        config = self.recipe.validation
+        if not config.every or config.features == "auto":
+            return None
+        try:
+            self._features = load_extractor(config.features, device=str(self.accelerator.device))
+        except ValueError as error:
+            return f"validation.features: {error}"
+        return None
 
     def _encoder(self, texts: list[str]) -> Callable[[list[str]], Condition]:
         """What gives the conditioning of `texts` and of "": their cache, filled here, or the text encoders."""

@@ -55,8 +55,8 @@ class Validation:
     def teacher_images(self, denoise: Denoiser, grid: Grid, guidance_scale: float) -> Tensor:
         """The guided teacher's images: those in the folder if they were made with the same settings."""
         settings = [self.prompts, self.num_seeds, list(self.latent_shape), grid.times, guidance_scale]
-        name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-        self._teacher_file = self.folder / f"teacher-{name}.safetensors"
+        self.identity = f"teacher-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+        self._teacher_file = self.folder / f"{self.identity}.safetensors"
         kept = _read_images(self._teacher_file)
         if all(everywhere(lambda: kept is not None)):
             return kept
