@@ -45,6 +45,8 @@ OPTIONS = {
     "own_samples": {"train.reuse_samples": False},
     "fine_anchor": {"objective.anchor.coarse_steps": 30, "objective.anchor.second_order": False},
     "coarser_anchor": {"objective.anchor.coarse_steps": 2},
+    "anchor_every_2": {"objective.anchor.every": 2},
+    "anchor_every_2_lambda_2": {"objective.anchor.every": 2, "objective.anchor.weight": 2.0},
     "x0_anchor": {"objective.anchor.target": "x0"},
     "depth_2": {"objective.anchor.depth": 2},
     "depth_3": {"objective.anchor.depth": 3},

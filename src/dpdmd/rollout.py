@@ -82,12 +82,13 @@ def student_rollout(
     detach_after: int = 0,
     fresh_noise: Callable[[int], Tensor] | None = None,
     num_steps: int | None = None,
+    is_anchored: bool = True,
 ) -> StudentRollout:
     """Unguided student steps from `noise`, all N of them on a deterministic path landing on x0.
 
     `detach_after` = m cuts the graph behind each of the first m steps: a loss on `x0` reaches steps m + 1 ... N only, a
     loss on prediction i <= m reaches step i only (arXiv 2602.03139, stop-gradient on z_1, where m = 1). 0 lets the
-    gradient through every step (plain DMD).
+    gradient through every step (plain DMD). Not `is_anchored`: no loss on these predictions, which then have no graph.
 
     `num_steps` stops there and takes x0_hat of the last call as the sample; the calls before it, but the first m, run
     without gradient (backward simulation, arXiv 2405.14867, sec. 4.5). A re-noising student is always trained so:
@@ -104,7 +105,7 @@ def student_rollout(
     simulated = fresh_noise is not None or num_steps is not None
     x_t, states, predictions = noise.float(), [], []
     for i in range(last):
-        needs_graph = not simulated or i == last - 1 or i < detach_after
+        needs_graph = is_anchored if i < detach_after else not simulated or i == last - 1
         with torch.set_grad_enabled(needs_graph and torch.is_grad_enabled()):
             prediction = denoise(x_t, grid.time(i, x_t), cond)
         if i < max(1, detach_after):

@@ -122,5 +122,7 @@ def test_an_objective_weighs_its_terms_by_their_ramps_and_leaves_out_what_has_no
         [(2.0, first), (2.0, second)],
         [(2.0, first), (4.0, second)],
     ]
+    rare = Objective((first, second), 0, every={"late": 3})
+    assert [len(rare.weighted(step)) for step in range(7)] == [2, 1, 1, 2, 1, 1, 2]
     still = Objective((adversarial(weight=0.0),), 0)
     assert still.weighted(0) == [(0.0, still.terms[0])]  # a weight of zero is watched all the same

@@ -52,6 +52,22 @@ def test_savings_and_deeper_anchors_are_announced(anchor, reuse, monkeypatch, ad
     assert calls["graph"] == backward * 2 * recipe.train.batch_size
 
 
+@pytest.mark.parametrize("random_step", [False, True])
+def test_an_anchor_in_every_third_update_is_announced_and_not_paid_in_the_others(
+    random_step, monkeypatch, adapter, make_recipe
+):
+    objective = {"anchor": {"depth": 2, "every": 3}}
+    recipe = make_recipe(objective=objective, student={"num_steps": 3}, train={"random_step": random_step})
+    trainer = Trainer(recipe, adapter)
+    calls, rows = counted(monkeypatch, adapter), []
+    for _ in range(6):
+        rows.append(trainer.iterate() | calls)
+    forward, backward = forwards_per_update(trainer.plan, recipe)
+    assert ["loss/anchor" in row for row in rows] == [True, False, False] * 2
+    assert calls["all"] == pytest.approx(6 * forward * recipe.train.batch_size)
+    assert calls["graph"] == pytest.approx(6 * backward * recipe.train.batch_size)
+
+
 @pytest.mark.parametrize("r1_weight", [0.0, 0.5])
 @pytest.mark.parametrize("train", [{"reuse_samples": False}, {"accumulation": 2}], ids=["own", "reused"])
 def test_calls_for_a_discriminator_are_announced(r1_weight, train, monkeypatch, adapter, make_recipe):

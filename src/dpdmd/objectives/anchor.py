@@ -14,6 +14,7 @@ from dpdmd.paths import secant
 from dpdmd.rollout import teacher_rollout
 
 AnchorTarget = Literal["secant", "x0"]
+ANCHOR = "anchor"  # name of the term
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class DiversityAnchor:
     second_order: bool = False
     variation_weight: float = 0.0
     samples_per_prompt: int = 1
-    name: str = "anchor"
+    name: str = ANCHOR
 
     @property
     def num_forwards(self) -> int:

@@ -75,14 +75,21 @@ class Ramp:
 class Objective:
     """The student's loss: `terms` summed, over a rollout cut behind step `detach_after`.
 
-    `ramps`, by name: terms that do not have their weight from the first update on.
+    By name: `ramps` of terms that do not have their weight from the first update on; `every` so many updates, from the
+    first one on, of terms that are not in each.
     """
 
     terms: tuple[Term, ...]
     detach_after: int
     ramps: Mapping[str, Ramp] = field(default_factory=dict)
+    every: Mapping[str, int] = field(default_factory=dict)
+
+    def is_due(self, name: str, step: int) -> bool:
+        """Whether the term has a part in the update that has `step` others before it, whatever its ramp says."""
+        return step % self.every.get(name, 1) == 0
 
     def weighted(self, step: int) -> list[tuple[float, Term]]:
-        """(weight, term) in the update that has `step` others before it; terms that have not begun are left out."""
-        shares = [(self.ramps[term.name](step) if term.name in self.ramps else 1.0, term) for term in self.terms]
+        """(weight, term) in the update that has `step` others before it; terms that have no part in it are left out."""
+        due = [term for term in self.terms if self.is_due(term.name, step)]
+        shares = [(self.ramps[term.name](step) if term.name in self.ramps else 1.0, term) for term in due]
         return [(share * term.weight, term) for share, term in shares if share > 0]

@@ -23,6 +23,9 @@ class AnchorConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     weight: float = Field(default=0.05, ge=0, description="lambda; the paper's 0.05. Needs a sweep per model.")
+    every: int = Field(
+        default=1, ge=1, description="Student updates per anchored one: 2 leaves the anchor out of every second."
+    )
     steps: int | None = Field(
         default=None, ge=1, description="K, teacher steps of the anchor. Default: where the student's first step lands."
     )
@@ -254,4 +257,4 @@ def build_objective(
         variation_weight=config.anchor.variation_weight,
         samples_per_prompt=samples_per_prompt,
     )
-    return Objective(terms=(dmd, anchor), detach_after=config.anchor.depth)
+    return Objective(terms=(dmd, anchor), detach_after=config.anchor.depth, every={anchor.name: config.anchor.every})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dpdmd.grids import Grid
 from dpdmd.models.base import ModelAdapter, empty_network
 from dpdmd.models.quantised import block_layers, weight_bytes
+from dpdmd.objectives.anchor import ANCHOR
 from dpdmd.roles import TRAINED_ROLES, Roles
 from dpdmd.train.config import Recipe
 from dpdmd.train.plan import Plan
@@ -69,20 +70,22 @@ def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
     """Network calls on one sample for one student update with its M fake-score updates: (forward, backward).
 
     A guided call counts twice, one for a discriminator's features as if it went to the end. A student whose sample is
-    of one random step takes (first trained step + N) / 2 calls on average. Of the denoising network alone: a perceptual
-    term's autoencoder and backbone are not in them, nor are teacher samples that are kept.
+    of one random step takes (first trained step + N) / 2 calls on average. A term that is not in every update counts
+    for its share of them. Of the denoising network alone: a perceptual term's autoencoder and backbone are not in them,
+    nor are teacher samples that are kept.
     """
-    n, first = plan.student_grid.num_steps, plan.objective.detach_after + 1
+    n, anchored, every = plan.student_grid.num_steps, plan.objective.detach_after, plan.objective.every
+    first = anchored + 1
     is_whole = recipe.student.kind == "ode" and not recipe.train.random_step
     rollout = n if is_whole else (first + n) / 2
     num_rollouts = 1 if recipe.train.reuse_samples else recipe.train.fake_updates
     forward = num_rollouts * rollout + recipe.train.fake_updates + rollout
-    backward = recipe.train.fake_updates + (n if is_whole else first)
+    backward = recipe.train.fake_updates + (n - anchored if is_whole else 1) + anchored / every.get(ANCHOR, 1)
     if plan.feature_blocks:
         # Real samples, the student's, real ones moved a little; the student's term goes back to its samples.
         forward += recipe.train.fake_updates * (3 if recipe.objective.adversarial.r1_weight else 2)
         backward += 1
-    return forward + sum(term.num_forwards for term in plan.objective.terms), backward
+    return forward + sum(term.num_forwards / every.get(term.name, 1) for term in plan.objective.terms), backward
 
 
 def state_bytes(recipe: Recipe, sizes: NetworkSizes) -> dict[str, int]:

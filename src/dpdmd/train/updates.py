@@ -13,6 +13,7 @@ from dpdmd.denoiser import Denoiser
 from dpdmd.discriminator import Discriminator
 from dpdmd.grids import Grid, jittered, sample_times
 from dpdmd.losses import denoising_loss
+from dpdmd.objectives.anchor import ANCHOR
 from dpdmd.objectives.base import Objective, StudentStep
 from dpdmd.paths import Path, add_noise
 from dpdmd.roles import Role
@@ -66,7 +67,9 @@ class MicroLoss:
     log: dict[str, Tensor]
 
 
-def rollout_student(players: Players, batch: MicroBatch, *, detach_after: int = 0) -> tuple[StudentRollout, Grid]:
+def rollout_student(
+    players: Players, batch: MicroBatch, *, detach_after: int = 0, is_anchored: bool = True
+) -> tuple[StudentRollout, Grid]:
     """The student's samples of a micro-batch, of the whole rollout or x0 of one random step, and the grid taken.
 
     The random step is behind `detach_after`, so that it is never one that DMD must not reach.
@@ -91,6 +94,7 @@ def rollout_student(players: Players, batch: MicroBatch, *, detach_after: int = 
         detach_after=detach_after,
         fresh_noise=fresh_noise,
         num_steps=num_steps,
+        is_anchored=is_anchored,
     )
     return rollout, grid
 
@@ -128,7 +132,8 @@ def student_loss(
     step: student updates done so far, for terms that begin later. teacher_x0: the guided teacher's samples from the
     noise of `batch`, where they are kept.
     """
-    rollout, grid = rollout_student(players, batch, detach_after=objective.detach_after)
+    is_anchored = objective.is_due(ANCHOR, step)
+    rollout, grid = rollout_student(players, batch, detach_after=objective.detach_after, is_anchored=is_anchored)
     seen = StudentStep(
         rollout=rollout,
         noise=batch.noise,
