@@ -21,6 +21,7 @@ PUBLISHED = {
     "objective.anchor.guidance_scale": 3.5,
     "objective.anchor.coarse_steps": 30,
     "objective.anchor.second_order": False,
+    "objective.anchor.every": 1,
 }
 TEACHERS = [arm for arm in demo_arms() if arm.model]
 

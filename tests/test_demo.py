@@ -17,6 +17,7 @@ def test_students_differ_in_the_objective_alone():
     assert different == {
         "objective.name",
         "objective.anchor.weight",
+        "objective.anchor.every",
         "objective.anchor.guidance_scale",
         "output.folder",
     }

@@ -10,13 +10,14 @@ from test_lora import ThreeBackbones
 from torch import nn
 from torch.testing import assert_close
 
-import dpdmd.train.trainer as trainer_module
+import dpdmd.train.assemble as assemble
 from dpdmd.evaluate.generate import image_noise
 from dpdmd.models.base import empty_network, feature_blocks, feature_reader
 from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.roles import Roles
 from dpdmd.train.adversary import new_discriminator
 from dpdmd.train.config import Recipe
+from dpdmd.train.facts import facts
 from dpdmd.train.trainer import Trainer
 
 PROMPTS = ["a red circle", "the small blue cross on a white background", "one cross"]
@@ -157,7 +158,7 @@ def test_one_backbone_trains_as_three_do(folder, make_recipe, features, gradient
         )
 
     shared = trainer(gradient_checkpointing)
-    monkeypatch.setattr(trainer_module, "Roles", ThreeBackbones)
+    monkeypatch.setattr(assemble, "Roles", ThreeBackbones)
     apart = trainer(False)
     for _ in range(2):
         row, expected = shared.iterate(), apart.iterate()
@@ -174,7 +175,7 @@ def test_the_head_is_as_wide_as_its_blocks_and_the_plan_names_them(teacher, make
     assert [branch[1].in_features for branch in trainer.players.discriminator.head.branches] == [
         f.shape[-1] for f in features
     ]
-    assert len(features) == len(trainer.plan.feature_blocks) == len(trainer.facts()["feature_blocks"])
+    assert len(features) == len(trainer.plan.feature_blocks) == len(facts(trainer)["feature_blocks"])
 
 
 def test_what_decode_hands_to_the_autoencoder_is_what_its_encoder_gave(teacher, monkeypatch):

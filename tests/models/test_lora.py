@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-import dpdmd.train.trainer as trainer_module
+import dpdmd.train.assemble as assemble
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.export import export_run
 from dpdmd.files import read_tensors
@@ -136,7 +136,7 @@ def test_one_backbone_trains_as_three_do(
         return Trainer(make_recipe(folder, tmp_path, (32, 48), **sections), load_adapter(folder))
 
     shared = trainer(gradient_checkpointing)
-    monkeypatch.setattr(trainer_module, "Roles", ThreeBackbones)
+    monkeypatch.setattr(assemble, "Roles", ThreeBackbones)
     apart = trainer(False)
     for _ in range(2):
         row, expected = shared.iterate(), apart.iterate()

@@ -122,7 +122,9 @@ def test_an_objective_weighs_its_terms_by_their_ramps_and_leaves_out_what_has_no
         [(2.0, first), (2.0, second)],
         [(2.0, first), (4.0, second)],
     ]
-    rare = Objective((first, second), 0, every={"late": 3})
-    assert [len(rare.weighted(step)) for step in range(7)] == [2, 1, 1, 2, 1, 1, 2]
+    rare = Objective((first, second), 0, {"late": Ramp(0, 8)}, every={"late": 3})
+    both, alone = (lambda weight: [(2.0, first), (weight, second)]), [(2.0, first)]
+    assert [rare.weighted(step) for step in range(5)] == [both(3 * 4 / 8), alone, alone, both(3 * 4 * 4 / 8), alone]
+    assert sum(weight for step in range(8, 14) for weight, term in rare.weighted(step) if term == second) == 6 * 4.0
     still = Objective((adversarial(weight=0.0),), 0)
     assert still.weighted(0) == [(0.0, still.terms[0])]  # a weight of zero is watched all the same

@@ -10,6 +10,7 @@ from tiny_adapter import TinyAdapter
 from dpdmd.files import read_json, read_tensors
 from dpdmd.models import load
 from dpdmd.train.config import Recipe
+from dpdmd.train.facts import facts
 from dpdmd.train.loop import train
 from dpdmd.train.run_folder import RunFolder
 from dpdmd.train.trainer import Trainer
@@ -117,12 +118,13 @@ def test_a_run_that_is_no_longer_finite_leaves_word_until_it_goes_on(make_recipe
 
 
 def test_what_a_comparison_counts_is_in_the_provenance(make_recipe, adapter):
-    facts = Trainer(make_recipe(objective={"name": "dmd"}), adapter)
-    facts.extras["judge"] = torch.nn.Linear(3, 2)
+    trainer = Trainer(make_recipe(objective={"name": "dmd"}), adapter)
+    trainer.extras["judge"] = torch.nn.Linear(3, 2)
+    counted = facts(trainer)
     # A rollout of 3 calls for two of the fake score; the student's rollout; guided teacher and fake score.
-    assert facts.facts()["forwards_per_update"] == 3 + 2 + 3 + 2 + 1
-    assert facts.facts()["backwards_per_update"] == 2 + 3
-    assert facts.facts()["extra_parameters"] == {"judge": 8}
+    assert counted["forwards_per_update"] == 3 + 2 + 3 + 2 + 1
+    assert counted["backwards_per_update"] == 2 + 3
+    assert counted["extra_parameters"] == {"judge": 8}
 
 
 def _clock_of_its_own(recipe: Recipe) -> None:

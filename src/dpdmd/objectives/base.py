@@ -76,7 +76,7 @@ class Objective:
     """The student's loss: `terms` summed, over a rollout cut behind step `detach_after`.
 
     By name: `ramps` of terms that do not have their weight from the first update on; `every` so many updates, from the
-    first one on, of terms that are not in each.
+    first one on, of terms that are not in each, and then count so many times: a weight is that of the mean update.
     """
 
     terms: tuple[Term, ...]
@@ -92,4 +92,4 @@ class Objective:
         """(weight, term) in the update that has `step` others before it; terms that have no part in it are left out."""
         due = [term for term in self.terms if self.is_due(term.name, step)]
         shares = [(self.ramps[term.name](step) if term.name in self.ramps else 1.0, term) for term in due]
-        return [(share * term.weight, term) for share, term in shares if share > 0]
+        return [(share * self.every.get(term.name, 1) * term.weight, term) for share, term in shares if share > 0]

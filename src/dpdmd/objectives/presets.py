@@ -24,7 +24,10 @@ class AnchorConfig(BaseModel):
 
     weight: float = Field(default=0.05, ge=0, description="lambda; the paper's 0.05. Needs a sweep per model.")
     every: int = Field(
-        default=1, ge=1, description="Student updates per anchored one: 2 leaves the anchor out of every second."
+        default=1,
+        ge=1,
+        description="Student updates per anchored one, in which its weight is so many times lambda: 2 saves half the "
+        "anchor's calls.",
     )
     steps: int | None = Field(
         default=None, ge=1, description="K, teacher steps of the anchor. Default: where the student's first step lands."

@@ -13,6 +13,7 @@ from dpdmd.train.checkpoint import latest_checkpoint
 from dpdmd.train.config import Recipe
 from dpdmd.train.cost import checkpoint_bytes, network_sizes
 from dpdmd.train.distribution import everywhere, new_accelerator, on_first, rank_and_number
+from dpdmd.train.facts import describe, facts, setup
 from dpdmd.train.health import MetricsLog
 from dpdmd.train.run_folder import RunFolder
 from dpdmd.train.signals import StoppedBySignal, StopRequest
@@ -50,13 +51,13 @@ def train(
 
     def begin() -> int:
         run.prepare(recipe, overwrite=overwrite)
-        run.write_provenance(trainer.facts(), {**trainer.setup(), "changed": changed}, from_step=trainer.step)
+        run.write_provenance(facts(trainer), {**setup(trainer), "changed": changed}, from_step=trainer.step)
         run.forget_after(trainer.step)
         MetricsLog(run.scores).cut_after(trainer.step)
         return MetricsLog(run.metrics).cut_after(trainer.step)
 
     last_step = on_first(begin)
-    say(trainer.describe())
+    say(describe(trainer))
     for message in [*notes, *trainer.notes]:
         say(f"note: {message}")
     if resume:

@@ -1,11 +1,10 @@
 """The state of a run and its one iteration: M fake-score updates, then one student update."""
 
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
@@ -13,44 +12,25 @@ from peft import get_peft_model_state_dict
 from torch import Tensor
 from tqdm import tqdm
 
-from dpdmd.data.embeddings import EmbeddingCache, default_folder
+from dpdmd.data.embeddings import default_folder
 from dpdmd.data.images import images_digest
 from dpdmd.data.prompts import SCENES, lint_prompts, training_prompts
-from dpdmd.denoiser import Condition, Denoiser
-from dpdmd.evaluate.features import FeatureExtractor, load_extractor
 from dpdmd.files import write_json, write_tensors
 from dpdmd.guidance import Guidance
-from dpdmd.models.base import ModelAdapter, denoiser
-from dpdmd.models.load import BUILT_IN, load_sampler
-from dpdmd.models.lora import lora_configs, save_lora
+from dpdmd.models.base import ModelAdapter
+from dpdmd.models.load import BUILT_IN
+from dpdmd.models.lora import save_lora
 from dpdmd.models.parts import tokenizers
-from dpdmd.models.quantised import PACKAGES as QUANTISED
-from dpdmd.models.quantised import missing_package, quantise
+from dpdmd.models.quantised import missing_package
 from dpdmd.objectives.perceptual import Perceptual
-from dpdmd.paths import Prediction
-from dpdmd.roles import TRAINED_ROLES, Role, Roles
+from dpdmd.roles import Role
 from dpdmd.rollout import teacher_rollout
 from dpdmd.train.adversary import Adversary, RealSamples, image_samples, teacher_samples
-from dpdmd.train.checkpoint import (
-    Checkpoint,
-    load_optimizer,
-    optimizer_tensors,
-    save_checkpoint,
-)
+from dpdmd.train.assemble import new_batches, new_roles, role_denoiser, text_encoder
+from dpdmd.train.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
 from dpdmd.train.config import NO_CACHE, Recipe, flatten
-from dpdmd.train.cost import forwards_per_update
-from dpdmd.train.data import BatchSource, EncodedPrompts, MicroBatch, prompts_digest
-from dpdmd.train.distribution import (
-    device_name,
-    everywhere,
-    fingerprint,
-    new_accelerator,
-    on_first,
-    replicate,
-    require_equal,
-    shard,
-    whole,
-)
+from dpdmd.train.data import EncodedPrompts, MicroBatch, prompts_digest
+from dpdmd.train.distribution import everywhere, new_accelerator, on_first, require_equal, whole
 from dpdmd.train.ema import Ema
 from dpdmd.train.plan import make_plan
 from dpdmd.train.run_folder import peak_memory_bytes, recipe_hash, versions
@@ -65,29 +45,10 @@ from dpdmd.train.updates import (
     learning_rate_at,
     student_loss,
 )
-from dpdmd.train.validation import Validation, default_prompts
-from dpdmd.train.validation_scores import Judge
+from dpdmd.train.validation import default_prompts
+from dpdmd.train.validator import Validator
 
 SAMPLES_HINT = "on fewer processes raise train.accumulation, on more lower it, so that their product stays"
-
-
-def _networks(recipe: Recipe, adapter: ModelAdapter) -> tuple[torch.nn.Module, torch.nn.Module | None]:
-    """The teacher's network, and the one that the student starts from, None for the teacher's."""
-    source, dtype = recipe.student.start, recipe.model.dtype
-    # What is only ever frozen need not pass through fp32.
-    is_frozen = dtype != "fp32" and set(recipe.lora.roles) == set(TRAINED_ROLES)
-    teacher = adapter.load_network(torch.bfloat16) if is_frozen else adapter.load_network()
-    if source is None:
-        return teacher, None
-    start = load_sampler(source).network
-    mine, theirs = ({k: tuple(v.shape) for k, v in network.state_dict().items()} for network in (teacher, start))
-    differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-    if differ:
-        raise ValueError(
-            f"student.start: {source} does not fit the teacher {adapter.source}: {len(differ)} weights differ in name "
-            f"or shape, the first is {differ[0]}"
-        )
-    return teacher, start
 
 
 class Trainer:
@@ -104,39 +65,20 @@ class Trainer:
         if (missing := missing_package(recipe.model.dtype)) is not None:
             raise ValueError(missing)
         prompts = training_prompts(recipe.data.prompts, recipe.data.column)
-        self._pictured = list(recipe.validation.prompts or default_prompts(prompts))
         self.notes = list(self.plan.notes)
         if recipe.data.prompts != SCENES:
             self.notes += lint_prompts(prompts, tokenizers(adapter.texts, adapter.token_limits))
         self.accelerator = accelerator or new_accelerator()
-        self._features: FeatureExtractor | None = None
-        if (problem := on_first(self._load_features)) is not None:
-            raise ValueError(problem)
+        pictured = recipe.validation.prompts or default_prompts(prompts)
+        self._validator = Validator(recipe, adapter, self.accelerator, pictured)
         self._real_identity = {"images_hash": images_digest(self.plan.real_images)} if self.plan.real_images else {}
         require_equal({**flatten(recipe), "the prompts": prompts_digest(prompts), **self._real_identity, **versions()})
         # Before the networks are there: the text encoders and the autoencoder may need the memory.
         captions = [prompt for _, prompt in self.plan.real_images]
-        encoded = EncodedPrompts(prompts, self._encoder([*prompts, *self._pictured, *captions]))
+        texts = [*prompts, *self._validator.prompts, *captions]
+        encoded = EncodedPrompts(prompts, text_encoder(recipe, adapter, self.accelerator, texts, say=self.say))
         images = image_samples(recipe, self.plan, adapter, self.accelerator) if self.plan.real_images else None
-        teacher, start = _networks(recipe, adapter)
-        require_equal({name: fingerprint(n) for name, n in {"teacher": teacher, "student.start": start}.items() if n})
-        if recipe.model.dtype in QUANTISED:
-            quantise(teacher, recipe.model.dtype, adapter.block_lists, self.accelerator.device)
-        self.roles = Roles(
-            teacher,
-            start,
-            lora=lora_configs(recipe.lora, adapter, teacher),
-            frozen_dtype=torch.bfloat16 if recipe.model.dtype == "bf16" else torch.float32,
-            seed=recipe.train.seed,
-        )
-        if recipe.train.gradient_checkpointing:
-            self.roles.enable_gradient_checkpointing()
-        if recipe.train.compile:
-            self.roles.compile_blocks(adapter.block_lists)
-        if recipe.train.shard:
-            shard(self.roles, self.accelerator, adapter.block_lists)
-        else:
-            replicate(self.roles, self.accelerator)
+        self.roles = new_roles(recipe, adapter, self.accelerator)
         rates = {"student": recipe.train.learning_rate}
         rates["fake_score"] = recipe.train.fake_learning_rate or recipe.train.learning_rate
         self.updaters: dict[Trained, Updater] = {
@@ -152,9 +94,7 @@ class Trainer:
             self.updaters["discriminator"] = self._updater("discriminator", self.adversary.network, parameters, rate)
         self.ema = Ema(self.roles.parameters("student"), recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.players = Players(
-            student=self._denoiser("student"),
-            teacher=self._denoiser("teacher"),
-            fake_score=self._denoiser("fake_score"),
+            **{role: role_denoiser(recipe, self.plan, adapter, self.roles, role) for role in get_args(Role)},
             path=adapter.path,
             prediction_space=adapter.prediction_space,
             student_grid=self.plan.student_grid,
@@ -164,27 +104,13 @@ class Trainer:
             time_jitter=recipe.train.time_jitter,
             discriminator=discriminator,
         )
-        self.batches = BatchSource(
-            prompts=encoded,
-            latent_shape=self.plan.latent_shape,
-            seed=recipe.train.seed,
-            batch_size=recipe.train.batch_size,
-            accumulation=recipe.train.accumulation,
-            fake_updates=1 if recipe.train.reuse_samples else recipe.train.fake_updates,
-            rank=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-            device=self.accelerator.device,
-            samples_per_prompt=recipe.train.samples_per_prompt,
-            num_pairs=recipe.objective.num_pairs,
-        )
+        self.batches = new_batches(recipe, self.plan, encoded, self.accelerator)
         self.teacher_samples = self._teacher_samples() if self.batches.num_pairs else None
         # Networks beside those of the roles that training needs (a discriminator, a perceptual backbone), by name: a
         # comparison counts their parameters.
         self.extras = {t.name: t.distance.network for t in self.plan.objective.terms if isinstance(t, Perceptual)}
         self.extras |= {"discriminator": discriminator.head} if discriminator else {}
         self.step, self.seconds, self.peak_memory = 0, 0.0, 0
-        self._validation: tuple[Validation, Tensor] | None = None
-        self._judge: Judge | None = None
 
     def iterate(self) -> dict[str, Any]:
         """M fake-score updates, one student update, one step of the moving average; returns the line to log.
@@ -256,44 +182,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             tqdm.write(message)
 
-    def facts(self) -> dict[str, Any]:
-        """What a run is made of, for provenance.json."""
-        forward, backward = forwards_per_update(self.plan, self.recipe)
-        return {
-            "teacher": self.adapter.source,
-            "guidance_scale": self.plan.guidance_scale,
-            "num_inference_steps": self.plan.teacher_grid.num_steps,
-            "grid": list(self.plan.student_grid.times),
-            "teacher_grid": list(self.plan.teacher_grid.times),
-            "anchor_stops": list(self.plan.anchor_stops),
-            "feature_blocks": list(self.plan.feature_blocks),
-            "lint": self.notes,
-            "latent_shape": list(self.plan.latent_shape),
-            "num_prompts": len(self.batches.prompts),
-            "num_parameters": sum(p.numel() for p in self.updaters["student"].parameters),
-            "extra_parameters": {name: sum(p.numel() for p in n.parameters()) for name, n in self.extras.items()},
-            "forwards_per_update": forward,
-            "backwards_per_update": backward,
-            "seed": self.recipe.train.seed,
-            "samples_per_update": self._samples_per_update(),
-        }
-
-    def setup(self) -> dict[str, Any]:
-        """What a session of a run may have of its own, for provenance.json."""
-        return {
-            "num_processes": self.accelerator.num_processes,
-            "device": device_name(self.accelerator.device),
-            "shard": self.recipe.train.shard,
-        }
-
-    def describe(self) -> str:
-        """What runs, in a line, to compare with what was asked for."""
-        number, device = self.accelerator.num_processes, device_name(self.accelerator.device)
-        if number == 1:
-            return f"one process on {device}, {self._samples_per_update()} samples per update"
-        networks = "a share of every network in each" if self.recipe.train.shard else "copies of the networks in each"
-        return f"{number} processes on {device}, {networks}, {self._samples_per_update()} samples per update"
-
     def save(self, folder: Path) -> None:
         """Write a checkpoint; all processes wait for it, and raise OSError when it cannot be written."""
         tensors = {}
@@ -360,93 +248,10 @@ class Trainer:
         on_first(lambda: write_json(folder / "student.json", info))
 
     def draw_validation(self, folder: Path) -> dict[str, Any]:
-        """Write the picture of this step; returns the line of its figures.
-
-        "validation/seconds": what it took, which are no training seconds; "once_seconds": of them what the
-        first one alone takes, for the teacher's images and the network of the figures. All processes draw: sharded
-        networks need them, and the others would only wait; the first one scores. Raises OSError in all of them when it
-        cannot be written.
-        """
-        started = time.perf_counter()
-        once = self._validation is None
-        if once:
-            config = self.recipe.validation
-            validation = Validation(
-                self.adapter,
-                folder,
-                encode=self.batches.prompts.encode,
-                prompts=self._pictured,
-                num_seeds=config.num_seeds,
-                latent_shape=self.plan.latent_shape,
-                batch_size=self.recipe.train.batch_size,
-                device=self.accelerator.device,
-            )
-            teacher = validation.teacher_images(self.players.teacher, self.plan.teacher_grid, self.plan.guidance_scale)
-            self._validation = validation, teacher
-        validation, teacher = self._validation
-        if once:
-            on_first(lambda: self._prepare_judge(validation, teacher))
-        prepared = time.perf_counter()
-        students = self.players.student, self.plan.student_grid, self.recipe.student.kind
-        with self._averaged():
-            student = validation.student_images(*students)
-        live = validation.student_images(*students) if self.ema else None
-        on_first(lambda: validation.draw(self.step, teacher, student))
-        row = on_first(lambda: self._judged(student, live))
-        seconds = {"validation/seconds": time.perf_counter() - started}
-        if once:
-            seconds["once_seconds"] = prepared - started
-        return {"step": self.step, "seconds": self.seconds} | seconds | row
-
-    def _prepare_judge(self, validation: Validation, teacher: Tensor) -> None:
-        try:
-            self._judge = Judge(validation, teacher, self._features, str(self.accelerator.device))
-        except ValueError as error:
-            self.say(f"note: validation has no figures: {error}")
-            return
-        for what, why in self._judge.skipped.items():
-            self.say(f"note: validation has no {what}: {why.replace('--features', 'validation.features')}")
-
-    def _judged(self, student: Tensor, live: Tensor | None) -> dict[str, Any]:
-        """The figures; without those that images do not allow, such as black ones, which no network tells apart."""
-        try:
-            return self._judge.row(self.step, student, live) if self._judge else {"alarms": {}}
-        except ValueError as error:
-            self.say(f"step {self.step}: validation has no figures: {error}")
-            return {"alarms": {}}
-
-    def _load_features(self) -> str | None:
-        """Load the network of validation.features in the process that scores; returns what is wrong with it."""
-        config = self.recipe.validation
-        if not config.every or config.features == "auto":
-            return None
-        try:
-            self._features = load_extractor(config.features, device=str(self.accelerator.device))
-        except ValueError as error:
-            return f"validation.features: {error}"
-        return None
-
-    def _encoder(self, texts: list[str]) -> Callable[[list[str]], Condition]:
-        """What gives the conditioning of `texts` and of "": their cache, filled here, or the text encoders."""
-        recipe, device = self.recipe, self.accelerator.device
-        if recipe.data.cache == NO_CACHE:
-            if device.type != "cpu":
-                self.adapter.texts.to(device)
-            return self.adapter.encode
-        dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-        cache = EmbeddingCache(recipe.data.cache or default_folder(), self.adapter, dtype)
-
-        def ensure() -> None:
-            if device.type != "cpu" and cache.missing([*texts, ""]):
-                self.adapter.texts.to(device, dtype)
-            cache.ensure([""], progress=False, say=lambda message: None)  # alone, as without a cache: equal to the bit
-            cache.ensure(texts, progress=self.accelerator.is_main_process, say=self.say)
-
-        on_first(ensure)
-        everywhere(ensure)
-        # The encoders' memory is the networks'.
-        vars(self.adapter).pop("texts", None)
-        return cache.condition
+        """Write the picture of this step; returns the line of its figures (`Validator.row`)."""
+        encode, averaged = self.batches.prompts.encode, self._averaged if self.ema else None
+        row = self._validator.row(self.step, folder, self.plan, self.players, encode, averaged)
+        return {"step": self.step, "seconds": self.seconds} | row
 
     def _sample_teacher(self, batch: MicroBatch) -> Tensor:
         """The guided teacher's x0 (B, C, H, W) from the noise of a micro-batch."""
@@ -493,19 +298,6 @@ class Trainer:
             max_grad_norm=config.max_grad_norm,
         )
 
-    def _denoiser(self, role: Role) -> Denoiser:
-        """The role's denoiser; in bf16 the network call alone is autocast, its prediction is fp32."""
-        denoise = denoiser(self.adapter, self.roles, role, self.plan.embedded_guidance[role])
-        device = self.accelerator.device.type
-        if self.recipe.train.precision == "fp32":
-            return denoise
-
-        def in_bf16(x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
-            with torch.autocast(device, dtype=torch.bfloat16):
-                return denoise(x_t, t, cond)
-
-        return in_bf16
-
     def _mean_over_processes(self, row: dict[str, float]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:
             return row
@@ -517,11 +309,13 @@ class Trainer:
         return {
             "recipe_hash": recipe_hash(self.recipe),
             "prompts_hash": self.batches.prompts.digest,
-            "samples_per_update": self._samples_per_update(),
+            "samples_per_update": self.samples_per_update,
             **self._real_identity,
         }
 
-    def _samples_per_update(self) -> int:
+    @property
+    def samples_per_update(self) -> int:
+        """Over all processes and micro-batches."""
         train = self.recipe.train
         return train.batch_size * train.accumulation * self.accelerator.num_processes
 
