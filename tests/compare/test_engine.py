@@ -213,7 +213,7 @@ def test_two_arms_of_the_built_in_teacher_are_compared(in_process, prompts, tmp_
         # A rollout to a random step, 2.5 calls, two fake scores; a rollout, guided teacher and fake score. Of DP-DMD
         # that step is one of three, 3 calls, and there are four guided steps.
         assert arm["forwards_per_update"]["mean"] == forwards
-        assert all(math.isfinite(arm[key]["mean"]) for key in ("diversity_share", "quality", "seconds_per_update"))
+        assert all(math.isfinite(arm[key]["mean"]) for key in ("diversity_share", "quality", "seconds_per_cycle"))
         assert [point["step"] for point in content["paths"][name]] == [1]
         assert (tmp_path / "seed-1" / name / "students" / "step-000002" / "student.safetensors").exists()
     assert len(lines(tmp_path)) == 3 + 4 + 4
@@ -236,4 +236,4 @@ def test_under_a_budget_of_seconds_the_costlier_arm_gets_fewer_updates(in_proces
     assert cheap["updates"]["mean"] > costly["updates"]["mean"] >= 1
     for arm in (cheap, costly):
         # Over by one update at most.
-        assert 6 <= arm["training_seconds"]["mean"] < 6 + 10 * arm["seconds_per_update"]["mean"]
+        assert 6 <= arm["training_seconds"]["mean"] < 6 + 10 * arm["seconds_per_cycle"]["mean"]

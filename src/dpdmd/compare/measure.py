@@ -1,6 +1,5 @@
 """What one run scored, what it cost and how steadily it trained: one dict of plain numbers."""
 
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -74,20 +73,22 @@ def _scores(run: Run, reference: Run, features: str) -> Row:
 def training_figures(run: Run) -> dict[str, float | None]:
     """Costs and steadiness of a training, from its log, its provenance and its student.
 
-    "updates", "training_seconds", "seconds_per_update" (median), "forwards_per_update", "backwards_per_update" (network
-    calls per sample), "extra_parameters" (of networks beside teacher, student and fake score),
-    "training_memory_bytes", "loss_spikes", "grad_norm_spikes" (see `num_spikes`), "failed" (1 or 0).
+    "updates", "training_seconds", "seconds_per_cycle" (mean over all updates but the first, which makes what later ones
+    use), "forwards_per_update", "backwards_per_update" (network calls per sample), "extra_parameters" (of networks
+    beside teacher, student and fake score), "training_memory_bytes", "loss_spikes", "grad_norm_spikes" (see
+    `num_spikes`), "failed" (1 or 0).
     """
     folder = RunFolder(run.folder)
     log = read_log(folder.metrics)
     seconds = [0.0, *(row["seconds"] for row in log)]
+    counted = seconds[1:] if len(log) > 1 else seconds
     facts = read_json(folder.provenance) if folder.provenance.exists() else {}
     student = folder.student / "student.json"
     extra = facts.get("extra_parameters")
     return {
         "updates": len(log),
         "training_seconds": seconds[-1],
-        "seconds_per_update": median(b - a for a, b in pairwise(seconds)) if log else None,
+        "seconds_per_cycle": (counted[-1] - counted[0]) / (len(counted) - 1) if log else None,
         "forwards_per_update": facts.get("forwards_per_update"),
         "backwards_per_update": facts.get("backwards_per_update"),
         "extra_parameters": None if extra is None else sum(extra.values()),

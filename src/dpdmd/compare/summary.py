@@ -29,7 +29,7 @@ FIGURES = (
     "peak_memory_bytes",
     "updates",
     "training_seconds",
-    "seconds_per_update",
+    "seconds_per_cycle",
     "forwards_per_update",
     "backwards_per_update",
     "extra_parameters",

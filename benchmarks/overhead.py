@@ -1,0 +1,77 @@
+"""Seconds per update of the built-in world's recipes: DP-DMD and DMD's rivals against DMD.
+
+    python -m benchmarks.overhead --json benchmarks/results/overhead.json
+
+One process trains all of them in turns, ten updates of each at a time, so that what else the machine does meets all
+alike. A first turn is not counted: kept teacher samples are made in it, and memory is found. Figures are ratios per
+turn, their mean with the 95 % interval of Student's t.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.pareto import PUBLISHED, PUBLISHED_DMD
+from benchmarks.seeds import provenance
+from dpdmd.compare.summary import summarise
+from dpdmd.files import write_json
+from dpdmd.models.load import load_adapter
+from dpdmd.train.config import load_recipe
+from dpdmd.train.cost import forwards_per_update
+from dpdmd.train.trainer import Trainer
+
+UPDATES = 10
+ARMS = {
+    "dmd": ("scenes_dmd", {}),
+    "dp_dmd": ("scenes_dp_dmd", {}),
+    "dp_dmd, anchor in every update": ("scenes_dp_dmd", {"objective.anchor.every": 1}),
+    "dmd_perceptual": ("scenes_dmd_perceptual", {}),
+    "dmd_adversarial": ("scenes_dmd_adversarial", {}),
+    "dmd, schedule as published": ("scenes_dmd", PUBLISHED_DMD),
+    "dp_dmd, as published": (PUBLISHED, {}),
+}
+
+
+def new_trainer(recipe: str, settings: dict, folder: Path) -> Trainer:
+    """A run that has not begun."""
+    folders = {"output.folder": folder / "run", "data.cache": folder / "cache"}
+    sets = [f"{key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in (settings | folders).items()]
+    settings = load_recipe(recipe, sets)
+    return Trainer(settings, load_adapter(settings.model.teacher))
+
+
+def seconds(trainer: Trainer) -> float:
+    """Of so many updates."""
+    before = trainer.seconds
+    for _ in range(UPDATES):
+        trainer.iterate()
+    return trainer.seconds - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=5, help="how often each arm is timed")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks", "results", "overhead.json"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        trainers = {name: new_trainer(*arm, Path(work)) for name, arm in ARMS.items()}
+        turns = [
+            {name: seconds(trainer) for name, trainer in trainers.items()}
+            for _ in tqdm(range(arguments.turns + 1), desc="turns")
+        ][1:]
+    results = {}
+    for name, trainer in trainers.items():
+        forward, backward = forwards_per_update(trainer.plan, trainer.recipe)
+        ratio = summarise([turn[name] / turn["dmd"] for turn in turns])
+        own = {"ratio": ratio, "seconds_per_cycle": summarise([turn[name] / UPDATES for turn in turns])}
+        results[name] = own | {"forwards_per_update": forward, "backwards_per_update": backward}
+    content = {"arms": results} | provenance(f"python -m benchmarks.overhead --turns {arguments.turns}")
+    write_json(arguments.json, content)
+    print(json.dumps({name: result["ratio"] for name, result in results.items()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""What README.md and docs/results.md show of `benchmarks.pareto`: its tables, between markers, and its pictures.
+
+    python -m benchmarks.pareto_page
+
+Reads benchmarks/results/pareto.json; rewrites what stands between `<!-- pareto NAME -->` and `<!-- end -->`, draws
+docs/images/pareto.png and docs/images/frontier.png. Nothing in the tables is written by hand.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.pareto import ANCHOR_SCALE, ANCHOR_SCALES, COMMON, GROUPS, INTERVALS, SCALES, teacher_arm
+from dpdmd.compare.arms import REFERENCE
+from dpdmd.compare.summary import PROMPTS, SEEDS, Summary, summarise
+from dpdmd.files import read_json, write_text
+from dpdmd.report.colours import INK, OTHER_COLOURS, arm_colours
+from dpdmd.report.comparison import Comparison
+from dpdmd.report.pareto import pareto
+from dpdmd.report.runs import ArmReport
+
+RESULTS = Path("benchmarks", "results", "pareto.json")
+PAGES, IMAGES = (Path("docs", "results.md"), Path("README.md")), Path("docs", "images")
+OURS, RIVAL = "dp_dmd_default", "dmd"
+LABELS = {
+    REFERENCE: "teacher, 30 steps, guidance 3.5",
+    "teacher_guidance_1": "teacher, guidance 1",
+    "teacher_guidance_2": "teacher, guidance 2",
+    "teacher_guidance_5": "teacher, guidance 5",
+    "teacher_guidance_8": "teacher, guidance 8",
+    "teacher_few_steps_4": "teacher, 4 steps",
+    "teacher_few_steps_8": "teacher, 8 steps",
+    RIVAL: "DMD",
+    OURS: "**DP-DMD**",
+    "hybrid": "teacher's first segment, then that DMD (hybrid)",
+    "dmd_perceptual": "DMD + perceptual",
+    "dmd_adversarial": "DMD + adversarial",
+    "dmd_published": "DMD, schedule as published",
+    "dmd_high_noise": "the same, tau shifted by 6",
+    "dp_dmd_published": "DP-DMD as published (K 5, lambda .05, stock grid)",
+    "dp_dmd_script": "the same, K 10",
+}
+PICTURED = {
+    RIVAL: "DMD",
+    OURS: "DP-DMD",
+    "hybrid": "hybrid",
+    "dmd_perceptual": "DMD + perceptual",
+    "dmd_adversarial": "DMD + adversarial",
+    "dmd_published": "DMD as published",
+    "dp_dmd_published": "DP-DMD as published",
+}
+IN_SHORT = (REFERENCE, "teacher_guidance_2", "teacher_few_steps_4", *PICTURED)
+# Figure, heading, digits.
+COLUMNS = (
+    ("diversity_share", "diversity, share of the teacher's", 2),
+    ("prompts_near_reference", "prompts within 20 % of it", 2),
+    ("effective_modes", "effective modes", 2),
+    ("total_variation_reference", "off the teacher (total variation)", 3),
+    ("frechet", "Frechet to the teacher", 2),
+    ("named_accuracy", "named factors right", 3),
+    ("validity", "clean scenes", 3),
+    ("loss_spikes", "spikes of losses", 1),
+    ("failed", "failed runs", 0),
+)
+SHORT = ("diversity_share", "total_variation_reference", "frechet", "named_accuracy", "validity")
+FEWER = tuple(column for column in COLUMNS if column[0] in SHORT)
+DIFFERENCES = ("effective_modes", *SHORT)
+
+Arms = dict[str, dict[str, Summary]]
+
+
+def number(value: float, digits: int) -> str:
+    """Without the zero before the point."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
+
+
+def cell(summary: Summary | None, digits: int) -> str:
+    """Mean and interval: over seeds half of it, over prompts its ends."""
+    if summary is None:
+        return ""
+    text = number(summary["mean"], digits)
+    if summary.get("interval") == SEEDS:
+        return f"{text} ± {number((summary['high'] - summary['low']) / 2, digits)}"
+    if summary.get("interval") == PROMPTS and summary["low"] < summary["high"]:
+        return f"{text} [{number(summary['low'], digits)}, {number(summary['high'], digits)}]"
+    return text
+
+
+def calls(arm: dict[str, Summary]) -> str:
+    """Network calls per sample and update."""
+    if "forwards_per_update" not in arm:
+        return ""
+    return f"{arm['forwards_per_update']['mean']:g} / {arm['backwards_per_update']['mean']:g}"
+
+
+def num_seeds(name: str, arm: dict[str, Summary]) -> str:
+    """Of training; a teacher has none."""
+    return "" if name.startswith("teacher") else str(len(arm["diversity_share"]["values"]))
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def table(arms: Arms, labels: dict[str, str], columns: tuple[tuple[str, str, int], ...]) -> str:
+    """The arms of `labels` that there are, in that order."""
+    rows = [
+        [label, num_seeds(name, arms[name]), *(cell(arms[name].get(key), digits) for key, _, digits in columns)]
+        + [calls(arms[name])]
+        for name, label in labels.items()
+        if name in arms
+    ]
+    return markdown(["arm", "seeds", *(heading for _, heading, _ in columns), "calls, forward / backward"], rows)
+
+
+def changed(group: str) -> dict[str, str]:
+    """What the arms of a group have of their own, as settings."""
+    arms, _ = GROUPS[group]
+    labels = {}
+    for arm in arms():
+        own = {key: value for key, value in arm.overrides.items() if COMMON.get(key) != value}
+        settings = ", ".join(f"`{key.removeprefix('objective.')} = {value}`" for key, value in own.items())
+        labels[arm.name] = f"{arm.recipe.removeprefix('scenes_')}: {settings}"
+    return labels
+
+
+def differences(arms: Arms) -> str:
+    """DP-DMD less each student with as many seeds, seed by seed."""
+    rows = []
+    for name, label in LABELS.items():
+        both = [arms.get(OURS), arms.get(name)]
+        if name in (OURS, REFERENCE) or name.startswith("teacher") or None in both:
+            continue
+        cells = []
+        for key in DIFFERENCES:
+            pairs = list(zip(*(arm[key]["values"] for arm in both), strict=False))
+            cells.append(cell(summarise([a - b for a, b in pairs if None not in (a, b)]), 3))
+        rows.append([label, str(len(pairs)), *cells])
+    headings = {key: heading for key, heading, _ in COLUMNS}
+    return markdown(["DP-DMD less", "seeds", *(headings[key] for key in DIFFERENCES)], rows)
+
+
+def picture(arms: Arms) -> Figure | None:
+    """Diversity against clean scenes: the main arms, their seeds, the teacher's curve over guidance."""
+    there = {name: arms[name] for name in PICTURED if name in arms}
+    labels = {name: PICTURED[name] for name in there}
+    curve = [{"guidance_scale": scale, **arms[teacher_arm(scale).name]} for scale in SCALES]
+    comparison = Comparison(
+        title="", arms={name: ArmReport(label, metrics={}) for name, label in labels.items()}, figures=there, paths={},
+        curve=curve, sentences=[], intervals="", picture="", shown="", provenance={},
+    )  # fmt: skip
+    colours = arm_colours(["teacher", "dmd", "dp_dmd", *there])
+    return pareto(comparison, colours | {OURS: colours["dp_dmd"]})
+
+
+def frontier(arms: Arms) -> Figure | None:
+    """Of each noise interval a line over the anchor's guidance, and DMD as a square."""
+    lines = {}
+    for name in INTERVALS:
+        points = [(f"{scale:g}", _frontier_arm(name, scale)) for scale in ANCHOR_SCALES]
+        lines[name] = [(label, arms[arm]) for label, arm in points if arm in arms]
+    if not all(lines.values()):
+        return None
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2)
+    for axes, (key, heading, unit) in zip(
+        panels, (("validity", "clean scenes, %", 100), ("frechet", "Frechet", 1)), strict=True
+    ):
+        axes.set_xlabel("diversity, % of the teacher's")
+        axes.set_ylabel(heading)
+        axes.grid(alpha=0.18, linewidth=0.6, color=INK)
+        axes.axvline(100, color=INK, linewidth=0.6, linestyle="--")
+        for colour, (name, points) in zip(OTHER_COLOURS, lines.items(), strict=False):
+            xy = [(100 * arm["diversity_share"]["mean"], unit * arm[key]["mean"]) for _, arm in points]
+            label = f"guided {name.replace('_', ' ')}"
+            axes.plot(*zip(*xy, strict=True), "o-", color=colour, label=f"DP-DMD, {label}", linewidth=1.3)
+            for (scale, _), point in zip(points, xy, strict=True):
+                axes.annotate(scale, point, xytext=(5, 4), textcoords="offset points", fontsize=7.5, color=colour)
+            dmd = arms.get("dmd" if name == "everywhere" else f"dmd_guided_{name}")
+            if dmd:
+                x, y = 100 * dmd["diversity_share"]["mean"], unit * dmd[key]["mean"]
+                axes.plot(x, y, "s", color=colour, label=f"DMD, {label}", markersize=7, markerfacecolor="none")
+    panels[0].legend(fontsize=7)
+    return figure
+
+
+def _frontier_arm(interval: str, scale: float) -> str:
+    is_default = interval == "everywhere" and scale == ANCHOR_SCALE
+    return OURS if is_default else f"dp_dmd_guided_{interval}_anchor_{scale:g}"
+
+
+def sections(content: dict[str, Any]) -> dict[str, str]:
+    """{name: Markdown} of all that the page shows."""
+    arms = content["arms"]
+    base = {OURS: "dp_dmd, as in the recipe", RIVAL: "dmd, as in the recipe"}
+    rivals = {name: LABELS[name] for name in ("dmd_perceptual", "dmd_adversarial")}
+    return {
+        "main": table(arms, LABELS, COLUMNS),
+        "short": table(arms, {name: LABELS[name] for name in IN_SHORT}, FEWER),
+        "differences": differences(arms),
+        "rivals": table(arms, rivals | changed("rivals"), FEWER),
+        "options": table(arms, {OURS: base[OURS]} | changed("options"), FEWER),
+        "frontier": table(arms, base | changed("frontier"), FEWER),
+        "sweeps": table(arms, base | changed("sweeps"), FEWER),
+    }
+
+
+def fill(page: str, texts: dict[str, str]) -> str:
+    """The page with what stands between its markers made anew. Raises KeyError for a marker of an unknown name."""
+
+    def section(match: re.Match) -> str:
+        return f"<!-- pareto {match[1]} -->\n\n{texts[match[1]]}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- pareto (\w+) -->.*?<!-- end -->", section, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    content = read_json(RESULTS)
+    for page in PAGES:
+        write_text(page, fill(page.read_text(encoding="utf-8"), sections(content)))
+    drawings: dict[str, Callable[[Arms], Figure | None]] = {"pareto": picture, "frontier": frontier}
+    for name, draw in drawings.items():
+        if (figure := draw(content["arms"])) is not None:
+            figure.savefig(IMAGES / f"{name}.png", dpi=130)
+    print(f"written: {', '.join(map(str, PAGES))}, {IMAGES}")
+
+
+if __name__ == "__main__":
+    main()

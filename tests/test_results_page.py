@@ -1,0 +1,67 @@
+"""The tables of README.md and docs/results.md are those of the benchmark's results."""
+
+import pytest
+
+from benchmarks.pareto import GROUPS, main_arms
+from benchmarks.pareto_page import (
+    DIFFERENCES,
+    LABELS,
+    OURS,
+    PAGE,
+    RESULTS,
+    cell,
+    differences,
+    fill,
+    number,
+    picture,
+    sections,
+)
+from dpdmd.compare.summary import summarise
+from dpdmd.files import read_json
+
+
+@pytest.fixture(scope="module")
+def arms():
+    return read_json(RESULTS)["arms"]
+
+
+@pytest.mark.parametrize(("path", "name"), zip(PAGES, ("main", "short"), strict=True), ids=str)
+def test_the_pages_show_the_results(path, name):
+    page = path.read_text(encoding="utf-8")
+    assert f"<!-- pareto {name} -->" in page
+    assert fill(page, sections(read_json(RESULTS))) == page
+
+
+def test_what_stands_between_markers_is_replaced_and_nothing_else():
+    page = "a\n\n<!-- pareto x -->\n\nold\nold\n\n<!-- end -->\n\nb <!-- pareto y --><!-- end -->"
+    filled = fill(page, {"x": "new", "y": "too"})
+    assert filled == "a\n\n<!-- pareto x -->\n\nnew\n\n<!-- end -->\n\nb <!-- pareto y -->\n\ntoo\n\n<!-- end -->"
+    assert fill(filled, {"x": "new", "y": "too"}) == filled
+    with pytest.raises(KeyError, match="unknown"):
+        fill("<!-- pareto unknown --><!-- end -->", {})
+
+
+def test_cells_show_mean_and_interval():
+    assert [number(v, 2) for v in (0.5, -0.25, 1.0, 10.5)] == [".50", "-.25", "1.00", "10.50"]
+    # Student's t of three values 0, 1, 2: 4.303 / sqrt(3).
+    assert cell(summarise([0.0, 1.0, 2.0]), 2) == "1.00 ± 2.48"
+    assert cell(summarise([0.5], [0.25, 0.75]), 2) == ".50 [.25, .75]"
+    assert cell(summarise([0.5]), 2) == ".50" and cell(None, 2) == ""
+
+
+def test_differences_are_paired_by_seed():
+    ours = {key: summarise([3.0, 5.0, 100.0]) for key in DIFFERENCES}
+    dmd = {key: summarise([1.0, 3.0]) for key in DIFFERENCES}
+    row = differences({OURS: ours, "dmd": dmd}).splitlines()[-1]
+    assert row == "| DMD | 2 |" + " 2.000 ± .000 |" * len(DIFFERENCES)
+
+
+def test_every_arm_has_a_name_of_its_own_and_every_main_arm_a_label(arms):
+    names = [arm.name for make, _ in GROUPS.values() for arm in make()]
+    assert len(set(names)) == len(names)
+    assert {arm.name for arm in main_arms()} <= LABELS.keys()
+
+
+def test_the_picture_can_be_drawn(arms, tmp_path):
+    picture(arms).savefig(tmp_path / "pareto.png")
+    assert (tmp_path / "pareto.png").stat().st_size > 10_000
