@@ -7,7 +7,7 @@ from benchmarks.pareto_page import (
     DIFFERENCES,
     LABELS,
     OURS,
-    PAGE,
+    PAGES,
     RESULTS,
     cell,
     differences,
