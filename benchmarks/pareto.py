@@ -47,6 +47,7 @@ OPTIONS = {
     "coarser_anchor": {"objective.anchor.coarse_steps": 2},
     "anchor_every_update": {"objective.anchor.every": 1},
     "anchor_every_4": {"objective.anchor.every": 4},
+    "anchor_guidance_3": {"objective.anchor.guidance_scale": 3.0},
     "x0_anchor": {"objective.anchor.target": "x0"},
     "depth_2": {"objective.anchor.depth": 2},
     "depth_3": {"objective.anchor.depth": 3},
@@ -119,7 +120,7 @@ def frontier_arms() -> list[Arm]:
 def sweep_arms() -> list[Arm]:
     """K, lambda, N and guidance scale; the anchor's guidance is as far on the way from 1 as in the recipe."""
     arms = [_dp_dmd(f"k_{k}", {"objective.anchor.steps": k}) for k in (3, 5, 10, 20)]
-    arms += [_dp_dmd(f"lambda_{weight:g}", {"objective.anchor.weight": weight}) for weight in (0.05, 0.25, 4.0)]
+    arms += [_dp_dmd(f"lambda_{weight:g}", {"objective.anchor.weight": weight}) for weight in (0.05, 0.25, 0.5, 4.0)]
     for n in STEPS:
         if n != 4:
             arms += [make(f"{name}_n_{n}", {"student.num_steps": n}) for name, make in MAKERS.items()]
