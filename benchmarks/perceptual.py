@@ -30,8 +30,8 @@ from dpdmd.models.load import load_adapter
 from dpdmd.objectives.base import Objective
 from dpdmd.perceptual import Lpips, PerceptualDistance, lpips_shapes, perceptual_distance
 from dpdmd.randomness import generator
-from dpdmd.train.config import load_recipe
 from dpdmd.train.memory import LiveBytes
+from dpdmd.train.recipe_file import load_recipe
 from dpdmd.train.trainer import Trainer
 from dpdmd.train.updates import student_loss
 from dpdmd.world.scenes import DISCRETE_FACTORS, IMAGE_SIZE, Scenes, render, sample_scenes

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from dpdmd.files import write_text
 from dpdmd.models.load import load_adapter
-from dpdmd.train.config import Recipe, load_recipe
+from dpdmd.train.config import Recipe
 from dpdmd.train.cost import network_sizes
 from dpdmd.train.fit import GIB, Need, describe_fit, memory_need, reserve, savings
+from dpdmd.train.recipe_file import load_recipe
 from dpdmd.train.run_folder import surroundings
 
 CONFIGURATIONS = Path(__file__).with_name("configurations.json")

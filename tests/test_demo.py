@@ -10,7 +10,7 @@ FIGURES = ("diversity", "diversity_share", "named_accuracy", "validity", "second
 
 
 def test_students_differ_in_the_objective_alone():
-    from dpdmd.train.config import flatten, load_recipe
+    from dpdmd.train.recipe_file import flatten, load_recipe
 
     dmd, dp_dmd = (flatten(load_recipe(name)) for name in ("scenes_dmd", "scenes_dp_dmd"))
     different = {key for key in dmd if dmd[key] != dp_dmd[key]}

@@ -79,7 +79,8 @@ def train(
     ] = False,
 ) -> None:
     """Train a student. Ctrl-C (exit code 130) and SIGTERM (143) save a checkpoint first."""
-    from dpdmd.train.config import NO_CACHE, load_recipe
+    from dpdmd.train.config import NO_CACHE
+    from dpdmd.train.recipe_file import load_recipe
 
     settings = load_recipe(recipe, [*(overrides or []), *([f"data.cache={NO_CACHE}"] if no_cache else [])])
 
@@ -119,7 +120,7 @@ def plan(
     ] = False,
 ) -> None:
     """Say what a training will cost, whether it fits a device, and what makes it fit. Reads no weights."""
-    from dpdmd.train.config import load_recipe
+    from dpdmd.train.recipe_file import load_recipe
 
     def load(further: tuple[str, ...]) -> "Recipe":
         return load_recipe(recipe, [*(overrides or []), *further])
@@ -154,7 +155,7 @@ def config(
     overrides: Overrides = None,
 ) -> None:
     """Print every key of a recipe with default and meaning; with RECIPE, print that recipe with all defaults."""
-    from dpdmd.train.config import describe_recipe, dump_recipe, load_recipe, shipped_recipes
+    from dpdmd.train.recipe_file import describe_recipe, dump_recipe, load_recipe, shipped_recipes
 
     if recipe is not None:
         typer.echo(dump_recipe(load_recipe(recipe, overrides or [])), nl=False)

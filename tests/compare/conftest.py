@@ -9,8 +9,8 @@ from dpdmd.compare import commands
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
 from dpdmd.files import write_json, write_png, write_text
 from dpdmd.randomness import generator
-from dpdmd.train.config import dump_recipe, load_recipe
 from dpdmd.train.health import MetricsLog
+from dpdmd.train.recipe_file import dump_recipe, load_recipe
 from dpdmd.world.scenes import render, sample_scenes
 
 PROMPTS = ["a red circle", "a blue cross"]

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from dpdmd import cli
 from dpdmd.denoiser import Condition
 from dpdmd.models.load import load_adapter
-from dpdmd.train.config import Recipe, load_recipe
+from dpdmd.train.config import Recipe
 from dpdmd.train.cost import num_parameters
 from dpdmd.train.fit import GIB, describe_fit, memory_need, savings
 from dpdmd.train.memory import META, AsOnGpu, LiveBytes, LiveShapes, peak_bytes, picture_bytes
 from dpdmd.train.plan import make_plan
+from dpdmd.train.recipe_file import load_recipe
 from dpdmd.train.trainer import Trainer
 
 PROMPTS = ["a red circle", "one cross"]

@@ -9,10 +9,10 @@ from dpdmd.evaluate.generate import generate_folder
 from dpdmd.export import export_run
 from dpdmd.files import read_json
 from dpdmd.models.load import load_adapter
-from dpdmd.train.config import load_recipe, shipped_recipes
 from dpdmd.train.cost import describe
 from dpdmd.train.loop import train
 from dpdmd.train.plan import make_plan
+from dpdmd.train.recipe_file import load_recipe, shipped_recipes
 
 TINY = {
     "sd35_medium_dp_dmd": "sd3",

@@ -13,8 +13,8 @@ from dpdmd.files import read_json, read_tensors, write_json
 from dpdmd.models.load import LORA_FILE
 from dpdmd.train import checkpoint as checkpoints
 from dpdmd.train.checkpoint import latest_checkpoint, save_checkpoint
-from dpdmd.train.config import load_recipe
 from dpdmd.train.loop import train
+from dpdmd.train.recipe_file import load_recipe
 from dpdmd.train.signals import StoppedBySignal, StopRequest
 from dpdmd.train.trainer import Trainer
 

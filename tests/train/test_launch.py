@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd.train.checkpoint import latest_checkpoint
-from dpdmd.train.config import dump_recipe
+from dpdmd.train.recipe_file import dump_recipe
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,10 @@ from dpdmd.models.load import load_adapter
 from dpdmd.objectives.base import Objective
 from dpdmd.rollout import teacher_rollout
 from dpdmd.train.checkpoint import latest_checkpoint
-from dpdmd.train.config import flatten, load_recipe
 from dpdmd.train.cost import describe, forwards_per_update
 from dpdmd.train.loop import train
 from dpdmd.train.plan import make_plan
+from dpdmd.train.recipe_file import flatten, load_recipe
 from dpdmd.train.teacher_samples import TeacherSamples, samples_folder
 from dpdmd.train.trainer import Trainer
 from dpdmd.train.updates import student_loss

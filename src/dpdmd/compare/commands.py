@@ -20,7 +20,7 @@ from typing import Any
 
 from dpdmd.compare.arms import Run
 from dpdmd.files import read_json, write_json, write_text
-from dpdmd.train.config import load_recipe
+from dpdmd.train.recipe_file import load_recipe
 from dpdmd.train.run_folder import RunFolder
 
 STOPPED_ERROR, USER_ERROR = 1, 2

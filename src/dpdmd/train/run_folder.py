@@ -22,8 +22,9 @@ import dpdmd
 from dpdmd.files import read_json, require_writable, write_json, write_text
 from dpdmd.models.load import STUDENT_FILE
 from dpdmd.train.best import remove_strays
-from dpdmd.train.config import Recipe, dump_recipe, flatten, load_recipe
+from dpdmd.train.config import Recipe
 from dpdmd.train.distribution import everywhere, on_first
+from dpdmd.train.recipe_file import dump_recipe, flatten, load_recipe
 
 PARTS = (
     "recipe.toml",

@@ -15,8 +15,9 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from dpdmd.files import read_json, read_png, to_uint8, write_json
-from dpdmd.train.config import Recipe, flatten
+from dpdmd.train.config import Recipe
 from dpdmd.train.distribution import everywhere
+from dpdmd.train.recipe_file import flatten
 from dpdmd.train.run_folder import RunFolder
 
 PROJECT = "dpdmd"  # of wandb, unless WANDB_PROJECT names another

@@ -28,11 +28,12 @@ from dpdmd.rollout import teacher_rollout
 from dpdmd.train.adversary import Adversary, RealSamples, image_samples, teacher_samples
 from dpdmd.train.assemble import new_batches, new_roles, role_denoiser, text_encoder
 from dpdmd.train.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
-from dpdmd.train.config import NO_CACHE, Recipe, flatten
+from dpdmd.train.config import NO_CACHE, Recipe
 from dpdmd.train.data import EncodedPrompts, MicroBatch, prompts_digest
 from dpdmd.train.distribution import everywhere, new_accelerator, on_first, require_equal, whole
 from dpdmd.train.ema import Ema
 from dpdmd.train.plan import make_plan
+from dpdmd.train.recipe_file import flatten
 from dpdmd.train.run_folder import peak_memory_bytes, recipe_hash, versions
 from dpdmd.train.teacher_samples import TeacherSamples, samples_folder
 from dpdmd.train.updates import (

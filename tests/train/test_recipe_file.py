@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from dpdmd.train import config
-from dpdmd.train.config import dump_recipe, load_recipe, recipe_keys
+from dpdmd.train import recipe_file as reading
+from dpdmd.train.recipe_file import dump_recipe, load_recipe, recipe_keys
 
 GOOD = """
 [model]
@@ -140,7 +140,7 @@ def test_a_file_that_is_no_toml_or_missing_is_named(recipe_file, tmp_path):
 def test_a_shipped_recipe_is_found_by_its_name_and_a_near_miss_is_told(tmp_path, monkeypatch):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "scenes_dp_dmd.toml").write_text(GOOD)
-    monkeypatch.setattr(config, "files", lambda package: tmp_path)
+    monkeypatch.setattr(reading, "files", lambda package: tmp_path)
     assert load_recipe("scenes_dp_dmd").model.teacher == "scenes"
     with pytest.raises(ValueError, match=re.escape("(scenes_dp_dmd); did you mean scenes_dp_dmd?")):
         load_recipe("scene_dpdmd")
