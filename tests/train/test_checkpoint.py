@@ -13,8 +13,10 @@ from dpdmd.files import read_json, read_tensors, write_json
 from dpdmd.models.load import LORA_FILE
 from dpdmd.train import checkpoint as checkpoints
 from dpdmd.train.checkpoint import latest_checkpoint, save_checkpoint
+from dpdmd.train.config import Recipe, TrainConfig
 from dpdmd.train.loop import train
 from dpdmd.train.recipe_file import load_recipe
+from dpdmd.train.run_folder import recipe_hash
 from dpdmd.train.signals import StoppedBySignal, StopRequest
 from dpdmd.train.trainer import Trainer
 
@@ -120,6 +122,28 @@ def test_resume_with_other_settings_is_refused_naming_them(make_recipe, adapter)
     assert "objective.anchor.weight: the run has 0.05, the recipe 3.0" in str(error.value)
     free = make_recipe(train={"num_updates": 2}, checkpoint={"keep": 1}, validation={"num_seeds": 2})
     assert train(free, adapter, resume=True, progress=False)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_without_its_recipe_file(make_recipe, adapter):
+    folder = train(make_recipe(train={"num_updates": 1}), adapter, progress=False)
+    (folder / "recipe.toml").unlink()
+    with pytest.raises(ValueError, match="another recipe_hash"):
+        train(make_recipe(train={"num_updates": 1, "learning_rate": 0.5}), adapter, resume=True, progress=False)
+
+
+def test_a_key_that_a_later_release_adds_binds_a_checkpoint_only_away_from_its_default(make_recipe):
+    class LaterTrain(TrainConfig):
+        momentum: tuple[float, ...] | None = None
+        noise: float = 1.0
+
+    class LaterRecipe(Recipe):
+        train: LaterTrain
+
+    recipe = make_recipe()
+    train, noisy = recipe.train.model_dump(), {"noise": 1.5}
+    later, other = (LaterRecipe.model_validate(dict(recipe) | {"train": train | more}) for more in ({}, noisy))
+    assert recipe_hash(later) == recipe_hash(recipe) == recipe_hash(make_recipe("elsewhere"))
+    assert recipe_hash(other) != recipe_hash(recipe)
 
 
 def test_resume_with_other_prompts_in_the_file_is_refused(make_recipe, adapter, prompts_file):

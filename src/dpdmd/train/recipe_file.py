@@ -92,7 +92,7 @@ def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[t
 def flatten(recipe: Recipe) -> dict[str, Any]:
     """{dotted key: value} of a recipe."""
     values = {}
-    for key, _ in recipe_keys():
+    for key, _ in recipe_keys(type(recipe)):
         value: Any = recipe
         for part in key.split("."):
             value = getattr(value, part)

@@ -24,7 +24,7 @@ from dpdmd.models.load import STUDENT_FILE
 from dpdmd.train.best import remove_strays
 from dpdmd.train.config import Recipe
 from dpdmd.train.distribution import everywhere, on_first
-from dpdmd.train.recipe_file import dump_recipe, flatten, load_recipe
+from dpdmd.train.recipe_file import dump_recipe, flatten, load_recipe, recipe_keys
 
 PARTS = (
     "recipe.toml",
@@ -63,8 +63,14 @@ def binding_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 of the binding settings."""
-    return hashlib.sha256(repr(sorted(binding_settings(recipe).items())).encode()).hexdigest()
+    """SHA-256 of the binding settings that are not at their default.
+
+    So a run goes on under a release that has a key more, which at its default means what was before it. The price: a
+    default that a release changes is not seen here, but in the run folder's recipe.toml, which has every value.
+    """
+    defaults = {key: field.get_default() for key, field in recipe_keys(type(recipe))}
+    chosen = {key: value for key, value in binding_settings(recipe).items() if value != defaults[key]}
+    return hashlib.sha256(repr(sorted(chosen.items())).encode()).hexdigest()
 
 
 class RunFolder:
