@@ -136,6 +136,6 @@ def _link(source: str, target: str) -> None:
 
 
 def _example_prompt(run: Path) -> str:
-    """A prompt the card can show: the first that the run validated or was judged on, else a plain one."""
+    """A prompt the card can show: the first that the run was judged on, else a plain one."""
     manifest = run / "samples" / "manifest.json"
     return read_json(manifest)["images"][0]["prompt"] if manifest.is_file() else "a red circle"

@@ -1,11 +1,9 @@
-import csv
-
 import numpy as np
 import pytest
 from scipy import stats
 
 from dpdmd.compare.arms import Arm, Run
-from dpdmd.compare.summary import summarise, summarise_arms, summarise_rows, table, write_csv
+from dpdmd.compare.summary import summarise, summarise_arms, summarise_rows, table
 
 
 @pytest.mark.parametrize("number", [2, 3, 5, 12])
@@ -59,12 +57,3 @@ def test_the_table_tells_both_kinds_of_intervals_apart():
     assert lines[0] == "| arm | diversity | seconds | MiB |"
     assert lines[2] == "| a | 0.500 ± 0.000 | 12 | - |"
     assert lines[3] == "| b | 1.000 [0.900, 1.100] | - | - |"
-
-
-def test_csv_quotes_what_a_user_may_have_typed(tmp_path):
-    rows = [{"arm": 'a,"b"', "seed": None, "quality": 0.5}, {"arm": "c", "step": 3}]
-    write_csv(tmp_path / "x.csv", rows)
-    with (tmp_path / "x.csv").open() as file:
-        read = list(csv.DictReader(file))
-    assert read[0] == {"arm": 'a,"b"', "seed": "", "quality": "0.5", "step": ""}
-    assert read[1] == {"arm": "c", "seed": "", "quality": "", "step": "3"}

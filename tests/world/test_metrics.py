@@ -8,7 +8,6 @@ from dpdmd.randomness import generator
 from dpdmd.world.captions import caption, named_factors, sample_captions
 from dpdmd.world.metrics import (
     effective_modes,
-    effective_number,
     entropy,
     expected_entropy,
     named_accuracy,
@@ -76,23 +75,16 @@ def multinomial_counts(probability, num_samples, num_draws):
 
 def test_entropy_of_one_mode_is_zero():
     assert entropy(torch.tensor([7, 0, 0])).item() == pytest.approx(0, abs=1e-12)
-    assert effective_number(torch.tensor([0, 1])).item() == pytest.approx(1)
 
 
 def test_entropy_of_many_uniform_counts_is_the_log_of_their_number():
     counts = torch.full((6,), 100_000)
     assert entropy(counts).item() == pytest.approx(math.log(6), abs=1e-5)
-    assert effective_number(counts).item() == pytest.approx(6, abs=1e-4)
 
 
 def test_entropy_is_the_sum_of_harmonic_numbers():
     # digamma(n + 1) = H_n - gamma, so counts (2, 2): H_3 - H_1 = 1/2 + 1/3.
     assert entropy(torch.tensor([2, 2])).item() == pytest.approx(1 / 2 + 1 / 3, abs=1e-12)
-
-
-def test_effective_number_is_clipped_to_the_number_of_values():
-    assert entropy(torch.tensor([1, 1])).exp() > 2
-    assert effective_number(torch.tensor([1, 1])).item() == 2
 
 
 @pytest.mark.parametrize("num_samples", [2, 4, 8, 16, 32])

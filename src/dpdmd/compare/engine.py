@@ -7,10 +7,11 @@ from dpdmd.compare.arms import REFERENCE, Budget, Run, arrange
 from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import Row, measure
 from dpdmd.compare.plan import Teacher, plan_students, prompts_of, require_features, shared_teacher
-from dpdmd.compare.summary import FIGURES, summarise_arms, summarise_rows, table, write_csv
+from dpdmd.compare.summary import FIGURES, summarise_arms, summarise_rows, table
 from dpdmd.compare.trade_off import on_axes, path_runs, paths, step_of
 from dpdmd.files import write_json
 from dpdmd.report.build import report_from_runs
+from dpdmd.report.spreadsheet import write_rows
 from dpdmd.train.run_folder import surroundings
 
 IMAGES_PER_PROMPT = 16
@@ -102,7 +103,7 @@ def compare_recipes(
     write_json(out / "comparison.json", content)
     lines = [_line(run, row) for run, row in zip(all_runs, all_rows, strict=True)]
     lines += [_line(run, row) | {"updates": step_of(run.folder)} for run, row in zip(points, point_rows, strict=True)]
-    write_csv(out / "comparison.csv", lines)
+    write_rows(out / "comparison.csv", lines)
     report = report_from_runs([out], out / "report.html")
     print(f"\n{table(arms)}\n\nreport: {report.resolve()}")
     return report

@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dpdmd.compare.arms import REFERENCE, Run
+from dpdmd.compare.arms import Run
 from dpdmd.compare.commands import failure
 from dpdmd.evaluate.cache import default_folder
 from dpdmd.evaluate.run import evaluate_folder
@@ -26,7 +26,6 @@ HEADLINE = (
     "frechet",
 )
 
-
 Row = dict[str, Any]
 
 
@@ -44,14 +43,6 @@ def measure(runs: list[Run], reference: Run, *, features: str = "auto") -> list[
             row |= _scores(run, reference, features) | read_json(run.folder / "cost.json")
         rows.append(row)
     return rows
-
-
-def reference_of(runs: list[Run]) -> Run:
-    """The run that the others are compared with. Raises ValueError when there is none."""
-    for run in runs:
-        if run.arm.name == REFERENCE:
-            return run
-    raise ValueError(f'one arm must be called "{REFERENCE}": the others are compared with it')
 
 
 def _scores(run: Run, reference: Run, features: str) -> Row:

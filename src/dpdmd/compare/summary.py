@@ -1,14 +1,10 @@
-"""From one row per run to one per arm: means over training seeds with intervals, as JSON, Markdown and CSV."""
+"""From one row per run to one per arm: means over training seeds with intervals, and as a Markdown table."""
 
-import csv
-from io import StringIO
-from pathlib import Path
 from typing import Any
 
 from dpdmd.compare.arms import Run
 from dpdmd.compare.measure import HEADLINE, Row
 from dpdmd.evaluate.intervals import deviation, t_estimate
-from dpdmd.files import write_text
 
 FIGURES = (
     *HEADLINE,
@@ -103,12 +99,3 @@ def table(arms: dict[str, dict[str, Summary]], figures: tuple[str, ...] = HEADLI
         cells += [whole(arm.get("seconds")), whole(arm.get("peak_memory_bytes"), 2**20)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """A CSV file of rows whose keys are the columns; what a row lacks stays empty."""
-    text = StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

@@ -38,10 +38,6 @@ class ArmReport:
     log: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def is_trained(self) -> bool:
-        return bool(self.log)
-
 
 def encodable(text: str) -> str:
     """Text that UTF-8 can write: half of a surrogate pair, which JSON may hold, becomes its escape."""

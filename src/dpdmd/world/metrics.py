@@ -55,11 +55,6 @@ def expected_entropy(probability: Tensor, num_samples: int) -> float:
     return float((p * (1 - p) ** v / v).sum())
 
 
-def effective_number(counts: Tensor) -> Tensor:
-    """Effective number of modes exp(entropy(counts)), counts (..., K), clipped to [1, K]; (...,)."""
-    return entropy(counts).exp().clamp(1, counts.shape[-1])
-
-
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
     """1/2 sum_i |p_i - q_i| over the last dimension of two distributions, each normalised first."""
     p, q = p.double(), q.double()
