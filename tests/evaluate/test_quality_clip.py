@@ -8,7 +8,10 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from dpdmd.evaluate.quality import load
 from dpdmd.evaluate.quality.load import load_quality
+from dpdmd.evaluate.run import evaluate_folder
+from dpdmd.evaluate.weights import find_weights
 from dpdmd.files import write_tensors
 
 PROMPTS = ["a red dog", "a red dog", "the blue house on a hill"]
@@ -74,6 +77,16 @@ def test_clip_iqa_is_the_probability_of_the_good_photo_and_sees_no_prompt(clip):
     scorer = load_quality(f"clip_iqa={folder}")
     torch.testing.assert_close(scorer.score(_images(), PROMPTS), expected)
     assert torch.equal(scorer.score(_images(), PROMPTS), scorer.score(_images(), ["x"] * 3))
+
+
+def test_weights_are_looked_for_once(clip, tmp_path, monkeypatch):
+    for number, pixels in enumerate(_pixels()):
+        (tmp_path / "images" / PROMPTS[0]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / PROMPTS[0] / f"{number}.png")
+    looked_for = []
+    monkeypatch.setattr(load, "find_weights", lambda name: looked_for.append(name) or find_weights(name))
+    metrics = evaluate_folder(tmp_path / "images", quality=[f"pick_score={clip[0]}"])
+    assert "pick_score" in metrics and looked_for == [str(clip[0])]
 
 
 def test_a_long_prompt_is_cut_and_a_score_does_not_depend_on_the_batch(clip):

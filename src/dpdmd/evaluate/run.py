@@ -54,8 +54,7 @@ def evaluate_folder(
     # What is missing is told before hours of scoring, not behind them.
     if perceptual is not None:
         distance_for(samples, perceptual)
-    for text in quality:
-        quality_weights(text)
+    weights = {text: quality_weights(text) for text in quality}
     of_world = is_world(samples) and (teacher is None or is_world(teacher))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     cache = None if cache is None else Path(cache)
@@ -74,9 +73,9 @@ def evaluate_folder(
         scores += by_name.pop(main.name)
     if perceptual is not None:
         scores.append(perceptual_scores(samples, teacher, perceptual, device=device, cache=cache))
-    for text in quality:
-        scorer = load_quality(text, device=device)
-        scores.append(quality_scores(samples, teacher, scorer, cache=cache))
+    for text, found in weights.items():
+        # Without a name of its own a scorer is gone before the next one is loaded.
+        scores.append(quality_scores(samples, teacher, load_quality(text, device=device, weights=found), cache=cache))
     if of_world:
         scores.append(scene_scores(samples, teacher))
     metrics = {"num_prompts": len(samples.prompts), "images_per_prompt": samples.images_per_prompt}

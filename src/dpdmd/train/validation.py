@@ -58,7 +58,8 @@ class Validation:
         self.identity = f"teacher-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
         self._teacher_file = self.folder / f"{self.identity}.safetensors"
         kept = _read_images(self._teacher_file)
-        if all(everywhere(lambda: kept is not None)):
+        self._is_kept = kept is not None
+        if all(everywhere(lambda: self._is_kept)):
             return kept
         guidance = Guidance(guidance_scale, rule=self.adapter.guidance_rule)
 
@@ -107,8 +108,9 @@ class Validation:
 
         Raises OSError when they cannot be written.
         """
-        if _read_images(self._teacher_file) is None:
+        if not self._is_kept:
             write_tensors(self._teacher_file, {"images": teacher})
+            self._is_kept = True
         path = picture_path(self.folder, step)
         write_png(path, picture(teacher, student, self.num_seeds))
         return path

@@ -45,10 +45,13 @@ def quality_weights(text: str) -> Weights:
     return find_weights(place or QUALITY[name][2])
 
 
-def load_quality(text: str, *, device: str = "cpu") -> QualityScorer:
-    """The scorer of "NAME" or "NAME=WEIGHTS". Raises ValueError like `quality_weights`, and for weights that do not
-    fit."""
-    weights = quality_weights(text)
+def load_quality(text: str, *, device: str = "cpu", weights: Weights | None = None) -> QualityScorer:
+    """The scorer of "NAME" or "NAME=WEIGHTS".
+
+    weights: what `quality_weights` has found for it; default: looked for. Raises ValueError like `quality_weights`, and
+    for weights that do not fit.
+    """
+    weights = weights or quality_weights(text)
     name = text.partition("=")[0]
     module, function, _ = QUALITY[name]
     score = getattr(importlib.import_module(f"dpdmd.evaluate.quality.{module}"), function)(weights, device)
