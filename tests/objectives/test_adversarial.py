@@ -9,28 +9,11 @@ from dpdmd.grids import uniform_grid
 from dpdmd.objectives.adversarial import Adversarial
 from dpdmd.objectives.base import Objective, Ramp
 
-GRID = uniform_grid(4, shift=3)
+STUDENT_GRID = uniform_grid(4, shift=3)
 
 
 def adversarial(kind="non_saturating", **settings):
     return Adversarial(kind, **{"tau_low": 0.02, "tau_high": 0.98, "weight": 1.0} | settings)
-
-
-@pytest.fixture
-def micro_batch(prompts, randn):
-    return {
-        "noise": randn(0, 4, 2, 3, 4),
-        "cond": prompts([1.0, -1.0, 2.0, 0.5]),
-        "uncond": prompts([0.0, 0.0, 0.0, 0.0]),
-        "student_grid": GRID,
-    }
-
-
-@pytest.fixture
-def networks(stepwise_network, recorder):
-    """Student, teacher and fake score; the last behind a recorder, all with parameters that want gradients."""
-    student, teacher, fake = (stepwise_network(GRID.times, seed) for seed in range(3))
-    return student, teacher, recorder(fake)
 
 
 @pytest.fixture
@@ -51,8 +34,8 @@ def test_it_trains_the_student_behind_the_cut_and_nobody_else(detach_after, netw
     student, teacher, fake = networks
     adversarial()(make_step(detach_after=detach_after)).loss.backward()
     assert student.steps_with_gradient() == [i >= detach_after for i in range(4)]
-    assert teacher.steps_with_gradient() == fake.denoise.steps_with_gradient() == [False] * 4
-    for parameter in [*teacher.parameters(), *fake.denoise.parameters(), *discriminator.head.parameters()]:
+    assert teacher.denoise.steps_with_gradient() == fake.denoise.steps_with_gradient() == [False] * 4
+    for parameter in [p for net in (teacher.denoise, fake.denoise, discriminator.head) for p in net.parameters()]:
         assert parameter.grad is None
 
 

@@ -14,17 +14,6 @@ VP = VPPath(DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="sca
 STUDENT_GRID, TEACHER_GRID = uniform_grid(4, shift=3), Grid((1.0, 0.95, 0.85, 0.6, 0.3, 0.0))
 
 
-@pytest.fixture
-def micro_batch(prompts, randn):
-    return {
-        "noise": randn(0, 4, 2, 3, 4),
-        "cond": prompts([1.0, -1.0, 2.0, 0.5]),
-        "uncond": prompts([0.25, 0.25, 0.25, 0.25]),
-        "student_grid": STUDENT_GRID,
-        "teacher_grid": TEACHER_GRID,
-    }
-
-
 @pytest.mark.parametrize("target", ["secant", "x0"])
 @pytest.mark.parametrize("detach_after", [0, 1])
 def test_the_anchor_trains_the_first_step_of_the_student_and_no_other_role(

@@ -9,28 +9,11 @@ from dpdmd.guidance import Guidance
 from dpdmd.objectives.dmd import Dmd, score_health
 from dpdmd.paths import FlowPath, Prediction
 
-GRID = uniform_grid(4, shift=3)
+STUDENT_GRID = uniform_grid(4, shift=3)
 
 
 def dmd(scale=3.0, interval=(0.0, 1.0), *, low=0.02, high=0.98, shift=1.0, normalisation="dpdmd"):
     return Dmd(Guidance(scale, interval), tau_low=low, tau_high=high, tau_shift=shift, normalisation=normalisation)
-
-
-@pytest.fixture
-def micro_batch(prompts, randn):
-    return {
-        "noise": randn(0, 4, 2, 3, 4),
-        "cond": prompts([1.0, -1.0, 2.0, 0.5]),
-        "uncond": prompts([0.0, 0.0, 0.0, 0.0]),
-        "student_grid": GRID,
-    }
-
-
-@pytest.fixture
-def networks(stepwise_network, recorder):
-    """Student, teacher and fake score; the last two behind recorders, all with parameters that want gradients."""
-    student, teacher, fake = (stepwise_network(GRID.times, seed) for seed in range(3))
-    return student, recorder(teacher), recorder(fake)
 
 
 @pytest.mark.parametrize("detach_after", [0, 1, 2])

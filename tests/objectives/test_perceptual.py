@@ -25,24 +25,6 @@ def perceptual(decode=lambda latents: latents, one_by_one=False, **settings):
     return Perceptual(Guidance(3.0), **options | settings)
 
 
-@pytest.fixture
-def micro_batch(prompts, randn):
-    return {
-        "noise": randn(0, 4, 2, 3, 4),
-        "cond": prompts([1.0, -1.0, 2.0, 0.5]),
-        "uncond": prompts([0.0, 0.0, 0.0, 0.0]),
-        "student_grid": STUDENT_GRID,
-        "teacher_grid": TEACHER_GRID,
-    }
-
-
-@pytest.fixture
-def networks(stepwise_network, recorder):
-    """Student, teacher and fake score; the last two behind recorders, all with parameters that want gradients."""
-    student, fake = (stepwise_network(STUDENT_GRID.times, seed) for seed in (0, 2))
-    return student, recorder(stepwise_network(TEACHER_GRID.times, 1)), recorder(fake)
-
-
 @pytest.mark.parametrize("detach_after", [0, 1])
 def test_it_trains_every_step_that_the_rollout_kept_and_no_other_network(
     detach_after, networks, micro_batch, student_step
