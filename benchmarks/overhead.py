@@ -19,8 +19,8 @@ from benchmarks.seeds import provenance
 from dpdmd.compare.summary import summarise
 from dpdmd.files import write_json
 from dpdmd.models.load import load_adapter
-from dpdmd.train.config import load_recipe
 from dpdmd.train.cost import forwards_per_update
+from dpdmd.train.recipe_file import load_recipe
 from dpdmd.train.trainer import Trainer
 
 UPDATES = 10

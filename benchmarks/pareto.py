@@ -59,6 +59,7 @@ OPTIONS = {
     "half_guidance_term": {"objective.guidance_weight": 0.5},
     "guidance_term_below_.9": {"objective.guidance_tau": [0.02, 0.9]},
     "renoise": {"student.kind": "renoise"},
+    "renoise_anchor_guidance_2": {"student.kind": "renoise", "objective.anchor.guidance_scale": 2.0},
 }
 STEPS = (2, 3, 4, 8)
 SCALES = (1.0, 2.0, 3.5, 5.0, 8.0)
@@ -99,8 +100,8 @@ def rival_arms() -> list[Arm]:
 
 
 def option_arms() -> list[Arm]:
-    """One thing changed at a time."""
-    return [_dp_dmd(name, option) for name, option in OPTIONS.items()]
+    """One thing changed at a time; of DMD what is no matter of its objective."""
+    return [*(_dp_dmd(name, option) for name, option in OPTIONS.items()), _dmd("dmd_renoise", OPTIONS["renoise"])]
 
 
 def frontier_arms() -> list[Arm]:
