@@ -61,6 +61,7 @@ OPTIONS = {
     "renoise": {"student.kind": "renoise"},
     "renoise_anchor_guidance_2": {"student.kind": "renoise", "objective.anchor.guidance_scale": 2.0},
 }
+RIVAL_WEIGHTS = {"perceptual": (0.25, 0.05, 0.1, 1.0), "adversarial": (0.05, 0.01, 0.2)}  # the recipe's first
 STEPS = (2, 3, 4, 8)
 SCALES = (1.0, 2.0, 3.5, 5.0, 8.0)
 
@@ -88,13 +89,15 @@ def main_arms() -> list[Arm]:
 
 
 def rival_arms() -> list[Arm]:
-    """Each rival over its main knob, and with scores compared at high noise."""
-    arms = []
-    for name, weights in (("perceptual", (0.05, 0.1, 0.25, 1.0)), ("adversarial", (0.01, 0.05, 0.2))):
-        for weight in weights:
-            for tau, more in (("", {}), ("_high_noise", {"objective.tau_shift": 6.0})):
-                settings = {f"objective.{name}.weight": weight} | more
-                arms.append(Arm(f"{name}_{weight:g}{tau}", f"scenes_dmd_{name}", COMMON | settings))
+    """Each rival over its main knob; all, and DMD, with scores compared at other noise."""
+    arms = [_dmd(f"dmd_tau_shift_{shift:g}", {"objective.tau_shift": shift}) for shift in (1.0, 3.0, 6.0)]
+    for name, weights in RIVAL_WEIGHTS.items():
+        for i, weight in enumerate(weights):
+            settings = {f"objective.{name}.weight": weight}
+            if i:  # the first one is the recipe's, and a main arm
+                arms.append(Arm(f"{name}_{weight:g}", f"scenes_dmd_{name}", COMMON | settings))
+            noisy = COMMON | settings | {"objective.tau_shift": 6.0}
+            arms.append(Arm(f"{name}_{weight:g}_high_noise", f"scenes_dmd_{name}", noisy))
     late = {"objective.adversarial.start": 50, "objective.adversarial.ramp": 50}
     return [*arms, Arm("adversarial_late", "scenes_dmd_adversarial", COMMON | late)]
 

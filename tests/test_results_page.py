@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.pareto import GROUPS, main_arms
+from benchmarks.pareto import GROUPS, RIVAL_WEIGHTS, main_arms
 from benchmarks.pareto_page import (
     DIFFERENCES,
     LABELS,
@@ -18,6 +18,7 @@ from benchmarks.pareto_page import (
 )
 from dpdmd.compare.summary import summarise
 from dpdmd.files import read_json
+from dpdmd.train.recipe_file import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +66,8 @@ def test_every_arm_has_a_name_of_its_own_and_every_main_arm_a_label(arms):
 def test_the_picture_can_be_drawn(arms, tmp_path):
     picture(arms).savefig(tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
+
+
+def test_the_first_weight_of_a_rival_is_its_recipes():
+    for name, (weight, *_) in RIVAL_WEIGHTS.items():
+        assert getattr(load_recipe(f"scenes_dmd_{name}").objective, name).weight == weight
