@@ -207,7 +207,7 @@ def test_two_arms_of_the_built_in_teacher_are_compared(in_process, prompts, tmp_
     }  # fmt: skip
     page = compare(tmp_path, prompts, ["scenes_dmd", "scenes_dp_dmd"], **options).read_text()
     content = read_json(tmp_path / "comparison.json")
-    for name, forwards in (("dmd", 10), ("dp_dmd", 19)):
+    for name, forwards in (("dmd", 10), ("dp_dmd", 15)):
         arm = content["arms"][name]
         assert arm["updates"]["values"] == [2, 2] and arm["failed"]["mean"] == 0
         # A rollout to a random step, 2.5 calls, two fake scores; a rollout, guided teacher and fake score. Of DP-DMD
