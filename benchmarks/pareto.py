@@ -38,6 +38,7 @@ PUBLISHED_DMD = {"objective.tau_shift": 1.0, "train.reuse_samples": False, "trai
 ANCHOR_SCALE, ANCHOR_SCALES = 2.5, (1.0, 2.5, 3.5)
 INTERVALS = {"everywhere": [0.0, 1.0], "below_.9": [0.0, 0.9], "below_.75": [0.0, 0.75], ".3_to_.9": [0.3, 0.9]}
 OPTIONS = {
+    "tau_shift_0.25": {"objective.tau_shift": 0.25},
     "tau_uniform": {"objective.tau_shift": 1.0},
     "tau_shift_3": {"objective.tau_shift": 3.0},
     "tau_shift_6": {"objective.tau_shift": 6.0},
@@ -90,7 +91,7 @@ def main_arms() -> list[Arm]:
 
 def rival_arms() -> list[Arm]:
     """Each rival over its main knob; all, and DMD, with scores compared at other noise."""
-    arms = [_dmd(f"dmd_tau_shift_{shift:g}", {"objective.tau_shift": shift}) for shift in (1.0, 3.0, 6.0)]
+    arms = [_dmd(f"dmd_tau_shift_{shift:g}", {"objective.tau_shift": shift}) for shift in (0.25, 1.0, 3.0, 6.0)]
     for name, weights in RIVAL_WEIGHTS.items():
         for i, weight in enumerate(weights):
             settings = {f"objective.{name}.weight": weight}
