@@ -8,7 +8,7 @@ rates. Groups of arms, each with so many training seeds (--seeds: at most):
 
     main       DMD and its rivals with all settings alike; DMD as published, and with scores compared at high noise;
                DP-DMD as published (K 5, lambda .05, stock grid) and at its authors' script values (K 10); the
-               hybrid, and the teacher                                                                                5
+               hybrids, and the teacher                                                                               5
     rivals     the rivals' own main knobs                                                                              3
     options    our defaults with one thing changed                                                                     3
     frontier   the noise interval in which the real score is guided x the anchor's own guidance, and for DMD           3
@@ -138,6 +138,7 @@ def sweep_arms() -> list[Arm]:
     return arms
 
 
+HYBRIDS = {"dmd": "hybrid", "dp_dmd_default": "dp_dmd_hybrid"}
 MAKERS = {"dmd": _dmd, "dp_dmd": _dp_dmd}
 GROUPS = {
     "main": (main_arms, 5),
@@ -168,15 +169,15 @@ def teacher_arms() -> list[Arm]:
 
 
 def hybrids(runs: list[Run]) -> list[Run]:
-    """Of every DMD student: the guided teacher instead of its first step."""
+    """Of every student in HYBRIDS: the guided teacher instead of its first step."""
     return [
         Run(
-            Arm("hybrid", model=str(run.folder), sampling=("--teacher-first",)),
-            run.folder.with_name("hybrid"),
+            Arm(name, model=str(run.folder), sampling=("--teacher-first",)),
+            run.folder.with_name(name),
             run.seed,
         )
         for run in runs
-        if run.arm.name == "dmd"
+        if (name := HYBRIDS.get(run.arm.name))
     ]
 
 

@@ -37,6 +37,7 @@ LABELS = {
     RIVAL: "DMD",
     OURS: "**DP-DMD**",
     "hybrid": "teacher's first segment, then that DMD (hybrid)",
+    "dp_dmd_hybrid": "teacher's first segment, then that DP-DMD",
     "dmd_perceptual": "DMD + perceptual",
     "dmd_adversarial": "DMD + adversarial",
     "dmd_published": "DMD, schedule as published",
