@@ -3,8 +3,8 @@
     python -m benchmarks.pareto --jobs 2                          everything: a day of two cores
     python -m benchmarks.pareto main options --jobs 2             some groups of it
 
-Every student has 4 steps (but in the sweep of N) and 150 updates of batch 32; all share noise, prompts and learning
-rates. Groups of arms, each with so many training seeds (--seeds: at most):
+Every student has 4 steps (but in the sweep of N) and 150 updates (but in the last group) of batch 32; all share noise,
+prompts and learning rates. Groups of arms, each with so many training seeds (--seeds: at most):
 
     main       DMD and its rivals with all settings alike; DMD as published, and with scores compared at high noise;
                DP-DMD as published (K 5, lambda .05, stock grid) and at its authors' script values (K 10); the
@@ -13,6 +13,7 @@ rates. Groups of arms, each with so many training seeds (--seeds: at most):
     options    our defaults with one thing changed                                                                     3
     frontier   the noise interval in which the real score is guided x the anchor's own guidance, and for DMD           3
     sweeps     K, lambda, N and guidance scale off our defaults, N and guidance of DMD as well                         3
+    longer     DMD and DP-DMD with twice the updates                                                                   3
 
 Resumable: what is finished in --out is not made again, and the results hold all that is finished of all groups. Every
 student is compared with the teacher at its own guidance. Writes benchmarks/results/pareto.json and prints tables.
@@ -138,6 +139,11 @@ def sweep_arms() -> list[Arm]:
     return arms
 
 
+def longer_arms() -> list[Arm]:
+    """DMD goes on losing diversity; what does DP-DMD?"""
+    return [make(f"{name}_longer", {"train.num_updates": 300}) for name, make in MAKERS.items()]
+
+
 HYBRIDS = {"dmd": "hybrid", "dp_dmd_default": "dp_dmd_hybrid"}
 MAKERS = {"dmd": _dmd, "dp_dmd": _dp_dmd}
 GROUPS = {
@@ -146,6 +152,7 @@ GROUPS = {
     "options": (option_arms, 3),
     "frontier": (frontier_arms, 3),
     "sweeps": (sweep_arms, 3),
+    "longer": (longer_arms, 3),
 }
 
 

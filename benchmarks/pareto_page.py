@@ -209,6 +209,7 @@ def sections(content: dict[str, Any]) -> dict[str, str]:
         "options": table(arms, {OURS: base[OURS]} | changed("options"), FEWER),
         "frontier": table(arms, base | changed("frontier"), FEWER),
         "sweeps": table(arms, base | changed("sweeps"), FEWER),
+        "longer": table(arms, base | changed("longer"), FEWER),
     }
 
 
