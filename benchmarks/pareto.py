@@ -15,19 +15,22 @@ prompts and learning rates. Groups of arms, each with so many training seeds (--
     sweeps     K, lambda, N and guidance scale off our defaults, N and guidance of DMD as well                         3
     longer     DMD and DP-DMD with twice the updates                                                                   3
 
-Resumable: what is finished in --out is not made again, and the results hold all that is finished of all groups. Every
-student is compared with the teacher at its own guidance. Writes benchmarks/results/pareto.json and prints tables.
+Resumable, on several machines too: a run that --results holds already, made with the same settings, is not made again,
+nor is one finished in --out; the results hold both. To measure all of it anew, name another --results. Every student is
+compared with the teacher at its own guidance. Writes benchmarks/results/pareto.json and prints tables.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from benchmarks.seeds import FIGURES, provenance
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Run, arrange
-from dpdmd.compare.commands import run_all
+from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import Row, measure
-from dpdmd.compare.summary import summarise_arms, table
-from dpdmd.files import write_json
+from dpdmd.compare.summary import PROMPTS, summarise_arms, table
+from dpdmd.files import read_json, write_json
+from dpdmd.train.recipe_file import load_recipe
 from dpdmd.world.prompts import evaluation_prompts
 
 GUIDANCE = 3.5
@@ -154,6 +157,8 @@ GROUPS = {
     "sweeps": (sweep_arms, 3),
     "longer": (longer_arms, 3),
 }
+STUDENTS = {arm.name: arm for make, _ in GROUPS.values() for arm in make()}
+SOURCES = {hybrid: student for student, hybrid in HYBRIDS.items()}
 
 
 def teacher_arm(scale: float) -> Arm:
@@ -189,8 +194,27 @@ def hybrids(runs: list[Run]) -> list[Run]:
 
 
 def finished(runs: list[Run]) -> list[Run]:
-    """Those that have been trained and sampled, here or by an earlier call."""
-    return [run for run in runs if (run.folder / "cost.json").exists()]
+    """Those that have been trained and sampled, or have failed, here."""
+    return [run for run in runs if (run.folder / "cost.json").exists() or failure(run)]
+
+
+def settings(name: str) -> dict[str, Any]:
+    """What makes a student but for seed and folder: the keys of its recipe that are no defaults."""
+    arm = STUDENTS[SOURCES.get(name, name)]
+    keys = load_recipe(arm.recipe, arm.settings()).model_dump(mode="json", exclude_defaults=True)
+    keys["train"].pop("seed", None)
+    keys["output"].pop("folder", None)
+    return keys
+
+
+def recorded(earlier: dict[str, Any], run: Run) -> Row | None:
+    """The row that earlier results hold of a student's run with these settings; None when there is none."""
+    made = earlier["students"].get(run.arm.name)
+    if made is None or run.seed not in made["seeds"] or made["settings"] != settings(run.arm.name):
+        return None
+    i, arm = made["seeds"].index(run.seed), earlier["arms"][run.arm.name]
+    over_prompts = {key: [own["low"], own["high"]] for key, own in arm.items() if own.get("interval") == PROMPTS}
+    return {key: own["values"][i] for key, own in arm.items()} | {"intervals": over_prompts}
 
 
 def scored(runs: list[Run], teachers: list[Run]) -> list[Row]:
@@ -198,6 +222,23 @@ def scored(runs: list[Run], teachers: list[Run]) -> list[Row]:
     by_name = {run.arm.name: run for run in teachers}
     references = [by_name[teacher_arm(run.arm.overrides.get("model.guidance_scale", GUIDANCE)).name] for run in runs]
     return [row for run, reference in zip(runs, references, strict=True) for row in measure([run], reference)]
+
+
+def results(groups: dict[str, list[Run]], teachers: list[Run], earlier: dict[str, Any]) -> dict[str, Any]:
+    """{"arms": their summaries, "groups": their names, "students": settings and seeds} of all runs that there are."""
+    content = {"arms": {}, "groups": {}, "students": {}}
+    for name, runs in groups.items():
+        rows = {run.folder: row for run in runs if (row := recorded(earlier, run))}
+        new = finished([run for run in runs if run.folder not in rows])
+        rows |= dict(zip((run.folder for run in new), scored(new, teachers), strict=True))
+        runs = [run for run in runs if run.folder in rows]
+        group = summarise_arms(runs, [rows[run.folder] for run in runs])
+        content["groups"][name], content["arms"] = list(group), content["arms"] | group
+        for run in runs:
+            if run.seed is not None:
+                empty = {"settings": settings(run.arm.name), "seeds": []}
+                content["students"].setdefault(run.arm.name, empty)["seeds"].append(run.seed)
+    return content
 
 
 def main() -> None:
@@ -220,17 +261,15 @@ def main() -> None:
     wanted.sort(key=lambda run: run.seed)
     if arguments.arms:
         wanted = [run for run in wanted if run.arm.name in arguments.arms]
+    earlier = read_json(arguments.results) if arguments.results.exists() else {"students": {}}
+    wanted = [run for run in wanted if not recorded(earlier, run)]
     run_all([*teachers, *wanted], out, **how)
     run_all(hybrids(wanted), out, **how)
 
     students["main"] = teachers + students["main"] + hybrids(students["main"])
-    arms, groups = {}, {}
-    for name, runs in students.items():
-        runs = finished(runs)
-        groups[name] = summarise_arms(runs, scored(runs, teachers))
-        arms |= groups[name]
-        print(f"\n{name}\n\n{table(groups[name], FIGURES)}")
-    content = {"arms": arms, "groups": {name: list(group) for name, group in groups.items()}}
+    content = results(students, teachers, earlier)
+    for name, group in content["groups"].items():
+        print(f"\n{name}\n\n{table({arm: content['arms'][arm] for arm in group}, FIGURES)}")
     write_json(arguments.results, content | {"provenance": provenance("python -m benchmarks.pareto")})
     print(f"\nwritten to {arguments.results}")
 

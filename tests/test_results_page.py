@@ -2,7 +2,19 @@
 
 import pytest
 
-from benchmarks.pareto import GROUPS, RIVAL_WEIGHTS, main_arms
+from benchmarks.pareto import (
+    GROUPS,
+    RIVAL_WEIGHTS,
+    SOURCES,
+    STUDENTS,
+    finished,
+    hybrids,
+    main_arms,
+    recorded,
+    results,
+    settings,
+    teacher_arms,
+)
 from benchmarks.pareto_page import (
     DIFFERENCES,
     LABELS,
@@ -16,8 +28,9 @@ from benchmarks.pareto_page import (
     picture,
     sections,
 )
+from dpdmd.compare.arms import Run, arrange
 from dpdmd.compare.summary import summarise
-from dpdmd.files import read_json
+from dpdmd.files import read_json, write_json
 from dpdmd.train.recipe_file import load_recipe
 
 
@@ -71,3 +84,33 @@ def test_the_picture_can_be_drawn(arms, tmp_path):
 def test_the_first_weight_of_a_rival_is_its_recipes():
     for name, (weight, *_) in RIVAL_WEIGHTS.items():
         assert getattr(load_recipe(f"scenes_dmd_{name}").objective, name).weight == weight
+
+
+def test_recorded_results_stand_for_runs_that_are_not_there(tmp_path):
+    earlier = read_json(RESULTS)
+    groups = {name: arrange(tmp_path, [], make(), list(range(seeds))) for name, (make, seeds) in GROUPS.items()}
+    groups["main"] += hybrids(groups["main"])
+    assert not any(finished(runs) for runs in groups.values())
+    again = results(groups, [], earlier)
+    assert again["arms"] == {name: arm for name, arm in earlier["arms"].items() if not name.startswith("teacher")}
+    assert again["students"].keys() == again["arms"].keys() == STUDENTS.keys() | SOURCES.keys()
+    assert all(again["students"][name] == earlier["students"][name] for name in again["students"])
+
+
+def test_recorded_results_of_other_settings_or_seeds_count_for_nothing():
+    earlier = read_json(RESULTS)
+    run = Run(STUDENTS["dmd"], tmp := RESULTS.parent, seed=1)
+    assert recorded(earlier, run)["validity"] == earlier["arms"]["dmd"]["validity"]["values"][1]
+    assert recorded(earlier, Run(STUDENTS["dmd"], tmp, seed=99)) is None
+    own = {"settings": settings("dmd") | {"student": {"shift": 2.0}}, "seeds": [0, 1]}
+    assert recorded(earlier | {"students": {"dmd": own}}, run) is None
+    assert recorded({"students": {}}, run) is None
+
+
+def test_a_failed_run_is_counted(tmp_path):
+    runs = arrange(tmp_path, [], [STUDENTS["dmd"]], [0])
+    runs[0].folder.mkdir(parents=True)
+    record = {"failure": {"step": 3, "error": "the loss is not finite"}}
+    write_json(runs[0].folder / "cost_train.json", record)
+    content = results({"main": runs}, arrange(tmp_path, teacher_arms(), [], []), {"students": {}})
+    assert content["arms"]["dmd"]["failed"]["mean"] == 1
