@@ -211,7 +211,7 @@ def test_two_arms_of_the_built_in_teacher_are_compared(in_process, prompts, tmp_
         arm = content["arms"][name]
         assert arm["updates"]["values"] == [2, 2] and arm["failed"]["mean"] == 0
         # A rollout to a random step, 2.5 calls, two fake scores; a rollout, guided teacher and fake score. Of DP-DMD
-        # that step is one of three, 3 calls, and there are four guided steps.
+        # that step is one of three, 3 calls, and there are four guided steps in every second update.
         assert arm["forwards_per_update"]["mean"] == forwards
         assert all(math.isfinite(arm[key]["mean"]) for key in ("diversity_share", "quality", "seconds_per_cycle"))
         assert [point["step"] for point in content["paths"][name]] == [1]
