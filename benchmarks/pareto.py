@@ -264,7 +264,7 @@ def main() -> None:
     earlier = read_json(arguments.results) if arguments.results.exists() else {"students": {}}
     wanted = [run for run in wanted if not recorded(earlier, run)]
     run_all([*teachers, *wanted], out, **how)
-    run_all(hybrids(wanted), out, **how)
+    run_all(hybrids([run for run in wanted if not failure(run)]), out, **how)
 
     students["main"] = teachers + students["main"] + hybrids(students["main"])
     content = results(students, teachers, earlier)

@@ -99,9 +99,9 @@ def test_recorded_results_stand_for_runs_that_are_not_there(tmp_path):
 
 def test_recorded_results_of_other_settings_or_seeds_count_for_nothing():
     earlier = read_json(RESULTS)
-    run = Run(STUDENTS["dmd"], tmp := RESULTS.parent, seed=1)
+    run, other = (Run(STUDENTS["dmd"], RESULTS.parent, seed) for seed in (1, 99))
     assert recorded(earlier, run)["validity"] == earlier["arms"]["dmd"]["validity"]["values"][1]
-    assert recorded(earlier, Run(STUDENTS["dmd"], tmp, seed=99)) is None
+    assert recorded(earlier, other) is None
     own = {"settings": settings("dmd") | {"student": {"shift": 2.0}}, "seeds": [0, 1]}
     assert recorded(earlier | {"students": {"dmd": own}}, run) is None
     assert recorded({"students": {}}, run) is None
