@@ -101,7 +101,7 @@ def test_a_tracker_that_is_not_installed_is_one_message_before_the_model_is_look
 def test_importing_the_command_line_loads_nothing_heavy():
     heavy = {"accelerate", "diffusers", "matplotlib", "pydantic", "transformers"}
     code = f"import sys, dpdmd.cli; print(sorted({heavy} & set(sys.modules)))"
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"
 

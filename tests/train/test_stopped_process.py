@@ -7,7 +7,7 @@ import pytest
 
 from dpdmd.files import read_json
 
-TRAIN = ("-m", "dpdmd.cli", "train", "scenes_dp_dmd", "--set", "train.batch_size=2", "--set", "validation.every=0")
+TRAIN = ("-m", "dpdmd", "train", "scenes_dp_dmd", "--set", "train.batch_size=2", "--set", "validation.every=0")
 
 
 @pytest.mark.slow

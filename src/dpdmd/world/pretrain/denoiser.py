@@ -66,6 +66,28 @@ def average_gradients(module: nn.Module, world_size: int) -> None:
     torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
+def draw_batch(
+    scenes: Scenes, latents: Tensor, batch_size: int, time_shift: float, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """Latents x0 and noise eps (B, 4, 8, 8), times t (B,) and a fresh caption of each scene, some of them empty."""
+    rows = torch.randint(0, len(latents), (batch_size,), generator=rng)
+    captions = sample_captions(scenes[rows], rng)
+    is_empty = torch.rand(batch_size, generator=rng) < EMPTY_CAPTION_PROB
+    t = sample_times(batch_size, rng, low=LEAST_TIME, high=1.0, shift=time_shift)
+    eps = torch.randn(batch_size, *latents.shape[1:], generator=rng)
+    return latents[rows], eps, t, ["" if empty else text for text, empty in zip(captions, is_empty, strict=True)]
+
+
+def step_optimizers(network: nn.Module, optimizers: list[torch.optim.Optimizer], rates: list[float]) -> None:
+    """One step of each optimiser at its learning rate, of gradients clipped to norm 1; they are gone afterwards."""
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    network.zero_grad(set_to_none=True)
+
+
 def train_denoiser(
     adapter: ModelAdapter,
     scenes: Scenes,
@@ -108,13 +130,8 @@ def train_denoiser(
     started, running = time.perf_counter(), None
     for step in progress:
         rng = generator(seed, "pretrain_batch", first_step + step)
-        rows = torch.randint(0, len(latents), (batch_size,), generator=rng)
-        captions = sample_captions(scenes[rows], rng)
-        is_empty = torch.rand(batch_size, generator=rng) < EMPTY_CAPTION_PROB
-        cond = conditions[torch.tensor([0 if e else row_of[c] for c, e in zip(captions, is_empty, strict=True)])[mine]]
-        t = sample_times(batch_size, rng, low=LEAST_TIME, high=1.0, shift=time_shift)[mine]
-        eps = torch.randn(batch_size, *latents.shape[1:], generator=rng)[mine]
-        x0 = latents[rows[mine]]
+        x0, eps, t, captions = (part[mine] for part in draw_batch(scenes, latents, batch_size, time_shift, rng))
+        cond = conditions[torch.tensor([row_of[caption] for caption in captions])]
         prediction = adapter.predict(network, add_noise(adapter.path, x0, eps, t), t, cond)
         loss = denoising_loss(prediction, x0, eps, adapter.prediction_space, adapter.path, t)
         if not torch.isfinite(loss):
@@ -122,12 +139,8 @@ def train_denoiser(
         loss.backward()
         if world_size > 1:
             average_gradients(network, world_size)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        for optimizer, learning_rate in zip(optimizers, learning_rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * learning_rate_factor(step, num_steps)
-            optimizer.step()
-        network.zero_grad(set_to_none=True)
+        factor = learning_rate_factor(step, num_steps)
+        step_optimizers(network, optimizers, [rate * factor for rate in learning_rates])
         decay = min(EMA_DECAY, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
