@@ -51,6 +51,12 @@ OPTIONS = {
     "fine_anchor": {"objective.anchor.coarse_steps": 30, "objective.anchor.second_order": False},
     "coarser_anchor": {"objective.anchor.coarse_steps": 2},
     "anchor_every_update": {"objective.anchor.every": 1},
+    "two_step_anchor_every_update": {
+        "objective.anchor.every": 1,
+        "objective.anchor.coarse_steps": 2,
+        "objective.anchor.guidance_scale": 2.0,
+    },
+    "three_step_anchor_every_update": {"objective.anchor.every": 1, "objective.anchor.coarse_steps": 3},
     "anchor_every_4": {"objective.anchor.every": 4},
     "anchor_guidance_3": {"objective.anchor.guidance_scale": 3.0},
     "x0_anchor": {"objective.anchor.target": "x0"},
@@ -270,7 +276,10 @@ def main() -> None:
     content = results(students, teachers, earlier)
     for name, group in content["groups"].items():
         print(f"\n{name}\n\n{table({arm: content['arms'][arm] for arm in group}, FIGURES)}")
-    write_json(arguments.results, content | {"provenance": provenance("python -m benchmarks.pareto")})
+    made = provenance("python -m benchmarks.pareto")
+    # Of every call that has added to these results.
+    commits = list(dict.fromkeys([*earlier.get("provenance", {}).get("commits", []), made["commit"]]))
+    write_json(arguments.results, content | {"provenance": made | {"commits": commits}})
     print(f"\nwritten to {arguments.results}")
 
 
