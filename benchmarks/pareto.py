@@ -7,8 +7,8 @@ Every student has 4 steps (but in the sweep of N) and 150 updates (but in the la
 prompts and learning rates. Groups of arms, each with so many training seeds (--seeds: at most):
 
     main       DMD and its rivals with all settings alike; DMD as published, and with scores compared at high noise;
-               DP-DMD as published (K 5, lambda .05, stock grid) and at its authors' script values (K 10); the
-               hybrids, and the teacher                                                                               5
+               DP-DMD as published (K 5, lambda .05, stock grid) and at its authors' script values (K 10);
+               re-noising students; the hybrids, and the teacher                                                      5
     rivals     the rivals' own main knobs                                                                              3
     options    our defaults with one thing changed                                                                     3
     frontier   the noise interval in which the real score is guided x the anchor's own guidance, and for DMD           3
@@ -38,6 +38,8 @@ COMMON = {"train.num_updates": 150, "validation.every": 0, "checkpoint.every": 5
 PUBLISHED = str(Path(__file__).with_name("published.toml"))
 # DMD's schedule as published: noise levels uniform, samples of its own for every update, all steps trained at once.
 PUBLISHED_DMD = {"objective.tau_shift": 1.0, "train.reuse_samples": False, "train.random_step": False}
+# Steps that draw fresh noise, as DMD2's do.
+RENOISE = {"student.kind": "renoise"}
 # Of the recipe scenes_dp_dmd, and beside it.
 ANCHOR_SCALE, ANCHOR_SCALES = 2.5, (1.0, 2.5, 3.5)
 INTERVALS = {"everywhere": [0.0, 1.0], "below_.9": [0.0, 0.9], "below_.75": [0.0, 0.75], ".3_to_.9": [0.3, 0.9]}
@@ -69,8 +71,7 @@ OPTIONS = {
     "faster_fake": {"train.fake_learning_rate": 1e-3},
     "half_guidance_term": {"objective.guidance_weight": 0.5},
     "guidance_term_below_.9": {"objective.guidance_tau": [0.02, 0.9]},
-    "renoise": {"student.kind": "renoise"},
-    "renoise_anchor_guidance_2": {"student.kind": "renoise", "objective.anchor.guidance_scale": 2.0},
+    "renoise": RENOISE,
 }
 RIVAL_WEIGHTS = {"perceptual": (0.25, 0.05, 0.1, 1.0), "adversarial": (0.05, 0.01, 0.2)}  # the recipe's first
 STEPS = (2, 3, 4, 8)
@@ -96,6 +97,9 @@ def main_arms() -> list[Arm]:
         Arm("dp_dmd_script", PUBLISHED, COMMON | {"objective.anchor.steps": 10}),
         Arm("dmd_perceptual", "scenes_dmd_perceptual", COMMON),
         Arm("dmd_adversarial", "scenes_dmd_adversarial", COMMON),
+        _dmd("dmd_renoise", RENOISE),
+        _dp_dmd("renoise_anchor_guidance_2", RENOISE | {"objective.anchor.guidance_scale": 2.0}),
+        _dp_dmd("renoise_anchor_guidance_1.75", RENOISE | {"objective.anchor.guidance_scale": 1.75}),
     ]
 
 
@@ -114,8 +118,8 @@ def rival_arms() -> list[Arm]:
 
 
 def option_arms() -> list[Arm]:
-    """One thing changed at a time; of DMD what is no matter of its objective."""
-    return [*(_dp_dmd(name, option) for name, option in OPTIONS.items()), _dmd("dmd_renoise", OPTIONS["renoise"])]
+    """One thing changed at a time."""
+    return [_dp_dmd(name, option) for name, option in OPTIONS.items()]
 
 
 def frontier_arms() -> list[Arm]:

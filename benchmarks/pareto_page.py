@@ -44,6 +44,9 @@ LABELS = {
     "dmd_high_noise": "the same, tau shifted by 6",
     "dp_dmd_published": "DP-DMD as published (K 5, lambda .05, stock grid)",
     "dp_dmd_script": "the same, K 10",
+    "dmd_renoise": "DMD, re-noising",
+    "renoise_anchor_guidance_2": "DP-DMD, re-noising, anchor guided by 2",
+    "renoise_anchor_guidance_1.75": "DP-DMD, re-noising, anchor guided by 1.75",
 }
 PICTURED = {
     RIVAL: "DMD",
