@@ -133,20 +133,31 @@ def changed(group: str) -> dict[str, str]:
     return labels
 
 
+def paired(a: dict[str, Summary], b: dict[str, Summary]) -> list[str]:
+    """Of a less b, seed by seed: the number of seeds that both have, then DIFFERENCES."""
+    cells = []
+    for key in DIFFERENCES:
+        pairs = list(zip(a[key]["values"], b[key]["values"], strict=False))
+        cells.append(cell(summarise([x - y for x, y in pairs if None not in (x, y)]), 3))
+    return [str(len(pairs)), *cells]
+
+
 def differences(arms: Arms) -> str:
-    """DP-DMD less each student with as many seeds, seed by seed."""
-    rows = []
-    for name, label in LABELS.items():
-        both = [arms.get(OURS), arms.get(name)]
-        if name in (OURS, REFERENCE) or name.startswith("teacher") or None in both:
-            continue
-        cells = []
-        for key in DIFFERENCES:
-            pairs = list(zip(*(arm[key]["values"] for arm in both), strict=False))
-            cells.append(cell(summarise([a - b for a, b in pairs if None not in (a, b)]), 3))
-        rows.append([label, str(len(pairs)), *cells])
+    """DP-DMD less each student."""
+    others = [name for name in LABELS if name in arms and name != OURS and not name.startswith("teacher")]
+    return _differences("DP-DMD less", {LABELS[name]: paired(arms[OURS], arms[name]) for name in others})
+
+
+def option_differences(arms: Arms) -> str:
+    """Each option less DP-DMD."""
+    labels = {name: label for name, label in changed("options").items() if name in arms}
+    return _differences("less the recipe", {label: paired(arms[name], arms[OURS]) for name, label in labels.items()})
+
+
+def _differences(corner: str, rows: dict[str, list[str]]) -> str:
     headings = {key: heading for key, heading, _ in COLUMNS}
-    return markdown(["DP-DMD less", "seeds", *(headings[key] for key in DIFFERENCES)], rows)
+    header = [corner, "seeds", *(headings[key] for key in DIFFERENCES)]
+    return markdown(header, [[label, *cells] for label, cells in rows.items()])
 
 
 def picture(arms: Arms) -> Figure | None:
@@ -209,6 +220,7 @@ def sections(content: dict[str, Any]) -> dict[str, str]:
         "short": table(arms, {name: LABELS[name] for name in IN_SHORT}, FEWER),
         "differences": differences(arms),
         "rivals": table(arms, rivals | changed("rivals"), FEWER),
+        "option_differences": option_differences(arms),
         "options": table(arms, {OURS: base[OURS]} | changed("options"), FEWER),
         "frontier": table(arms, base | changed("frontier"), FEWER),
         "sweeps": table(arms, base | changed("sweeps"), FEWER),

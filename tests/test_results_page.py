@@ -25,6 +25,7 @@ from benchmarks.pareto_page import (
     differences,
     fill,
     number,
+    option_differences,
     picture,
     sections,
 )
@@ -68,6 +69,8 @@ def test_differences_are_paired_by_seed():
     dmd = {key: summarise([1.0, 3.0]) for key in DIFFERENCES}
     row = differences({OURS: ours, "dmd": dmd}).splitlines()[-1]
     assert row == "| DMD | 2 |" + " 2.000 ± .000 |" * len(DIFFERENCES)
+    (row,) = option_differences({OURS: ours, "depth_2": dmd}).splitlines()[2:]
+    assert row == "| dp_dmd: `anchor.depth = 2` | 2 |" + " -2.000 ± .000 |" * len(DIFFERENCES)
 
 
 def test_every_arm_has_a_name_of_its_own_and_every_main_arm_a_label(arms):
