@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.pareto import OPTIONS, PUBLISHED, PUBLISHED_DMD
+from benchmarks.pareto import PUBLISHED, PUBLISHED_DMD
 from benchmarks.seeds import provenance
 from dpdmd.compare.summary import summarise
 from dpdmd.files import write_json
@@ -28,8 +28,6 @@ ARMS = {
     "dmd": ("scenes_dmd", {}),
     "dp_dmd": ("scenes_dp_dmd", {}),
     "dp_dmd, anchor in every update": ("scenes_dp_dmd", {"objective.anchor.every": 1}),
-    "dp_dmd, anchor of two steps in every update": ("scenes_dp_dmd", OPTIONS["two_step_anchor_every_update"]),
-    "dp_dmd, anchor of three steps in every update": ("scenes_dp_dmd", OPTIONS["three_step_anchor_every_update"]),
     "dmd_perceptual": ("scenes_dmd_perceptual", {}),
     "dmd_adversarial": ("scenes_dmd_adversarial", {}),
     "dmd, schedule as published": ("scenes_dmd", PUBLISHED_DMD),
