@@ -12,7 +12,7 @@ prompts and learning rates. Groups of arms, each with so many training seeds (--
     rivals     the rivals' own main knobs                                                                              3
     options    our defaults with one thing changed                                                                     3
     frontier   the noise interval in which the real score is guided x the anchor's own guidance, and for DMD           3
-    sweeps     K, lambda, N and guidance scale off our defaults, N and guidance of DMD as well                         3
+    sweeps     K, lambda, N, guidance scale and learning rate off our defaults, the last three of DMD as well          3
     longer     DMD and DP-DMD with twice the updates                                                                   3
 
 Resumable, on several machines too: a run that --results holds already, made with the same settings, is not made again,
@@ -76,6 +76,7 @@ OPTIONS = {
 RIVAL_WEIGHTS = {"perceptual": (0.25, 0.05, 0.1, 1.0), "adversarial": (0.05, 0.01, 0.2)}  # the recipe's first
 STEPS = (2, 3, 4, 8)
 SCALES = (1.0, 2.0, 3.5, 5.0, 8.0)
+LEARNING_RATES = (2.5e-4, 1e-3)  # the recipes' is 5e-4, of both networks
 
 
 def _dmd(name: str, settings: dict) -> Arm:
@@ -137,7 +138,7 @@ def frontier_arms() -> list[Arm]:
 
 
 def sweep_arms() -> list[Arm]:
-    """K, lambda, N and guidance scale; the anchor's guidance is as far on the way from 1 as in the recipe."""
+    """K, lambda, N, guidance scale (the anchor's as far on the way from 1 as in the recipe) and learning rate."""
     arms = [_dp_dmd(f"k_{k}", {"objective.anchor.steps": k}) for k in (3, 5, 10, 20)]
     arms += [_dp_dmd(f"lambda_{weight:g}", {"objective.anchor.weight": weight}) for weight in (0.05, 0.25, 0.5, 4.0)]
     for n in STEPS:
@@ -149,6 +150,8 @@ def sweep_arms() -> list[Arm]:
             arms.append(_dmd(f"dmd_guidance_{scale:g}", guided))
             anchor = 1 + (ANCHOR_SCALE - 1) / (GUIDANCE - 1) * (scale - 1)
             arms.append(_dp_dmd(f"dp_dmd_guidance_{scale:g}", guided | {"objective.anchor.guidance_scale": anchor}))
+    for rate in LEARNING_RATES:
+        arms += [make(f"{name}_rate_{rate:g}", {"train.learning_rate": rate}) for name, make in MAKERS.items()]
     return arms
 
 
