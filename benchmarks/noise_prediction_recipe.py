@@ -1,9 +1,9 @@
-"""DMD and DP-DMD on the noise-predicting teacher with the flow recipe's settings: cheap updates, scores at little noise.
+"""DMD and DP-DMD on the noise-predicting teacher by the flow recipe's settings: cheap updates, scores at little noise.
 
     python -m benchmarks.noise_prediction_recipe --seeds 3 --jobs 2
 
-Arms: the guided teacher at 30 steps, the same at 4 steps, DMD, DP-DMD with the anchor's x0 target and with its secant in
-eps space. All students share budget, noise, prompts, guidance, noise levels and learning rate; only the objective
+Arms: the guided teacher at 30 steps, the same at 4 steps, DMD, DP-DMD with the anchor's x0 target and with its secant
+in eps space. All students share budget, noise, prompts, guidance, noise levels and learning rate; only the objective
 differs. What the published schedule does: noise_prediction.py. Resumable, as collapse.py.
 """
 
