@@ -137,12 +137,6 @@ class TrainConfig(Section):
         default=None, ge=0, description="Guidance fed to a guidance-distilled fake score. Default: the teacher's."
     )
     warmup: int = Field(default=0, ge=0, description="Student updates over which both learning rates rise linearly.")
-    cooldown: int = Field(
-        default=0,
-        ge=0,
-        description="Last student updates of num_updates over which both learning rates fall linearly; a run that is "
-        "resumed for longer has them at its new end.",
-    )
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay, both networks.")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.999), description="AdamW's betas, both networks."
@@ -246,20 +240,6 @@ class Recipe(Section):
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} must be a multiple of train.samples_per_prompt, got "
                 f"{self.train.samples_per_prompt}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _known_end(self):
-        train = self.train
-        if train.cooldown and train.max_seconds is not None:
-            raise ValueError(
-                "train.cooldown counts back from train.num_updates, which a run that train.max_seconds ends may never "
-                "reach: set one of the two"
-            )
-        if train.cooldown > train.num_updates:
-            raise ValueError(
-                f"train.cooldown must be at most train.num_updates {train.num_updates}, got {train.cooldown}"
             )
         return self
 

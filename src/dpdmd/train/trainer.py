@@ -43,7 +43,7 @@ from dpdmd.train.updates import (
     Updater,
     draw_samples,
     fake_score_loss,
-    learning_rate_factor,
+    learning_rate_at,
     student_loss,
 )
 from dpdmd.train.validation import default_prompts
@@ -123,7 +123,7 @@ class Trainer:
         student_row = self._student_update()
         if self.ema is not None:
             self.ema.update()
-        rate = self.recipe.train.learning_rate * self._rate_factor(self.step)
+        rate = learning_rate_at(self.step, self.recipe.train.learning_rate, self.recipe.train.warmup)
         fake_row = {key: sum(row[key] for row in fake_rows) / len(fake_rows) for key in fake_rows[0]}
         row = self._mean_over_processes(student_row | fake_row)
         self.step += 1
@@ -293,15 +293,11 @@ class Trainer:
             parameters,
             self.accelerator,
             learning_rate=learning_rate,
-            factor=self._rate_factor,
+            warmup=config.warmup,
             betas=config.betas,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
         )
-
-    def _rate_factor(self, step: int) -> float:
-        train = self.recipe.train
-        return learning_rate_factor(step, warmup=train.warmup, cooldown=train.cooldown, num_updates=train.num_updates)
 
     def _mean_over_processes(self, row: dict[str, float]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:

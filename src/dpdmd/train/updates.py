@@ -156,21 +156,13 @@ def student_loss(
     return MicroLoss(sum(weight * result.loss for weight, result in results.values()), log)
 
 
-def learning_rate_factor(step: int, *, warmup: int, cooldown: int, num_updates: int) -> float:
-    """Share of the peak learning rate in update `step`, counted from 0: linear rise, constant, linear fall.
-
-    The first update has 1 / warmup of it, the last of num_updates 1 / cooldown. 0: no rise, no fall.
-    """
-    rise = (step + 1) / warmup if warmup else 1.0
-    fall = (num_updates - step) / cooldown if cooldown else 1.0
-    return min(1.0, rise, fall)
+def learning_rate_at(step: int, peak: float, warmup: int) -> float:
+    """Linear warm-up: peak (step + 1) / warmup until it is reached; `step` counts student updates from 0."""
+    return peak * min(1.0, (step + 1) / max(warmup, 1))
 
 
 class Updater:
-    """The optimiser of a role, or of the discriminator, and the one way its weights change.
-
-    factor: from the student updates done so far to the share of `learning_rate`.
-    """
+    """The optimiser of a role, or of the discriminator, and the one way its weights change."""
 
     def __init__(
         self,
@@ -180,14 +172,14 @@ class Updater:
         accelerator: Any,
         *,
         learning_rate: float,
-        factor: Callable[[int], float],
+        warmup: int,
         betas: tuple[float, float],
         weight_decay: float,
         max_grad_norm: float,
     ):
         self.role, self.network, self.named_parameters, self.accelerator = role, network, parameters, accelerator
         self.parameters = list(parameters.values())
-        self.peak, self.factor, self.max_grad_norm = learning_rate, factor, max_grad_norm
+        self.peak, self.warmup, self.max_grad_norm = learning_rate, warmup, max_grad_norm
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
         )
@@ -209,8 +201,9 @@ class Updater:
         norm = whole(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
         log = mean_of([log | {f"grad_norm/{self.role}": norm} for log in logs])
         self._refuse_non_finite(step, log)
+        rate = learning_rate_at(step, self.peak, self.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.peak * self.factor(step)
+            group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return log
