@@ -27,7 +27,6 @@ SCHEDULE = {
     "train.random_step": False,
     "objective.tau_shift": 6.0,
     "objective.anchor.every": 1,
-    "objective.anchor.guidance_scale": 3.5,
     "objective.anchor.coarse_steps": 30,
     "objective.anchor.second_order": False,
 }

@@ -2,20 +2,20 @@
 
     python -m benchmarks.pareto_page
 
-Reads benchmarks/results/pareto.json; rewrites what stands between `<!-- pareto NAME -->` and `<!-- end -->`, draws
-docs/images/pareto.png and docs/images/frontier.png. Nothing in the tables is written by hand.
+Reads benchmarks/results/pareto.json and noise_prediction_recipe.json; rewrites what stands between markers,
+`<!-- pareto NAME -->` and `<!-- end -->`, draws docs/images/pareto.png and docs/images/frontier.png. Nothing in the
+tables is written by hand.
 """
 
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.pareto import ANCHOR_SCALE, ANCHOR_SCALES, COMMON, GROUPS, INTERVALS, SCALES, teacher_arm
-from dpdmd.compare.arms import REFERENCE
+from dpdmd.compare.arms import FEW_STEPS, REFERENCE
 from dpdmd.compare.summary import PROMPTS, SEEDS, Summary, summarise
 from dpdmd.files import read_json, write_text
 from dpdmd.report.colours import INK, OTHER_COLOURS, arm_colours
@@ -24,6 +24,7 @@ from dpdmd.report.pareto import pareto
 from dpdmd.report.runs import ArmReport
 
 RESULTS = Path("benchmarks", "results", "pareto.json")
+NOISE_PREDICTION = RESULTS.with_name("noise_prediction_recipe.json")
 PAGES, IMAGES = (Path("docs", "results.md"), Path("README.md")), Path("docs", "images")
 OURS, RIVAL = "dp_dmd_default", "dmd"
 LABELS = {
@@ -47,6 +48,13 @@ LABELS = {
     "dmd_renoise": "DMD, re-noising",
     "renoise_anchor_guidance_2": "DP-DMD, re-noising, anchor guided by 2",
     "renoise_anchor_guidance_1.75": "DP-DMD, re-noising, anchor guided by 1.75",
+}
+NOISE_PREDICTION_LABELS = {
+    REFERENCE: "teacher, 30 steps, guidance 3.5",
+    FEW_STEPS: "teacher, 4 steps",
+    "dmd": "DMD",
+    "dp_dmd_x0": "**DP-DMD** (x0 target, lambda 1)",
+    "dp_dmd_secant": "DP-DMD, secant in eps space, lambda 200, anchor guided by 2.5",
 }
 PICTURED = {
     RIVAL: "DMD",
@@ -210,9 +218,15 @@ def _frontier_arm(interval: str, scale: float) -> str:
     return OURS if is_default else f"dp_dmd_guided_{interval}_anchor_{scale:g}"
 
 
-def sections(content: dict[str, Any]) -> dict[str, str]:
-    """{name: Markdown} of all that the page shows."""
-    arms = content["arms"]
+def noise_prediction_differences(arms: Arms) -> str:
+    """DP-DMD less DMD on the noise-predicting teacher."""
+    ours = {label: paired(arms[name], arms["dmd"]) for name, label in NOISE_PREDICTION_LABELS.items() if "dp_" in name}
+    return _differences("less DMD", ours)
+
+
+def sections() -> dict[str, str]:
+    """{name: Markdown} of all that the pages show."""
+    arms, noise_prediction = (read_json(path)["arms"] for path in (RESULTS, NOISE_PREDICTION))
     base = {OURS: "dp_dmd, as in the recipe", RIVAL: "dmd, as in the recipe"}
     rivals = {name: LABELS[name] for name in ("dmd_perceptual", "dmd_adversarial")}
     return {
@@ -225,6 +239,9 @@ def sections(content: dict[str, Any]) -> dict[str, str]:
         "frontier": table(arms, base | changed("frontier"), FEWER),
         "sweeps": table(arms, base | changed("sweeps"), FEWER),
         "longer": table(arms, base | changed("longer"), FEWER),
+        "noise_prediction": table(noise_prediction, NOISE_PREDICTION_LABELS, COLUMNS[:-2]),
+        "noise_prediction_short": table(noise_prediction, NOISE_PREDICTION_LABELS, FEWER),
+        "noise_prediction_differences": noise_prediction_differences(noise_prediction),
     }
 
 
@@ -238,12 +255,11 @@ def fill(page: str, texts: dict[str, str]) -> str:
 
 
 def main() -> None:
-    content = read_json(RESULTS)
     for page in PAGES:
-        write_text(page, fill(page.read_text(encoding="utf-8"), sections(content)))
+        write_text(page, fill(page.read_text(encoding="utf-8"), sections()))
     drawings: dict[str, Callable[[Arms], Figure | None]] = {"pareto": picture, "frontier": frontier}
     for name, draw in drawings.items():
-        if (figure := draw(content["arms"])) is not None:
+        if (figure := draw(read_json(RESULTS)["arms"])) is not None:
             figure.savefig(IMAGES / f"{name}.png", dpi=130)
     print(f"written: {', '.join(map(str, PAGES))}, {IMAGES}")
 

@@ -271,7 +271,7 @@ def test_the_noise_predicting_teacher_has_a_recipe(run, tmp_path):
     assert lines["student grid"].strip() == "1, 0.75, 0.5, 0.25, 0"
     assert lines["anchor"].strip() == "8 teacher steps in 4, to t = 0.7330"
     # The x0 target takes one guided call more than the secant.
-    assert lines["one update"].strip().startswith("26 forward and 9 backward network calls per sample, 32 samples")
+    assert lines["one update"].strip().startswith("19 forward and 6.5 backward network calls per sample, 32 samples")
 
 
 def test_audit_passes_its_arguments_on(run, called, tmp_path):
