@@ -1,27 +1,24 @@
-"""DMD and DP-DMD on the noise-predicting teacher by the flow recipe's settings: cheap updates, scores at little noise.
+"""DMD and DP-DMD on the noise-predicting teacher at the settings of the recipe `scenes_eps_dp_dmd`.
 
     python -m benchmarks.noise_prediction_recipe --seeds 3 --jobs 2
 
-Arms: the guided teacher at 30 steps, the same at 4 steps, DMD, DP-DMD with the anchor's x0 target and with its secant
-in eps space. All students share budget, noise, prompts, guidance, noise levels and learning rate; only the objective
-differs. What the published schedule does: noise_prediction.py. Resumable, as collapse.py.
+Arms: the guided teacher at 30 steps, the same at 4 steps, DMD, DP-DMD with the anchor's x0 target (the recipe) and with
+its secant in eps space. All students share budget, noise, prompts, guidance, noise levels and learning rate; only the
+objective differs. What the published schedule does: noise_prediction.py. Resumable, as collapse.py.
 """
 
 from benchmarks.noise_prediction import TEACHERS
 from benchmarks.seeds import run_benchmark
 from dpdmd.compare.arms import Arm
 
-SETTINGS = {"objective.tau_shift": 0.5, "train.random_step": True, "objective.anchor.every": 2}
-X0 = {"objective.anchor.target": "x0", "objective.anchor.weight": 1.0, "objective.anchor.guidance_scale": 3.5}
 SECANT = {"objective.anchor.target": "secant", "objective.anchor.weight": 200.0, "objective.anchor.guidance_scale": 2.5}
 
 
 def student_arms(settings: dict) -> list[Arm]:
     """The trained arms."""
-    settings = settings | SETTINGS
     return [
         Arm("dmd", "scenes_eps_dp_dmd", settings | {"objective.name": "dmd"}),
-        Arm("dp_dmd_x0", "scenes_eps_dp_dmd", settings | X0),
+        Arm("dp_dmd_x0", "scenes_eps_dp_dmd", settings),
         Arm("dp_dmd_secant", "scenes_eps_dp_dmd", settings | SECANT),
     ]
 

@@ -141,6 +141,11 @@ def changed(group: str) -> dict[str, str]:
     return labels
 
 
+def first_seeds(arm: dict[str, Summary], number: int) -> dict[str, Summary]:
+    """Its figures over the first training seeds only."""
+    return {key: summarise(summary["values"][:number]) for key, summary in arm.items()}
+
+
 def paired(a: dict[str, Summary], b: dict[str, Summary]) -> list[str]:
     """Of a less b, seed by seed: the number of seeds that both have, then DIFFERENCES."""
     cells = []
@@ -160,6 +165,13 @@ def option_differences(arms: Arms) -> str:
     """Each option less DP-DMD."""
     labels = {name: label for name, label in changed("options").items() if name in arms}
     return _differences("less the recipe", {label: paired(arms[name], arms[OURS]) for name, label in labels.items()})
+
+
+def sweep_differences(arms: Arms) -> str:
+    """DP-DMD less DMD at the same setting, wherever both have been swept."""
+    labels = {name: label for name, label in changed("sweeps").items() if f"dp_{name}" in arms}
+    rows = {label.removeprefix("dmd: "): paired(arms[f"dp_{name}"], arms[name]) for name, label in labels.items()}
+    return _differences("DP-DMD less DMD", rows)
 
 
 def _differences(corner: str, rows: dict[str, list[str]]) -> str:
@@ -218,30 +230,28 @@ def _frontier_arm(interval: str, scale: float) -> str:
     return OURS if is_default else f"dp_dmd_guided_{interval}_anchor_{scale:g}"
 
 
-def noise_prediction_differences(arms: Arms) -> str:
-    """DP-DMD less DMD on the noise-predicting teacher."""
-    ours = {label: paired(arms[name], arms["dmd"]) for name, label in NOISE_PREDICTION_LABELS.items() if "dp_" in name}
-    return _differences("less DMD", ours)
-
-
-def sections() -> dict[str, str]:
+def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
     """{name: Markdown} of all that the pages show."""
-    arms, noise_prediction = (read_json(path)["arms"] for path in (RESULTS, NOISE_PREDICTION))
     base = {OURS: "dp_dmd, as in the recipe", RIVAL: "dmd, as in the recipe"}
     rivals = {name: LABELS[name] for name in ("dmd_perceptual", "dmd_adversarial")}
+    # Beside arms of three seeds the same three of the recipes.
+    alike = arms | {name: first_seeds(arms[name], 3) for name in base}
+    ours = [name for name in NOISE_PREDICTION_LABELS if name.startswith("dp_dmd")]
+    less_dmd = {NOISE_PREDICTION_LABELS[name]: paired(noise_prediction[name], noise_prediction["dmd"]) for name in ours}
     return {
         "main": table(arms, LABELS, COLUMNS),
         "short": table(arms, {name: LABELS[name] for name in IN_SHORT}, FEWER),
         "differences": differences(arms),
         "rivals": table(arms, rivals | changed("rivals"), FEWER),
         "option_differences": option_differences(arms),
-        "options": table(arms, {OURS: base[OURS]} | changed("options"), FEWER),
-        "frontier": table(arms, base | changed("frontier"), FEWER),
-        "sweeps": table(arms, base | changed("sweeps"), FEWER),
-        "longer": table(arms, base | changed("longer"), FEWER),
+        "options": table(alike, {OURS: base[OURS]} | changed("options"), FEWER),
+        "frontier": table(alike, base | changed("frontier"), FEWER),
+        "sweeps": table(alike, base | changed("sweeps"), FEWER),
+        "sweep_differences": sweep_differences(arms),
+        "longer": table(alike, base | changed("longer"), FEWER),
         "noise_prediction": table(noise_prediction, NOISE_PREDICTION_LABELS, COLUMNS[:-2]),
         "noise_prediction_short": table(noise_prediction, NOISE_PREDICTION_LABELS, FEWER),
-        "noise_prediction_differences": noise_prediction_differences(noise_prediction),
+        "noise_prediction_differences": _differences("less DMD", less_dmd),
     }
 
 
@@ -255,11 +265,13 @@ def fill(page: str, texts: dict[str, str]) -> str:
 
 
 def main() -> None:
+    arms, noise_prediction = (read_json(path)["arms"] for path in (RESULTS, NOISE_PREDICTION))
+    texts = sections(arms, noise_prediction)
     for page in PAGES:
-        write_text(page, fill(page.read_text(encoding="utf-8"), sections()))
+        write_text(page, fill(page.read_text(encoding="utf-8"), texts))
     drawings: dict[str, Callable[[Arms], Figure | None]] = {"pareto": picture, "frontier": frontier}
     for name, draw in drawings.items():
-        if (figure := draw(read_json(RESULTS)["arms"])) is not None:
+        if (figure := draw(arms)) is not None:
             figure.savefig(IMAGES / f"{name}.png", dpi=130)
     print(f"written: {', '.join(map(str, PAGES))}, {IMAGES}")
 

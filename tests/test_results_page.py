@@ -18,16 +18,19 @@ from benchmarks.pareto import (
 from benchmarks.pareto_page import (
     DIFFERENCES,
     LABELS,
+    NOISE_PREDICTION,
     OURS,
     PAGES,
     RESULTS,
     cell,
     differences,
     fill,
+    first_seeds,
     number,
     option_differences,
     picture,
     sections,
+    sweep_differences,
 )
 from dpdmd.compare.arms import Run, arrange
 from dpdmd.compare.summary import summarise
@@ -41,10 +44,10 @@ def arms():
 
 
 @pytest.mark.parametrize(("path", "name"), zip(PAGES, ("main", "short"), strict=True), ids=str)
-def test_the_pages_show_the_results(path, name):
+def test_the_pages_show_the_results(path, name, arms):
     page = path.read_text(encoding="utf-8")
     assert f"<!-- pareto {name} -->" in page
-    assert fill(page, sections()) == page
+    assert fill(page, sections(arms, read_json(NOISE_PREDICTION)["arms"])) == page
 
 
 def test_what_stands_between_markers_is_replaced_and_nothing_else():
@@ -87,6 +90,19 @@ def test_the_picture_can_be_drawn(arms, tmp_path):
 def test_the_first_weight_of_a_rival_is_its_recipes():
     for name, (weight, *_) in RIVAL_WEIGHTS.items():
         assert getattr(load_recipe(f"scenes_dmd_{name}").objective, name).weight == weight
+
+
+def test_figures_of_the_first_seeds_forget_the_others():
+    arm = {"validity": summarise([0.9, 0.8, 0.1]), "forwards_per_update": summarise([13, 13, 13])}
+    assert first_seeds(arm, 2) == {"validity": summarise([0.9, 0.8]), "forwards_per_update": summarise([13, 13])}
+
+
+def test_sweeps_are_compared_at_the_same_setting(arms):
+    changed = {name: {key: dict(own) for key, own in arm.items()} for name, arm in arms.items()}
+    for name, share in (("dp_dmd_rate_0.001", [1.0, 0.9, 0.8]), ("dmd_rate_0.001", [0.5, 0.5, 0.5])):
+        changed[name]["diversity_share"]["values"] = share
+    (row,) = [line for line in sweep_differences(changed).splitlines() if "`train.learning_rate = 0.001`" in line]
+    assert row.split(" | ")[1] == "3" and row.split(" | ")[3] == ".400 ± .248"
 
 
 def test_recorded_results_stand_for_runs_that_are_not_there(tmp_path):
