@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from dpdmd.grids import Grid, uniform_grid
 from dpdmd.guidance import Guidance
 from dpdmd.paths import FlowPath, VPPath
-from dpdmd.rollout import student_rollout, teacher_rollout
+from dpdmd.rollout import backward_simulation, last_steps, student_rollout, teacher_rollout
 
 FLOW, OFF = FlowPath(), Guidance(1.0)
 GRID = Grid((1.0, 0.9, 0.75, 0.5, 0.0))
@@ -155,19 +155,64 @@ def test_a_cut_that_leaves_no_step_to_train_is_refused(detach_after, stepwise_ne
 
 
 @pytest.mark.parametrize("detach_after", [0, 1, 2])
-@pytest.mark.parametrize("num_steps", [3, 4])
-def test_a_student_that_stops_early_gives_x0_of_its_last_call_and_gradient_to_it_alone(
-    detach_after, num_steps, stepwise_network, prompts, randn
+@pytest.mark.parametrize("last", [[3, 3, 3], [4, 4, 4], [3, 4, 3], [4, 3, 4]], ids=str)
+def test_a_sample_is_x0_of_its_own_last_step_and_gives_gradient_to_it_alone(
+    detach_after, last, stepwise_network, prompts, randn
 ):
-    network, noise, cond = stepwise_network(GRID.times), randn(0, 2, 1, 3, 3), prompts([1.0, 2.0])
-    rollout = student_rollout(network, FLOW, noise, cond, grid=GRID, detach_after=detach_after, num_steps=num_steps)
-    x = noise
-    for t, s in zip(GRID.times[: num_steps - 1], GRID.times[1:], strict=False):
-        x = x + (s - t) * network(x, torch.full((2,), t), cond).velocity
-    last = torch.full((2,), GRID.times[num_steps - 1])
-    assert_close(rollout.x0, network(x, last, cond).x0, atol=1e-5, rtol=1e-5)
-    rollout.x0.square().mean().backward()
-    assert network.steps_with_gradient() == [i == num_steps - 1 for i in range(4)]
+    network, noise, means = stepwise_network(GRID.times), randn(0, 3, 1, 3, 3), torch.tensor([1.0, 2.0, -1.0])
+    args = {"grid": GRID, "detach_after": detach_after, "last_steps": last}
+    x0 = student_rollout(network, FLOW, noise, prompts(means), **args).x0
+    for i, num_steps in enumerate(last):
+        x, cond = noise[i : i + 1], prompts(means[i : i + 1])
+        for t, s in zip(GRID.times[: num_steps - 1], GRID.times[1:], strict=False):
+            x = x + (s - t) * network(x, torch.tensor([t]), cond).velocity
+        expected = network(x, torch.tensor([GRID.times[num_steps - 1]]), cond).x0
+        assert_close(x0[i : i + 1], expected, atol=1e-5, rtol=1e-5)
+    x0.square().mean().backward()
+    assert network.steps_with_gradient() == [i + 1 in last for i in range(4)]
+
+
+@pytest.mark.parametrize("last", [[2], [4], [2, 2], [4, 4, 4], [2, 3, 4]], ids=str)
+def test_simulated_rollouts_make_as_many_calls_whatever_the_last_steps(
+    last, stepwise_network, recorder, prompts, randn
+):
+    spy = recorder(stepwise_network(GRID.times))
+    backward_simulation(
+        spy, FLOW, randn(0, len(last), 1, 3, 3), prompts([1.0] * len(last)), grid=GRID, start=1, last_steps=last
+    )
+    assert spy.grad_enabled == [False, False, True]
+    sizes = [max(1, sum(step > i for step in last)) for i in (2, 3)]
+    assert [len(x) for x, _, _ in spy.calls] == [*sizes, len(last)]
+
+
+def test_renoised_samples_leave_the_batch_with_their_own_noise(stepwise_network, prompts, randn):
+    network, z, means = stepwise_network(GRID.times), randn(0, 3, 1, 3, 3), torch.tensor([1.0, 2.0, -1.0])
+    fresh, last = [randn(i + 1, 3, 1, 3, 3) for i in range(4)], [1, 3, 4]
+    args = {"grid": GRID, "last_steps": last, "fresh_noise": fresh.__getitem__}
+    x0 = backward_simulation(network, FLOW, z, prompts(means), **args)
+    for i, num_steps in enumerate(last):
+        x, cond = z[i : i + 1], prompts(means[i : i + 1])
+        for j in range(num_steps - 1):
+            x0_hat = network(x, torch.tensor([GRID.times[j]]), cond).x0
+            x = (1 - GRID.times[j + 1]) * x0_hat + GRID.times[j + 1] * fresh[j][i : i + 1]
+        expected = network(x, torch.tensor([GRID.times[num_steps - 1]]), cond).x0
+        assert_close(x0[i : i + 1], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("last", [[1, 2], [2, 5]], ids=str)
+def test_last_steps_before_the_cut_or_beyond_the_grid_are_refused(last, stepwise_network, prompts, randn):
+    with pytest.raises(ValueError, match="last_steps must be 2 to 4"):
+        backward_simulation(
+            stepwise_network(GRID.times), FLOW, randn(0, 2, 1, 2, 2), prompts([1.0, 2.0]),
+            grid=GRID, start=1, last_steps=last,
+        )  # fmt: skip
+
+
+def test_levels_become_the_steps_behind_the_cut_in_equal_shares():
+    levels = (torch.arange(300) + 0.5) / 300
+    steps = last_steps(levels, 1, 4)
+    assert [steps.count(step) for step in range(1, 5)] == [0, 100, 100, 100]
+    assert last_steps(torch.tensor([0.0, 1 - 2**-24]), 0, 7) == [1, 7]
 
 
 def test_second_order_steps_converge_with_the_square_of_the_step(exact_gaussian, prompts, randn):

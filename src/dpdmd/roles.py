@@ -33,7 +33,7 @@ class Roles:
     weights of a copy, the student of `start` if given.
 
     networks: what is called for each role, which roles with adapters have in common with the teacher; it may be wrapped
-    for several processes. modules: the same networks as they are.
+    for several processes. modules: the same networks as they are. num_calls: how often any was entered so far.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Roles:
         self.adapters = frozenset(lora)
         self._layers = _add_adapters(teacher, lora, seed) if lora else []
         self.modules = dict(self.networks)
+        self.num_calls = 0
         for role in lora:
             # An adapter is made in its layer's dtype, and freezes those before it.
             for parameter in self.parameters(role).values():
@@ -71,6 +72,7 @@ class Roles:
     @contextmanager
     def use(self, role: Role) -> Iterator[nn.Module]:
         """Yield the network that plays `role`. Raises KeyError for an unknown role."""
+        self.num_calls += 1
         with self._as(role):
             yield self.networks[role]
 

@@ -81,7 +81,7 @@ def student_rollout(
     grid: Grid,
     detach_after: int = 0,
     fresh_noise: Callable[[int], Tensor] | None = None,
-    num_steps: int | None = None,
+    last_steps: list[int] | None = None,
     is_anchored: bool = True,
 ) -> StudentRollout:
     """Unguided student steps from `noise`, all N of them on a deterministic path landing on x0.
@@ -90,35 +90,82 @@ def student_rollout(
     loss on prediction i <= m reaches step i only (arXiv 2602.03139, stop-gradient on z_1, where m = 1). 0 lets the
     gradient through every step (plain DMD). Not `is_anchored`: no loss on these predictions, which then have no graph.
 
-    `num_steps` stops there and takes x0_hat of the last call as the sample; the calls before it, but the first m, run
-    without gradient (backward simulation, arXiv 2405.14867, sec. 4.5). A re-noising student is always trained so:
-    `fresh_noise(i)`, (B, C, H, W), gives behind step i, x_s = alpha(s) x0_hat + sigma(s) noise.
+    `last_steps`, one of m + 1 ... N for each sample, takes x0_hat of that step as the sample; the calls before it, but
+    the first m, run without gradient (`backward_simulation`). `fresh_noise(i)`, (B, C, H, W), makes the student a
+    re-noising one: behind step i, x_s = alpha(s) x0_hat + sigma(s) noise.
 
-    Raises ValueError unless m < num_steps <= N: no step would be left for a loss on x0.
+    Raises ValueError unless m < N: no step would be left for a loss on x0.
     """
-    last = grid.num_steps if num_steps is None else num_steps
-    if not 0 <= detach_after < last <= grid.num_steps:
+    if not 0 <= detach_after < grid.num_steps:
         raise ValueError(
-            f"detach_after must leave at least one of {grid.num_steps} steps to train: 0 <= detach_after < {last}, "
-            f"got {detach_after}"
+            f"detach_after must leave at least one of {grid.num_steps} steps to train: 0 <= detach_after < "
+            f"{grid.num_steps}, got {detach_after}"
         )
-    simulated = fresh_noise is not None or num_steps is not None
     x_t, states, predictions = noise.float(), [], []
-    for i in range(last):
-        needs_graph = is_anchored if i < detach_after else not simulated or i == last - 1
-        with torch.set_grad_enabled(needs_graph and torch.is_grad_enabled()):
+    for i in range(detach_after):
+        with torch.set_grad_enabled(is_anchored and torch.is_grad_enabled()):
             prediction = denoise(x_t, grid.time(i, x_t), cond)
-        if i < max(1, detach_after):
+        states.append(x_t)
+        predictions.append(prediction)
+        x_t = advance(path, prediction, grid.time(i + 1, x_t), fresh_noise and fresh_noise(i)).detach()
+    if last_steps is not None:
+        options = {"start": detach_after, "last_steps": last_steps, "fresh_noise": fresh_noise}
+        x0 = backward_simulation(denoise, path, x_t, cond, grid=grid, **options)
+        return StudentRollout(x0=x0, states=tuple(states), predictions=tuple(predictions))
+    for i in range(detach_after, grid.num_steps):
+        prediction = denoise(x_t, grid.time(i, x_t), cond)
+        if not predictions:
             states.append(x_t)
             predictions.append(prediction)
-        if i + 1 < last:
-            s = grid.time(i + 1, x_t)
-            x_t = (
-                step(path, prediction, s) if fresh_noise is None else add_noise(path, prediction.x0, fresh_noise(i), s)
-            )
-            if simulated or i < detach_after:
-                x_t = x_t.detach()
+        if i + 1 < grid.num_steps:
+            x_t = advance(path, prediction, grid.time(i + 1, x_t), fresh_noise and fresh_noise(i))
     return StudentRollout(x0=prediction.x0, states=tuple(states), predictions=tuple(predictions))
+
+
+def backward_simulation(
+    denoise: Denoiser,
+    path: Path,
+    z: Tensor,
+    cond: Condition,
+    *,
+    grid: Grid,
+    last_steps: list[int],
+    start: int = 0,
+    fresh_noise: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """x0_hat (B, C, H, W) of one step of each sample, the steps before it taken without gradient.
+
+    z: (B, C, H, W) at grid.times[start]. last_steps: for each sample the number of the step whose x0_hat it is,
+    start + 1 ... N. Samples that have arrived leave the batch; at the end all are called together, each at its own
+    time, so that one call alone records a graph (arXiv 2405.14867, sec. 4.5; differs: there all have the same step).
+
+    There are always N - start calls, if need be on a sample that has arrived: processes that share a network's weights
+    have to call it equally often, whatever their samples' last steps.
+    Raises ValueError for a last step outside of start + 1 ... N.
+    """
+    if not all(start < last <= grid.num_steps for last in last_steps):
+        raise ValueError(f"last_steps must be {start + 1} to {grid.num_steps}, got {last_steps}")
+    with torch.no_grad():
+        for i in range(start, grid.num_steps - 1):
+            going_on = [row for row, last in enumerate(last_steps) if last > i + 1]
+            rows = torch.tensor(going_on or [0])
+            x_t = z[rows]
+            noise = None if fresh_noise is None else fresh_noise(i)[rows]
+            prediction = denoise(x_t, grid.time(i, x_t), cond[rows])
+            if going_on:
+                z = z.index_put((rows,), advance(path, prediction, grid.time(i + 1, x_t), noise))
+    times = torch.tensor([grid.times[last - 1] for last in last_steps], device=z.device, dtype=torch.float32)
+    return denoise(z, times, cond).x0
+
+
+def advance(path: Path, prediction: Prediction, s: Tensor, noise: Tensor | None = None) -> Tensor:
+    """To time s (B,): a deterministic step, or with `noise` x0_hat noised anew."""
+    return step(path, prediction, s) if noise is None else add_noise(path, prediction.x0, noise, s)
+
+
+def last_steps(levels: Tensor, start: int, num_steps: int) -> list[int]:
+    """One of the steps start + 1 ... N for each sample, by its level (B,) in [0, 1)."""
+    return (start + 1 + (levels * (num_steps - start)).long().clamp(max=num_steps - start - 1)).tolist()
 
 
 @torch.no_grad()

@@ -50,6 +50,32 @@ def test_an_updates_prompts_do_not_depend_on_processes_or_accumulation(adapter, 
         assert one == prompts(step, update, num_processes=4, accumulation=1, batch_size=2)
 
 
+def levels(adapter, *, num_processes, accumulation, batch_size, step=0):
+    layout = {"num_processes": num_processes, "accumulation": accumulation, "batch_size": batch_size}
+    return [
+        source(adapter, rank=rank, **layout).micro_batch("student", step, index).levels
+        for index in range(accumulation)
+        for rank in range(num_processes)
+    ]
+
+
+@pytest.mark.parametrize("layout", [(1, 6), (2, 3), (3, 2), (6, 1)], ids=str)
+def test_levels_are_stratified_over_the_micro_batch_and_over_the_update_of_all_processes(adapter, layout):
+    number, accumulation = layout
+    of_update = levels(adapter, num_processes=number, accumulation=accumulation, batch_size=4)
+    assert all(sorted((4 * u).long().tolist()) == [0, 1, 2, 3] for u in of_update)
+    assert sorted((24 * torch.cat(of_update)).long().tolist()) == list(range(24))
+    whole = levels(adapter, num_processes=1, accumulation=6, batch_size=4)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(of_update, whole, strict=True))
+    other = levels(adapter, num_processes=number, accumulation=accumulation, batch_size=4, step=1)
+    assert not torch.equal(torch.cat(of_update), torch.cat(other))
+
+
+def test_levels_of_single_samples_take_turns_through_the_update(adapter):
+    of_update = torch.cat(levels(adapter, num_processes=2, accumulation=4, batch_size=1))
+    assert sorted((8 * of_update).long().tolist()) == list(range(8))
+
+
 def test_consecutive_updates_go_through_the_prompts_without_repeating(adapter):
     batches = source(adapter, batch_size=3)
     seen = [

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from processes import in_processes, train_tiny
+from tiny_adapter import TinyAdapter
 
 from dpdmd.files import read_json, read_tensors
 from dpdmd.train.checkpoint import Checkpoint
 from dpdmd.train.config import Recipe
+from dpdmd.train.trainer import Trainer
 
 LORA = {"roles": ["student", "fake_score"], "rank": 2}
 ADVERSARIAL = {"name": "dmd_adversarial", "adversarial": {"weight": 0.1, "num_real": 5, "r1_weight": 0.1}}
@@ -50,9 +52,19 @@ def recipe(make_recipe):
     Gradients are clipped (their norms are .02 and more), so that a norm of a part of them would show.
     """
 
-    def make(folder: str, processes: int, *, num_updates: int = 4, shard: bool = False, **sections) -> Recipe:
-        options = {"batch_size": 2, "accumulation": 4 // processes, "num_updates": num_updates, "ema_decay": 0.5}
-        options |= {"shard": shard, "max_grad_norm": 0.01}
+    def make(
+        folder: str,
+        processes: int,
+        *,
+        num_updates: int = 4,
+        batch_size: int = 2,
+        shard: bool = False,
+        random_step: bool = False,
+        **sections,
+    ) -> Recipe:
+        options = {"batch_size": batch_size, "accumulation": 8 // (batch_size * processes)}
+        options |= {"num_updates": num_updates, "ema_decay": 0.5, "max_grad_norm": 0.01}
+        options |= {"shard": shard, "random_step": random_step}
         return make_recipe(folder, train=options, **sections)
 
     return make
@@ -85,11 +97,28 @@ def test_two_processes_train_what_one_does(recipe, objective, kind, lora):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", [{}, ADVERSARIAL], ids=["dp_dmd", "adversarial"])
-@pytest.mark.parametrize("lora", [{}, LORA], ids=["copies", "shared"])
-def test_sharded_networks_train_as_whole_ones_do(recipe, lora, objective):
-    sections = {"lora": lora, "objective": objective}
-    one, two = recipe("one", 1, **sections), recipe("two", 2, **sections, shard=True, validation={"every": 2})
+@pytest.mark.parametrize(
+    ("objective", "lora", "simulated"),
+    [
+        ({}, {}, {}),
+        ({}, LORA, {}),
+        (ADVERSARIAL, {}, {}),
+        (ADVERSARIAL, LORA, {}),
+        ({}, {}, {"random_step": True}),
+        ({}, LORA, {"random_step": True, "batch_size": 1}),
+        ({}, {}, {"kind": "renoise"}),
+        ({}, LORA, {"kind": "renoise", "batch_size": 1}),
+    ],
+    ids=str,
+)
+def test_sharded_networks_train_as_whole_ones_do(recipe, objective, lora, simulated):
+    """Also where each sample has its own last step, the first time that ranks may want unequally many calls."""
+    sections = {"lora": lora, "objective": objective, "student": {"num_steps": 4}}
+    options = dict(simulated)
+    if "kind" in options:
+        sections["student"] |= {"kind": options.pop("kind")}
+    one = recipe("one", 1, **sections, **options)
+    two = recipe("two", 2, **sections, **options, shard=True, validation={"every": 2})
     train_tiny(one)
     in_processes(train_tiny, two)
     assert_trained_alike(one, two)
@@ -97,6 +126,21 @@ def test_sharded_networks_train_as_whole_ones_do(recipe, lora, objective):
     mine, theirs = (read_tensors(f"{r.output.folder}/student/{name}") for r in (one, two))
     assert mine.keys() == theirs.keys()
     assert all(torch.allclose(mine[key], theirs[key], atol=2e-5) for key in mine)
+
+
+def count_one_call_more_in_the_second_process(recipe: Recipe) -> None:
+    trainer = Trainer(recipe, TinyAdapter())
+    trainer.iterate()
+    if trainer.accelerator.process_index == 1:
+        with trainer.roles.use("teacher"):
+            pass
+    with pytest.raises(RuntimeError, match="unequally often: "):
+        trainer.iterate()
+
+
+@pytest.mark.slow
+def test_processes_that_call_networks_unequally_often_stop(recipe):
+    in_processes(count_one_call_more_in_the_second_process, recipe("run", 2))
 
 
 @pytest.mark.slow

@@ -83,7 +83,10 @@ def test_fake_score_learns_the_students_samples(make_recipe, adapter):
 def split(batch, parts):
     size = len(batch.noise) // parts
     rows = [slice(i * size, (i + 1) * size) for i in range(parts)]
-    return [MicroBatch(batch.prompts[r], batch.noise[r], batch.cond[r], batch.uncond[r], batch.rng) for r in rows]
+    return [
+        MicroBatch(batch.prompts[r], batch.noise[r], batch.cond[r], batch.uncond[r], batch.rng, batch.levels[r])
+        for r in rows
+    ]
 
 
 @pytest.mark.parametrize("parts", [2, 8])

@@ -69,15 +69,15 @@ def _count(tensors: Iterable[Tensor]) -> int:
 def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
     """Network calls on one sample for one student update with its M fake-score updates: (forward, backward).
 
-    A guided call counts twice, one for a discriminator's features as if it went to the end. A student whose sample is
-    of one random step takes (first trained step + N) / 2 calls on average. A term that is not in every update counts
-    for its share of them. Of the denoising network alone: a perceptual term's autoencoder and backbone are not in them,
-    nor are teacher samples that are kept.
+    A guided call counts twice, one for a discriminator's features as if it went to the end. Students whose samples are
+    each of one random step take (first trained step + N) / 2 calls on average, and in micro-batches that are smaller
+    than the number of such steps more, since a call is of one sample at least. A term that is not in every update
+    counts for its share of them. Of the denoising network alone: a perceptual term's autoencoder and backbone are not
+    in them, nor are teacher samples that are kept.
     """
     n, anchored, every = plan.student_grid.num_steps, plan.objective.detach_after, plan.objective.every
-    first = anchored + 1
     is_whole = recipe.student.kind == "ode" and not recipe.train.random_step
-    rollout = n if is_whole else (first + n) / 2
+    rollout = n if is_whole else anchored + 1 + _simulated(n - anchored, recipe.train.batch_size)
     num_rollouts = 1 if recipe.train.reuse_samples else recipe.train.fake_updates
     forward = num_rollouts * rollout + recipe.train.fake_updates + rollout
     backward = recipe.train.fake_updates + (n - anchored if is_whole else 1) + anchored / every.get(ANCHOR, 1)
@@ -86,6 +86,11 @@ def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
         forward += recipe.train.fake_updates * (3 if recipe.objective.adversarial.r1_weight else 2)
         backward += 1
     return forward + sum(term.num_forwards / every.get(term.name, 1) for term in plan.objective.terms), backward
+
+
+def _simulated(num_steps: int, batch_size: int) -> float:
+    """Calls without graph before a random one of `num_steps` steps, per sample."""
+    return sum(max(going_on / num_steps, 1 / batch_size) for going_on in range(1, num_steps))
 
 
 def state_bytes(recipe: Recipe, sizes: NetworkSizes) -> dict[str, int]:

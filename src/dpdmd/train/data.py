@@ -21,7 +21,9 @@ from dpdmd.roles import Role
 class MicroBatch:
     """`noise` (B, C, H, W), the prompts' `cond` and `uncond` (B each); `rng(stream)` a fresh generator of its own.
 
-    noise_seeds: what `image_noise` drew each noise from, where it is one of a pool that comes again.
+    levels: (B,) in [0, 1), one for each sample, stratified over the micro-batch and over the whole update, in all
+    processes: what decides at which step a sample is trained. noise_seeds: what `image_noise` drew each noise from,
+    where it is one of a pool that comes again.
     """
 
     prompts: list[str]
@@ -29,12 +31,26 @@ class MicroBatch:
     cond: Condition
     uncond: Condition
     rng: Callable[[str], torch.Generator]
+    levels: Tensor
     noise_seeds: list[int] | None = None
 
 
 def prompts_digest(prompts: list[str]) -> str:
     """SHA-256 of the prompts in their order."""
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+
+
+def stratified_levels(size: int, number: int, count: int, of_update: torch.Generator, own: torch.Generator) -> Tensor:
+    """u (size,) in [0, 1) of the samples of micro-batch `number` of `count`: u = (r + v) / size.
+
+    r: a permutation of 0 ... size - 1 from the micro-batch's `own` generator. v = (p + w) / count, p its place in a
+    permutation of the `count` micro-batches from the generator `of_update`, which is the same for all of them, w
+    uniform. So each of `size` equal slices of [0, 1) holds one sample of a micro-batch, and each of size * count slices
+    one of the update.
+    """
+    places = torch.randperm(count, generator=of_update)
+    v = (places[number] + torch.rand((), generator=own)) / count
+    return (torch.randperm(size, generator=own) + v) / size
 
 
 class EncodedPrompts:
@@ -103,11 +119,15 @@ class BatchSource:
         def rng(stream: str) -> torch.Generator:
             return generator(self.seed, f"{role}/{update}/{number}/{stream}", step)
 
+        of_update = generator(self.seed, f"{role}/{update}/levels", step)
+        levels = stratified_levels(
+            self.batch_size, number, self.accumulation * self.num_processes, of_update, rng("levels")
+        )
         if role == "student" and self.num_pairs is not None:
             pairs = prompt_indices(positions, self.num_pairs, seed=self.seed, stream="pairs").tolist()
-            return self.pairs(pairs, rng)
+            return replace(self.pairs(pairs, rng), levels=levels)
         noise = torch.randn(self.batch_size, *self.latent_shape, generator=rng("noise"))
-        return self._micro_batch(self._prompts(role, positions), noise, rng)
+        return replace(self._micro_batch(self._prompts(role, positions), noise, rng), levels=levels)
 
     def pairs(self, numbers: list[int], rng: Callable[[str], torch.Generator]) -> MicroBatch:
         """Pairs of a prompt and a noise that come again, by their numbers."""
@@ -130,4 +150,5 @@ class BatchSource:
             cond=self.prompts.cond(chosen).to(self.device),
             uncond=self.prompts.uncond.to(self.device).expand(len(noise)),
             rng=rng,
+            levels=torch.zeros(len(noise)),
         )

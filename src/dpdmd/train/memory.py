@@ -219,6 +219,7 @@ def peak_bytes(recipe: Recipe, plan: Plan, adapter: ModelAdapter) -> int:
         torch.autograd.grad(sum(F.layer_norm(f, f.shape[-1:]).square().mean() for f in features), x_t)
 
     def student_update() -> None:
+        is_whole = recipe.student.kind == "ode" and not recipe.train.random_step
         renoise = {} if recipe.student.kind == "ode" else {"fresh_noise": lambda i: torch.randn_like(noise)}
         rollout = student_rollout(
             partial(denoise, "student"),
@@ -227,7 +228,7 @@ def peak_bytes(recipe: Recipe, plan: Plan, adapter: ModelAdapter) -> int:
             cond,
             grid=plan.student_grid,
             detach_after=plan.objective.detach_after,
-            num_steps=plan.student_grid.num_steps if recipe.train.random_step else None,
+            last_steps=None if is_whole else [plan.student_grid.num_steps] * len(noise),
             **renoise,
         )
         with torch.no_grad():  # the largest call without graph: guided, both halves at once

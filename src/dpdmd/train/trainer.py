@@ -300,10 +300,20 @@ class Trainer:
         )
 
     def _mean_over_processes(self, row: dict[str, float]) -> dict[str, float]:
+        """Key by key. Raises RuntimeError in all processes when they have called the networks unequally often.
+
+        Processes that share networks gather their parts at every call: unequal numbers would pair wrongly.
+        """
         if self.accelerator.num_processes == 1:
             return row
-        values = torch.tensor(list(row.values()), device=self.accelerator.device)
-        return dict(zip(row, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+        values = torch.tensor(
+            [*row.values(), self.roles.num_calls], dtype=torch.float64, device=self.accelerator.device
+        )
+        rows = self.accelerator.gather(values[None])
+        num_calls = rows[:, -1].tolist()
+        if len(set(num_calls)) > 1:
+            raise RuntimeError(f"the processes have called their networks unequally often: {num_calls}")
+        return dict(zip(row, rows[:, :-1].mean(dim=0).tolist(), strict=True))
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that goes on from it."""

@@ -17,7 +17,7 @@ from dpdmd.objectives.anchor import ANCHOR
 from dpdmd.objectives.base import Objective, StudentStep
 from dpdmd.paths import Path, add_noise
 from dpdmd.roles import Role
-from dpdmd.rollout import StudentKind, StudentRollout, student_rollout
+from dpdmd.rollout import StudentKind, StudentRollout, last_steps, student_rollout
 from dpdmd.train.data import MicroBatch
 from dpdmd.train.distribution import whole
 from dpdmd.train.health import mean_of, sample_health
@@ -70,11 +70,11 @@ class MicroLoss:
 def rollout_student(
     players: Players, batch: MicroBatch, *, detach_after: int = 0, is_anchored: bool = True
 ) -> tuple[StudentRollout, Grid]:
-    """The student's samples of a micro-batch, of the whole rollout or x0 of one random step, and the grid taken.
+    """The student's samples of a micro-batch, of the whole rollout or each of one random step, and the grid taken.
 
-    The random step is behind `detach_after`, so that it is never one that DMD must not reach.
+    The random steps are behind `detach_after`, so that none is one that DMD must not reach.
     """
-    grid, fresh_noise, num_steps = players.student_grid, None, None
+    grid, fresh_noise, last = players.student_grid, None, None
     if players.time_jitter:
         grid = jittered(grid, players.time_jitter, batch.rng("time_jitter"))
     if players.student_kind == "renoise":
@@ -84,7 +84,7 @@ def rollout_student(
             return torch.randn(batch.noise.shape, generator=rng).to(batch.noise.device)
 
     if players.student_kind == "renoise" or players.random_step:
-        num_steps = int(torch.randint(detach_after + 1, grid.num_steps + 1, (), generator=batch.rng("last_step")))
+        last = last_steps(batch.levels, detach_after, grid.num_steps)
     rollout = student_rollout(
         players.student,
         players.path,
@@ -93,7 +93,7 @@ def rollout_student(
         grid=grid,
         detach_after=detach_after,
         fresh_noise=fresh_noise,
-        num_steps=num_steps,
+        last_steps=last,
         is_anchored=is_anchored,
     )
     return rollout, grid
