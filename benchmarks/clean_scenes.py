@@ -20,7 +20,7 @@ from benchmarks.seeds import provenance
 from dpdmd.compare.arms import REFERENCE, Run, arrange
 from dpdmd.compare.commands import run_all
 from dpdmd.evaluate.samples import read_samples
-from dpdmd.files import write_json
+from dpdmd.store.files import write_json
 from dpdmd.world.captions import named_factors
 from dpdmd.world.oracle import read_scenes
 from dpdmd.world.prompts import evaluation_prompts

@@ -28,15 +28,15 @@ from torch import nn
 
 from benchmarks.reference import ReferenceRun
 from dpdmd.compare.summary import summarise
-from dpdmd.files import write_json
 from dpdmd.models.load import load_adapter
-from dpdmd.train.config import Recipe
-from dpdmd.train.memory import LiveBytes
-from dpdmd.train.run_folder import git_commit
-from dpdmd.train.trainer import Trainer
-from dpdmd.world.pretrain.autoencoder import new_autoencoder
-from dpdmd.world.pretrain.pipelines import silent_t5
-from dpdmd.world.pretrain.text_encoders import new_text_encoder, new_tokenizer
+from dpdmd.planning.memory import LiveBytes
+from dpdmd.recipe.schema import Recipe
+from dpdmd.store.files import write_json
+from dpdmd.store.provenance import git_commit
+from dpdmd.training.trainer import Trainer
+from tools.pretrain.autoencoder import new_autoencoder
+from tools.pretrain.pipelines import silent_t5
+from tools.pretrain.text_encoders import new_text_encoder, new_tokenizer
 
 PROMPTS = [
     f"a {size} {colour} {shape}"

@@ -17,11 +17,11 @@ from tqdm import tqdm
 from benchmarks.pareto import PUBLISHED, PUBLISHED_DMD
 from benchmarks.seeds import provenance
 from dpdmd.compare.summary import summarise
-from dpdmd.files import write_json
 from dpdmd.models.load import load_adapter
-from dpdmd.train.cost import forwards_per_update
-from dpdmd.train.recipe_file import load_recipe
-from dpdmd.train.trainer import Trainer
+from dpdmd.planning.cost import forwards_per_update
+from dpdmd.recipe.toml import load_recipe
+from dpdmd.store.files import write_json
+from dpdmd.training.trainer import Trainer
 
 UPDATES = 10
 ARMS = {

@@ -29,8 +29,8 @@ from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Run, arrange
 from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import Row, measure
 from dpdmd.compare.summary import PROMPTS, summarise_arms, table
-from dpdmd.files import read_json, write_json
-from dpdmd.train.recipe_file import load_recipe
+from dpdmd.recipe.toml import load_recipe
+from dpdmd.store.files import read_json, write_json
 from dpdmd.world.prompts import evaluation_prompts
 
 GUIDANCE = 3.5

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from benchmarks.pareto import ANCHOR_SCALE, ANCHOR_SCALES, COMMON, GROUPS, INTERVALS, SCALES, teacher_arm
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE
 from dpdmd.compare.summary import PROMPTS, SEEDS, Summary, summarise
-from dpdmd.files import read_json, write_text
 from dpdmd.report.colours import INK, OTHER_COLOURS, arm_colours
 from dpdmd.report.comparison import Comparison
 from dpdmd.report.pareto import pareto
 from dpdmd.report.runs import ArmReport
+from dpdmd.store.files import read_json, write_text
 
 RESULTS = Path("benchmarks", "results", "pareto.json")
 NOISE_PREDICTION = RESULTS.with_name("noise_prediction_recipe.json")

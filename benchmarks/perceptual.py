@@ -26,14 +26,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from dpdmd.method.objective import Objective
+from dpdmd.method.randomness import generator
 from dpdmd.models.load import load_adapter
-from dpdmd.objectives.base import Objective
-from dpdmd.perceptual import Lpips, PerceptualDistance, lpips_shapes, perceptual_distance
-from dpdmd.randomness import generator
-from dpdmd.train.memory import LiveBytes
-from dpdmd.train.recipe_file import load_recipe
-from dpdmd.train.trainer import Trainer
-from dpdmd.train.updates import student_loss
+from dpdmd.planning.memory import LiveBytes
+from dpdmd.recipe.toml import load_recipe
+from dpdmd.training.trainer import Trainer
+from dpdmd.training.updates import student_loss
+from dpdmd.vision.perceptual import Lpips, PerceptualDistance, lpips_shapes, perceptual_distance
 from dpdmd.world.scenes import DISCRETE_FACTORS, IMAGE_SIZE, Scenes, render, sample_scenes
 
 NUM_PAIRS = 512

@@ -13,13 +13,13 @@ from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 
-from dpdmd.files import write_text
 from dpdmd.models.load import load_adapter
-from dpdmd.train.config import Recipe
-from dpdmd.train.cost import network_sizes
-from dpdmd.train.fit import GIB, Need, describe_fit, memory_need, reserve, savings
-from dpdmd.train.recipe_file import load_recipe
-from dpdmd.train.run_folder import surroundings
+from dpdmd.planning.cost import network_sizes
+from dpdmd.planning.fit import GIB, Need, describe_fit, memory_need, reserve, savings
+from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.toml import load_recipe
+from dpdmd.store.files import write_text
+from dpdmd.store.provenance import surroundings
 
 CONFIGURATIONS = Path(__file__).with_name("configurations.json")
 MEMORIES = (24, 48, 80)  # GiB

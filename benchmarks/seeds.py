@@ -12,7 +12,7 @@ from dpdmd.compare.arms import Arm, arrange
 from dpdmd.compare.engine import run_and_measure
 from dpdmd.compare.measure import HEADLINE
 from dpdmd.compare.summary import summarise_arms, table
-from dpdmd.files import write_json
+from dpdmd.store.files import write_json
 from dpdmd.world.prompts import evaluation_prompts
 
 FIGURES = (*HEADLINE, "coverage", "total_variation_true", "saturation")

@@ -1,15 +1,19 @@
 """Toy models shared by the tests, handed out as fixtures: each fixture returns the class or the function itself."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from tiny_adapter import PROMPTS, TinyAdapter
 from torch import Tensor, nn
 
-from dpdmd.denoiser import Condition
-from dpdmd.grids import uniform_grid
-from dpdmd.objectives.base import StudentStep
-from dpdmd.paths import FlowPath, Prediction, from_velocity, per_sample
-from dpdmd.randomness import generator
-from dpdmd.rollout import student_rollout
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.grids import uniform_grid
+from dpdmd.method.objective import StudentStep
+from dpdmd.method.paths import FlowPath, Prediction, from_velocity, per_sample
+from dpdmd.method.randomness import generator
+from dpdmd.method.rollout import student_rollout
+from dpdmd.recipe.schema import Recipe
 
 
 def make_prompts(means) -> Condition:
@@ -134,6 +138,38 @@ def student_step():
 def randn():
     """Standard normal tensors from a seed: randn(seed, *shape)."""
     return lambda seed, *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def adapter() -> TinyAdapter:
+    return TinyAdapter()
+
+
+@pytest.fixture
+def prompts_file(tmp_path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("# some prompts\n\n" + "\n".join(PROMPTS) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def make_recipe(tmp_path, prompts_file):
+    """A recipe of a few fast updates; sections are given as keyword arguments and win over what stands here."""
+
+    def make(folder: str = "run", **sections: dict) -> Recipe:
+        data = {
+            "model": {"teacher": "tiny"},
+            "student": {"num_steps": 3},
+            "data": {"prompts": str(prompts_file), "cache": "none"},
+            "train": {"num_updates": 4, "batch_size": 4, "fake_updates": 2, "learning_rate": 1e-2},
+            "checkpoint": {"every": 2},
+            "output": {"folder": str(tmp_path / folder)},
+        }
+        for name, values in sections.items():
+            data[name] = data.get(name, {}) | values
+        return Recipe.model_validate(data)
+
+    return make
 
 
 @pytest.fixture(scope="session", autouse=True)

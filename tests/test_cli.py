@@ -24,7 +24,6 @@ COMMANDS = [
     "report",
     "compare",
     "export",
-    "pretrain-teacher",
     "demo",
 ]
 
@@ -91,7 +90,7 @@ def test_a_tracker_that_is_not_installed_is_one_message_before_the_model_is_look
     def version(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("dpdmd.train.trackers.version", version)
+    monkeypatch.setattr("dpdmd.training.run.trackers.version", version)
     monkeypatch.setattr("dpdmd.models.load.load_adapter", lambda source: pytest.fail("looked at the model"))
     code, _, err = run("train", "scenes_dp_dmd", "--set", 'output.trackers=["tensorboard"]')
     assert code == 2
@@ -208,7 +207,7 @@ def test_report_export_pretrain_and_demo_pass_their_arguments_on(run, called, tm
     assert run("report", "a", "b", "--out", "r.html")[0] == 0
     assert called["report_from_runs"] == (([Path("a"), Path("b")], Path("r.html")), {})
 
-    called["replace"]("dpdmd.export", "export_run")
+    called["replace"]("dpdmd.publish.export", "export_run")
     assert run("export", "a", "--out", "b")[0] == 0
     options = {"copy": False, "lora": False, "metrics": None, "license": None, "repo_id": None}
     assert called["export_run"] == ((Path("a"), Path("b")), options)
@@ -217,10 +216,6 @@ def test_report_export_pretrain_and_demo_pass_their_arguments_on(run, called, tm
 
     code, _, err = run("export", "a", "--out", "b", "--private")
     assert code == 2 and "--private is about an upload" in err
-
-    called["replace"]("dpdmd.world.pretrain.run", "pretrain")
-    assert run("pretrain-teacher", "--out", "t", "--stage", "text", "--seed", 2)[0] == 0
-    assert called["pretrain"] == ((Path("t"),), {"stage": "text", "seed": 2, "processes": 2, "scale": 1.0})
 
     called["replace"]("dpdmd.demo", "run_demo")
     assert run("demo", "--updates", 3, "--no-open")[0] == 0
@@ -256,12 +251,6 @@ def test_compare_reads_seeds_budget_and_guidance(run, called, tmp_path):
             "jobs": 2,
         },
     )
-
-
-def test_an_unknown_stage_names_the_stages(run):
-    code, _, err = run("pretrain-teacher", "--out", "t", "--stage", "txt")
-    assert code == 2
-    assert "autoencoder" in err
 
 
 def test_the_noise_predicting_teacher_has_a_recipe(run, tmp_path):

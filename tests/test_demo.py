@@ -1,7 +1,7 @@
 import pytest
 
 from dpdmd import demo
-from dpdmd.files import read_json
+from dpdmd.store.files import read_json
 from dpdmd.world.prompts import evaluation_prompts
 
 ARMS = {"teacher", "teacher_few_steps", "dmd", "dp_dmd"}
@@ -10,7 +10,7 @@ FIGURES = ("diversity", "diversity_share", "named_accuracy", "validity", "second
 
 
 def test_students_differ_in_the_objective_alone():
-    from dpdmd.train.recipe_file import flatten, load_recipe
+    from dpdmd.recipe.toml import flatten, load_recipe
 
     dmd, dp_dmd = (flatten(load_recipe(name)) for name in ("scenes_dmd", "scenes_dp_dmd"))
     different = {key for key in dmd if dmd[key] != dp_dmd[key]}

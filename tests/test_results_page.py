@@ -34,8 +34,8 @@ from benchmarks.pareto_page import (
 )
 from dpdmd.compare.arms import Run, arrange
 from dpdmd.compare.summary import summarise
-from dpdmd.files import read_json, write_json
-from dpdmd.train.recipe_file import load_recipe
+from dpdmd.recipe.toml import load_recipe
+from dpdmd.store.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,20 @@ The parts of the method, for those who research the next objective; importing th
 (training, evaluation, reports) lives in `dpdmd.train`, `dpdmd.evaluate`, `dpdmd.report` and the command line.
 """
 
-from dpdmd.denoiser import Condition, Denoiser
-from dpdmd.grids import Grid, anchor_steps, lint, sample_times, uniform_grid
-from dpdmd.guidance import Guidance, guided
-from dpdmd.losses import anchor_loss, denoising_loss, dmd_gradient, dmd_loss
+from dpdmd.method.denoiser import Condition, Denoiser
+from dpdmd.method.grids import Grid, anchor_steps, lint, sample_times, uniform_grid
+from dpdmd.method.guidance import Guidance, guided
+from dpdmd.method.losses import anchor_loss, denoising_loss, dmd_gradient, dmd_loss
+from dpdmd.method.objective import Objective, StudentStep, Term, TermResult
+from dpdmd.method.paths import FlowPath, Path, Prediction, VPPath, add_noise, secant, step
+from dpdmd.method.randomness import generator
+from dpdmd.method.roles import Role, Roles
+from dpdmd.method.rollout import StudentRollout, student_rollout, teacher_rollout
+from dpdmd.method.terms.anchor import DiversityAnchor
+from dpdmd.method.terms.dmd import Dmd
+from dpdmd.method.terms.perceptual import Perceptual
 from dpdmd.models.base import ModelAdapter, denoiser, network_denoiser
 from dpdmd.models.load import Sampler, load_adapter, load_sampler
-from dpdmd.objectives.anchor import DiversityAnchor
-from dpdmd.objectives.base import Objective, StudentStep, Term, TermResult
-from dpdmd.objectives.dmd import Dmd
-from dpdmd.objectives.perceptual import Perceptual
-from dpdmd.paths import FlowPath, Path, Prediction, VPPath, add_noise, secant, step
-from dpdmd.randomness import generator
-from dpdmd.roles import Role, Roles
-from dpdmd.rollout import StudentRollout, student_rollout, teacher_rollout
 
 __version__ = "0.1.0"
 

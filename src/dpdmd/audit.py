@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.evaluate.cache import default_folder
-from dpdmd.evaluate.features import SCENES
 from dpdmd.evaluate.generate import generate_folder
-from dpdmd.evaluate.quality.load import require_known
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.stock import generate_with_stock
-from dpdmd.evaluate.weights import find_weights
-from dpdmd.files import require_writable
 from dpdmd.models.load import BUILT_IN, STUDENT_FILE
 from dpdmd.report.build import report_from_runs
+from dpdmd.store.cache import default_folder
+from dpdmd.store.files import require_writable
+from dpdmd.vision.features import SCENES
+from dpdmd.vision.quality.load import require_known
+from dpdmd.vision.weights import find_weights
 from dpdmd.world.prompts import evaluation_prompts
 
 TEACHER, STUDENT = "teacher", "student"

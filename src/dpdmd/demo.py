@@ -9,10 +9,10 @@ import torch
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Run
 from dpdmd.compare.engine import run_and_measure
 from dpdmd.compare.summary import summarise_arms, table
-from dpdmd.files import require_writable, write_json
 from dpdmd.report.build import report_from_runs
 from dpdmd.report.galleries import write_overview_png
 from dpdmd.report.runs import read_runs
+from dpdmd.store.files import require_writable, write_json
 from dpdmd.world.prompts import evaluation_prompts
 
 NUM_SEEDS = 16

@@ -7,10 +7,11 @@ import pytest
 
 from dpdmd.compare import commands
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
-from dpdmd.files import write_json, write_png, write_text
-from dpdmd.randomness import generator
-from dpdmd.train.health import MetricsLog
-from dpdmd.train.recipe_file import dump_recipe, load_recipe
+from dpdmd.method.randomness import generator
+from dpdmd.recipe.toml import dump_recipe, load_recipe
+from dpdmd.store.files import write_json, write_text
+from dpdmd.store.png import write_png
+from dpdmd.training.run.log import MetricsLog
 from dpdmd.world.scenes import render, sample_scenes
 
 PROMPTS = ["a red circle", "a blue cross"]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd.compare.arms import Arm, arrange, parse_arm, parse_budget, parse_scales, parse_seeds
-from dpdmd.train.recipe_file import load_recipe
+from dpdmd.recipe.toml import load_recipe
 
 
 def test_an_arm_is_a_recipe_and_what_is_changed_in_it():

@@ -13,7 +13,7 @@ import pytest
 from dpdmd.compare import commands
 from dpdmd.compare.arms import Arm, Run, arrange
 from dpdmd.compare.commands import failure, run_all
-from dpdmd.files import read_json
+from dpdmd.store.files import read_json
 
 TEACHER = Arm("teacher", model="scenes")
 DMD = Arm("dmd", "scenes_dmd", {"train.num_updates": 3})

@@ -14,8 +14,8 @@ from dpdmd.compare import commands, measure
 from dpdmd.compare.arms import Arm, Budget, arrange
 from dpdmd.compare.engine import compare_recipes, run_and_measure
 from dpdmd.evaluate.manifest import read_manifest
-from dpdmd.files import read_json, write_json
-from dpdmd.train.run_folder import peak_memory_bytes
+from dpdmd.store.files import read_json, write_json
+from dpdmd.store.provenance import peak_memory_bytes
 
 RECIPES = ["scenes_dmd", "scenes_dp_dmd:objective.anchor.depth=2"]
 

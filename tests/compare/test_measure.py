@@ -7,8 +7,8 @@ from dpdmd.compare.arms import Arm, Run, arrange
 from dpdmd.compare.commands import run_all
 from dpdmd.compare.measure import measure, num_spikes, training_figures
 from dpdmd.evaluate.scores import quality
-from dpdmd.files import read_json
-from dpdmd.train.health import MetricsLog
+from dpdmd.store.files import read_json
+from dpdmd.training.run.log import MetricsLog
 
 ARMS = ([Arm("teacher", model="scenes")], [Arm("dmd", "scenes_dmd")])
 

@@ -4,7 +4,7 @@ import pytest
 
 from dpdmd.compare.arms import Arm, Run
 from dpdmd.compare.trade_off import path_runs, paths
-from dpdmd.files import write_json
+from dpdmd.store.files import write_json
 
 
 def run(tmp_path, name, seed, kept, failed=False):

@@ -9,8 +9,8 @@ import torch
 
 from dpdmd.data import embeddings
 from dpdmd.data.embeddings import EmbeddingCache
-from dpdmd.denoiser import Condition, concatenate
-from dpdmd.randomness import generator
+from dpdmd.method.denoiser import Condition, concatenate
+from dpdmd.method.randomness import generator
 
 
 class WordsAdapter:

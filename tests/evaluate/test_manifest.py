@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dpdmd.evaluate.manifest import ImageEntry, read_manifest, write_manifest
-from dpdmd.files import write_png
+from dpdmd.store.png import write_png
 
 
 def _image(folder, name):

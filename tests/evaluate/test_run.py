@@ -6,9 +6,9 @@ import torch
 from dpdmd.evaluate.diversity import pairwise_diversity
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
 from dpdmd.evaluate.run import evaluate_folder
-from dpdmd.files import write_png
-from dpdmd.perceptual import PerceptualDistance
-from dpdmd.randomness import generator
+from dpdmd.method.randomness import generator
+from dpdmd.store.png import write_png
+from dpdmd.vision.perceptual import PerceptualDistance
 from dpdmd.world.captions import named_factors
 from dpdmd.world.features import load_scene_features
 from dpdmd.world.scenes import DISCRETE_FACTORS, render, sample_scenes

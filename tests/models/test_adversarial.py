@@ -10,15 +10,15 @@ from test_lora import ThreeBackbones
 from torch import nn
 from torch.testing import assert_close
 
-import dpdmd.train.assemble as assemble
+import dpdmd.training.assemble as assemble
 from dpdmd.evaluate.generate import image_noise
+from dpdmd.method.roles import Roles
 from dpdmd.models.base import empty_network, feature_blocks, feature_reader
 from dpdmd.models.load import load_adapter, load_sampler
-from dpdmd.roles import Roles
-from dpdmd.train.adversary import new_discriminator
-from dpdmd.train.config import Recipe
-from dpdmd.train.facts import facts
-from dpdmd.train.trainer import Trainer
+from dpdmd.recipe.schema import Recipe
+from dpdmd.training.adversary import new_discriminator
+from dpdmd.training.facts import facts
+from dpdmd.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "the small blue cross on a white background", "one cross"]
 SHARED = {"roles": ["student", "fake_score"], "rank": 4}

@@ -24,16 +24,18 @@ from torch.testing import assert_close
 
 from dpdmd.data.embeddings import EmbeddingCache
 from dpdmd.data.prompts import lint_prompts
-from dpdmd.denoiser import concatenate
 from dpdmd.evaluate.generate import generate_folder, image_noise, sample_latents
-from dpdmd.export import export_run
-from dpdmd.files import to_uint8, write_json, write_tensors
+from dpdmd.method.denoiser import concatenate
+from dpdmd.method.paths import FlowPath, from_velocity
+from dpdmd.method.rollout import student_rollout
 from dpdmd.models.load import STUDENT_FILE, load_adapter, load_sampler
 from dpdmd.models.parts import tokenizers
-from dpdmd.paths import FlowPath, from_velocity
-from dpdmd.rollout import student_rollout
-from dpdmd.train.config import Recipe
-from dpdmd.train.trainer import Trainer
+from dpdmd.publish.export import export_run
+from dpdmd.recipe.schema import Recipe
+from dpdmd.store.files import write_json
+from dpdmd.store.png import to_uint8
+from dpdmd.store.tensors import write_tensors
+from dpdmd.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "the small blue cross on a white background"]
 SEEDS = [3, 4]

@@ -6,12 +6,12 @@ import torch
 from diffusers import FluxPipeline
 from torch.testing import assert_close
 
+from dpdmd.method.rollout import student_samples
 from dpdmd.models.base import network_denoiser
 from dpdmd.models.flux import FluxAdapter
 from dpdmd.models.load import load_adapter
-from dpdmd.rollout import student_samples
-from dpdmd.train.config import Recipe
-from dpdmd.train.trainer import Trainer
+from dpdmd.recipe.schema import Recipe
+from dpdmd.training.trainer import Trainer
 
 PROMPT = "a red circle"
 HEIGHT, WIDTH = tiny_flux.IMAGE_SIZE

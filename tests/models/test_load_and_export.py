@@ -14,17 +14,19 @@ from PIL import Image
 
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.manifest import read_manifest
-from dpdmd.export import export_run
-from dpdmd.files import to_uint8, write_json, write_tensors
-from dpdmd.grids import Grid
-from dpdmd.guidance import Guidance
-from dpdmd.hybrid import hybrid_samples
+from dpdmd.method.grids import Grid
+from dpdmd.method.guidance import Guidance
+from dpdmd.method.hybrid import hybrid_samples
+from dpdmd.method.randomness import image_noise
 from dpdmd.models.base import network_denoiser
 from dpdmd.models.load import load_adapter, load_sampler
-from dpdmd.randomness import image_noise
-from dpdmd.train.config import Recipe
-from dpdmd.train.plan import make_plan
-from dpdmd.train.trainer import Trainer
+from dpdmd.publish.export import export_run
+from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.schema import Recipe
+from dpdmd.store.files import write_json
+from dpdmd.store.png import to_uint8
+from dpdmd.store.tensors import write_tensors
+from dpdmd.training.trainer import Trainer
 
 GRID = [1.0, 0.9, 0.75, 0.5, 0.0]
 
@@ -217,7 +219,7 @@ def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):
     def fails(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("dpdmd.export.write_text", fails)
+    monkeypatch.setattr("dpdmd.publish.export.write_text", fails)
     with pytest.raises(OSError, match="disk full"):
         export_run(run, tmp_path / "out" / "export")
     assert list((tmp_path / "out").iterdir()) == []

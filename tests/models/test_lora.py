@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-import dpdmd.train.assemble as assemble
+import dpdmd.training.assemble as assemble
 from dpdmd.evaluate.generate import generate_folder
-from dpdmd.export import export_run
-from dpdmd.files import read_tensors
+from dpdmd.method.roles import ROLES, TRAINED_ROLES, Roles
 from dpdmd.models.load import LORA_FILE, load_adapter
-from dpdmd.roles import ROLES, TRAINED_ROLES, Roles
-from dpdmd.train.config import Recipe
-from dpdmd.train.cost import describe, network_sizes
-from dpdmd.train.loop import train
-from dpdmd.train.plan import make_plan
-from dpdmd.train.trainer import Trainer
+from dpdmd.planning.cost import describe, network_sizes
+from dpdmd.publish.export import export_run
+from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.schema import Recipe
+from dpdmd.store.tensors import read_tensors
+from dpdmd.training.loop import train
+from dpdmd.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "the small blue cross on a white background", "one cross"]
 LORA = {"roles": ["student", "fake_score"], "rank": 4, "alpha": 6.0}

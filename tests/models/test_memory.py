@@ -11,15 +11,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from dpdmd import cli
-from dpdmd.denoiser import Condition
+from dpdmd.method.denoiser import Condition
 from dpdmd.models.load import load_adapter
-from dpdmd.train.config import Recipe
-from dpdmd.train.cost import num_parameters
-from dpdmd.train.fit import GIB, describe_fit, memory_need, savings
-from dpdmd.train.memory import META, AsOnGpu, LiveBytes, LiveShapes, peak_bytes, picture_bytes
-from dpdmd.train.plan import make_plan
-from dpdmd.train.recipe_file import load_recipe
-from dpdmd.train.trainer import Trainer
+from dpdmd.planning.cost import num_parameters
+from dpdmd.planning.fit import GIB, describe_fit, memory_need, savings
+from dpdmd.planning.memory import META, AsOnGpu, LiveBytes, LiveShapes, peak_bytes, picture_bytes
+from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.toml import load_recipe
+from dpdmd.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "one cross"]
 SHARED = {"roles": ["student", "fake_score"], "rank": 4}
@@ -213,7 +213,7 @@ def test_stable_diffusion_35_medium_fits_24_gib_with_adapters_on_one_backbone_an
     assert adapters.state == 2 * (2_243_171_520 + 384 * 384 * 1536) + 2 * 3 * 4 * layers * rank * 2 * 1536
 
     # From here on activations as few as those above; the state alone is too much for copies.
-    monkeypatch.setattr("dpdmd.train.fit.peak_bytes", lambda *_: adapters.peak)
+    monkeypatch.setattr("dpdmd.planning.fit.peak_bytes", lambda *_: adapters.peak)
     count = cache(partial(memory_need, adapter=adapter))
     answer = describe_fit(count(load(())), memory, savings(load, count, memory))
     assert "per device: does not fit in 24.0 GiB" in answer

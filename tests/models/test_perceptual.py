@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dpdmd.models.load import load_adapter
-from dpdmd.train.config import Recipe
-from dpdmd.train.trainer import Trainer
+from dpdmd.recipe.schema import Recipe
+from dpdmd.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 import torch
 from processes import in_processes
 
+from dpdmd.distributed.wrapping import whole
 from dpdmd.models.load import load_adapter
-from dpdmd.train.checkpoint import latest_checkpoint
-from dpdmd.train.config import Recipe
-from dpdmd.train.distribution import whole
-from dpdmd.train.trainer import Trainer
+from dpdmd.recipe.schema import Recipe
+from dpdmd.training.run.checkpoint import latest_checkpoint
+from dpdmd.training.trainer import Trainer
 
 FAMILIES = ["sd3", "sdxl", "sana", "z_image", "flux", "qwen_image"]
 ADVERSARIAL = {"name": "dmd_adversarial", "adversarial": {"weight": 1.0, "num_real": 2, "learning_rate": 0.1}}

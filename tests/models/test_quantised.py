@@ -7,20 +7,20 @@ from PIL import Image
 from processes import in_processes
 from torch import nn
 
-from dpdmd.denoiser import Condition
 from dpdmd.evaluate.generate import generate_folder
-from dpdmd.export import export_run
-from dpdmd.files import read_tensors
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.roles import TRAINED_ROLES
 from dpdmd.models import quantised
 from dpdmd.models.load import LORA_FILE, load_adapter
 from dpdmd.models.quantised import PACKAGES, block_layers, quantise
-from dpdmd.roles import TRAINED_ROLES
-from dpdmd.train.config import Recipe
-from dpdmd.train.cost import network_sizes
-from dpdmd.train.loop import train
-from dpdmd.train.memory import AsOnGpu, LiveBytes, checkpoint_on_gpu, peak_bytes
-from dpdmd.train.plan import make_plan
-from dpdmd.train.trainer import Trainer
+from dpdmd.planning.cost import network_sizes
+from dpdmd.planning.memory import AsOnGpu, LiveBytes, checkpoint_on_gpu, peak_bytes
+from dpdmd.publish.export import export_run
+from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.schema import Recipe
+from dpdmd.store.tensors import read_tensors
+from dpdmd.training.loop import train
+from dpdmd.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "the small blue cross on a white background", "one cross"]
 

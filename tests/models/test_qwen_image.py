@@ -5,11 +5,11 @@ import tiny_qwen_image
 import torch
 from torch.testing import assert_close
 
-from dpdmd.guidance import linear_rule
+from dpdmd.method.guidance import linear_rule
+from dpdmd.method.paths import Prediction, from_velocity, per_sample
 from dpdmd.models.load import load_adapter
 from dpdmd.models.packed import pack
 from dpdmd.models.qwen_image import length_preserving_rule
-from dpdmd.paths import Prediction, from_velocity, per_sample
 
 
 @pytest.fixture

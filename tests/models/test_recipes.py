@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 
 from dpdmd.evaluate.generate import generate_folder
-from dpdmd.export import export_run
-from dpdmd.files import read_json
 from dpdmd.models.load import load_adapter
-from dpdmd.train.cost import describe
-from dpdmd.train.loop import train
-from dpdmd.train.plan import make_plan
-from dpdmd.train.recipe_file import load_recipe, shipped_recipes
+from dpdmd.planning.cost import describe
+from dpdmd.publish.export import export_run
+from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.toml import load_recipe, shipped_recipes
+from dpdmd.store.files import read_json
+from dpdmd.training.loop import train
 
 TINY = {
     "sd35_medium_dp_dmd": "sd3",

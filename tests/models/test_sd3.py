@@ -5,9 +5,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from dpdmd.evaluate.generate import sample_latents, sampling_grid
-from dpdmd.files import to_uint8
-from dpdmd.grids import Grid, uniform_grid
+from dpdmd.method.grids import Grid, uniform_grid
 from dpdmd.models.load import load_sampler
+from dpdmd.store.png import to_uint8
 
 PROMPTS = ["a red circle", "the small blue cross on a white background"]
 SEEDS = [3, 4]
@@ -63,7 +63,7 @@ def test_encoding_one_by_one_equals_a_batch_of_mixed_lengths(sd3_folder):
     batch = adapter.encode(PROMPTS)
     for i, prompt in enumerate(PROMPTS):
         for name, tensor in adapter.encode([prompt]).tensors.items():
-            torch.testing.assert_close(tensor, batch[i : i + 1].tensors[name], atol=1e-6, rtol=0)
+            torch.testing.assert_close(tensor, batch[i : i + 1].tensors[name], atol=3e-6, rtol=0)
 
 
 def test_stock_grid_names_the_schedulers_sigmas(sd3_folder):

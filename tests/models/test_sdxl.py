@@ -9,11 +9,11 @@ from diffusers import DDIMScheduler
 from torch import nn
 from torch.testing import assert_close
 
-from dpdmd.grids import Grid
+from dpdmd.method.grids import Grid
+from dpdmd.method.paths import from_eps, from_v
+from dpdmd.method.rollout import student_rollout
 from dpdmd.models.load import load_adapter
 from dpdmd.models.sdxl import SDXLAdapter
-from dpdmd.paths import from_eps, from_v
-from dpdmd.rollout import student_rollout
 
 SHAPE = (4, 8, 8)
 CONVERT = {"eps": from_eps, "v": from_v}

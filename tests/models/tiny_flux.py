@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from dpdmd.models.base import LatentShape
-from dpdmd.world.pretrain.text_encoders import NUM_TOKENS, new_tokenizer
+from tools.pretrain.text_encoders import NUM_TOKENS, new_tokenizer
 
 STOCK = FluxPipeline
 GUIDANCE_SCALE = 2.5

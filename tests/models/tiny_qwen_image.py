@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from dpdmd.models.base import LatentShape
-from dpdmd.world.pretrain.text_encoders import new_tokenizer
+from tools.pretrain.text_encoders import new_tokenizer
 
 STOCK = QwenImagePipeline
 GUIDANCE_SCALE = 4.0

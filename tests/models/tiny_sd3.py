@@ -8,9 +8,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from torch import Tensor
 
 from dpdmd.models.base import LatentShape
-from dpdmd.world.pretrain.autoencoder import new_autoencoder
-from dpdmd.world.pretrain.pipelines import new_transformer, silent_t5
-from dpdmd.world.pretrain.text_encoders import new_text_encoder, new_tokenizer
+from tools.pretrain.autoencoder import new_autoencoder
+from tools.pretrain.pipelines import new_transformer, silent_t5
+from tools.pretrain.text_encoders import new_text_encoder, new_tokenizer
 
 STOCK = StableDiffusion3Pipeline
 GUIDANCE_SCALE = 3.5

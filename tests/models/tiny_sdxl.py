@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from dpdmd.models.base import LatentShape
-from dpdmd.world.pretrain.autoencoder import new_autoencoder
-from dpdmd.world.pretrain.text_encoders import HIDDEN_SIZE, new_text_encoder, new_tokenizer
+from tools.pretrain.autoencoder import new_autoencoder
+from tools.pretrain.text_encoders import HIDDEN_SIZE, new_text_encoder, new_tokenizer
 
 STOCK = StableDiffusionXLPipeline
 GUIDANCE_SCALE = 3.0

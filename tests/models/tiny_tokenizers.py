@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from dpdmd.world.pretrain.text_encoders import new_tokenizer
+from tools.pretrain.text_encoders import new_tokenizer
 
 
 def new_gemma_tokenizer() -> PreTrainedTokenizerFast:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
-from dpdmd.files import write_json, write_png
 from dpdmd.report.build import report_from_runs
 from dpdmd.report.colours import ARM_COLOURS, OTHER_COLOURS
+from dpdmd.store.files import write_json
+from dpdmd.store.png import write_png
 
 FLAGS = (
     "--headless",

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
-from dpdmd.files import write_json, write_png
 from dpdmd.report import build
 from dpdmd.report.build import build_report, report_from_runs
 from dpdmd.report.galleries import choose_prompts, prompt_rows, write_overview_png
 from dpdmd.report.runs import ArmReport, read_arm, read_runs
+from dpdmd.store.files import write_json
+from dpdmd.store.png import write_png
 
 HOSTILE = "<script>alert(1)</script>"
 PROMPTS = ["a red circle", HOSTILE, "a cross"]

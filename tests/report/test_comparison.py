@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpdmd.files import read_json, write_json
 from dpdmd.report.build import report_from_runs
 from dpdmd.report.colours import arm_colours
 from dpdmd.report.comparison import read_comparison
 from dpdmd.report.runs import ArmReport
 from dpdmd.report.summary import difference, summary_sentences
+from dpdmd.store.files import read_json, write_json
 
 HOSTILE = "<script>alert(1)</script>"
 FAILED = {"step": 7, "error": "loss/dmd = inf"}

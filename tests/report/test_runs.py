@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
-from dpdmd.files import write_json, write_png
 from dpdmd.report import build
 from dpdmd.report.runs import read_log, read_runs
+from dpdmd.store.files import write_json
+from dpdmd.store.png import write_png
 
 
 def _samples(folder, prompt="a red circle"):

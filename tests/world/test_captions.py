@@ -1,14 +1,7 @@
 import pytest
 
-from dpdmd.randomness import generator
-from dpdmd.world.captions import (
-    NAMEABLE_FACTORS,
-    all_captions,
-    caption,
-    named_factors,
-    num_wordings,
-    sample_captions,
-)
+from dpdmd.method.randomness import generator
+from dpdmd.world.captions import NAMEABLE_FACTORS, all_captions, caption, named_factors, num_wordings, sample_captions
 from dpdmd.world.scenes import DISCRETE_FACTORS, sample_scenes
 
 

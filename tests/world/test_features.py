@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dpdmd.randomness import generator
+from dpdmd.method.randomness import generator
 from dpdmd.world.features import FEATURE_DIM, SceneFeatures, load_scene_features
-from dpdmd.world.pretrain.features import (
+from dpdmd.world.scenes import DISCRETE_FACTORS, SHAPES, Scenes, render, sample_scenes
+from tools.pretrain.features import (
     CONTINUOUS_FACTORS,
     FactorHeads,
     augment,
@@ -13,7 +14,6 @@ from dpdmd.world.pretrain.features import (
     factor_loss,
     train_features,
 )
-from dpdmd.world.scenes import DISCRETE_FACTORS, SHAPES, Scenes, render, sample_scenes
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from dpdmd.randomness import generator
+from dpdmd.method.randomness import generator
 from dpdmd.world.captions import caption, named_factors, sample_captions
 from dpdmd.world.metrics import (
     effective_modes,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dpdmd.randomness import generator
+from dpdmd.method.randomness import generator
 from dpdmd.world.oracle import VALID_DISTORTION, VALID_RESIDUAL, read_scenes
 from dpdmd.world.scenes import (
     BACKGROUNDS,

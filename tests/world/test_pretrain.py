@@ -4,11 +4,12 @@ import json
 import pytest
 from diffusers import DiffusionPipeline
 
-from dpdmd.files import read_tensors
+from dpdmd.store.tensors import read_tensors
 from dpdmd.world.captions import all_captions
-from dpdmd.world.pretrain import card, run
-from dpdmd.world.pretrain.run import pretrain
-from dpdmd.world.pretrain.text_encoders import NUM_TOKENS, factor_labels, new_tokenizer, tokenize
+from tools.pretrain import __main__ as command
+from tools.pretrain import card, run
+from tools.pretrain.run import pretrain
+from tools.pretrain.text_encoders import NUM_TOKENS, factor_labels, new_tokenizer, tokenize
 
 
 def test_every_caption_fits_the_tokenizer_without_unknown_words():
@@ -26,6 +27,18 @@ def test_labels_name_what_a_caption_names():
         "size": [0, 2],
         "background": [6, 6],
     }
+
+
+def test_the_command_line_reads_its_stages(monkeypatch, capsys):
+    called = {}
+    monkeypatch.setattr(command, "pretrain", lambda **given: called.update(given) or given["out"])
+    monkeypatch.setattr("sys.argv", ["pretrain", "--out", "t", "--stage", "text", "--seed", "2"])
+    command.main()
+    assert called == {"out": "t", "stage": "text", "seed": 2, "processes": 2, "scale": 1.0}
+    monkeypatch.setattr("sys.argv", ["pretrain", "--out", "t", "--stage", "txt"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "autoencoder" in capsys.readouterr().err
 
 
 @pytest.mark.slow

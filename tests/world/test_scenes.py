@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dpdmd.randomness import generator
+from dpdmd.method.randomness import generator
 from dpdmd.world.scenes import (
     BACKGROUNDS,
     COLOURS,

@@ -8,10 +8,10 @@ from PIL import Image
 
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.run import evaluate_folder
-from dpdmd.files import read_json
 from dpdmd.models.load import BUILT_IN, built_in_teacher
-from dpdmd.world.pretrain.card import NUM_INFERENCE_STEPS, RECOMMENDED_GUIDANCE_SCALE
+from dpdmd.store.files import read_json
 from dpdmd.world.prompts import evaluation_prompts
+from tools.pretrain.card import NUM_INFERENCE_STEPS, RECOMMENDED_GUIDANCE_SCALE
 
 # The stock pipelines, and their default numbers of steps and guidance.
 STOCK = {"scenes": (StableDiffusion3Pipeline, 28, 7.0), "scenes_eps": (StableDiffusionXLPipeline, 50, 5.0)}

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dpdmd.cli import images, runs, training, world
+from dpdmd.cli import demo, images, runs, training
 
 app = typer.Typer(
     name="dpdmd",
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (training, images, runs, world):  # --help has them in this order
+for commands in (training, images, runs, demo):  # --help has them in this order
     app.add_typer(commands.app)
 
 USER_ERROR = 2

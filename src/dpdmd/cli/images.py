@@ -93,8 +93,8 @@ def evaluate(
     if no_cache and cache is not None:
         raise ValueError("--cache and --no-cache exclude each other")
 
-    from dpdmd.evaluate.cache import default_folder
     from dpdmd.evaluate.run import evaluate_folder, lines
+    from dpdmd.store.cache import default_folder
 
     metrics = evaluate_folder(
         folder,

@@ -112,10 +112,10 @@ def export(
     if private and push_to_hub is None:
         raise ValueError("--private is about an upload: give --push-to-hub OWNER/NAME, or leave it out")
 
-    from dpdmd.export import export_run
+    from dpdmd.publish.export import export_run
 
     if push_to_hub is not None:
-        from dpdmd.hub import push_folder, require_login
+        from dpdmd.publish.hub import push_folder, require_login
 
         require_login(push_to_hub)
     export_run(run, out, copy=copy, lora=lora, metrics=metrics, license=license, repo_id=push_to_hub)

@@ -9,7 +9,7 @@ import typer
 from dpdmd.cli.options import Overrides
 
 if TYPE_CHECKING:
-    from dpdmd.train.config import Recipe
+    from dpdmd.recipe.schema import Recipe
 
 app = typer.Typer()
 
@@ -28,18 +28,18 @@ def train(
     ] = False,
 ) -> None:
     """Train a student. Ctrl-C (exit code 130) and SIGTERM (143) save a checkpoint first."""
-    from dpdmd.train.config import NO_CACHE
-    from dpdmd.train.recipe_file import load_recipe
+    from dpdmd.recipe.schema import NO_CACHE
+    from dpdmd.recipe.toml import load_recipe
 
     settings = load_recipe(recipe, [*(overrides or []), *([f"data.cache={NO_CACHE}"] if no_cache else [])])
 
     from dpdmd.models.load import load_adapter
-    from dpdmd.train.best import read_best
-    from dpdmd.train.cost import describe
-    from dpdmd.train.loop import train as run_training
-    from dpdmd.train.plan import make_plan
-    from dpdmd.train.run_folder import RunFolder
-    from dpdmd.train.trackers import require_trackers
+    from dpdmd.planning.cost import describe
+    from dpdmd.recipe.resolve import make_plan
+    from dpdmd.training.loop import train as run_training
+    from dpdmd.training.run.folder import RunFolder
+    from dpdmd.training.run.trackers import require_trackers
+    from dpdmd.training.validation.best import read_best
 
     require_trackers(settings.output.trackers)
     if dry_run:
@@ -69,7 +69,7 @@ def plan(
     ] = False,
 ) -> None:
     """Say what a training will cost, whether it fits a device, and what makes it fit. Reads no weights."""
-    from dpdmd.train.recipe_file import load_recipe
+    from dpdmd.recipe.toml import load_recipe
 
     def load(further: tuple[str, ...]) -> "Recipe":
         return load_recipe(recipe, [*(overrides or []), *further])
@@ -78,9 +78,9 @@ def plan(
 
     from dpdmd.data.prompts import training_prompts
     from dpdmd.models.load import load_adapter
-    from dpdmd.train.cost import describe, embedding_bytes
-    from dpdmd.train.fit import describe_calibration, describe_fit, device_memory, has_gpu, memory_need, savings
-    from dpdmd.train.plan import make_plan
+    from dpdmd.planning.cost import describe, embedding_bytes
+    from dpdmd.planning.fit import describe_calibration, describe_fit, device_memory, has_gpu, memory_need, savings
+    from dpdmd.recipe.resolve import make_plan
 
     adapter = load_adapter(settings.model.teacher)
     typer.echo(describe(make_plan(settings, adapter), settings, adapter))
@@ -104,7 +104,7 @@ def config(
     overrides: Overrides = None,
 ) -> None:
     """Print every key of a recipe with default and meaning; with RECIPE, print that recipe with all defaults."""
-    from dpdmd.train.recipe_file import describe_recipe, dump_recipe, load_recipe, shipped_recipes
+    from dpdmd.recipe.toml import describe_recipe, dump_recipe, load_recipe, shipped_recipes
 
     if recipe is not None:
         typer.echo(dump_recipe(load_recipe(recipe, overrides or [])), nl=False)

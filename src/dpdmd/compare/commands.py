@@ -19,9 +19,9 @@ from threading import Event
 from typing import Any
 
 from dpdmd.compare.arms import Run
-from dpdmd.files import read_json, write_json, write_text
-from dpdmd.train.recipe_file import load_recipe
-from dpdmd.train.run_folder import RunFolder
+from dpdmd.recipe.toml import load_recipe
+from dpdmd.store.files import read_json, write_json, write_text
+from dpdmd.training.run.folder import RunFolder
 
 STOPPED_ERROR, USER_ERROR = 1, 2
 Command = tuple[str, ...]

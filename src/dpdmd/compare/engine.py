@@ -9,10 +9,10 @@ from dpdmd.compare.measure import Row, measure
 from dpdmd.compare.plan import Teacher, plan_students, prompts_of, require_features, shared_teacher
 from dpdmd.compare.summary import FIGURES, summarise_arms, summarise_rows, table
 from dpdmd.compare.trade_off import on_axes, path_runs, paths, step_of
-from dpdmd.files import write_json
 from dpdmd.report.build import report_from_runs
 from dpdmd.report.spreadsheet import write_rows
-from dpdmd.train.run_folder import surroundings
+from dpdmd.store.files import write_json
+from dpdmd.store.provenance import surroundings
 
 IMAGES_PER_PROMPT = 16
 # Of students on the way, which are points of a picture: of the same seeds, the first ones.

@@ -7,12 +7,12 @@ from tqdm import tqdm
 
 from dpdmd.compare.arms import Run
 from dpdmd.compare.commands import failure
-from dpdmd.evaluate.cache import default_folder
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.scores import quality
-from dpdmd.files import read_json
 from dpdmd.report.runs import read_log
-from dpdmd.train.run_folder import RunFolder
+from dpdmd.store.cache import default_folder
+from dpdmd.store.files import read_json
+from dpdmd.training.run.folder import RunFolder
 
 SPIKE, WINDOW, FEWEST = 5.0, 50, 10
 HEADLINE = (

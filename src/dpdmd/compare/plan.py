@@ -7,8 +7,8 @@ from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Budget, parse_arm, par
 from dpdmd.data.prompts import training_prompts
 from dpdmd.evaluate.run import choose_extractor
 from dpdmd.models.load import BUILT_IN, STUDENT_FILE, load_adapter
-from dpdmd.train.plan import make_plan
-from dpdmd.train.recipe_file import load_recipe
+from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.toml import load_recipe
 from dpdmd.world.captions import all_captions
 from dpdmd.world.prompts import evaluation_prompts
 

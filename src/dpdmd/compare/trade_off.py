@@ -7,7 +7,7 @@ from dpdmd.compare.arms import Arm, Run
 from dpdmd.compare.commands import failure
 from dpdmd.compare.measure import Row
 from dpdmd.compare.summary import Summary, summarise_rows
-from dpdmd.train.run_folder import RunFolder
+from dpdmd.training.run.folder import RunFolder
 
 AXES = ("diversity_share", "quality")
 MOST_POINTS = 8

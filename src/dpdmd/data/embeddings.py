@@ -25,10 +25,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from dpdmd.denoiser import Condition, concatenate
-from dpdmd.files import read_json, sha256_of, write_json, write_tensors
+from dpdmd.method.denoiser import Condition, concatenate
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.parts import local_folder
+from dpdmd.store.digests import sha256_of
+from dpdmd.store.files import read_json, write_json
+from dpdmd.store.tensors import write_tensors
 
 CHUNK = 64  # prompts encoded at a time
 SHARD = 256  # prompts in a file

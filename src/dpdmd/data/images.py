@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpdmd.data.prompts import COLUMN
-from dpdmd.files import sha256_of
+from dpdmd.store.digests import sha256_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 METADATA = "metadata.jsonl"

@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, read_manifest, write_manifest
-from dpdmd.files import read_json, write_json, write_png
+from dpdmd.store.files import read_json, write_json
+from dpdmd.store.png import write_png
 
 SETTINGS_FILE = "sampling.json"
 # A model that was moved is still the same: its network's fingerprint tells.
@@ -36,7 +37,7 @@ def draw_folder(
     the slowest process, of all calls so far. what: for the progress bar.
     Raises ValueError for a folder with other images, OSError when it cannot be written to.
     """
-    from dpdmd.train.distribution import everywhere, on_first, rank_and_number
+    from dpdmd.distributed.processes import everywhere, on_first, rank_and_number
 
     out = Path(out)
     files = {(prompt, seed): f"{i:04d}-{seed:06d}.png" for i, prompt in enumerate(prompts) for seed in seeds}

@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpdmd.denoiser import Condition
-from dpdmd.evaluate.cache import batches
+from dpdmd.distributed.processes import new_accelerator
 from dpdmd.evaluate.drawing import draw_folder
 from dpdmd.evaluate.manifest import Manifest
-from dpdmd.grids import Grid
-from dpdmd.guidance import Guidance
-from dpdmd.hybrid import hybrid_samples
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.grids import Grid
+from dpdmd.method.guidance import Guidance
+from dpdmd.method.hybrid import hybrid_samples
+from dpdmd.method.randomness import image_noise
+from dpdmd.method.rollout import student_samples, teacher_rollout
 from dpdmd.models.base import decoder, network_denoiser
 from dpdmd.models.load import Sampler, load_adapter, load_sampler
-from dpdmd.randomness import image_noise
-from dpdmd.rollout import student_samples, teacher_rollout
-from dpdmd.train.distribution import fingerprint, new_accelerator
+from dpdmd.store.cache import batches
+from dpdmd.store.digests import fingerprint
 
 CHUNK = 64  # prompts encoded at a time
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from dpdmd.evaluate.features import DEFAULT_MODEL, SCENES, FeatureExtractor, Features, folder_features, load_extractor
-from dpdmd.evaluate.quality.load import load_quality, quality_weights, require_known
+from dpdmd.evaluate.folder_features import folder_features
 from dpdmd.evaluate.samples import Samples, read_reference, read_samples
 from dpdmd.evaluate.scorers.features import feature_scores
 from dpdmd.evaluate.scorers.perceptual import distance_for, perceptual_scores
@@ -16,7 +15,9 @@ from dpdmd.evaluate.scorers.quality import quality_scores
 from dpdmd.evaluate.scorers.saturation import saturation
 from dpdmd.evaluate.scorers.scenes import is_world, scene_scores
 from dpdmd.evaluate.scores import Scores, together
-from dpdmd.files import require_writable, write_json
+from dpdmd.store.files import require_writable, write_json
+from dpdmd.vision.features import DEFAULT_MODEL, SCENES, FeatureExtractor, Features, load_extractor
+from dpdmd.vision.quality.load import load_quality, quality_weights, require_known
 
 
 def evaluate_folder(

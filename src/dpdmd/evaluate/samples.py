@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from dpdmd.evaluate.manifest import ImageEntry, read_manifest
-from dpdmd.files import read_png, sha256_of
+from dpdmd.store.digests import sha256_of
+from dpdmd.store.png import read_png
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpdmd.evaluate.cache import batches
 from dpdmd.evaluate.drawing import draw_folder
 from dpdmd.evaluate.generate import require_different, start_processes
 from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.parts import reading
-from dpdmd.train.distribution import fingerprint
+from dpdmd.store.cache import batches
+from dpdmd.store.digests import fingerprint
 
 NETWORKS = ("transformer", "unet")
 

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dpdmd.denoiser import Condition, Denoiser
-from dpdmd.discriminator import Features, block_outputs
-from dpdmd.grids import Grid
-from dpdmd.guidance import GuidanceRule
-from dpdmd.paths import Path, Prediction
-from dpdmd.roles import Role, Roles
-from dpdmd.rollout import StudentKind
+from dpdmd.method.denoiser import Condition, Denoiser
+from dpdmd.method.discriminator import Features, block_outputs
+from dpdmd.method.grids import Grid
+from dpdmd.method.guidance import GuidanceRule
+from dpdmd.method.paths import Path, Prediction
+from dpdmd.method.roles import Role, Roles
+from dpdmd.method.rollout import StudentKind
 
 LatentShape = tuple[int, int, int]
 

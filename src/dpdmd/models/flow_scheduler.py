@@ -5,10 +5,10 @@ from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from dpdmd import grids
-from dpdmd.grids import Grid
+from dpdmd.method import grids
+from dpdmd.method.grids import Grid
+from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape
-from dpdmd.rollout import StudentKind
 
 
 def default_grid(config: dict[str, Any], num_steps: int) -> Grid:

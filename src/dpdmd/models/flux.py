@@ -6,12 +6,12 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
-from dpdmd.denoiser import Condition
-from dpdmd.grids import Grid
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.grids import Grid
+from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models import packed
 from dpdmd.models.base import LatentShape
 from dpdmd.models.stock import StockAdapter
-from dpdmd.paths import Prediction, from_velocity
 
 NUM_T5_TOKENS = 512  # the stock pipeline's default max_sequence_length
 SAMPLE_SIZE = 128  # its default height and width in latent pixels

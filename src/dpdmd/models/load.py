@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from dpdmd.files import read_json, read_tensors
-from dpdmd.grids import Grid
+from dpdmd.method.grids import Grid
+from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape, ModelAdapter
-from dpdmd.rollout import StudentKind
+from dpdmd.store.files import read_json
+from dpdmd.store.tensors import read_tensors
 
 # The built-in teachers: a flow and a noise-predicting one, each a folder in dpdmd.world.
 BUILT_IN = {"scenes": "teacher", "scenes_eps": "teacher_eps"}

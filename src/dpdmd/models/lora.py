@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from peft import LoraConfig as PeftLoraConfig
 from torch import Tensor, nn
 
-from dpdmd.files import safetensors_errors
+from dpdmd.method.roles import Role
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.load import LORA_FILE
-from dpdmd.roles import Role
+from dpdmd.store.tensors import safetensors_errors
 
 if TYPE_CHECKING:
-    from dpdmd.train.config import LoraConfig
+    from dpdmd.recipe.schema import LoraConfig
 
 
 def lora_configs(config: "LoraConfig", adapter: ModelAdapter, network: nn.Module) -> dict[Role, PeftLoraConfig]:

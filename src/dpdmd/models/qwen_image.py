@@ -6,11 +6,11 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor, nn
 
-from dpdmd.denoiser import Condition
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models import packed
 from dpdmd.models.base import LatentShape
 from dpdmd.models.stock import StockAdapter
-from dpdmd.paths import Prediction, from_velocity
 
 NUM_TOKENS = 512  # the stock pipeline's default max_sequence_length
 SAMPLE_SIZE = 128  # its default height and width in latent pixels

@@ -12,12 +12,12 @@ import torch
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
 from torch import Tensor, nn
 
-from dpdmd.denoiser import Condition, concatenate
-from dpdmd.grids import Grid
+from dpdmd.method.denoiser import Condition, concatenate
+from dpdmd.method.grids import Grid
+from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models import flow_scheduler
 from dpdmd.models.base import LatentShape
 from dpdmd.models.stock import StockAdapter
-from dpdmd.paths import Prediction, from_velocity
 
 # The stock call puts these sentences before every prompt, and none before the negative one.
 INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default

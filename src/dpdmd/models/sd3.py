@@ -7,14 +7,14 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from dpdmd.denoiser import Condition
-from dpdmd.grids import Grid
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.grids import Grid
+from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models import flow_scheduler
 from dpdmd.models.base import LatentShape
 from dpdmd.models.folding import FoldedJointAttention
 from dpdmd.models.parts import local_folder
 from dpdmd.models.stock import StockAdapter
-from dpdmd.paths import Prediction, from_velocity
 
 NUM_CLIP_TOKENS = 77
 T5_NORM = "encoder.final_layer_norm.weight"

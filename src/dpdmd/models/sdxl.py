@@ -12,12 +12,12 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from dpdmd.denoiser import Condition
-from dpdmd.grids import Grid
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.grids import Grid
+from dpdmd.method.paths import Prediction, VPPath, from_eps, from_v
+from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape
 from dpdmd.models.stock import StockAdapter
-from dpdmd.paths import Prediction, VPPath, from_eps, from_v
-from dpdmd.rollout import StudentKind
 
 NUM_CLIP_TOKENS = 77
 CONVERSIONS = {"epsilon": ("eps", from_eps), "v_prediction": ("v", from_v)}

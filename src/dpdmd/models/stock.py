@@ -7,12 +7,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from dpdmd.grids import Grid
-from dpdmd.guidance import linear_rule
+from dpdmd.method.grids import Grid
+from dpdmd.method.guidance import linear_rule
+from dpdmd.method.paths import FlowPath, Path
+from dpdmd.method.rollout import StudentKind
 from dpdmd.models import flow_scheduler, parts
 from dpdmd.models.base import LatentShape
-from dpdmd.paths import FlowPath, Path
-from dpdmd.rollout import StudentKind
 
 
 class StockAdapter:

@@ -7,10 +7,10 @@ from diffusers import AutoencoderKL, ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from dpdmd.denoiser import Condition
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models.base import LatentShape
 from dpdmd.models.stock import StockAdapter
-from dpdmd.paths import Prediction, from_velocity
 
 IMAGE_SIZE = 1024  # the stock call's default height and width; no configuration says another
 PATCH_SIZE = 2  # the one that the stock call patches with

@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dpdmd.files import require_writable, write_text
 from dpdmd.report.colours import arm_colours
 from dpdmd.report.columns import COST, REFERENCE, STABILITY, column_of, shown_columns
 from dpdmd.report.comparison import COMPARISON_FILE, ONE_SEED, Comparison, read_comparison
@@ -19,6 +18,7 @@ from dpdmd.report.runs import ArmReport, encodable, is_number, read_runs
 from dpdmd.report.spreadsheet import write_rows
 from dpdmd.report.summary import summary_sentences
 from dpdmd.report.tables import Table, make_table, table_rows
+from dpdmd.store.files import require_writable, write_text
 
 DEFAULT_TITLE = "Few-step students and their teacher"
 FILES = "report_files"

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dpdmd.files import read_json
 from dpdmd.report.runs import LABELS, ArmReport, read_arm
+from dpdmd.store.files import read_json
 
 COMPARISON_FILE = "comparison.json"
 OF_ONE_SEED = ("per_prompt", "skipped", "provenance", "frechet_reliable", "num_prompts", "images_per_prompt")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpdmd.evaluate.manifest import ImageEntry
-from dpdmd.files import atomic_path
 from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of
 from dpdmd.report.summary import percent
+from dpdmd.store.files import atomic_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,7 +7,6 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpdmd.files import atomic_path
 from dpdmd.report.colours import INK, arm_colours, follow_page
 from dpdmd.report.comparison import Comparison
 from dpdmd.report.curves import curve_rows, curves
@@ -15,6 +14,7 @@ from dpdmd.report.pareto import pareto, pareto_rows
 from dpdmd.report.points import quality_column, spread, spread_rows, trade_off, trade_off_rows
 from dpdmd.report.runs import ArmReport
 from dpdmd.report.spreadsheet import write_rows
+from dpdmd.store.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

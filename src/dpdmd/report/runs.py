@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.evaluate.manifest import MANIFEST_NAME, Manifest, read_manifest
-from dpdmd.files import read_json
+from dpdmd.store.files import read_json
 
 LABELS = {
     "teacher": "Teacher",

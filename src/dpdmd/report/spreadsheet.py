@@ -5,8 +5,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from dpdmd.files import write_text
 from dpdmd.report.runs import encodable
+from dpdmd.store.files import write_text
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from importlib import resources
 import torch
 from torch import Tensor, nn
 
-from dpdmd import files
+from dpdmd.store.tensors import read_tensors
 from dpdmd.world.scenes import IMAGE_SIZE
 
 FEATURE_DIM = 64
@@ -66,5 +66,5 @@ def load_scene_features() -> SceneFeatures:
     """
     network = SceneFeatures()
     with resources.as_file(resources.files("dpdmd.world") / "weights" / WEIGHTS) as path:
-        network.load_state_dict(files.read_tensors(path))
+        network.load_state_dict(read_tensors(path))
     return network.eval().requires_grad_(False)

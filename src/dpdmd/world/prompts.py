@@ -1,6 +1,6 @@
 """Prompt lists of the built-in world: what students are trained on, and what they are judged on."""
 
-from dpdmd.randomness import generator
+from dpdmd.method.randomness import generator
 from dpdmd.world.captions import caption, sample_captions
 from dpdmd.world.scenes import COLOURS, SHAPES, sample_scenes
 

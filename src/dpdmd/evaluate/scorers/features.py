@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 from dpdmd.evaluate.diversity import pairwise_diversity, spatial_diversity, vendi_score
-from dpdmd.evaluate.features import Features
 from dpdmd.evaluate.fidelity import frechet_distance, kernel_distance, neighbours
 from dpdmd.evaluate.intervals import mean_estimate, ratio_estimate
 from dpdmd.evaluate.samples import Samples
 from dpdmd.evaluate.scores import Scores
+from dpdmd.vision.features import Features
 
 NUM_NEIGHBOURS = 5
 NEAR = 0.2

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpdmd.evaluate.cache import key_of, through_cache
 from dpdmd.evaluate.intervals import mean_estimate, ratio_estimate
-from dpdmd.evaluate.preprocessing import resized
 from dpdmd.evaluate.samples import Samples
 from dpdmd.evaluate.scores import Scores
-from dpdmd.files import read_png, sha256_of
-from dpdmd.perceptual import SCENES, PerceptualDistance, perceptual_distance
+from dpdmd.store.cache import key_of, through_cache
+from dpdmd.store.digests import sha256_of
+from dpdmd.store.png import read_png
+from dpdmd.vision.perceptual import SCENES, PerceptualDistance, perceptual_distance
+from dpdmd.vision.preprocessing import resized
 
 # LPIPS was fitted on patches of 64 and is quoted at 256: larger images are reduced to it, which also bounds memory.
 LONGEST_SIDE = 256
@@ -24,7 +25,7 @@ def perceptual_scores(
 ) -> Scores:
     """ "perceptual_diversity", per prompt and in the mean, and its share of the teacher's.
 
-        L = 2 / (R (R - 1)) sum_{i < j} d(x_i, x_j),   d the distance of `dpdmd.perceptual`
+        L = 2 / (R (R - 1)) sum_{i < j} d(x_i, x_j),   d the distance of `dpdmd.vision.perceptual`
 
     backbone: as `perceptual.PerceptualDistance` takes it: "scenes", a .safetensors file of LPIPS weights, or a vision
     model. Images whose longer side exceeds 256 pixels are reduced to that.
@@ -90,6 +91,6 @@ def _digest(backbone: str) -> str | None:
         return None
     if Path(backbone).is_file():
         return sha256_of(backbone)
-    from dpdmd.evaluate.weights import find_weights
+    from dpdmd.vision.weights import find_weights
 
     return find_weights(backbone).sha256

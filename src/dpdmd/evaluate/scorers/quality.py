@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpdmd.evaluate.cache import batches, key_of, through_cache
 from dpdmd.evaluate.intervals import mean_estimate
-from dpdmd.evaluate.quality.base import QualityScorer
 from dpdmd.evaluate.samples import Samples
 from dpdmd.evaluate.scores import Scores
-from dpdmd.files import read_png
+from dpdmd.store.cache import batches, key_of, through_cache
+from dpdmd.store.png import read_png
+from dpdmd.vision.quality.base import QualityScorer
 
 
 def quality_scores(

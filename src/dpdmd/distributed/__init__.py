@@ -1,0 +1,1 @@
+"""Several processes: what they do together, and how networks are spread over them."""

@@ -1,0 +1,26 @@
+"""Features of a folder of images, kept on disk."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from dpdmd.evaluate.samples import Samples
+from dpdmd.store.cache import key_of, through_cache
+from dpdmd.store.png import read_png
+from dpdmd.vision.features import FeatureExtractor, Features, feature_rows, joined_features
+
+
+def folder_features(
+    extractor: FeatureExtractor, samples: Samples, *, cache: Path | None = None, batch_size: int = 32
+) -> Features:
+    """Features of a folder's images, in their order; with `cache`, a folder, none is computed twice."""
+    identity = extractor.identity
+    if identity is None:
+        cache = None
+
+    def compute(numbers: list[int]) -> Iterator[dict[str, Tensor]]:
+        return feature_rows(extractor, (read_png(samples.files[number]) for number in numbers), batch_size)
+
+    keys = list(map(str, range(len(samples.files)))) if cache is None else [key_of(identity, h) for h in samples.hashes]
+    return joined_features(through_cache(cache, keys, compute, what=f"features of {samples.folder}"))

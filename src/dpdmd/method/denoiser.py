@@ -1,0 +1,57 @@
+"""A denoiser: one role's network behind its family's adapter, `(x_t, t, cond) -> Prediction(x0, eps)`."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpdmd.method.paths import Prediction
+
+Denoiser = Callable[[Tensor, Tensor, "Condition"], Prediction]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a prompt became: named tensors, each (B, ...). The names belong to the family's adapter."""
+
+    tensors: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, index) -> "Condition":
+        """Some of the prompts; `index` is whatever indexes the first axis of a tensor."""
+        return Condition({name: tensor[index] for name, tensor in self.tensors.items()})
+
+    def to(self, device: torch.device) -> "Condition":
+        """The same condition on another device."""
+        return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    def expand(self, batch_size: int) -> "Condition":
+        """One prompt (B = 1) repeated to `batch_size`, without copying."""
+        if len(self) != 1:
+            raise ValueError(f"only a single prompt can be expanded, got {len(self)}")
+        return Condition({name: tensor.expand(batch_size, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
+
+
+def concatenate(conditions: Iterable[Condition]) -> Condition:
+    """Conditions of equal names, one after the other.
+
+    Axis 1, the tokens, may differ in length: the shorter ones are padded with zeros at the end, which in a mask means
+    "no token". Families without a mask encode all prompts to one length.
+    """
+    conditions = list(conditions)
+    return Condition({name: _stack([c.tensors[name] for c in conditions]) for name in conditions[0].tensors})
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    if tensors[0].ndim < 2 or len({tensor.shape[1] for tensor in tensors}) == 1:
+        return torch.cat(tensors)
+    length = max(tensor.shape[1] for tensor in tensors)
+    out = tensors[0].new_zeros(sum(map(len, tensors)), length, *tensors[0].shape[2:])
+    start = 0
+    for tensor in tensors:
+        out[start : start + len(tensor), : tensor.shape[1]] = tensor
+        start += len(tensor)
+    return out

@@ -1,0 +1,98 @@
+"""The discriminator of DMD2 (arXiv 2405.14867, sec. 4.3): a light head on what a denoiser's blocks make of x_tau."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.randomness import generator
+
+WIDTH = 64
+
+# (x_tau, tau, cond) -> what each of the chosen blocks makes of it, (B, N, D): N places of the picture.
+Features = Callable[[Tensor, Tensor, Condition], list[Tensor]]
+
+
+class Head(nn.Module):
+    """From features to one logit per sample, above 0 for "real".
+
+    Per block a verdict at every place, D numbers -> 64 -> 1, from features of zero mean and unit variance; the logit is
+    the mean over places and blocks. So the head is small, fits any size and shape of picture, and its gradient goes to
+    all places alike; that a verdict can be about the whole picture is the work of the blocks' attention. It starts
+    undecided, at 0 for everything.
+    """
+
+    def __init__(self, sizes: list[int], *, seed: int = 0):
+        """`sizes`: D of every block; `seed`: of the first layers."""
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(seed, "discriminator").initial_seed())
+            self.branches = nn.ModuleList(
+                nn.Sequential(
+                    nn.LayerNorm(size, elementwise_affine=False), nn.Linear(size, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 1)
+                )
+                for size in sizes
+            )
+        for branch in self.branches:
+            nn.init.zeros_(branch[-1].weight)
+            nn.init.zeros_(branch[-1].bias)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Logits (B,) in fp32 of features (B, N, D), one per block."""
+        verdicts = [branch(f.float()).mean(dim=(1, 2)) for branch, f in zip(self.branches, features, strict=True)]
+        return torch.stack(verdicts).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class Discriminator:
+    """(x_tau, tau, cond) -> logits (B,). Of its two parts the head alone is ever trained as such.
+
+    differentiable: what to enter for a call and a derivative of it by x_tau.
+    """
+
+    features: Features
+    head: Head
+    differentiable: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def __call__(self, x_tau: Tensor, tau: Tensor, cond: Condition) -> Tensor:
+        return self.head(self.features(x_tau, tau, cond))
+
+
+def default_blocks(number: int) -> tuple[int, ...]:
+    """A quarter, a half and three quarters of the way through `number` blocks."""
+    return tuple(sorted({quarter * number // 4 for quarter in (1, 2, 3)}))
+
+
+class _Enough(Exception):
+    """Leaves a network behind the last block that is listened to."""
+
+
+def block_outputs(call: Callable[[], Any], blocks: list[nn.Module], *, stop: bool) -> list[Any]:
+    """What each of `blocks` returns while `call` calls the network that they are part of.
+
+    stop: leave the network when all have returned. Only where no graph is recorded and no block's parameters are
+    gathered for the call: checkpointing and FSDP2 count on calls that end.
+    """
+    outputs: dict[int, Any] = {}
+
+    def listener(index: int) -> Callable:
+        def listen(module: nn.Module, args: Any, output: Any) -> None:
+            outputs[index] = output
+            if stop and len(outputs) == len(blocks):
+                raise _Enough
+
+        return listen
+
+    handles = [block.register_forward_hook(listener(i)) for i, block in enumerate(blocks)]
+    try:
+        call()
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [outputs[i] for i in range(len(blocks))]

@@ -1,0 +1,198 @@
+"""Will a recipe fit a device, and what makes it fit: for `dpdmd plan`."""
+
+import json
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dpdmd.data.prompts import COLUMN, training_prompts
+from dpdmd.models.base import ModelAdapter
+from dpdmd.planning.cost import network_sizes, state_bytes
+from dpdmd.planning.memory import peak_bytes, picture_bytes
+from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.schema import Recipe
+from dpdmd.store.files import write_text
+
+GIB = 2**30
+Settings = tuple[str, ...]  # what stands behind --set, each
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on one device: what stays, the most that is beside it at a time, and when that is."""
+
+    state: int
+    peak: int
+    when: str = "in an update"
+
+    @property
+    def total(self) -> int:
+        return self.state + self.peak
+
+
+def memory_need(recipe: Recipe, adapter: ModelAdapter) -> Need:
+    """Of one process, without sharding. Fused, AdamW's step needs nothing beside gradients and moments."""
+    state, plan = state_bytes(recipe, network_sizes(recipe, adapter)), make_plan(recipe, adapter)
+    del state["gradients"]  # are in the peak
+    peaks = {
+        "in an update": peak_bytes(recipe, plan, adapter),
+        "in drawing validation pictures": picture_bytes(recipe, plan, adapter),
+    }
+    when = max(peaks, key=lambda name: peaks[name])
+    return Need(sum(state.values()), peaks[when], when)
+
+
+def reserve(memory: int) -> int:
+    """What to leave of a device's bytes: 1 GiB for the driver's context and workspaces, 1/20 for fragmentation.
+
+    An assumption: neither has been measured here.
+    """
+    return min(memory, GIB + memory // 20)
+
+
+def savings(
+    load: Callable[[Settings], Recipe], count: Callable[[Recipe], Need], memory: int
+) -> list[tuple[Settings, Need]]:
+    """Settings that lower the need, one on top of the other, until it fits a device of `memory` bytes or none is left.
+
+    Of those that save something the one that costs least is taken first; at the end some of the batch is given back
+    where less of it has to go. load: from further settings to the recipe. count: a recipe's `memory_need`. Settings
+    that save nothing, or that the recipe's other settings exclude, are left out.
+    """
+    found: list[tuple[Settings, Need]] = []
+    recipe, available = load(()), memory - reserve(memory)
+    need = count(recipe)
+
+    def try_on(settings: Settings) -> tuple[Recipe, Need] | None:
+        try:
+            changed = load((*(setting for taken, _ in found for setting in taken), *settings))
+        except ValueError:
+            return None
+        return None if changed == recipe else (changed, count(changed))
+
+    sizes = _batch_sizes(recipe)
+    left = _switches(sizes)
+    while need.total > available:
+        for settings in left:
+            tried = try_on(settings)
+            if tried is not None and tried[1].total < need.total:
+                break
+        else:
+            return found
+        left.remove(settings)
+        recipe, need = tried
+        found.append((settings, need))
+    if any(taken == sizes[-1] for taken, _ in found):
+        for settings in sizes[:-1]:
+            tried = try_on(settings)
+            if tried is not None and tried[1].total <= available:
+                return [*found, (settings, tried[1])]
+    return found
+
+
+def _switches(batch_sizes: list[Settings]) -> list[Settings]:
+    """What saves memory, in the order of what it costs: time, digits of the teacher, what students can learn, pictures.
+
+    Last comes nf4, since int8 is nearer to the teacher's own weights.
+    """
+    return [
+        ("train.precision=bf16",),
+        ("train.gradient_checkpointing=true",),
+        batch_sizes[-1],
+        ("model.dtype=bf16",),
+        ('lora.roles=["student", "fake_score"]',),
+        ("model.dtype=int8",),
+        ("validation.every=0",),
+        ("model.dtype=nf4",),
+    ]
+
+
+def _batch_sizes(recipe: Recipe) -> list[Settings]:
+    """From the recipe's micro-batch down to one prompt, with as many samples per update."""
+    train = recipe.train
+    size, samples = train.batch_size, train.batch_size * train.accumulation
+    sizes = [n for n in range(size, 0, -train.samples_per_prompt) if size % n == 0]
+    return [(f"train.batch_size={n}", f"train.accumulation={samples // n}") for n in sizes]
+
+
+def has_gpu() -> bool:
+    """Whether this machine has one."""
+    return torch.cuda.is_available()
+
+
+def device_memory() -> int:
+    """Of the GPU, else of this machine."""
+    if has_gpu():
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def describe_fit(need: Need, memory: int, found: list[tuple[Settings, Need]]) -> str:
+    """Whether it fits a device of `memory` bytes, what each of the `savings` leaves, and the settings in one line."""
+    available = memory - reserve(memory)
+    lines = [
+        f"at the peak, {need.when}: {need.peak / GIB:.2f} GiB, counted on the meta device, beside "
+        f"{need.state / GIB:.2f} that stay, by formula",
+        f"{need.total / GIB:.2f} GiB per device: {_verdict(need, available)} in {memory / GIB:.1f} GiB, of which "
+        f"{reserve(memory) / GIB:.1f} are left for CUDA's context, workspaces and fragmentation",
+    ]
+    settings: dict[str, str] = {}
+    for taken, smaller in found:
+        settings |= {setting.partition("=")[0]: f"--set {shlex.quote(setting)}" for setting in taken}
+        quoted = " ".join(f"--set {shlex.quote(setting)}" for setting in taken)
+        lines.append(f"  with {quoted}: {smaller.total / GIB:.2f} GiB, {_verdict(smaller, available)}")
+    if found and found[-1][1].total <= available:
+        lines.append(f"so add {' '.join(settings.values())}")
+    elif need.total > available:
+        lines.append(
+            "not on one such device: take a smaller model.height and model.width, or several devices and train.shard"
+        )
+    return "\n".join(lines)
+
+
+def _verdict(need: Need, available: int) -> str:
+    return "fits" if need.total <= available else "does not fit"
+
+
+def describe_calibration(recipe: Recipe, adapter: ModelAdapter) -> str:
+    """What a few updates on this machine took, and what all of them will."""
+    seconds, peak = _calibrate(recipe, adapter)
+    name = torch.cuda.get_device_name(0) if has_gpu() else "CPU"
+    memory = "" if peak is None else f", {peak / GIB:.2f} GiB allocated at its peak"
+    hours = seconds * recipe.train.num_updates / 3600
+    return (
+        f"measured on this machine ({name}): {seconds:.2f} s per update{memory}; {hours:.1f} h for "
+        f"{recipe.train.num_updates}, without encoding prompts, pictures and checkpoints"
+    )
+
+
+def _calibrate(recipe: Recipe, adapter: ModelAdapter, number: int = 2) -> tuple[float, int | None]:
+    """Seconds per update, and on a GPU the most bytes it had allocated, None elsewhere.
+
+    The model is loaded and trained for one update more than `number` on the longest prompts; no run is written.
+    """
+    from dpdmd.training.trainer import Trainer
+
+    on_gpu = has_gpu()
+    prompts = sorted(training_prompts(recipe.data.prompts, recipe.data.column), key=len)
+    with tempfile.TemporaryDirectory() as folder:
+        few = Path(folder, "prompts.jsonl")
+        write_text(few, "\n".join(json.dumps({COLUMN: prompt}) for prompt in prompts[-recipe.train.batch_size :]))
+        data = recipe.data.model_copy(update={"prompts": str(few), "column": COLUMN})
+        trainer = Trainer(recipe.model_copy(update={"data": data}), adapter)
+        trainer.iterate()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        for _ in range(number):
+            trainer.iterate()
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds = (time.perf_counter() - started) / number
+    return seconds, torch.cuda.max_memory_allocated() if on_gpu else None

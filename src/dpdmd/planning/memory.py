@@ -1,0 +1,319 @@
+"""What an update needs at its peak, found by going through one on torch's meta device.
+
+There tensors have shapes and no data, so that a network of any size runs in seconds and in no memory; `LiveBytes`
+counts what is alive at any moment, as an allocator without fragmentation would.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dpdmd.method.denoiser import Condition, concatenate
+from dpdmd.method.paths import Prediction
+from dpdmd.method.roles import Role, Roles
+from dpdmd.method.rollout import student_rollout
+from dpdmd.models.base import ModelAdapter, empty_network, feature_reader
+from dpdmd.models.base import denoiser as role_denoiser
+from dpdmd.models.lora import lora_configs
+from dpdmd.models.quantised import PACKAGES as QUANTISED
+from dpdmd.models.quantised import block_layers
+from dpdmd.recipe.resolve import Plan
+from dpdmd.recipe.schema import Recipe
+
+META = torch.device("meta")
+# What torch.autocast computes in bf16 and what in fp32 on a GPU, as far as denoising networks do it.
+IN_BF16 = {F.linear, F.conv2d, F.scaled_dot_product_attention, torch.matmul, torch.bmm, torch.baddbmm}
+IN_BF16 |= {Tensor.matmul, Tensor.__matmul__, Tensor.bmm}
+IN_FP32 = {F.layer_norm, F.group_norm, F.rms_norm, F.interpolate, F.softmax, torch.softmax, Tensor.softmax}
+IN_FP32 |= {torch.rsqrt, Tensor.rsqrt, torch.pow, Tensor.pow, Tensor.__pow__, torch.exp, Tensor.exp}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within it `peak` is the largest number of bytes that tensors made within it have held at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._mine: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+        kwargs = kwargs or {}
+        result = self._run(func, args, kwargs)
+        for tensor in _tensors((result,)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._mine and not _came_in(storage, args, kwargs):
+                self._count(storage)
+        return result
+
+    def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        return func(*args, **kwargs)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+
+        def free(_) -> None:
+            self.now -= size
+            del self._mine[key]
+
+        self._mine[key] = weakref.ref(storage, free)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+class LiveShapes(LiveBytes):
+    """The same for tensors of the meta device, faster and beside real ones.
+
+    There an operation takes up to a millisecond to find out what it returns; here it is asked once for arguments of the
+    same shapes. Real tensors among themselves are computed with, since some networks read numbers out of masks; beside
+    a meta tensor they count as one.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._blueprints: dict[tuple, Any] = {}
+
+    def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        given = list(_tensors((*args, *kwargs.values())))
+        if not any(tensor.is_meta for tensor in given):
+            return func(*args, **kwargs)
+        if not all(tensor.is_meta for tensor in given):
+            args, kwargs = _on_meta(args), _on_meta(kwargs)
+        if _aliases(func):
+            return func(*args, **kwargs)
+        key = func, _key(args), _key(kwargs)
+        if key not in self._blueprints:
+            self._blueprints[key] = _blueprint(func(*args, **kwargs))
+        return _build(self._blueprints[key])
+
+
+class AsOnGpu(TorchFunctionMode):
+    """Tensors of the meta device are computed with as a GPU does it: autocast, and attention without its matrix.
+
+    Autocast passes over that device, and attention there is that of the formula, quadratic in the number of tokens.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+        kwargs = kwargs or {}
+        dtype = torch.bfloat16 if func in IN_BF16 else torch.float32 if func in IN_FP32 else None
+        if dtype is not None and torch.is_autocast_enabled("cpu"):
+            args, kwargs = _cast(args, dtype), _cast(kwargs, dtype)
+        return (_attention if func is F.scaled_dot_product_attention else func)(*args, **kwargs)
+
+
+def _attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+) -> Tensor:
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(query.dtype)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # keeps what the kernels of a GPU keep
+    return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    return _mapped(lambda item: _cast(item, dtype), value)
+
+
+class Blueprint(NamedTuple):
+    """What a tensor without data is."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _tensors(values: Iterable) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _mapped(function: Callable, value: Any) -> Any:
+    """`function` of every item of a list, tuple or dictionary; what is none of these is returned as it is."""
+    if isinstance(value, dict):
+        return {name: function(item) for name, item in value.items()}
+    return type(value)(map(function, value)) if type(value) in (list, tuple) else value
+
+
+def _came_in(storage: torch.UntypedStorage, args: tuple, kwargs: dict) -> bool:
+    """Whether an operation returns what it was given: a view, or what it wrote into."""
+    return any(t.untyped_storage()._cdata == storage._cdata for t in _tensors((*args, *kwargs.values())))
+
+
+@cache
+def _aliases(func: Any) -> bool:
+    """Whether an operation returns views or writes into its arguments."""
+    schema = func._schema
+    return any(value.alias_info is not None for value in (*schema.arguments, *schema.returns))
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(META) if value.ndim else value  # a single number may stay on the CPU
+    return _mapped(_on_meta, value)
+
+
+def _key(value: Any) -> Any:
+    """What the shapes of an operation's results can depend on; 1 and 1.0 differ."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_key, value))
+    if isinstance(value, dict):
+        return tuple((name, _key(item)) for name, item in value.items())
+    return type(value), value
+
+
+def _blueprint(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Blueprint(value.shape, value.stride(), value.dtype)
+    return _mapped(_blueprint, value)
+
+
+def _build(value: Any) -> Any:
+    if isinstance(value, Blueprint):
+        return torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=META)
+    return _mapped(_build, value)
+
+
+def peak_bytes(recipe: Recipe, plan: Plan, adapter: ModelAdapter) -> int:
+    """Activations and gradients at their peak, of the update that needs more, on the main device.
+
+    For the student that is the rollout with its graph, a guided call of the teacher beside it, or a discriminator's
+    features with their own graph, then the backward pass; with accumulation beside the gradients of the micro-batch
+    before. Weights, moments and text encoders are not in it, nor are a discriminator's head and the pictures of a
+    perceptual term.
+    """
+    network, dtype = empty_network(adapter), recipe.model.dtype
+    configs = lora_configs(recipe.lora, adapter, network)
+    if dtype in QUANTISED:
+        _stand_in(network, dtype, adapter.block_lists)
+    with META:
+        roles = Roles(network, lora=configs, frozen_dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+    if recipe.train.gradient_checkpointing:
+        checkpoint_on_gpu(roles)
+    cond, uncond = (_without_data(adapter.blank_condition(recipe.train.batch_size)) for _ in range(2))
+    noise = torch.randn(recipe.train.batch_size, *plan.latent_shape, device=META)
+
+    def denoise(role: Role, x_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+            return role_denoiser(adapter, roles, role, plan.embedded_guidance[role])(x_t, t, condition)
+
+    def look(x0: Tensor) -> None:
+        """The adversarial term: features with a graph of their own, normalised as its head does, and back to x0."""
+        role, x_t = recipe.objective.adversarial.features, x0.detach().requires_grad_()
+        read = feature_reader(adapter, roles, role, plan.feature_blocks, plan.embedded_guidance[role])
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+            features = [f.float() for f in read(x_t, plan.student_grid.time(0, x_t), cond)]
+        torch.autograd.grad(sum(F.layer_norm(f, f.shape[-1:]).square().mean() for f in features), x_t)
+
+    def student_update() -> None:
+        is_whole = recipe.student.kind == "ode" and not recipe.train.random_step
+        renoise = {} if recipe.student.kind == "ode" else {"fresh_noise": lambda i: torch.randn_like(noise)}
+        rollout = student_rollout(
+            partial(denoise, "student"),
+            adapter.path,
+            noise,
+            cond,
+            grid=plan.student_grid,
+            detach_after=plan.objective.detach_after,
+            last_steps=None if is_whole else [plan.student_grid.num_steps] * len(noise),
+            **renoise,
+        )
+        with torch.no_grad():  # the largest call without graph: guided, both halves at once
+            copies = 2 if plan.guidance_scale > 1 else 1
+            times, both = plan.teacher_grid.time(0, noise).repeat(copies), concatenate([cond, uncond][:copies])
+            denoise("teacher", noise.repeat(copies, 1, 1, 1), times, both)
+        if plan.feature_blocks:
+            look(rollout.x0)
+        (rollout.x0.mean() + sum(prediction.x0.mean() for prediction in rollout.predictions)).backward()
+
+    def fake_score_update() -> None:
+        denoise("fake_score", noise, plan.student_grid.time(0, noise), cond).x0.mean().backward()
+
+    def peak(role: Role, micro_batch: Callable[[], None]) -> int:
+        with AsOnGpu(), LiveShapes() as live:
+            if recipe.train.accumulation > 1:
+                for parameter in roles.parameters(role).values():
+                    parameter.grad = torch.empty_like(parameter)
+            micro_batch()
+        return live.peak
+
+    peaks = [peak("student", student_update)]
+    if "student" in roles.adapters and "fake_score" not in roles.adapters:
+        peaks.append(peak("fake_score", fake_score_update))  # fewer activations and larger gradients
+    return max(peaks)
+
+
+def picture_bytes(recipe: Recipe, plan: Plan, adapter: ModelAdapter) -> int:
+    """The autoencoder, and the peak of its decoding an image, for validation pictures; 0 where none are drawn."""
+    if not recipe.validation.every:
+        return 0
+    blank = copy(adapter)
+    with META:
+        blank.vae = adapter.vae_class.from_config(adapter.vae_config)
+    latents = torch.empty(1, *plan.latent_shape, device=META)
+    with AsOnGpu(), torch.no_grad(), LiveShapes() as live:
+        blank.decode(latents)
+    return sum(p.nbytes for p in blank.vae.parameters()) + live.peak
+
+
+def checkpoint_on_gpu(roles: Roles) -> None:
+    """Blocks are recomputed as on a GPU too: in a backward pass modes of functions are off."""
+
+    def on_gpu(block: Callable) -> Callable:
+        def call(*args) -> Any:
+            with AsOnGpu():
+                return block(*args)
+
+        return call
+
+    checkpointed = roles._checkpointed
+    roles._checkpointed = lambda block, *args: checkpointed(on_gpu(block), *args)
+    roles.enable_gradient_checkpointing()
+
+
+def _stand_in(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -> None:
+    """Layers that need what quantised ones do: a weight in bf16 while they compute, which torchao's keep as well."""
+    nn.Module.to(network, torch.bfloat16)
+    for _, layer in block_layers(network, block_lists):
+        layer.weight = nn.Parameter(torch.empty(layer.weight.shape, dtype=torch.int8, device=META), requires_grad=False)
+        layer.forward = partial(_int8_linear if dtype == "int8" else _nf4_linear, layer)
+
+
+def _int8_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    product = F.linear(x.to(torch.bfloat16), layer.weight.to(torch.bfloat16))
+    return product * torch.empty(len(layer.weight), dtype=product.dtype, device=META)
+
+
+def _nf4_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return _Nf4Product.apply(x.to(torch.bfloat16), layer.weight)
+
+
+class _Nf4Product(torch.autograd.Function):
+    """x W^T; the weight in bf16 is made for it, and again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, weight.to(torch.bfloat16))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.weight.to(torch.bfloat16), None
+
+
+def _without_data(cond: Condition) -> Condition:
+    """On the meta device but for masks, whose numbers matter."""
+    return Condition({name: t.to(META) if t.is_floating_point() else t for name, t in cond.tensors.items()})

@@ -1,0 +1,1 @@
+"""Hand a student to others: export, model card, upload."""

@@ -1,0 +1,220 @@
+"""The model card of an export: where the student comes from, how to sample it, how good it is, under which licence."""
+
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dpdmd.evaluate.intervals import LEVEL
+from dpdmd.store.files import read_json
+
+CARD = """\
+---
+{head}
+---
+# {num_steps}-step student of {base}
+
+- Base model: {base}
+- Method: {method}, {updates} student updates, by dpdmd
+- Grid: t = {grid} (1 = noise, 0 = data); sampled without guidance, on this grid only
+
+## Use
+
+{snippet}
+
+## Scores
+
+{scores}
+
+## Licence
+
+{licence}
+"""
+
+METHODS = {
+    "dmd": "distribution matching distillation (DMD)",
+    "dmd_perceptual": "distribution matching distillation with a perceptual regression to the teacher's samples "
+    "([arXiv 2311.18828](https://arxiv.org/abs/2311.18828))",
+    "dp_dmd": "diversity-preserved distribution matching distillation (DP-DMD, "
+    "[arXiv 2602.03139](https://arxiv.org/abs/2602.03139))",
+    "dmd_adversarial": "distribution matching distillation with an adversarial loss (DMD2, "
+    "[arXiv 2405.14867](https://arxiv.org/abs/2405.14867))",
+}
+
+# The rows of the table: what `evaluate_folder` calls a figure, and what it says.
+FIGURES = {
+    "diversity": "how different the images of one prompt are: 1 - mean cosine similarity of their features",
+    "diversity_share": "the same as a share of the teacher's, same prompts and seeds",
+    "diversity_share_worst_tenth": "the same in the tenth of prompts with the least",
+    "spatial_diversity_share": "diversity of what is where, as a share of the teacher's",
+    "prompts_near_reference": "share of prompts whose diversity is within 20 % of the teacher's",
+    "vendi": "effective number of different images per prompt",
+    "named_accuracy": "share of what the prompts name that is drawn right",
+    "validity": "share of images that are a clean scene of the built-in world",
+    "effective_modes": "effective number of values of a factor that the prompt leaves open",
+    "total_variation_reference": "distance (0 to 1) of what is left open from the teacher's distribution",
+    "frechet": "Frechet distance to the teacher's images in feature space, 0 = the same",
+    "kid": "kernel distance to the teacher's images in feature space, 0 = the same",
+    "clip_score": "CLIPScore, agreement of image and prompt",
+    "clip_iqa": "CLIP-IQA, quality without a reference",
+    "pick_score": "PickScore, human preference",
+    "hps_v21": "HPSv2.1, human preference",
+    "image_reward": "ImageReward, human preference",
+    "visual_quality_r1": "VisualQuality-R1, quality without a reference",
+    "maniqa": "MANIQA, quality without a reference",
+    "precision": "share of images that are like the teacher's",
+    "recall": "share of the teacher's images that the student has a like of",
+    "density": "how deep images lie among the teacher's",
+    "coverage": "share of the teacher's images with one of the student's near",
+    "saturation": "share of colour values that are exactly 0 or 255",
+}
+
+UNKNOWN = "unknown"
+
+
+def model_card(
+    info: dict[str, Any],
+    *,
+    grid: Sequence[float],
+    snippet: str,
+    hub_base: str | None,
+    licence: dict[str, Any],
+    scores: str,
+    recipe: str | None,
+) -> str:
+    """The text of README.md: a YAML head that the hub reads, then Markdown.
+
+    info: student.json; grid: the student's times; hub_base: the base's hub id, None for a folder, which the hub would
+    refuse as `base_model`; licence: as `base_licence` returns it; scores: `metrics_section` or `unscored_section`;
+    recipe: the run's recipe.toml.
+    """
+    from huggingface_hub import ModelCardData
+
+    head = ModelCardData(
+        base_model=hub_base,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["distillation", "few-step", "dpdmd"],
+        **({"license": UNKNOWN} | licence),
+    )
+    card = CARD.format(
+        head=head.to_yaml(),
+        num_steps=len(grid) - 1,
+        base=_code(info["base"]),
+        method=METHODS.get(info["objective"], _code(info["objective"])),
+        updates=info["updates"],
+        grid=", ".join(f"{t:.4g}" for t in grid),
+        snippet=_fenced(snippet, "python"),
+        scores=scores,
+        licence=_licence_section(licence),
+    )
+    return card if recipe is None else f"{card}\n## Recipe\n\n{_fenced(recipe, 'toml')}\n"
+
+
+def read_metrics(path: str | Path) -> dict[str, Any]:
+    """What `dpdmd evaluate` wrote. Raises ValueError when the file is another one."""
+    metrics = read_json(path)
+    if isinstance(metrics, dict) and isinstance(metrics.get("arms"), dict):
+        raise ValueError(f"{path} holds the metrics of several arms; name the metrics.json in the folder of one")
+    kinds = {"num_prompts": int, "images_per_prompt": int, "intervals": dict, "provenance": dict}
+    for key, kind in kinds.items():
+        if not isinstance(metrics, dict) or not isinstance(metrics.get(key), kind):
+            raise ValueError(f'{path} is no file that `dpdmd evaluate` wrote: it has no valid "{key}"')
+    for key in FIGURES:
+        figure, interval = metrics.get(key), metrics["intervals"].get(key)
+        is_pair = interval is None or (isinstance(interval, list) and len(interval) == 2)
+        if not (is_pair and all(map(_is_number, [0 if figure is None else figure, *(interval or [])]))):
+            raise ValueError(f'{path} is no file that `dpdmd evaluate` wrote: its "{key}" is no figure with interval')
+    return metrics
+
+
+def metrics_section(metrics: dict[str, Any]) -> str:
+    """What was measured on what, and a table of the figures with their intervals."""
+    features = metrics["provenance"].get("features")
+    lines = [
+        f"{metrics['num_prompts']} prompts, {metrics['images_per_prompt']} images each, "
+        + (f"features {_code(features)}" if features else "no features, so that diversity was not measured")
+        + f". Intervals: {100 * LEVEL:g} % bootstrap over prompts, of this one training run.",
+        "",
+        "| figure | value | interval | what it is |",
+        "|---|---|---|---|",
+    ]
+    for key, meaning in FIGURES.items():
+        if metrics.get(key) is not None:
+            interval = " to ".join(f"{bound:.3f}" for bound in metrics["intervals"].get(key) or [])
+            lines.append(f"| {key} | {metrics[key]:.3f} | {interval} | {meaning} |")
+    if metrics.get("frechet_reliable") is False:
+        lines += ["", "Do not rely on the Frechet distance: there are fewer images than the features have dimensions."]
+    return "\n".join(lines)
+
+
+def unscored_section(run: str | Path, base: str) -> str:
+    """That nothing was measured, and the commands that do it."""
+    samples, teacher, metrics = (str(Path(run, name)) for name in ("samples", "teacher_samples", "metrics.json"))
+    same = ["--prompts", "prompts.txt", "--images-per-prompt", "16", "--out"]
+    commands = [
+        ["dpdmd", "sample", base, *same, teacher],
+        ["dpdmd", "sample", str(run), *same, samples],
+        ["dpdmd", "evaluate", samples, "--reference", teacher, "--out", metrics],
+    ]
+    return "This student has not been evaluated yet. This does it; export again afterwards.\n\n" + _fenced(
+        "\n".join(map(shlex.join, commands)), "bash"
+    )
+
+
+def base_licence(source: str) -> dict[str, Any]:
+    """The licence fields in the card of a base model, a folder or a hub id; {} when it cannot be read or names none.
+
+    A `license_link` to a file of the base's repository becomes a full address; of a folder, it is left out.
+    """
+    from huggingface_hub import hf_hub_download, metadata_load
+    from yaml import YAMLError
+
+    is_folder = Path(source).is_dir()
+    try:
+        head = metadata_load(Path(source, "README.md") if is_folder else hf_hub_download(source, "README.md")) or {}
+    except (OSError, ValueError, YAMLError):
+        return {}
+    fields = {key: head[key] for key in ("license", "license_name", "license_link") if head.get(key)}
+    if fields.get("license", UNKNOWN) == UNKNOWN:
+        return {}
+    link = fields.get("license_link")
+    if link and "://" not in str(link):
+        fields.pop("license_link")
+        if not is_folder:
+            fields["license_link"] = f"https://huggingface.co/{source}/blob/main/{link}"
+    return fields
+
+
+def _licence_section(licence: dict[str, Any]) -> str:
+    if not licence:
+        return (
+            "Unknown: the base model's card names none that could be read. A student inherits the licence of its base "
+            "model, so look there before you use this one."
+        )
+    name, link = licence.get("license_name") or licence["license"], licence.get("license_link")
+    return f"{_code(str(name))}{f' (<{link}>)' if link else ''}. A student inherits the licence of its base model."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _code(text: str) -> str:
+    """A code span that no text can leave."""
+    text = " ".join(text.split())
+    ticks = "`" * (_longest_ticks(text) + 1)
+    space = " " if "`" in text else ""
+    return f"{ticks}{space}{text}{space}{ticks}"
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block that no text can leave."""
+    ticks = "`" * max(3, _longest_ticks(text) + 1)
+    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)

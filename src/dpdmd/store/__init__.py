@@ -1,0 +1,1 @@
+"""Files: written atomically, read with clear errors, named and verified by content."""

@@ -1,0 +1,182 @@
+"""The other side of an adversarial objective: the discriminator of a run, and samples that it takes for real."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from dpdmd.data.images import read_image
+from dpdmd.distributed.processes import everywhere
+from dpdmd.distributed.wrapping import kept_gathered, replicate_head
+from dpdmd.method.denoiser import Condition, concatenate
+from dpdmd.method.discriminator import Discriminator, Head
+from dpdmd.method.grids import sample_times
+from dpdmd.method.losses import discriminator_loss, r1_penalty
+from dpdmd.method.paths import add_noise
+from dpdmd.method.randomness import generator
+from dpdmd.method.roles import Roles
+from dpdmd.models.base import ModelAdapter, feature_reader
+from dpdmd.recipe.resolve import Plan
+from dpdmd.recipe.schema import Recipe
+from dpdmd.training.data import BatchSource, EncodedPrompts, MicroBatch
+from dpdmd.training.updates import MicroLoss
+
+R1_SIGMA = 0.1  # of x_tau, whose variance is about one; at .01 the rounding of a network in bf16 counts as slope
+
+
+def new_discriminator(
+    recipe: Recipe, plan: Plan, adapter: ModelAdapter, roles: Roles, uncond: Condition, accelerator: Accelerator
+) -> Discriminator:
+    """The plan's blocks of the recipe's role behind a new head; in bf16 the network call alone is autocast."""
+    role, device, train = recipe.objective.adversarial.features, accelerator.device, recipe.train
+    guidance = plan.embedded_guidance[role]
+    read = feature_reader(adapter, roles, role, plan.feature_blocks, guidance, whole_calls=train.shard)
+    # Nobody can listen to a compiled block.
+    eager = partial(torch.compiler.set_stance, "force_eager") if train.compile else nullcontext
+    gathered = partial(kept_gathered, roles.modules[role]) if train.shard else nullcontext
+
+    def features(x_t: Tensor, t: Tensor, cond: Condition) -> list[Tensor]:
+        with eager(), torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+            return read(x_t, t, cond)
+
+    @contextmanager
+    def differentiable() -> Iterator[None]:
+        with eager(), gathered():
+            yield
+
+    with torch.no_grad():  # one call tells how wide the blocks are
+        blank = torch.zeros(1, *plan.latent_shape, device=device)
+        sizes = [f.shape[-1] for f in features(blank, torch.full((1,), 0.5, device=device), uncond.to(device))]
+    return Discriminator(features, Head(sizes, seed=train.seed).to(device), differentiable)
+
+
+@dataclass(frozen=True)
+class RealSamples:
+    """`latents` (R, C, H, W) fp32 on the CPU of every process, and the prompt of each."""
+
+    latents: Tensor
+    prompts: list[str]
+
+    def draw(
+        self, number: int, rng: torch.Generator, encode: Callable[[list[str]], Condition], device: torch.device
+    ) -> tuple[Tensor, Condition]:
+        """Some of them, at random and independent of each other, with the conditioning of their own prompts."""
+        rows = torch.randint(len(self.prompts), (number,), generator=rng)
+        return self.latents[rows].to(device), encode([self.prompts[i] for i in rows.tolist()]).to(device)
+
+
+class Adversary:
+    """A run's discriminator, what it takes for real, and the loss that teaches its head the difference.
+
+    network: the head, or what is wrapped around it for several processes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        adapter: ModelAdapter,
+        roles: Roles,
+        prompts: EncodedPrompts,
+        accelerator: Accelerator,
+        draw: Callable[[], RealSamples],
+    ):
+        """`draw`: what is real, asked for by the first loss."""
+        self.discriminator = new_discriminator(recipe, plan, adapter, roles, prompts.uncond, accelerator)
+        self.network = replicate_head(self.discriminator.head, accelerator)
+        self.config, self.tau_range, self.path = recipe.objective.adversarial, plan.tau_range, adapter.path
+        self.prompts, self._draw = prompts, draw
+
+    @cached_property
+    def real(self) -> RealSamples:
+        """What is taken for real."""
+        return self._draw()
+
+    def loss(self, batch: MicroBatch, x0: Tensor, *, update: int) -> MicroLoss:
+        """L_D (arXiv 2405.14867, sec. 4.3) on the student's samples x0 of `batch` and as many real ones.
+
+        Both are noised alike, the i-th of both to the same tau, uniform as in DMD2: at much noise nothing tells them
+        apart. Features have no graph: the head alone receives gradient (differs: DMD2 trains the fake score, whose
+        features they are, by this loss as well). `update` of this iteration names the draws.
+        """
+        rng, number = batch.rng(f"discriminator_{update}"), len(x0)
+        real, real_cond = self.real.draw(number, batch.rng(f"real_{update}"), self.prompts.encode, x0.device)
+        tau = sample_times(number, rng, low=self.tau_range.low, high=self.tau_range.high).to(x0.device)
+        both, cond = torch.cat([real, x0]), concatenate([real_cond, batch.cond])
+        x_tau = add_noise(self.path, both, torch.randn(both.shape, generator=rng).to(x0.device), tau.repeat(2))
+        if self.config.r1_weight:
+            nearby = x_tau[:number] + R1_SIGMA * torch.randn(x0.shape, generator=rng).to(x0.device)
+            x_tau, cond = torch.cat([x_tau, nearby]), concatenate([cond, real_cond])
+        with torch.no_grad():
+            features = self.discriminator.features(x_tau, tau.repeat(len(x_tau) // number), cond)
+        on_real, on_fake, *on_nearby = self.network(features).split(number)
+        loss = discriminator_loss(on_real, on_fake, self.config.loss)
+        right = 0.5 * ((on_real > 0).float().mean() + (on_fake < 0).float().mean())
+        log = {"loss/discriminator": loss.detach(), "health/discriminator_accuracy": right}
+        if not on_nearby:
+            return MicroLoss(loss, log)
+        penalty = r1_penalty(on_real, on_nearby[0], R1_SIGMA)
+        return MicroLoss(loss + self.config.r1_weight * penalty, log | {"loss/r1": penalty.detach()})
+
+
+def teacher_samples(
+    recipe: Recipe,
+    batches: BatchSource,
+    sample: Callable[[MicroBatch], Tensor],
+    accelerator: Accelerator,
+) -> RealSamples:
+    """`num_real` samples of the guided teacher: of the first prompts of the student's sequence, noise by their number.
+
+    sample: from a micro-batch whose noise has seeds, which may remember it.
+    """
+    number, size = recipe.objective.adversarial.num_real, recipe.train.batch_size
+    rng = partial(generator, recipe.train.seed)
+
+    def make(rows: list[int]) -> Tensor:
+        return sample(batches.pairs(rows, rng))
+
+    latents = over_processes(number, size, make, accelerator, "samples of the teacher")
+    chosen = batches.pair_prompts(range(number)).tolist()
+    return RealSamples(latents, [batches.prompts.prompts[i] for i in chosen])
+
+
+def image_samples(recipe: Recipe, plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> RealSamples:
+    """The plan's images as latents, cut and resampled to the size of training.
+
+    Raises ValueError in all processes, naming one that is broken.
+    """
+    height, width = (adapter.vae_factor * side for side in plan.latent_shape[1:])
+
+    def make(rows: list[int]) -> Tensor:
+        pixels = []
+        try:
+            everywhere(lambda: pixels.extend(read_image(plan.real_images[i][0], height, width) for i in rows))
+        except OSError as error:
+            raise ValueError(f"objective.adversarial.real: {error}") from None
+        return adapter.encode_images(torch.stack(pixels)).float()
+
+    adapter.vae.to(accelerator.device)
+    number, size = len(plan.real_images), recipe.train.batch_size
+    latents = over_processes(number, size, make, accelerator, "images to latents")
+    adapter.vae.to("cpu")
+    return RealSamples(latents, [prompt for _, prompt in plan.real_images])
+
+
+def over_processes(
+    number: int, size: int, make: Callable[[list[int]], Tensor], accelerator: Accelerator, title: str
+) -> Tensor:
+    """`make(rows)` of rows 0 ... number - 1, `size` at a time, each process a part; all of it on the CPU of each.
+
+    Behind the last row it goes on with the first ones, so that all processes make equally many calls.
+    """
+    together, rank = size * accelerator.num_processes, accelerator.process_index
+    parts = []
+    for start in tqdm(range(0, number, together), desc=title, disable=not accelerator.is_main_process):
+        mine = make([(start + rank * size + i) % number for i in range(size)])
+        parts.append(accelerator.gather(mine.contiguous()).cpu())
+    return torch.cat(parts)[:number]

@@ -1,0 +1,154 @@
+"""What one micro-batch is made of: prompts in a fixed order, noise, and names for everything else that is random.
+
+Every draw is a function of (seed, role, step, update, micro-batch of all processes): nothing is carried over, so a
+resumed run draws what an uninterrupted one would, and two objectives with one seed see the same prompts and noise.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.randomness import generator, image_noise
+from dpdmd.method.roles import Role
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """`noise` (B, C, H, W), the prompts' `cond` and `uncond` (B each); `rng(stream)` a fresh generator of its own.
+
+    levels: (B,) in [0, 1), one for each sample, stratified over the micro-batch and over the whole update, in all
+    processes: what decides at which step a sample is trained. noise_seeds: what `image_noise` drew each noise from,
+    where it is one of a pool that comes again.
+    """
+
+    prompts: list[str]
+    noise: Tensor
+    cond: Condition
+    uncond: Condition
+    rng: Callable[[str], torch.Generator]
+    levels: Tensor
+    noise_seeds: list[int] | None = None
+
+
+def prompts_digest(prompts: list[str]) -> str:
+    """SHA-256 of the prompts in their order."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+
+
+def stratified_levels(size: int, number: int, count: int, of_update: torch.Generator, own: torch.Generator) -> Tensor:
+    """u (size,) in [0, 1) of the samples of micro-batch `number` of `count`: u = (r + v) / size.
+
+    r: a permutation of 0 ... size - 1 from the micro-batch's `own` generator. v = (p + w) / count, p its place in a
+    permutation of the `count` micro-batches from the generator `of_update`, which is the same for all of them, w
+    uniform. So each of `size` equal slices of [0, 1) holds one sample of a micro-batch, and each of size * count slices
+    one of the update.
+    """
+    places = torch.randperm(count, generator=of_update)
+    v = (places[number] + torch.rand((), generator=own)) / count
+    return (torch.randperm(size, generator=own) + v) / size
+
+
+class EncodedPrompts:
+    """The prompts of a run, and the conditioning of any of them; `uncond` is the empty prompt's.
+
+    `encode`: texts to conditioning on the CPU, an adapter's `encode` or a cache's `condition`.
+    """
+
+    def __init__(self, prompts: list[str], encode: Callable[[list[str]], Condition]):
+        self.prompts, self.encode = prompts, encode
+        self.digest = prompts_digest(prompts)
+        self.uncond = encode([""])
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def cond(self, indices: Tensor) -> Condition:
+        """Conditioning of the prompts at `indices` (B,)."""
+        return self.encode([self.prompts[i] for i in indices.tolist()])
+
+
+@lru_cache(maxsize=8)
+def _epoch_order(num_prompts: int, seed: int, stream: str, epoch: int) -> Tensor:
+    return torch.randperm(num_prompts, generator=generator(seed, stream, epoch))
+
+
+def prompt_indices(positions: Iterable[int], num_prompts: int, *, seed: int, stream: str) -> Tensor:
+    """Which prompts stand at `positions` of the endless sequence `stream`: one shuffled pass after the other."""
+    return torch.tensor(
+        [int(_epoch_order(num_prompts, seed, stream, p // num_prompts)[p % num_prompts]) for p in positions]
+    )
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """The micro-batches of a run.
+
+    The prompts of one update are a slice of one sequence per role, cut by micro-batch and rank: how an update's
+    prompts are spread over processes and micro-batches does not change which they are. The same holds for everything
+    random: two processes draw what one draws in twice as many micro-batches.
+
+    num_pairs: the student's prompts and noises are those of a fixed pool of so many pairs, of which every pass takes
+    each once; its prompts are the first of the student's sequence. None: new noise in every update.
+    """
+
+    prompts: EncodedPrompts
+    latent_shape: tuple[int, int, int]
+    seed: int
+    batch_size: int
+    accumulation: int
+    fake_updates: int
+    rank: int
+    num_processes: int
+    device: torch.device
+    samples_per_prompt: int = 1
+    num_pairs: int | None = None
+
+    def micro_batch(self, role: Role, step: int, index: int, *, update: int = 0) -> MicroBatch:
+        """Micro-batch `index` of update number `update` (0 ... M - 1; the student has one) of `role` at `step`."""
+        updates_per_step = self.fake_updates if role == "fake_score" else 1
+        done = (step * updates_per_step + update) * self.accumulation + index
+        start = (done * self.num_processes + self.rank) * self.batch_size
+        positions = range(start, start + self.batch_size)
+        number = index * self.num_processes + self.rank
+
+        def rng(stream: str) -> torch.Generator:
+            return generator(self.seed, f"{role}/{update}/{number}/{stream}", step)
+
+        of_update = generator(self.seed, f"{role}/{update}/levels", step)
+        levels = stratified_levels(
+            self.batch_size, number, self.accumulation * self.num_processes, of_update, rng("levels")
+        )
+        if role == "student" and self.num_pairs is not None:
+            pairs = prompt_indices(positions, self.num_pairs, seed=self.seed, stream="pairs").tolist()
+            return replace(self.pairs(pairs, rng), levels=levels)
+        noise = torch.randn(self.batch_size, *self.latent_shape, generator=rng("noise"))
+        return replace(self._micro_batch(self._prompts(role, positions), noise, rng), levels=levels)
+
+    def pairs(self, numbers: list[int], rng: Callable[[str], torch.Generator]) -> MicroBatch:
+        """Pairs of a prompt and a noise that come again, by their numbers."""
+        noise_seeds = [generator(self.seed, "pair_noise", pair).initial_seed() for pair in numbers]
+        noise = image_noise(noise_seeds, self.latent_shape)
+        return replace(self._micro_batch(self.pair_prompts(numbers), noise, rng), noise_seeds=noise_seeds)
+
+    def pair_prompts(self, numbers: Iterable[int]) -> Tensor:
+        """Which prompts the pairs of these numbers have: the first of the student's sequence."""
+        return self._prompts("student", numbers)
+
+    def _prompts(self, role: Role, positions: Iterable[int]) -> Tensor:
+        places = [position // self.samples_per_prompt for position in positions]
+        return prompt_indices(places, len(self.prompts), seed=self.seed, stream=f"{role}/prompts")
+
+    def _micro_batch(self, chosen: Tensor, noise: Tensor, rng: Callable[[str], torch.Generator]) -> MicroBatch:
+        return MicroBatch(
+            prompts=[self.prompts.prompts[i] for i in chosen.tolist()],
+            noise=noise.to(self.device),
+            cond=self.prompts.cond(chosen).to(self.device),
+            uncond=self.prompts.uncond.to(self.device).expand(len(noise)),
+            rng=rng,
+            levels=torch.zeros(len(noise)),
+        )

@@ -1,0 +1,27 @@
+"""Numbers that tell early whether a run is well, and the file they go to."""
+
+import torch
+from torch import Tensor
+
+SATURATED = 3.0
+
+
+@torch.no_grad()
+def sample_health(x0: Tensor) -> dict[str, Tensor]:
+    """Scalars `mean`, `std` and `saturation` of the student's samples x0 (B, C, H, W).
+
+    saturation: share of values with |x| > 3. Latents are scaled to about unit variance by every family, so this is
+    the share beyond three standard deviations of the data; .0027 for a normal distribution.
+    """
+    x0 = x0.float()
+    return {
+        "mean": x0.mean(),
+        "std": x0.std(correction=0),
+        "saturation": (x0.abs() > SATURATED).float().mean(),
+    }
+
+
+def mean_of(rows: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Key by key the mean over rows of equal keys, whose values are scalars on one device; read in one go."""
+    values = torch.stack([torch.stack([value.float() for value in row.values()]) for row in rows])
+    return dict(zip(rows[0], values.mean(dim=0).tolist(), strict=True))

@@ -1,0 +1,1 @@
+"""The folder of a run: recipe, log, checkpoints, trackers, signals."""

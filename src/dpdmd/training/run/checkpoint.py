@@ -1,0 +1,242 @@
+"""Checkpoints: complete or absent, verified when read, the newest few kept.
+
+A checkpoint is a folder `step-000300` of safetensors and `state.json`, which is written last and holds the SHA-256 of
+every other file. It is written under a temporary name and renamed. The tensors called "student" are in
+
+    student.safetensors               all of them, when processes hold copies
+    student/shard-00002-model-...     what the second process holds of them, when processes hold shares
+
+and either is read by any number of processes, with copies or shares.
+"""
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from dpdmd.distributed.processes import everywhere, on_first, rank_and_number
+from dpdmd.distributed.wrapping import spread_as
+from dpdmd.store.digests import sha256_of
+from dpdmd.store.files import read_json, write_json
+from dpdmd.store.tensors import write_tensors
+
+STATE_FILE = "state.json"
+PREFIX = "step-"
+PARTIAL = ".tmp"
+# Of a file of shares: while one is written a process has its content twice in host memory.
+BYTES_PER_FILE = 2**30
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder and its state: `step` student updates done in `seconds`, and whatever was added."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.state["step"]
+
+    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """The whole shapes of the tensors stored as `name`. Raises ValueError when there are none."""
+        path = self._file(name)
+        if not path.is_file():
+            stored = _reader(path.with_suffix("")).read_metadata().state_dict_metadata
+            return {key: tuple(tensor.size) for key, tensor in stored.items()}
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+    @torch.no_grad()
+    def load(self, name: str, into: dict[str, Tensor]) -> None:
+        """Fill tensors with what is stored as `name`; every process has to ask, whatever it holds of them.
+
+        Raises ValueError when names or shapes differ.
+        """
+        if self.shapes(name) != {key: tuple(tensor.shape) for key, tensor in into.items()}:
+            raise ValueError(f"{self.folder}: the stored {name} belongs to another network")
+        path = self._file(name)
+        if path.is_file():
+            with safe_open(path, framework="pt") as file:
+                for key, tensor in into.items():
+                    tensor.copy_(spread_as(file.get_tensor(key), tensor))
+            return
+        with warnings.catch_warnings(), _plain_errors():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read shares
+            dcp.load(into, storage_reader=_reader(path.with_suffix("")))
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+def save_checkpoint(
+    folder: str | Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int, shares: bool = False
+) -> Path:
+    """Write `folder`/step-000300 with `tensors` by name and `state` (it has "step"); drop all but `keep`.
+
+    Every process has to call it. shares: each writes what it holds of the tensors; else the first writes all of them.
+    Raises OSError in all processes, with the older checkpoints untouched, when one cannot write.
+    """
+    folder = Path(folder)
+    final = folder / f"{PREFIX}{state['step']:06d}"
+    temporary = folder / f".{final.name}{PARTIAL}"
+
+    def begin() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_partial(folder)
+        temporary.mkdir()
+
+    def finish() -> None:
+        write_json(temporary / STATE_FILE, {**state, "sha256": sums})
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        found = _folders(folder)
+        newest = found.index(final)
+        # Newer ones are damaged: this run went on from before them.
+        for path in found[:newest] + found[newest + keep :]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    try:
+        on_first(begin)
+        if shares:
+            written = everywhere(lambda: _write_shares(temporary, tensors))
+            sums = {name: digest for mine in written for name, digest in mine.items()}
+        else:
+            sums = on_first(lambda: _write_all(temporary, tensors))
+        on_first(finish)
+    except OSError as error:
+        raise OSError(
+            f"could not write the checkpoint {final}: {error.strerror or error}. Older checkpoints are untouched; make "
+            "room, then go on with --resume"
+        ) from error
+    finally:
+        if rank_and_number()[0] == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _write_all(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> dict[str, str]:
+    """One file per name; returns the files' hashes."""
+    for name, values in tensors.items():
+        write_tensors(folder / f"{name}.safetensors", values)
+    return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+
+
+def _write_shares(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> dict[str, str]:
+    """One folder per name, in it what this process holds; returns the hashes of this process's files."""
+    rank, number = rank_and_number()
+    for name, values in tensors.items():
+        files, size = {}, 0
+        for key, tensor in values.items():
+            size += tensor.nbytes
+            files[key] = 1 + size // (number * BYTES_PER_FILE)
+        writer = HuggingFaceStorageWriter(str(folder / name), files, save_distributed=True)
+        with _plain_errors():
+            dcp.save(values, storage_writer=writer)
+    mine = folder.glob(f"*/shard-{rank + 1:05d}-*.safetensors")
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(mine)}
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """torch.distributed.checkpoint tells all processes of a failure, by what is no `Exception`."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        kind = OSError if isinstance(cause, OSError) else RuntimeError
+        raise kind(f"process {rank}: {cause}") from error
+
+
+def _reader(folder: Path) -> HuggingFaceStorageReader:
+    if not folder.is_dir():
+        raise ValueError(f"{folder.parent} holds no {folder.name}")
+    return HuggingFaceStorageReader(str(folder))
+
+
+def latest_checkpoint(folder: str | Path, *, say: Callable[[str], None] = print) -> Checkpoint | None:
+    """The newest undamaged checkpoint of `folder`, None when there is none at all; `say` hears of damaged ones.
+
+    Every process has to ask, and verifies its part of the files.
+    Raises ValueError when there are checkpoints and every one is damaged.
+    """
+    folders = on_first(lambda: _folders(Path(folder)))
+    for path in folders:
+        damages = [damage for damage in everywhere(lambda path=path: _damage(path)) if damage is not None]
+        if not damages:
+            return Checkpoint(path, read_json(path / STATE_FILE))
+        say(f"checkpoint {path} is damaged ({damages[0]}); trying the one before")
+    if folders:
+        raise ValueError(f"every checkpoint in {folder} is damaged; start again with --overwrite")
+    return None
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    found = [p for p in folder.glob(f"{PREFIX}*") if p.is_dir() and p.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)
+
+
+def _remove_partial(folder: Path) -> None:
+    """What a process that was killed while writing left behind."""
+    for path in folder.glob(f".{PREFIX}*{PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with this process's part of a checkpoint, None when every file is as it was written."""
+    try:
+        state = read_json(folder / STATE_FILE)
+        sums, _ = state["sha256"], state["step"]
+    except (ValueError, KeyError, TypeError, OSError):
+        return f"{STATE_FILE} is missing or broken"
+    rank, number = rank_and_number()
+    for name, expected in list(sums.items())[rank::number]:
+        path = folder / name
+        try:
+            if sha256_of(path) != expected:
+                return f"{name} has changed since it was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimiser's state as flat tensors, "exp_avg/<parameter name>" and so on; empty before its first step."""
+    return {
+        f"{key}/{name}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], checkpoint: Checkpoint, name: str
+) -> None:
+    """Put back what `optimizer_tensors` gave and `checkpoint` stored as `name`; every process has to ask.
+
+    Raises ValueError when it belongs to another network.
+    """
+    optimizer.state.clear()
+    for flat, shape in checkpoint.shapes(name).items():
+        key, _, owner = flat.partition("/")
+        if owner not in parameters:
+            raise ValueError(f"the stored optimiser state has {owner!r}, which the network has not")
+        parameter = parameters[owner].detach()
+        # Moments are spread as their parameter is. Steps are single numbers; fused AdamW counts them beside it.
+        blank = torch.empty_like(parameter) if shape == parameter.shape else torch.empty(shape, device=parameter.device)
+        optimizer.state[parameters[owner]][key] = blank
+    checkpoint.load(name, optimizer_tensors(optimizer, parameters))

@@ -1,0 +1,193 @@
+"""The run folder: what it holds, when it may be written to, and what a resumed run must not change.
+
+recipe.toml  provenance.json  metrics.jsonl  checkpoints/  validation/  students/  student/  failure.json
+and of trackers tensorboard/  wandb/
+"""
+
+import hashlib
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from dpdmd.distributed.processes import everywhere, on_first
+from dpdmd.models.load import STUDENT_FILE
+from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.toml import dump_recipe, flatten, load_recipe, recipe_keys
+from dpdmd.store.files import read_json, require_writable, write_json, write_text
+from dpdmd.store.provenance import surroundings
+from dpdmd.training.validation.best import remove_strays
+
+PARTS = (
+    "recipe.toml",
+    "provenance.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "validation",
+    "students",
+    "student",
+    "failure.json",
+    "tensorboard",
+    "wandb",
+)
+# A resumed run may change these and nothing else.
+FREE_SECTIONS = ("output", "validation", "checkpoint")
+# The product of accumulation and processes is checked with the checkpoint. How networks are spread, what is recomputed
+# and what is cached change memory and time alone.
+FREE_KEYS = (
+    "train.num_updates",
+    "train.max_seconds",
+    "train.accumulation",
+    "train.shard",
+    "train.gradient_checkpointing",
+    "data.cache",
+)
+
+
+def binding_settings(recipe: Recipe) -> dict[str, Any]:
+    """{dotted key: value} of all that decides what the student's weights become, the number of updates aside."""
+    return {
+        key: value
+        for key, value in flatten(recipe).items()
+        if key.partition(".")[0] not in FREE_SECTIONS and key not in FREE_KEYS
+    }
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 of the binding settings that are not at their default.
+
+    So a run goes on under a release that has a key more, which at its default means what was before it. The price: a
+    default that a release changes is not seen here, but in the run folder's recipe.toml, which has every value.
+    """
+    defaults = {key: field.get_default() for key, field in recipe_keys(type(recipe))}
+    chosen = {key: value for key, value in binding_settings(recipe).items() if value != defaults[key]}
+    return hashlib.sha256(repr(sorted(chosen.items())).encode()).hexdigest()
+
+
+class RunFolder:
+    """Paths of one run; only the main process writes."""
+
+    def __init__(self, folder: str | Path):
+        self.root = Path(folder)
+        self.recipe = self.root / "recipe.toml"
+        self.provenance = self.root / "provenance.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.checkpoints = self.root / "checkpoints"
+        self.validation = self.root / "validation"
+        self.scores = self.validation / "scores.jsonl"
+        self.students = self.root / "students"
+        self.best = self.students / "best"
+        self.student = self.root / "student"
+        self.failure = self.root / "failure.json"
+
+    def kept_students(self) -> dict[int, Path]:
+        """{student updates done: folder} of the students that checkpoint.students keeps, early ones first."""
+        found = [path for path in self.students.glob("step-*") if (path / STUDENT_FILE).is_file()]
+        return {int(path.name.removeprefix("step-")): path for path in sorted(found)}
+
+    def has_run(self) -> bool:
+        """Whether a run was started here."""
+        return any((self.root / name).exists() for name in PARTS)
+
+    def refuse_if_unusable(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        """Raises ValueError when the folder may not be used as asked, OSError when it cannot be written to."""
+        if resume and overwrite:
+            raise ValueError("choose --resume or --overwrite, not both")
+        if self.root.exists() and not self.root.is_dir():
+            raise ValueError(f"output.folder {self.root} is a file")
+        require_writable(self.recipe, "into output.folder")
+        if not self.has_run() or overwrite:
+            return
+        if not resume:
+            raise ValueError(
+                f"{self.root} already holds a run: go on with it by --resume, replace it by --overwrite, or choose "
+                "another output.folder"
+            )
+        if self.recipe.exists():
+            self._refuse_other_recipe(recipe)
+
+    def _refuse_other_recipe(self, recipe: Recipe) -> None:
+        old, new = binding_settings(load_recipe(self.recipe)), binding_settings(recipe)
+        changed = [f"{key}: the run has {old[key]!r}, the recipe {new[key]!r}" for key in new if old[key] != new[key]]
+        if changed:
+            raise ValueError(
+                "\n  ".join([f"{self.root} cannot be resumed with other settings:", *changed])
+                + f"\nOnly {', '.join(FREE_KEYS)} and [{'], ['.join(FREE_SECTIONS)}] may change; otherwise choose "
+                "another output.folder"
+            )
+
+    def changed_settings(self, recipe: Recipe) -> dict[str, list[Any]]:
+        """{dotted key: [before, now]} of what is not as it was when the run was last started here."""
+        if not self.recipe.exists():
+            return {}
+        old, new = flatten(load_recipe(self.recipe)), flatten(recipe)
+        return {key: [old[key], new[key]] for key in new if old[key] != new[key]}
+
+    def require_room(self, checkpoint_bytes: int, *, keep: int) -> list[str]:
+        """Raises OSError when the disk has no room for one checkpoint of that size.
+
+        Returns a note when it has none for all of those that are there at a time, one more than `keep`.
+        """
+        free = shutil.disk_usage(require_writable(self.recipe)).free
+        rooms = f"{self.root} has {free / 2**30:.1f} GiB free, and a checkpoint takes {checkpoint_bytes / 2**30:.1f}"
+        if free < checkpoint_bytes:
+            raise OSError(f"{rooms}: make room or choose another output.folder")
+        missing = keep + 1 - len(list(self.checkpoints.glob("step-*")))
+        if free < missing * checkpoint_bytes:
+            return [f"{rooms}; with checkpoint.keep {keep} there will be {keep + 1} at a time"]
+        return []
+
+    def require_shared(self) -> None:
+        """Make the folder. Raises ValueError in all processes when one of them sees another folder of that name."""
+
+        def leave_a_token() -> Path:
+            self.root.mkdir(parents=True, exist_ok=True)
+            token = self.root / f".{secrets.token_hex(8)}.tmp"
+            token.touch()
+            return token
+
+        token = on_first(leave_a_token)
+        there = everywhere(token.exists)
+        on_first(lambda: token.unlink())
+        if not all(there):
+            raise ValueError(
+                f"output.folder {self.root} is another folder for process {there.index(False)} than for the first: all "
+                "machines must share it"
+            )
+
+    def prepare(self, recipe: Recipe, *, overwrite: bool) -> None:
+        """Make the folder and write the recipe into it; with `overwrite` an earlier run's files are removed first."""
+        if overwrite:
+            for name in PARTS:
+                path = self.root / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_text(self.recipe, dump_recipe(recipe))
+        except OSError as error:
+            raise OSError(f"cannot write to output.folder {self.root}: {error.strerror}") from error
+
+    def forget_after(self, step: int) -> None:
+        """Drop what an earlier start of the run left that goes on from `step` now: later students, its failure."""
+        self.failure.unlink(missing_ok=True)
+        for later in (path for done, path in self.kept_students().items() if done > step):
+            shutil.rmtree(later)
+        remove_strays(self.best)
+
+    def write_failure(self, step: int, error: Exception) -> None:
+        """`failure.json`: why the run cannot go on behind `step`."""
+        write_json(self.failure, {"step": step, "error": str(error)})
+
+    def write_provenance(self, facts: dict[str, Any], session: dict[str, Any], *, from_step: int) -> None:
+        """`provenance.json`: `facts` of the run, and under "sessions" where and with what each start of it ran.
+
+        session: what to say of this start beside that.
+        """
+        before = read_json(self.provenance).get("sessions", []) if self.provenance.exists() and from_step else []
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        session = {"from_step": from_step, "started": started, **session, **surroundings()}
+        write_json(self.provenance, {**facts, "sessions": [*before, session]})

@@ -1,0 +1,154 @@
+"""Trackers, which are told what `metrics.jsonl` and the validation folder are told: tensorboard, Weights & Biases.
+
+tensorboard/  wandb/ of the run folder
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
+from dpdmd.distributed.processes import everywhere
+from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.toml import flatten
+from dpdmd.store.files import read_json, write_json
+from dpdmd.store.png import read_png, to_uint8
+from dpdmd.training.run.folder import RunFolder
+
+PROJECT = "dpdmd"  # of wandb, unless WANDB_PROJECT names another
+
+
+def require_trackers(names: tuple[str, ...]) -> None:
+    """Raise ValueError, before any work, for a tracker that is not installed, and for wandb without a login."""
+    for name in names:
+        try:
+            version(name)  # importable is not enough: a folder `wandb`, as wandb leaves behind, is importable too
+        except PackageNotFoundError:
+            raise ValueError(
+                f'output.trackers names {name}, which is not installed: pip install "dpdmd[{name}]"'
+            ) from None
+    if "wandb" in names and os.environ.get("RANK", "0") == "0":
+        _require_login()
+
+
+def _require_login() -> None:
+    import wandb
+
+    if wandb.setup().settings.mode in ("online", "shared"):
+        try:
+            wandb.login(verify=False)  # asks at a terminal
+        except wandb.Error as error:
+            raise ValueError(
+                f"output.trackers: wandb cannot log in: {error} Without a login, set WANDB_MODE=offline"
+            ) from None
+
+
+def flat_settings(recipe: Recipe) -> dict[str, bool | int | float | str]:
+    """{dotted key: value} of a recipe, lists as text, keys without a value (None) left out."""
+
+    def plain(value: Any) -> bool | int | float | str:
+        return value if isinstance(value, bool | int | float | str) else ", ".join(map(str, value))
+
+    return {key: plain(value) for key, value in flatten(recipe).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Trackers:
+    """The trackers that are open, all of the recipe's in the main process and none in the others.
+
+    opened: each with the last step that it was told by an earlier session and cannot forget; it is not told it again.
+    """
+
+    opened: list[tuple[GeneralTracker, int]]
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Log a line of `metrics.jsonl` at its step."""
+        step = row["step"]
+        for tracker in self._untold(step):
+            tracker.log({key: value for key, value in row.items() if key != "step"}, step=step)
+
+    def log_picture(self, step: int, path: Path) -> None:
+        """Log the picture in the PNG file `path`, pixel by pixel the same."""
+        for tracker in self._untold(step):
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"validation": to_uint8(read_png(path)[None]).numpy()}, step=step, **options)
+
+    def _untold(self, step: int) -> list[GeneralTracker]:
+        return [tracker for tracker, told in self.opened if step > told]
+
+
+@contextmanager
+def open_trackers(
+    recipe: Recipe, run: RunFolder, *, step: int, last_step: int, is_main_process: bool
+) -> Iterator[Trackers]:
+    """Start the recipe's trackers and close them on every way out; wandb is told whether it was a good one.
+
+    step: updates done so far. last_step: the last that was logged, beyond `step` if the run was killed. Raises OSError
+    in all processes for a tracker that does not start. `Accelerator.end_training` is not used: it ends the process
+    group as well.
+    """
+    opened: list[tuple[GeneralTracker, int]] = []
+    exit_code = 0
+
+    def start() -> None:
+        for name in dict.fromkeys(recipe.output.trackers if is_main_process else ()):
+            try:
+                opened.append(_START[name](recipe, run, step, last_step))
+            except Exception as error:
+                raise OSError(f"output.trackers: {name} does not start: {error}") from error
+
+    try:
+        everywhere(start)
+        yield Trackers(opened)
+    except BaseException as error:
+        exit_code = getattr(error, "exit_code", 1)
+        raise
+    finally:
+        for tracker, _ in opened:
+            if tracker.name == "wandb":
+                tracker.tracker.finish(exit_code=exit_code)
+            else:
+                tracker.finish()
+
+
+def _start_tensorboard(recipe: Recipe, run: RunFolder, step: int, last_step: int) -> tuple[TensorBoardTracker, int]:
+    from torch.utils.tensorboard.summary import hparams
+
+    tracker = TensorBoardTracker("tensorboard", run.root, purge_step=step + 1)
+    tracker.start()
+    # `store_init_configuration` would show the settings as a run of their own, and as another one at every resume.
+    for summary in hparams(flat_settings(recipe), {}):
+        tracker.writer.file_writer.add_summary(summary)
+    return tracker, step
+
+
+def _start_wandb(recipe: Recipe, run: RunFolder, step: int, last_step: int) -> tuple[WandBTracker, int]:
+    """The same run at wandb in every session: `wandb/run.json` keeps its id and the last step that it was told.
+
+    Online, wandb itself says how far it is. Of offline sessions it does not know, and renumbers what overlaps when they
+    are synced. The log alone does not know either: a resumed run may be killed before it comes as far as the last one.
+    """
+    path = run.root / "wandb" / "run.json"
+    if path.exists():
+        known = read_json(path)
+        known["last_step"] = max(known["last_step"], last_step)
+    else:
+        known = {"id": secrets.token_hex(4), "last_step": 0}
+    write_json(path, known)
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    tracker = WandBTracker(project, dir=run.root, name=run.root.name, id=known["id"], resume="allow")
+    tracker.start()
+    tracker.store_init_configuration(flat_settings(recipe))
+    return tracker, known["last_step"] if tracker.run.offline else tracker.run.starting_step - 1
+
+
+_START: dict[str, Callable[[Recipe, RunFolder, int, int], tuple[GeneralTracker, int]]] = {
+    "tensorboard": _start_tensorboard,
+    "wandb": _start_wandb,
+}

@@ -1,0 +1,1 @@
+"""Validation while training: images, their scores, the best students."""

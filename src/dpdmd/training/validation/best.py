@@ -1,0 +1,102 @@
+"""The best students of a run, by its own validation: which they are, what for, and the folder that keeps them.
+
+students/best/best.json       them in order, the best first, each with its figures and why it is kept
+students/best/step-000100/    one of them
+
+`best.json` alone says which ones count: a student is written before it is named there, and removed behind it, so that a
+run killed in between leaves a folder of whole students.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dpdmd.distributed.processes import on_first
+from dpdmd.models.load import BEST_FILE
+from dpdmd.store.files import read_json, write_json
+
+Entry = dict[str, Any]
+
+
+def as_entry(row: dict[str, Any]) -> Entry | None:
+    """What counts of a line of validation/scores.jsonl; None of one without quality or share of diversity."""
+    found = {key: row.get(f"validation/{key}") for key in ("quality", "diversity_share")}
+    if None in found.values():
+        return None
+    return {"step": row["step"], **found, "judged_by": row["judged_by"]}
+
+
+def rank(entries: list[Entry], floor: float) -> list[Entry]:
+    """The best first: by quality among those that keep `floor` of the teacher's diversity, then the others by how much
+    they keep; of equals the one that keeps more, then the later one.
+
+    entries: each with "step", "quality" and "diversity_share".
+    """
+
+    def worth(entry: Entry) -> tuple[bool, float, float, int]:
+        share, keeps = entry["diversity_share"], entry["diversity_share"] >= floor
+        return keeps, entry["quality"] if keeps else share, share, entry["step"]
+
+    return sorted(entries, key=worth, reverse=True)
+
+
+def why(entry: Entry, place: int, seen: list[Entry], floor: float) -> str:
+    """Why the student at that place, 0 for the best, is kept, `seen` being all that were validated."""
+    share, quality = f"{entry['diversity_share']:.2f}", f"{entry['quality']:.2f}"
+    keeping = sum(other["diversity_share"] >= floor for other in seen)
+    highest = "the highest" if place == 0 else f"number {place + 1}"
+    if entry["diversity_share"] >= floor:
+        return (
+            f"quality {quality}, {highest} of the {keeping} of {len(seen)} validated students that keep at least "
+            f"{floor:g} of the teacher's diversity; it keeps {share}"
+        )
+    return (
+        f"it keeps {share} of the teacher's diversity, {highest} of {len(seen)} validated students, "
+        f"{keeping or 'none'} of which reached the {floor:g} of checkpoint.diversity_floor; quality {quality}"
+    )
+
+
+def read_best(folder: Path) -> list[Entry]:
+    """What best.json says, the best first; [] without one."""
+    return read_json(folder / BEST_FILE)["students"] if (folder / BEST_FILE).is_file() else []
+
+
+def remove_strays(folder: Path) -> None:
+    """Remove students that best.json does not name: they fell out, or were being written when the run was killed."""
+    named = {entry["folder"] for entry in read_best(folder)}
+    for path in folder.glob("step-*"):
+        if path.name not in named:
+            shutil.rmtree(path)
+
+
+def keep_best(
+    folder: Path,
+    entry: Entry,
+    seen: list[Entry],
+    write_student: Callable[[Path], None],
+    *,
+    number: int,
+    floor: float,
+) -> bool:
+    """Take the student of this moment among the best `number` if it belongs there; returns whether it is the best.
+
+    entry: as `as_entry` gives it; ones that were judged by other images or another network make way. seen: those of all
+    students validated so far. write_student: called in every process, as this has to be. Raises OSError in all of them
+    when the first cannot write.
+    """
+    entry = entry | {"folder": f"step-{entry['step']:06d}"}
+    before = [e for e in on_first(lambda: read_best(folder)) if e["judged_by"] == entry["judged_by"]]
+    ranked = rank([*(e for e in before if e["step"] != entry["step"]), entry], floor)[:number]
+    seen = [e for e in seen if e["judged_by"] == entry["judged_by"]]
+    seen = list({e["step"]: e for e in (*before, *seen, entry)}.values())
+    if entry in ranked:
+        write_student(folder / entry["folder"])
+
+    def settle() -> None:
+        told = [e | {"why": why(e, place, seen, floor)} for place, e in enumerate(ranked)]
+        write_json(folder / BEST_FILE, {"diversity_floor": floor, "students": told})
+        remove_strays(folder)
+
+    on_first(settle)
+    return ranked[0] is entry

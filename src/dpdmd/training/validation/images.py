@@ -1,0 +1,137 @@
+"""Validation pictures: the same prompts and seeds from the teacher (above) and from the student (below)."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpdmd.distributed.processes import everywhere
+from dpdmd.method.denoiser import Condition, Denoiser
+from dpdmd.method.grids import Grid
+from dpdmd.method.guidance import Guidance
+from dpdmd.method.randomness import image_noise
+from dpdmd.method.rollout import StudentKind, student_samples, teacher_rollout
+from dpdmd.models.base import ModelAdapter
+from dpdmd.store.png import write_png
+from dpdmd.store.tensors import read_tensors, write_tensors
+
+NUM_DEFAULT_PROMPTS = 4
+GAP = 1
+
+
+def default_prompts(prompts: list[str]) -> list[str]:
+    """Up to four different prompts spread evenly over the training prompts."""
+    unique = list(dict.fromkeys(prompts))
+    number = min(NUM_DEFAULT_PROMPTS, len(unique))
+    return [unique[i * len(unique) // number] for i in range(number)]
+
+
+class Validation:
+    """Draws `step-000100.png` into `folder`; the teacher's images are made once and kept there."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        folder: Path,
+        *,
+        encode: Callable[[list[str]], Condition],
+        prompts: list[str],
+        num_seeds: int,
+        latent_shape: tuple[int, int, int],
+        batch_size: int,
+        device: torch.device,
+    ):
+        self.adapter, self.folder, self.batch_size = adapter, folder, batch_size
+        self.device = device
+        self.prompts, self.num_seeds = prompts, num_seeds
+        self.seeds = [seed for _ in prompts for seed in range(num_seeds)]
+        self.latent_shape = latent_shape
+        self.cond = encode(prompts)[torch.arange(len(prompts)).repeat_interleave(num_seeds)]
+        self.uncond = encode([""])
+
+    def teacher_images(self, denoise: Denoiser, grid: Grid, guidance_scale: float) -> Tensor:
+        """The guided teacher's images: those in the folder if they were made with the same settings."""
+        settings = [self.prompts, self.num_seeds, list(self.latent_shape), grid.times, guidance_scale]
+        self.identity = f"teacher-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+        self._teacher_file = self.folder / f"{self.identity}.safetensors"
+        kept = _read_images(self._teacher_file)
+        self._is_kept = kept is not None
+        if all(everywhere(lambda: self._is_kept)):
+            return kept
+        guidance = Guidance(guidance_scale, rule=self.adapter.guidance_rule)
+
+        def latents(rows: slice, cond: Condition) -> Tensor:
+            noise = image_noise(self.seeds[rows], self.latent_shape).to(self.device)
+            uncond = self.uncond.to(self.device).expand(len(cond))
+            return teacher_rollout(denoise, self.adapter.path, noise, cond, uncond, grid=grid, guidance=guidance)
+
+        return self._decode(latents)
+
+    def student_images(self, denoise: Denoiser, grid: Grid, kind: StudentKind) -> Tensor:
+        """The student's images of the same prompts and seeds."""
+
+        def latents(rows: slice, cond: Condition) -> Tensor:
+            return student_samples(
+                denoise,
+                self.adapter.path,
+                self.seeds[rows],
+                self.latent_shape,
+                cond,
+                grid=grid,
+                kind=kind,
+                device=self.device,
+            )
+
+        return self._decode(latents)
+
+    @torch.no_grad()
+    def _decode(self, latents: Callable[[slice, Condition], Tensor]) -> Tensor:
+        """One image per prompt and seed, (num_prompts * num_seeds, 3, H, W) on the CPU.
+
+        The autoencoder is on the device only while it decodes, one image at a time: a large one takes gigabytes.
+        """
+        starts = range(0, len(self.seeds), self.batch_size)
+        chunks = [slice(start, start + self.batch_size) for start in starts]
+        samples = [latents(rows, self.cond[rows].to(self.device)) for rows in chunks]
+        self.adapter.vae.to(self.device)
+        images = torch.cat(
+            [self.adapter.decode(image).float().cpu() for sample in samples for image in sample.split(1)]
+        )
+        self.adapter.vae.to("cpu")
+        return images
+
+    def draw(self, step: int, teacher: Tensor, student: Tensor) -> Path:
+        """Two rows per prompt, teacher above student, one column per seed; keeps the teacher's images as well.
+
+        Raises OSError when they cannot be written.
+        """
+        if not self._is_kept:
+            write_tensors(self._teacher_file, {"images": teacher})
+            self._is_kept = True
+        path = picture_path(self.folder, step)
+        write_png(path, picture(teacher, student, self.num_seeds))
+        return path
+
+
+def picture_path(folder: Path, step: int) -> Path:
+    """Where the picture of a step is."""
+    return folder / f"step-{step:06d}.png"
+
+
+def _read_images(path: Path) -> Tensor | None:
+    """None when there are none, or broken ones."""
+    try:
+        return read_tensors(path)["images"]
+    except (ValueError, KeyError, OSError):
+        return None
+
+
+def picture(teacher: Tensor, student: Tensor, num_seeds: int) -> Tensor:
+    """(P * S, 3, H, W) twice to one image: per prompt a teacher row above a student row, white gaps."""
+    rows = torch.stack([teacher.unflatten(0, (-1, num_seeds)), student.unflatten(0, (-1, num_seeds))], dim=1)
+    framed = F.pad(rows.clamp(-1, 1), (GAP, GAP, GAP, GAP), value=1.0)
+    return torch.cat([torch.cat(list(row), dim=-1) for row in framed.flatten(0, 1)], dim=-2)

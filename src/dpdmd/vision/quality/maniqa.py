@@ -1,0 +1,206 @@
+"""MANIQA: how good a picture looks, to a network trained on people's ratings of distorted ones."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dpdmd.store.tensors import read_tensors
+from dpdmd.vision.quality.blip_vision import vision_model
+from dpdmd.vision.quality.load import weights_file
+from dpdmd.vision.weights import Weights
+
+NUM_CROPS, CROP_SEED, BATCH = 20, 0, 4
+# Blocks of the vision transformer whose outputs are looked at, counted from 0.
+LOOKED_AT = (6, 7, 8, 9)
+WINDOW, SHIFT, NUM_HEADS, RESIDUAL_SCALE = 4, 2, 4, 0.8
+OUTSIDE = -100.0
+# What the release saves and its forward pass does not use, or what follows from shapes.
+UNUSED = ("vit.norm.", "vit.head.", "vit.fc_norm.", "vit.blocks.10.", "vit.blocks.11.", ".downsample.")
+BUFFERS = ("attn_mask", "relative_position_index")
+
+
+def maniqa(weights: Weights, device: str) -> Callable[[Tensor, list[str]], Tensor]:
+    """The mean over 20 crops of 224 x 224 pixels of a weighted mean over patches; it sees no prompt.
+
+    weights: the release's tensors under their own names, in one .safetensors file. differs: the crops lie at the same
+    random places of every image of one size, where the release draws them anew. Source: arXiv 2204.08958.
+    Raises ValueError when weights are missing or do not fit, and for images smaller than a crop.
+    """
+    try:
+        network = Maniqa(read_tensors(weights_file(weights.folder))).to(device).eval().requires_grad_(False)
+    except (KeyError, RuntimeError, IndexError) as error:
+        raise ValueError(f"{weights.name} holds no MANIQA ({str(error).splitlines()[-1].strip()})") from None
+
+    @torch.no_grad()
+    def score(images: Tensor, prompts: list[str]) -> Tensor:
+        parts = [crops(image, network.crop_size).to(device) for image in images]
+        return torch.stack([torch.cat([network(p) for p in part.split(BATCH)]).mean().cpu() for part in parts])
+
+    return score
+
+
+def crops(image: Tensor, size: int) -> Tensor:
+    """(20, 3, size, size) of an image (3, H, W), at places that depend on H and W alone.
+
+    Raises ValueError for a smaller image.
+    """
+    height, width = image.shape[-2:]
+    if min(height, width) < size:
+        raise ValueError(f"maniqa needs images of {size} x {size} pixels at least, got {height} x {width}")
+    rng = torch.Generator().manual_seed(CROP_SEED)
+    tops, lefts = (torch.randint(0, side - size + 1, (NUM_CROPS,), generator=rng).tolist() for side in (height, width))
+    return torch.stack([image[:, t : t + size, left : left + size] for t, left in zip(tops, lefts, strict=True)])
+
+
+class Maniqa(nn.Module):
+    """The released network, its shape read off its tensors."""
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        """Raises KeyError or RuntimeError when tensors are missing or do not fit."""
+        super().__init__()
+        tensors = {
+            name: tensor.float()
+            for name, tensor in tensors.items()
+            if not name.endswith(BUFFERS) and not any(part in name for part in UNUSED)
+        }
+        vision = {name.removeprefix("vit."): tensor for name, tensor in tensors.items() if name.startswith("vit.")}
+        self.vit = vision_model(vision, with_norm=False)
+        self.grid = self.vit.config.image_size // self.vit.config.patch_size
+        self.crop_size = self.vit.config.image_size
+        for number in (1, 2):
+            wide, width = tensors[f"conv{number}.weight"].shape[1::-1]
+            attentions = [ChannelAttention(self.grid**2) for _ in range(_count(tensors, f"tablock{number}."))]
+            setattr(self, f"tablock{number}", nn.ModuleList(attentions))
+            setattr(self, f"conv{number}", nn.Conv2d(wide, width, 1))
+            setattr(self, f"swintransformer{number}", Windows(tensors, f"swintransformer{number}.", width, self.grid))
+        self.fc_score, self.fc_weight = (
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Identity(), nn.Linear(width, 1), last)
+            for last in (nn.ReLU(), nn.Sigmoid())
+        )
+        self.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("vit.")} | _own_vision(self))
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Scores (B,) of crops (B, 3, H, W) in [-1, 1], of the size that the network has."""
+        x = self._looked_at(crops)
+        for attentions, convolution, windows in (
+            (self.tablock1, self.conv1, self.swintransformer1),
+            (self.tablock2, self.conv2, self.swintransformer2),
+        ):
+            for attention in attentions:
+                x = attention(x)
+            x = windows(convolution(x.unflatten(2, (self.grid, self.grid)))).flatten(2)
+        x = x.transpose(1, 2)
+        score, weight = self.fc_score(x)[..., 0], self.fc_weight(x)[..., 0]
+        return (score * weight).sum(dim=1) / weight.sum(dim=1)
+
+    def _looked_at(self, crops: Tensor) -> Tensor:
+        """(B, C, patches): the outputs of four blocks, one behind the other along channels."""
+        hidden, seen = self.vit.embeddings(crops), []
+        for number, layer in enumerate(self.vit.encoder.layers):
+            hidden = layer(hidden)
+            if number in LOOKED_AT:
+                seen.append(hidden[:, 1:])
+        return torch.cat(seen, dim=2).transpose(1, 2)
+
+
+class ChannelAttention(nn.Module):
+    """x + softmax(q k^T / sqrt(N)) v over channels, of x (B, C, N)."""
+
+    def __init__(self, num_places: int):
+        super().__init__()
+        self.c_q, self.c_k, self.c_v = (nn.Linear(num_places, num_places) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        attention = (self.c_q(x) @ self.c_k(x).transpose(1, 2) * x.shape[2] ** -0.5).softmax(dim=-1)
+        # The release turns the result before it shapes it back, and was trained so.
+        return x + (attention @ self.c_v(x)).transpose(1, 2).reshape(x.shape)
+
+
+class Windows(nn.Module):
+    """Layers of attention within windows of 4 x 4 places, every second one shifted by 2, of x (B, C, H, W)."""
+
+    def __init__(self, tensors: dict[str, Tensor], prefix: str, width: int, grid: int):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for i in range(_count(tensors, f"{prefix}layers.")):
+            name = f"{prefix}layers.{i}.blocks."
+            hidden = tensors[f"{name}0.mlp.fc1.weight"].shape[0]
+            blocks = [WindowBlock(width, hidden, grid, SHIFT * (j % 2)) for j in range(_count(tensors, name))]
+            self.layers.append(
+                nn.ModuleDict({"blocks": nn.ModuleList(blocks), "conv": nn.Conv2d(width, width, 3, 1, 1)})
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            y = x.permute(0, 2, 3, 1)
+            for block in layer["blocks"]:
+                y = block(y)
+            x = x + RESIDUAL_SCALE * F.relu(layer["conv"](y.permute(0, 3, 1, 2)))
+        return x
+
+
+class WindowBlock(nn.Module):
+    """A layer of a Swin transformer, of x (B, H, W, C) with H = W = grid."""
+
+    def __init__(self, width: int, hidden: int, grid: int, shift: int):
+        super().__init__()
+        if grid <= WINDOW or grid % WINDOW:
+            raise RuntimeError(f"a grid of {grid} places has no windows of {WINDOW}")
+        self.shift = shift
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        table = nn.Parameter(torch.zeros((2 * WINDOW - 1) ** 2, NUM_HEADS))
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
+        self.attn.register_parameter("relative_position_bias_table", table)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
+        self.register_buffer("offsets", _offsets(), persistent=False)
+        self.register_buffer("mask", _mask(grid, shift), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.roll(self.norm1(x), (-self.shift, -self.shift), dims=(1, 2))
+        y = torch.roll(_unwindowed(self._attend(_windowed(y)), y.shape), (self.shift, self.shift), dims=(1, 2))
+        x = x + y
+        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
+
+    def _attend(self, windows: Tensor) -> Tensor:
+        """(B, windows, places, C) to the same."""
+        q, k, v = self.attn["qkv"](windows).unflatten(-1, (3, NUM_HEADS, -1)).movedim(-3, 0).transpose(-3, -2)
+        bias = self.attn.relative_position_bias_table[self.offsets].movedim(-1, 0)  # (heads, places, places)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias + self.mask[:, None]
+        return self.attn["proj"]((scores.softmax(dim=-1) @ v).transpose(-3, -2).flatten(-2))
+
+
+def _windowed(x: Tensor) -> Tensor:
+    """(B, H, W, C) to (B, windows, places, C)."""
+    x = x.unflatten(2, (-1, WINDOW)).unflatten(1, (-1, WINDOW))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _unwindowed(windows: Tensor, shape: torch.Size) -> Tensor:
+    rows = shape[1] // WINDOW
+    x = windows.unflatten(2, (WINDOW, WINDOW)).unflatten(1, (rows, -1))
+    return x.transpose(2, 3).reshape(shape)
+
+
+def _offsets() -> Tensor:
+    """The row of the table for each pair of places of a window: how far apart they are down and across."""
+    place = torch.stack(torch.meshgrid(torch.arange(WINDOW), torch.arange(WINDOW), indexing="ij")).flatten(1)
+    down, across = place[:, :, None] - place[:, None, :] + WINDOW - 1
+    return down * (2 * WINDOW - 1) + across
+
+
+def _mask(grid: int, shift: int) -> Tensor:
+    """(windows, places, places), added to scores: places that a shift brought together do not see each other."""
+    side = torch.arange(grid)
+    region = (side >= grid - WINDOW).long() + (side >= grid - shift).long() if shift else torch.zeros_like(side)
+    regions = _windowed((3 * region[:, None] + region[None, :])[None, :, :, None])[0, :, :, 0]
+    return OUTSIDE * (regions[:, :, None] != regions[:, None, :]).float()
+
+
+def _count(tensors: dict[str, Tensor], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
+
+
+def _own_vision(module: Maniqa) -> dict[str, Tensor]:
+    return {f"vit.{name}": tensor for name, tensor in module.vit.state_dict().items()}

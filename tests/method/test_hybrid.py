@@ -1,0 +1,58 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dpdmd.method.grids import Grid, uniform_grid
+from dpdmd.method.guidance import Guidance
+from dpdmd.method.hybrid import hybrid_samples
+from dpdmd.method.paths import FlowPath
+from dpdmd.method.rollout import teacher_rollout
+
+FLOW, OFF = FlowPath(), Guidance(1.0)
+GRID = Grid((1.0, 0.9, 0.75, 0.5, 0.0))
+
+
+def test_a_hybrid_is_the_teacher_to_where_step_one_lands_and_the_student_from_there(
+    stepwise_network, recorder, prompts, randn
+):
+    fine = uniform_grid(30, shift=3)
+    teacher, student = recorder(stepwise_network(fine.times, 0)), recorder(stepwise_network(GRID.times, 1))
+    noise, cond, uncond = randn(0, 2, 1, 3, 3), prompts([1.0, 2.0]), prompts([0.0, 0.5])
+    x0 = hybrid_samples(
+        teacher,
+        student,
+        FLOW,
+        noise,
+        cond,
+        uncond,
+        teacher_grid=fine,
+        guidance=Guidance(2.0),
+        student_grid=GRID,
+    )
+    # Step 1 lands at .9; the teacher's nearest time is .9079 after 7 steps.
+    assert len(teacher.calls) == 7 and torch.equal(teacher.calls[0][0][:2], noise)
+    assert [t[0].item() for _, t, _ in student.calls] == pytest.approx([fine.times[7], 0.75, 0.5])
+    x = teacher_rollout(teacher, FLOW, noise, cond, uncond, grid=fine, guidance=Guidance(2.0), stop_after=7)
+    times = (fine.times[7], 0.75, 0.5, 0.0)
+    with torch.no_grad():
+        for t, s in pairwise(times):
+            x = x + (s - t) * student.denoise(x, torch.full((2,), t), cond).velocity
+    assert_close(x0, x, atol=1e-5, rtol=1e-5)
+
+
+def test_a_student_of_one_step_makes_no_hybrid(stepwise_network, prompts, randn):
+    one = Grid((1.0, 0.0))
+    networks = (stepwise_network(one.times), stepwise_network(one.times))
+    with pytest.raises(ValueError, match="a hybrid needs a student of at least two steps"):
+        hybrid_samples(
+            *networks,
+            FLOW,
+            randn(0, 1, 1, 2, 2),
+            prompts([1.0]),
+            prompts([0.0]),
+            teacher_grid=GRID,
+            guidance=OFF,
+            student_grid=one,
+        )

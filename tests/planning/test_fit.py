@@ -1,0 +1,95 @@
+"""What makes a recipe fit."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from dpdmd.planning.fit import GIB, Need, describe_fit, reserve, savings
+
+CHECKPOINTING = "train.gradient_checkpointing=true"
+BATCH_2, BATCH_1 = (
+    ("train.batch_size=2", "train.accumulation=16"),
+    ("train.batch_size=1", "train.accumulation=32"),
+)
+LORA = 'lora.roles=["student", "fake_score"]'
+
+
+def recipe_of(settings: tuple[str, ...]) -> SimpleNamespace:
+    """A recipe is its settings; int8 and nf4 want adapters, and bf16 is there already."""
+    kept = {name: value for name, _, value in (text.partition("=") for text in settings)}
+    if kept.get("model.dtype") in ("int8", "nf4") and "lora.roles" not in kept:
+        raise ValueError("needs lora.roles")
+    kept.pop("train.precision", None)
+    batch_size = int(kept.get("train.batch_size", 4))
+    train = SimpleNamespace(batch_size=batch_size, accumulation=32 // batch_size, samples_per_prompt=1)
+    return SimpleNamespace(kept=kept, train=train)
+
+
+def need_of(recipe: SimpleNamespace) -> Need:
+    """Adapters make the state small; only beside a small state is the batch what counts."""
+    kept = recipe.kept
+    weights = {"int8": 15, "nf4": 10, "bf16": 20}.get(kept.get("model.dtype"), 40)
+    activations = (5 if "train.gradient_checkpointing" in kept else 20) * recipe.train.batch_size
+    gradients = 2 if "lora.roles" in kept else 60
+    return Need((weights + 3 * gradients) * GIB, max(activations, gradients) * GIB)
+
+
+def found(memory: float) -> list[tuple[tuple[str, ...], float]]:
+    steps = savings(recipe_of, need_of, round(memory * GIB))
+    return [(settings, need.total / GIB) for settings, need in steps]
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (400, []),
+        # 20 of weights, 180 of what is trained, 60 of gradients: another batch would change nothing.
+        (270, [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260)]),
+        (55, [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260), ((LORA,), 46)]),
+        (40, [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260), ((LORA,), 46), (BATCH_1, 31), (BATCH_2, 36)]),
+        (34, [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260), ((LORA,), 46), (BATCH_1, 31)]),
+    ],
+)
+def test_what_costs_least_comes_first_and_no_more_than_it_takes(memory, expected):
+    available = memory + 0.5
+    device = (available + 1) * 20 / 19  # 1 GiB and a twentieth are kept back
+    assert found(device) == expected
+
+
+def test_every_setting_that_saves_something_is_taken_where_nothing_is_enough():
+    steps = found(1)
+    assert [settings for settings, _ in steps] == [
+        (CHECKPOINTING,), ("model.dtype=bf16",), (LORA,), BATCH_1, ("model.dtype=int8",), ("model.dtype=nf4",)
+    ]  # fmt: skip
+    totals = [total for _, total in steps]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_samples_of_one_prompt_stay_together():
+    def load(settings: tuple[str, ...]) -> SimpleNamespace:
+        recipe = recipe_of(settings)
+        if recipe.train.batch_size % 2:
+            raise ValueError("train.batch_size must be a multiple of train.samples_per_prompt")
+        recipe.train.samples_per_prompt = 2
+        return recipe
+
+    assert (BATCH_2 in [settings for settings, _ in savings(load, need_of, GIB)]) and need_of(load(())).total > GIB
+
+
+def test_the_settings_are_said_in_one_line_each_key_once():
+    steps = [(BATCH_1, Need(10 * GIB, 10 * GIB)), ((LORA,), Need(8 * GIB, GIB)), (BATCH_2, Need(8 * GIB, 2 * GIB))]
+    text = describe_fit(Need(90 * GIB, 10 * GIB, "in an update"), 20 * GIB, steps)
+    assert "at the peak, in an update: 10.00 GiB, counted on the meta device, beside 90.00 that stay" in text
+    assert "100.00 GiB per device: does not fit in 20.0 GiB, of which 2.0 are left for" in text
+    assert f"  with --set '{LORA}': 9.00 GiB, fits" in text
+    assert text.splitlines()[-1] == (f"so add --set train.batch_size=2 --set train.accumulation=16 --set '{LORA}'")
+
+
+def test_what_fits_as_it_is_needs_nothing_and_what_never_fits_is_said():
+    assert describe_fit(Need(GIB, GIB), 24 * GIB, []).splitlines()[-1].startswith("2.00 GiB per device: fits in 24.0")
+    assert "not on one such device" in describe_fit(Need(90 * GIB, GIB), 24 * GIB, [((LORA,), Need(80 * GIB, GIB))])
+
+
+def test_the_reserve_is_never_more_than_there_is():
+    assert reserve(24 * GIB) == GIB + 24 * GIB // 20
+    assert reserve(1000) == 1000

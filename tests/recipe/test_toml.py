@@ -1,0 +1,146 @@
+"""Recipes: read strictly, all mistakes at once, written so that they load back equal."""
+
+import re
+
+import pytest
+
+from dpdmd.recipe import toml as reading
+from dpdmd.recipe.toml import dump_recipe, load_recipe, recipe_keys
+
+GOOD = """
+[model]
+teacher = "scenes"
+[data]
+prompts = "scenes"
+[output]
+folder = "runs/x"
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_every_key_says_what_it_means():
+    assert all(field.description for _, field in recipe_keys())
+
+
+def test_defaults_are_the_papers(recipe_file):
+    recipe = load_recipe(recipe_file(GOOD))
+    assert (recipe.student.num_steps, recipe.train.fake_updates, recipe.train.learning_rate) == (4, 5, 1e-5)
+    assert (recipe.objective.name, recipe.objective.anchor.weight, recipe.train.max_grad_norm) == ("dp_dmd", 0.05, 1.0)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["objective.anchor.steps=10", "train.learning_rate=2e-4", "train.betas=[0.0, 0.99]", "model.guidance_scale=3"],
+        ["objective.guidance_interval=[0.3, 0.9]", "validation.every=5", 'validation.prompts=["a", "b \\" \\\\ ü 🙂"]'],
+        [
+            "objective.name=dmd_adversarial",
+            "objective.adversarial.blocks=[0, 2]",
+            "objective.adversarial.real=some/images",
+        ],
+        ["model.height=32", "model.width=32", "output.folder=a b#c", "student.grid=stock", "objective.name=dmd"],
+    ],
+)
+def test_a_written_recipe_loads_back_equal(recipe_file, overrides):
+    recipe = load_recipe(recipe_file(GOOD), overrides)
+    assert load_recipe(recipe_file(dump_recipe(recipe))) == recipe
+
+
+def test_control_characters_survive_writing(recipe_file):
+    recipe = load_recipe(recipe_file(GOOD))
+    recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": 'a\x7f\t\n"\\\x01'})})
+    assert load_recipe(recipe_file(dump_recipe(recipe))) == recipe
+
+
+def test_overrides_win_and_an_empty_one_restores_the_default(recipe_file):
+    path = recipe_file(GOOD + "[train]\nseed = 3\nlearning_rate = 1.0\n")
+    recipe = load_recipe(path, ["train.seed=7", "train.learning_rate=", "objective.anchor.weight=1"])
+    assert (recipe.train.seed, recipe.train.learning_rate, recipe.objective.anchor.weight) == (7, 1e-5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.lerning_rate=1",
+            r"train.lerning_rate is no key of a recipe, got 1; did you mean train.learning_rate\?",
+        ),
+        ("train.num_steps=4", r"did you mean student.num_steps\? \[train\] has: num_updates, max_seconds"),
+        ("objective.anchor.weigth=1", r"did you mean objective.anchor.weight\?"),
+        ("trian.seed=1", r"trian is no key of a recipe; did you mean train\? sections are: model, student"),
+        (
+            "student.grid=unifrom",
+            r"student.grid should be 'uniform' or 'stock', got 'unifrom'; did you mean 'uniform'\?",
+        ),
+        (
+            "student.num_steps=1",
+            "student.num_steps must be 2 to 8: one step, .*, would leave DMD nothing to train, got 1",
+        ),
+        (
+            "objective.adversarial.blocks=[1, 1]",
+            r"objective\.adversarial: adversarial\.blocks must name each block once",
+        ),
+        (
+            "objective.adversarial.blocks=[-1]",
+            r"objective\.adversarial\.blocks\.0 should be greater than or equal to 0",
+        ),
+        ("objective.adversarial.feature=teacher", r"did you mean objective\.adversarial\.features\?"),
+        ("student.num_steps=9", "student.num_steps must be 2 to 8, got 9"),
+        ("train.learning_rate=-1", "train.learning_rate should be greater than 0, got -1"),
+        ("train.learning_rate=nan", "train.learning_rate should be a finite number, got nan"),
+        ("train.batch_size=2.5", "train.batch_size should be a valid integer"),
+        ("train.batch_size=true", "train.batch_size should be a valid integer, got True"),
+        ("train.betas=[0.9, 1.0]", "train.betas.1 should be less than 1, got 1.0"),
+        ("model.height=32", "model: set height and width, or neither, got height 32 and width None"),
+        ("objective.tau_low=0.99", "objective: tau_low must be below tau_high, got 0.99 and 0.98"),
+        ("train.seed", r"'train.seed': an override reads section.key=value"),
+        ("seed=1", "an override reads section.key=value"),
+        ("train.seed.x=1", r"train.seed.x is no key|train.seed should be"),
+        ("data=3", "an override reads section.key=value"),
+    ],
+)
+def test_a_mistake_is_named_with_what_came_and_what_is_allowed(recipe_file, override, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe_file(GOOD), [override])
+
+
+def test_all_mistakes_are_told_at_once(recipe_file):
+    text = '[model]\nteacher = "scenes"\n[train]\nseed = "x"\nstep = 1\n[student]\nnum_steps = 0\n'
+    with pytest.raises(ValueError, match="cannot be used, 6 problems:") as error:
+        load_recipe(recipe_file(text), ["oops"])
+    for part in ("'oops'", "train.seed", "train.step", "student.num_steps", "data.prompts", "output.folder"):
+        assert part in str(error.value)
+
+
+def test_a_section_that_is_missing_names_its_required_key(recipe_file):
+    with pytest.raises(ValueError, match=r"data.prompts is required") as error:
+        load_recipe(recipe_file('[model]\nteacher = "x"\n[output]\nfolder = "y"\n'))
+    assert "one problem" in str(error.value)
+
+
+def test_a_file_that_is_no_toml_or_missing_is_named(recipe_file, tmp_path):
+    with pytest.raises(ValueError, match=r"recipe\.toml is not valid TOML"):
+        load_recipe(recipe_file("[model\n"))
+    with pytest.raises(ValueError, match=r"no recipe file .*nowhere\.toml"):
+        load_recipe(tmp_path / "nowhere.toml")
+    with pytest.raises(ValueError, match="no recipe file"):
+        load_recipe(tmp_path)
+
+
+def test_a_shipped_recipe_is_found_by_its_name_and_a_near_miss_is_told(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "scenes_dp_dmd.toml").write_text(GOOD)
+    monkeypatch.setattr(reading, "files", lambda package: tmp_path)
+    assert load_recipe("scenes_dp_dmd").model.teacher == "scenes"
+    with pytest.raises(ValueError, match=re.escape("(scenes_dp_dmd); did you mean scenes_dp_dmd?")):
+        load_recipe("scene_dpdmd")

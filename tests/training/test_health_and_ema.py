@@ -1,0 +1,62 @@
+"""Closed forms of what is logged and averaged."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from dpdmd.training.ema import Ema
+from dpdmd.training.health import sample_health
+from dpdmd.training.run.log import MetricsLog
+
+
+def test_sample_health_of_known_values():
+    x0 = torch.tensor([-4.0, -2.0, 2.0, 4.0]).repeat(2, 4, 4, 1)
+    health = sample_health(x0)
+    assert health["mean"] == 0
+    assert health["std"] == pytest.approx(10**0.5)
+    assert health["saturation"] == 0.5
+
+
+def test_saturation_of_a_normal_distribution():
+    x0 = torch.randn(64, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    # P(|x| > 3) = .0027; 262144 draws have a standard error of .0001.
+    assert sample_health(x0)["saturation"] == pytest.approx(0.0027, abs=4e-4)
+
+
+def test_ema_is_the_weighted_sum_of_what_it_saw():
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(8.0)
+    ema = Ema(dict(network.named_parameters()), 0.75)
+    for value in (4.0, 0.0):
+        network.weight.data.fill_(value)
+        ema.update()
+    assert ema.average["weight"].item() == 0.75 * (0.75 * 8 + 0.25 * 4) + 0.25 * 0
+    assert network.weight.item() == 0.0
+
+
+def test_ema_is_applied_within_the_block_only_even_after_an_error():
+    network = nn.Linear(2, 2)
+    ema = Ema(dict(network.named_parameters()), 0.9)
+    network.weight.data.add_(1)
+    own, average = network.weight.detach().clone(), ema.average["weight"].clone()
+    with pytest.raises(RuntimeError), ema.applied():
+        assert torch.equal(network.weight, average)
+        raise RuntimeError
+    assert torch.equal(network.weight, own)
+    assert torch.equal(ema.average["weight"], average)
+
+
+def test_log_is_cut_back_to_a_step_and_survives_a_torn_last_line(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.cut_after(0)
+    for step in (1, 2, 3):
+        log.append({"step": step, "loss/dmd": float("nan") if step == 2 else 0.1 * step})
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    log.cut_after(3)
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2, 3]
+    log.cut_after(2)
+    rows = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert rows == [{"step": 1, "loss/dmd": 0.1}, {"step": 2, "loss/dmd": None}]

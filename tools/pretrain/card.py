@@ -1,0 +1,147 @@
+"""The built-in teacher's model card: how it was made, and how good it is by the exact metrics of its world."""
+
+import json
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dpdmd.evaluate.generate import generate_folder
+from dpdmd.evaluate.run import evaluate_folder
+from dpdmd.models.load import load_adapter
+from dpdmd.planning.cost import num_parameters
+from dpdmd.store.files import write_json, write_text
+from dpdmd.world.prompts import evaluation_prompts
+
+GUIDANCE_SCALES = (1.0, 2.0, 3.5, 5.0)
+RECOMMENDED_GUIDANCE_SCALE = 3.5
+NUM_INFERENCE_STEPS = 30
+IMAGES_PER_PROMPT = 32
+COLUMNS = (
+    "named_accuracy",
+    "validity",
+    "diversity",
+    "effective_modes",
+    "total_variation_true",
+    "total_variation_floor",
+    "saturation",
+)
+
+CARD = """\
+---
+library_name: diffusers
+license: apache-2.0
+pipeline_tag: text-to-image
+---
+# The built-in teacher
+
+A genuine `{pipeline}` of a few MB that draws captioned 32 x 32 scenes: tiny `{network}`
+({num_parameters:,} parameters), `AutoencoderKL` of factor 4, two CLIP text encoders with a word tokenizer,
+{remarks}
+Trained from scratch on scenes rendered on the fly, no outside data.
+
+```python
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("scenes_teacher")  # this folder
+image = pipe("a small blue cross on a white background", guidance_scale={recommended}, num_inference_steps=30).images[0]
+```
+
+Made by `python -m tools.pretrain --out DIR` (seed {seed}): {training}.
+{versions}.
+
+Scores, {num_inference_steps} steps, {num_prompts} prompts "a COLOUR SHAPE" with {num_images} seeds each, by
+`python -m tools.pretrain --out DIR --stage card` (95 % intervals over prompts in brackets). Recommended guidance:
+{recommended}.
+
+{table}
+
+`named_accuracy`: share of named factors drawn right. `validity`: share of images that are a clean scene.
+`effective_modes`: exp of the entropy of what the prompt leaves free. `total_variation_true`: distance of the free
+factors' distribution to the world's own, mean over factors; `total_variation_floor`: what exact sampling of as many
+valid images would show.
+"""
+
+
+REMARKS = {
+    "transformer": """\
+`FlowMatchEulerDiscreteScheduler` with shift 3. The T5 slot holds an encoder whose output is exactly zero, which is what
+stock diffusers uses when there is none.""",
+    "unet": """\
+`DDIMScheduler` with the betas of SDXL and trailing timesteps. It predicts the noise; its unconditional prompt is the
+empty one, encoded. The network's weights are stored in fp16 and load in fp32.""",
+}
+
+
+def score(model: str, images_per_prompt: int = IMAGES_PER_PROMPT) -> dict[str, dict[str, Any]]:
+    """The exact metrics of a teacher at several guidance scales, {scale: metrics}."""
+    scores = {}
+    for scale in GUIDANCE_SCALES:
+        with tempfile.TemporaryDirectory() as folder:
+            generate_folder(
+                model,
+                evaluation_prompts(),
+                out=folder,
+                seeds=list(range(images_per_prompt)),
+                num_inference_steps=NUM_INFERENCE_STEPS,
+                guidance_scale=scale,
+                batch_size=128,
+            )
+            metrics = evaluate_folder(folder)
+        scores[str(scale)] = {key: value for key, value in metrics.items() if key not in ("per_prompt", "provenance")}
+    return scores
+
+
+def write_card(teacher: Path, log: Path, network: str, seed: int, images_per_prompt: int = IMAGES_PER_PROMPT) -> None:
+    """Score the teacher in folder `teacher` and write its README.md and scores.json; `log` tells how it was trained.
+
+    network: the name of its denoising network, "transformer" or "unet".
+    """
+    scores = score(str(teacher), images_per_prompt)
+    adapter = load_adapter(str(teacher))
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    write_json(teacher / "scores.json", scores)
+    card = CARD.format(
+        pipeline=adapter.pipeline_class.__name__,
+        network=adapter.network_class.__name__,
+        remarks=REMARKS[network],
+        num_parameters=num_parameters(adapter),
+        recommended=RECOMMENDED_GUIDANCE_SCALE,
+        seed=seed,
+        training=_training([row for row in rows if row["stage"] in ("autoencoder", "text_encoder", network)]),
+        versions=f"torch {version('torch')}, diffusers {version('diffusers')}, {platform.machine()}, CPU only",
+        num_inference_steps=NUM_INFERENCE_STEPS,
+        num_prompts=len(evaluation_prompts()),
+        num_images=images_per_prompt,
+        table=_table(scores),
+    )
+    write_text(teacher / "README.md", card)
+
+
+def _training(rows: list[dict]) -> str:
+    """Steps, final losses and minutes of each stage, from the log; the clock starts again with every round."""
+    stages: dict[str, list[dict]] = {}
+    for row in rows:
+        if "step" in row:
+            stages.setdefault(row["stage"], []).append(row)
+    parts = []
+    for stage, log in stages.items():
+        times = [row.get("seconds", 0.0) for row in log]
+        ends = [now for now, later in zip(times, [*times[1:], 0.0], strict=True) if later <= now]
+        minutes = f", {sum(ends) / 60:.0f} min" if sum(ends) else ""
+        loss = log[-1].get("loss", log[-1].get("reconstruction"))
+        parts.append(f"{stage.replace('_', ' ')} {log[-1]['step'] + 1} steps, loss {loss:.4f}{minutes}")
+    return "; ".join(parts)
+
+
+def _table(scores: dict[str, dict[str, Any]]) -> str:
+    lines = [f"| guidance | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for scale, metrics in scores.items():
+        cells = []
+        for column in COLUMNS:
+            value, interval = metrics.get(column), metrics["intervals"].get(column)
+            text = "-" if value is None else f"{value:.3f}"
+            cells.append(text + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
+        lines.append(f"| {scale} | {' | '.join(cells)} |")
+    return "\n".join(lines)

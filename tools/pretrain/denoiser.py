@@ -1,0 +1,153 @@
+"""Stage 3 of a built-in teacher: its denoising network, trained through its family's adapter on captioned scenes."""
+
+import copy
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dpdmd.method.grids import sample_times
+from dpdmd.method.losses import denoising_loss
+from dpdmd.method.paths import add_noise
+from dpdmd.method.randomness import generator
+from dpdmd.models.base import ModelAdapter
+from dpdmd.store.tensors import write_tensors
+from dpdmd.world.captions import all_captions, sample_captions
+from dpdmd.world.scenes import Scenes, render, sample_scenes
+
+EMPTY_CAPTION_PROB = 0.1
+LEAST_TIME = 1e-3  # the first of a noise-predicting family's timesteps
+EMA_DECAY = 0.9995
+
+
+@torch.no_grad()
+def latent_cache(vae: AutoencoderKL, num_scenes: int, seed: int) -> tuple[Scenes, Tensor]:
+    """Scenes and their normalised latents (num_scenes, 4, 8, 8), posterior means."""
+    scenes = sample_scenes(num_scenes, generator(seed, "pretrain_scenes"))
+    parts = []
+    for start in tqdm(range(0, num_scenes, 500), desc="encoding scenes"):
+        images = render(scenes[torch.arange(start, min(start + 500, num_scenes))])
+        mean = vae.encode(images.to(memory_format=torch.channels_last)).latent_dist.mean
+        parts.append((mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor)
+    return scenes, torch.cat(parts).contiguous()
+
+
+def learning_rate_factor(step: int, num_steps: int, warmup: int = 100) -> float:
+    """Linear warm-up, constant, then a cosine to zero over the last 60 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    start = 0.4 * num_steps
+    return 1.0 if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / (num_steps - start)))
+
+
+def new_optimizers(network: nn.Module, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon (momentum orthogonalised) for the matrices of the transformer blocks, AdamW for everything else."""
+    matrices, others = [], []
+    for name, parameter in network.named_parameters():
+        in_block = "transformer_blocks." in name and parameter.ndim == 2
+        (matrices if in_block else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=adam_rate, weight_decay=0.01, betas=(0.9, 0.99)),
+    ]
+
+
+def average_gradients(module: nn.Module, world_size: int) -> None:
+    """Replace every gradient by its mean over the processes, as one flat tensor."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    parts = (flat / world_size).split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+
+def draw_batch(
+    scenes: Scenes, latents: Tensor, batch_size: int, time_shift: float, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """Latents x0 and noise eps (B, 4, 8, 8), times t (B,) and a fresh caption of each scene, some of them empty."""
+    rows = torch.randint(0, len(latents), (batch_size,), generator=rng)
+    captions = sample_captions(scenes[rows], rng)
+    is_empty = torch.rand(batch_size, generator=rng) < EMPTY_CAPTION_PROB
+    t = sample_times(batch_size, rng, low=LEAST_TIME, high=1.0, shift=time_shift)
+    eps = torch.randn(batch_size, *latents.shape[1:], generator=rng)
+    return latents[rows], eps, t, ["" if empty else text for text, empty in zip(captions, is_empty, strict=True)]
+
+
+def step_optimizers(network: nn.Module, optimizers: list[torch.optim.Optimizer], rates: list[float]) -> None:
+    """One step of each optimiser at its learning rate, of gradients clipped to norm 1; they are gone afterwards."""
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    network.zero_grad(set_to_none=True)
+
+
+def train_denoiser(
+    adapter: ModelAdapter,
+    scenes: Scenes,
+    latents: Tensor,
+    *,
+    num_steps: int,
+    batch_size: int,
+    learning_rates: tuple[float, float],
+    time_shift: float,
+    seed: int,
+    start: dict[str, Tensor] | None = None,
+    first_step: int = 0,
+    snapshot: Path | None = None,
+    name: str = "denoiser",
+    log=print,
+) -> nn.Module:
+    """One round of denoising, mean (network(x_t, t, c) - target)^2 in the network's own prediction space.
+
+    Returns the network with the moving average of its weights. Every latent gets its own t and a fresh caption of its
+    scene, some an empty one for classifier-free guidance.
+    `start`: weights of the round before, whose steps end at `first_step`.
+
+    Under torch.distributed every process takes its share of the same batch, so the run does not depend on how many
+    there are: on two cores two single-threaded processes are faster than one with two threads.
+
+    `learning_rates`: Muon's and AdamW's. `time_shift`: of t toward noise, 1 = uniform. `snapshot`: where to write the
+    EMA weights every 500 steps, so that a long run can be looked at. `name`: its rows in the log.
+    """
+    torch.manual_seed(seed)
+    network = adapter.load_network().train()
+    if start is not None:
+        network.load_state_dict(start)
+    ema = copy.deepcopy(network).requires_grad_(False)
+    texts = ["", *all_captions()]
+    row_of, conditions = {text: i for i, text in enumerate(texts)}, adapter.encode(texts)
+    optimizers = new_optimizers(network, *learning_rates)
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = slice(rank, None, world_size)
+    progress = tqdm(range(num_steps), desc=name)
+    started, running = time.perf_counter(), None
+    for step in progress:
+        rng = generator(seed, "pretrain_batch", first_step + step)
+        x0, eps, t, captions = (part[mine] for part in draw_batch(scenes, latents, batch_size, time_shift, rng))
+        cond = conditions[torch.tensor([row_of[caption] for caption in captions])]
+        prediction = adapter.predict(network, add_noise(adapter.path, x0, eps, t), t, cond)
+        loss = denoising_loss(prediction, x0, eps, adapter.prediction_space, adapter.path, t)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"pretraining loss is {loss.item()} at step {step}")
+        loss.backward()
+        if world_size > 1:
+            average_gradients(network, world_size)
+        factor = learning_rate_factor(step, num_steps)
+        step_optimizers(network, optimizers, [rate * factor for rate in learning_rates])
+        decay = min(EMA_DECAY, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
+        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        if step % 100 == 0 or step == num_steps - 1:
+            progress.set_postfix(loss=f"{running:.4f}")
+            seconds = time.perf_counter() - started
+            log({"stage": name, "step": first_step + step, "loss": running, "seconds": seconds})
+        if snapshot is not None and rank == 0 and step % 500 == 499:
+            write_tensors(snapshot, ema.state_dict())
+    return ema.eval()
