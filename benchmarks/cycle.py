@@ -27,8 +27,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from torch import nn
 
 from benchmarks.reference import ReferenceRun
+from benchmarks.trainers import new_trainer
 from dpdmd.compare.summary import summarise
-from dpdmd.models.load import load_adapter
 from dpdmd.planning.memory import LiveBytes
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import write_json
@@ -114,7 +114,7 @@ def our_trainer(model: Path, work: Path, settings: dict, batch_size: int) -> Tra
         "train": {"batch_size": batch_size, "precision": "bf16" if cuda else "fp32"},
         "output": {"folder": str(work / "run")},
     }
-    return Trainer(Recipe.model_validate(merged(base, settings)), load_adapter(str(model)))
+    return new_trainer(Recipe.model_validate(merged(base, settings)))
 
 
 def resident(trainer: Trainer) -> list[nn.Module | torch.optim.Optimizer]:
@@ -166,7 +166,7 @@ def timed(cycle: Callable[[], Any]) -> float:
 
 def our_phases(trainer: Trainer) -> dict[str, float]:
     """One iteration, by phase."""
-    clock, predict = Clock(), trainer.adapter.predict
+    clock, predict = Clock(), trainer.parts.adapter.predict
     teacher = trainer.roles.networks["teacher"]
     backward, update = trainer.accelerator.backward, trainer._student_update
     in_student_update = False
@@ -190,7 +190,7 @@ def our_phases(trainer: Trainer) -> dict[str, float]:
         with clock.phase("backward"):
             backward(loss)
 
-    trainer.adapter.predict, trainer._student_update = timed_predict, timed_update
+    trainer.parts.adapter.predict, trainer._student_update = timed_predict, timed_update
     trainer.accelerator.backward = timed_backward
     for updater in trainer.updaters.values():
         step = updater.optimizer.step

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from benchmarks.pareto import PUBLISHED, PUBLISHED_DMD
 from benchmarks.seeds import provenance
+from benchmarks.trainers import new_trainer
 from dpdmd.compare.summary import summarise
-from dpdmd.models.load import load_adapter
 from dpdmd.planning.cost import forwards_per_update
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.files import write_json
@@ -35,12 +35,11 @@ ARMS = {
 }
 
 
-def new_trainer(recipe: str, settings: dict, folder: Path) -> Trainer:
+def trainer_of(recipe: str, settings: dict, folder: Path) -> Trainer:
     """A run that has not begun."""
     folders = {"output.folder": folder / "run", "data.cache": folder / "cache"}
     sets = [f"{key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in (settings | folders).items()]
-    settings = load_recipe(recipe, sets)
-    return Trainer(settings, load_adapter(settings.model.teacher))
+    return new_trainer(load_recipe(recipe, sets))
 
 
 def seconds(trainer: Trainer) -> float:
@@ -57,14 +56,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks", "results", "overhead.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        trainers = {name: new_trainer(*arm, Path(work)) for name, arm in ARMS.items()}
+        trainers = {name: trainer_of(*arm, Path(work)) for name, arm in ARMS.items()}
         turns = [
             {name: seconds(trainer) for name, trainer in trainers.items()}
             for _ in tqdm(range(arguments.turns + 1), desc="turns")
         ][1:]
     results = {}
     for name, trainer in trainers.items():
-        forward, backward = forwards_per_update(trainer.plan, trainer.recipe)
+        forward, backward = forwards_per_update(trainer.plan)
         figures = {
             "ratio": [turn[name] / turn["dmd"] for turn in turns],
             "seconds_per_cycle": [turn[name] / UPDATES for turn in turns],

@@ -11,7 +11,7 @@ prompts and learning rates. Groups of arms, each with so many training seeds (--
                re-noising students; the hybrids, and the teacher                                                      5
     rivals     the rivals' own main knobs                                                                              3
     options    our defaults with one thing changed                                                                     3
-    frontier   the noise interval in which the real score is guided x the anchor's own guidance, and for DMD           3
+    frontier   the anchor's own guidance                                                                               3
     sweeps     K, lambda, N, guidance scale and learning rate off our defaults, the last three of DMD as well          3
     longer     DMD and DP-DMD with twice the updates                                                                   3
 
@@ -42,7 +42,6 @@ PUBLISHED_DMD = {"objective.tau_shift": 1.0, "train.reuse_samples": False, "trai
 RENOISE = {"student.kind": "renoise"}
 # Of the recipe scenes_dp_dmd, and beside it.
 ANCHOR_SCALE, ANCHOR_SCALES = 2.5, (1.0, 2.5, 3.5)
-INTERVALS = {"everywhere": [0.0, 1.0], "below_.9": [0.0, 0.9], "below_.75": [0.0, 0.75], ".3_to_.9": [0.3, 0.9]}
 OPTIONS = {
     "tau_shift_0.25": {"objective.tau_shift": 0.25},
     "tau_uniform": {"objective.tau_shift": 1.0},
@@ -62,15 +61,8 @@ OPTIONS = {
     "anchor_every_4": {"objective.anchor.every": 4},
     "anchor_guidance_3": {"objective.anchor.guidance_scale": 3.0},
     "x0_anchor": {"objective.anchor.target": "x0"},
-    "depth_2": {"objective.anchor.depth": 2},
-    "depth_3": {"objective.anchor.depth": 3},
-    "four_per_prompt": {"train.samples_per_prompt": 4},
-    "variation": {"train.samples_per_prompt": 4, "objective.anchor.variation_weight": 1.0},
-    "time_jitter": {"train.time_jitter": 0.5},
-    "head_start": {"train.fake_head_start": 50},
+    "four_per_prompt": {"data.samples_per_prompt": 4},
     "faster_fake": {"train.fake_learning_rate": 1e-3},
-    "half_guidance_term": {"objective.guidance_weight": 0.5},
-    "guidance_term_below_.9": {"objective.guidance_tau": [0.02, 0.9]},
     "renoise": RENOISE,
 }
 RIVAL_WEIGHTS = {"perceptual": (0.25, 0.05, 0.1, 1.0), "adversarial": (0.05, 0.01, 0.2)}  # the recipe's first
@@ -114,8 +106,7 @@ def rival_arms() -> list[Arm]:
                 arms.append(Arm(f"{name}_{weight:g}", f"scenes_dmd_{name}", COMMON | settings))
             noisy = COMMON | settings | {"objective.tau_shift": 6.0}
             arms.append(Arm(f"{name}_{weight:g}_high_noise", f"scenes_dmd_{name}", noisy))
-    late = {"objective.adversarial.start": 50, "objective.adversarial.ramp": 50}
-    return [*arms, Arm("adversarial_late", "scenes_dmd_adversarial", COMMON | late)]
+    return arms
 
 
 def option_arms() -> list[Arm]:
@@ -124,17 +115,12 @@ def option_arms() -> list[Arm]:
 
 
 def frontier_arms() -> list[Arm]:
-    """Where DMD's real score is guided, and how much the anchor is; the recipes' own are among the main arms."""
-    arms = []
-    for name, interval in INTERVALS.items():
-        guided = {"objective.guidance_interval": interval}
-        if name != "everywhere":
-            arms.append(_dmd(f"dmd_guided_{name}", guided))
-        for scale in ANCHOR_SCALES:
-            if name != "everywhere" or scale != ANCHOR_SCALE:
-                settings = guided | {"objective.anchor.guidance_scale": scale}
-                arms.append(_dp_dmd(f"dp_dmd_guided_{name}_anchor_{scale:g}", settings))
-    return arms
+    """How much the anchor is guided; the recipe's own scale is among the main arms."""
+    return [
+        _dp_dmd(f"dp_dmd_guided_everywhere_anchor_{scale:g}", {"objective.anchor.guidance_scale": scale})
+        for scale in ANCHOR_SCALES
+        if scale != ANCHOR_SCALE
+    ]
 
 
 def sweep_arms() -> list[Arm]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.pareto import ANCHOR_SCALE, ANCHOR_SCALES, COMMON, GROUPS, INTERVALS, SCALES, teacher_arm
+from benchmarks.pareto import ANCHOR_SCALE, ANCHOR_SCALES, COMMON, GROUPS, SCALES, teacher_arm
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE
 from dpdmd.compare.summary import PROMPTS, SEEDS, Summary, summarise
 from dpdmd.report.colours import INK, OTHER_COLOURS, arm_colours
@@ -196,7 +196,7 @@ def picture(arms: Arms) -> Figure | None:
 def frontier(arms: Arms) -> Figure | None:
     """Of each noise interval a line over the anchor's guidance, and DMD as a square."""
     lines = {}
-    for name in INTERVALS:
+    for name in ("everywhere",):
         points = [(f"{scale:g}", _frontier_arm(name, scale)) for scale in ANCHOR_SCALES]
         lines[name] = [(label, arms[arm]) for label, arm in points if arm in arms]
     if not all(lines.values()):

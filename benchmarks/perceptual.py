@@ -26,12 +26,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from benchmarks.trainers import new_trainer
 from dpdmd.method.objective import Objective
 from dpdmd.method.randomness import generator
-from dpdmd.models.load import load_adapter
 from dpdmd.planning.memory import LiveBytes
 from dpdmd.recipe.toml import load_recipe
-from dpdmd.training.trainer import Trainer
 from dpdmd.training.updates import student_loss
 from dpdmd.vision.perceptual import Lpips, PerceptualDistance, lpips_shapes, perceptual_distance
 from dpdmd.world.scenes import DISCRETE_FACTORS, IMAGE_SIZE, Scenes, render, sample_scenes
@@ -80,14 +79,14 @@ def distances() -> None:
 
 def gradients(updates: int) -> None:
     """Norms and cosine of the two terms' gradients."""
-    trainer = Trainer(load_recipe("scenes_dmd_perceptual", [FOLDER]), load_adapter("scenes"))
+    trainer = new_trainer(load_recipe("scenes_dmd_perceptual", [FOLDER]))
     terms = [replace(term, weight=1.0) for term in trainer.plan.objective.terms]
     parameters = trainer.updaters["student"].parameters
 
     def gradient(term, index: int) -> Tensor:
         batch = trainer.batches.micro_batch("student", trainer.step, index)
         x0 = trainer.teacher_samples(batch) if trainer.teacher_samples else None
-        loss = student_loss(trainer.players, batch, Objective((term,), 0), teacher_x0=x0)
+        loss = student_loss(trainer.denoisers, batch, Objective((term,), 0), teacher_x0=x0)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss.total, parameters)])
 
     print("| updates | DMD | perceptual | ratio | cosine |\n|---|---|---|---|---|")
@@ -113,7 +112,7 @@ def seconds() -> None:
     }
     print("| objective | seconds of one core per update |\n|---|---|")
     for name, (recipe, overrides) in runs.items():
-        trainer = Trainer(load_recipe(recipe, [FOLDER, *overrides]), load_adapter("scenes"))
+        trainer = new_trainer(load_recipe(recipe, [FOLDER, *overrides]))
         trainer.iterate()
         times = []
         for _ in range(5):

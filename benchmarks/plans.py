@@ -9,14 +9,14 @@ configurations.json. A minute or two per model.
 import argparse
 import json
 import tempfile
-from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 
 from dpdmd.models.load import load_adapter
 from dpdmd.planning.cost import network_sizes
-from dpdmd.planning.fit import GIB, Need, describe_fit, memory_need, reserve, savings
-from dpdmd.recipe.schema import Recipe
+from dpdmd.planning.fit import GIB, Need, counter, describe_fit, reserve, savings
+from dpdmd.recipe.plan import Plan
+from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.files import write_text
 from dpdmd.store.provenance import surroundings
@@ -78,23 +78,23 @@ def plan_devices(name: str) -> tuple[list[str], str]:
         write_configuration(name, Path(folder))
         adapter = load_adapter(folder)
 
-        def load(further: tuple[str, ...]) -> Recipe:
-            return load_recipe(name, [f"model.teacher={folder}", *further])
+        def plan_with(further: tuple[str, ...]) -> Plan:
+            return resolve(load_recipe(name, [f"model.teacher={folder}", *further]), adapter)
 
-        recipe, count = load(()), cache(partial(memory_need, adapter=adapter))
+        plan, count = plan_with(()), counter(adapter)
         cells, texts, shown = [], [], []
         for memory in MEMORIES:
-            found = savings(load, count, memory * GIB)
-            final = load(tuple(setting for settings, _ in found for setting in settings))
+            found = savings(plan_with, count, memory * GIB)
+            final = plan_with(tuple(setting for settings, _ in found for setting in settings))
             cells.append(_cell(final, count(final), memory))
-            answer = describe_fit(count(recipe), memory * GIB, found).splitlines()
+            answer = describe_fit(count(plan), memory * GIB, found).splitlines()
             texts.append(f"```\n$ dpdmd plan {name} --memory {memory}\n{_new_lines(answer, shown)}\n```")
             shown = answer
         section = SECTION.format(
             name=NAMES[name],
-            height=recipe.model.height,
-            width=recipe.model.width,
-            parameters=network_sizes(recipe, adapter).network / 1e9,
+            height=plan.image_size[0],
+            width=plan.image_size[1],
+            parameters=network_sizes(plan, adapter).network / 1e9,
             plans="\n\n".join(texts),
         )
     return cells, section
@@ -106,16 +106,16 @@ def _new_lines(answer: list[str], shown: list[str]) -> str:
     return "\n".join(line for line, _ in groupby(lines))
 
 
-def _cell(recipe: Recipe, need: Need, memory: int) -> str:
+def _cell(plan: Plan, need: Need, memory: int) -> str:
     """What a device of that size runs, in a few words."""
     total = f"{need.total / GIB:.1f} GiB"
     if need.total > memory * GIB - reserve(memory * GIB):
         return f"does not fit: {total}"
-    words = ["LoRA" if recipe.lora.roles else "all", recipe.model.dtype]
-    words.append(f"{recipe.train.batch_size} x {recipe.train.accumulation}")
-    if recipe.train.gradient_checkpointing:
+    words = ["LoRA" if plan.lora.roles else "all", plan.teacher.dtype]
+    words.append(f"{plan.data.batch_size} x {plan.data.accumulation}")
+    if plan.compute.gradient_checkpointing:
         words.append("checkpointing")
-    if not recipe.validation.every:
+    if not plan.validation.every:
         words.append("no pictures")
     return f"{', '.join(words)}: {total}"
 

@@ -12,7 +12,7 @@ from dpdmd.method.grids import uniform_grid
 from dpdmd.method.objective import StudentStep
 from dpdmd.method.paths import FlowPath, Prediction, from_velocity, per_sample
 from dpdmd.method.randomness import generator
-from dpdmd.method.rollout import student_rollout
+from dpdmd.models.sampling import student_rollout
 from dpdmd.recipe.schema import Recipe
 
 
@@ -87,7 +87,7 @@ def make_student_step(
     uncond,
     student_grid,
     teacher_grid=None,
-    detach_after=0,
+    detach_first=False,
     seed=0,
     path=None,
     prediction_space="velocity",
@@ -95,7 +95,7 @@ def make_student_step(
     """One micro-batch, on a flow by default: the rollout of `student` from `noise`, generators named by `seed`."""
     path = path or FlowPath()
     return StudentStep(
-        rollout=student_rollout(student, path, noise, cond, grid=student_grid, detach_after=detach_after),
+        rollout=student_rollout(student, path, noise, cond, grid=student_grid, detach_first=detach_first),
         noise=noise,
         cond=cond,
         uncond=uncond,

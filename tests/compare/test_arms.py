@@ -8,11 +8,11 @@ from dpdmd.recipe.toml import load_recipe
 
 def test_an_arm_is_a_recipe_and_what_is_changed_in_it():
     assert parse_arm("scenes_dmd") == Arm("scenes_dmd", "scenes_dmd")
-    arm = parse_arm("scenes_dp_dmd:objective.anchor.depth=2,train.random_step=true")
-    assert arm.name == "scenes_dp_dmd+depth=2+random_step=true"
-    assert arm.overrides == {"objective.anchor.depth": "2", "train.random_step": "true"}
+    arm = parse_arm("scenes_dp_dmd:objective.anchor.every=2,train.random_step=true")
+    assert arm.name == "scenes_dp_dmd+every=2+random_step=true"
+    assert arm.overrides == {"objective.anchor.every": "2", "train.random_step": "true"}
     recipe = load_recipe(arm.recipe, arm.settings())
-    assert (recipe.objective.anchor.depth, recipe.train.random_step) == (2, True)
+    assert (recipe.objective.anchor.every, recipe.train.random_step) == (2, True)
 
 
 def test_a_comma_within_a_value_parts_nothing():

@@ -17,7 +17,7 @@ from dpdmd.evaluate.manifest import read_manifest
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.provenance import peak_memory_bytes
 
-RECIPES = ["scenes_dmd", "scenes_dp_dmd:objective.anchor.depth=2"]
+RECIPES = ["scenes_dmd", "scenes_dp_dmd:objective.anchor.every=2"]
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_all_arms_and_seeds_end_in_one_report(fast, prompts, tmp_path):
     trained = [call for call in fast.calls if call[0] == "train"]
     assert len(trained) == 4 and all("train.num_updates=150" in call for call in trained)
     content = read_json(tmp_path / "comparison.json")
-    assert list(content["arms"]) == ["teacher", "teacher_few_steps", "scenes_dmd", "scenes_dp_dmd+depth=2"]
+    assert list(content["arms"]) == ["teacher", "teacher_few_steps", "scenes_dmd", "scenes_dp_dmd+every=2"]
     dmd = content["arms"]["scenes_dmd"]
     assert dmd["quality"]["interval"] == "training seeds" and len(dmd["quality"]["values"]) == 2
     assert content["arms"]["teacher"]["quality"]["interval"] == "prompts"

@@ -69,8 +69,8 @@ def test_arms_share_a_teacher_which_is_sampled_as_they_have_it():
         ("scenes_dp_dmd:model.guidance_scale=2", "share the teacher, its guidance"),
         ("scenes_dp_dmd:model.num_inference_steps=20", "its number of steps: .*, 30 steps; .*, 20 steps"),
         (
-            "scenes_dp_dmd:objective.anchor.depht=2",
-            "objective.anchor.depht is no key .* did you mean objective.anchor.depth",
+            "scenes_dp_dmd:objective.anchor.evry=2",
+            "objective.anchor.evry is not a key .* did you mean objective.anchor.every",
         ),
         (
             "scenes_dp_dmd:objective.anchor.steps=30",

@@ -1,12 +1,19 @@
 """The discriminator's head, and listening to blocks of a network."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dpdmd.method.discriminator import Discriminator, Head, block_outputs, default_blocks
-from dpdmd.method.losses import discriminator_loss
+from dpdmd.method.discriminator import (
+    Discriminator,
+    Head,
+    block_outputs,
+    default_blocks,
+    discriminator_loss,
+    generator_loss,
+)
 
 
 @pytest.fixture
@@ -69,7 +76,7 @@ def test_it_learns_to_tell_two_shifted_gaussians_apart():
     for _ in range(150):
         real, fake = (discriminator(x, None, None) for x in draw(64))
         optimizer.zero_grad()
-        discriminator_loss(real, fake, "non_saturating").backward()
+        discriminator_loss(real, fake).backward()
         optimizer.step()
     with torch.no_grad():
         real, fake = (discriminator(x, None, None) for x in draw(4000))
@@ -108,3 +115,22 @@ def test_an_error_of_the_network_is_not_swallowed_and_nobody_listens_on():
     with pytest.raises(RuntimeError):
         block_outputs(lambda: chain(torch.zeros(1, 5)), [chain.blocks[0]], stop=True)
     assert not chain.blocks[0]._forward_hooks
+
+
+def test_non_saturating_losses_are_cross_entropies_in_probabilities(randn):
+    real, fake = 2 * randn(0, 50), 2 * randn(1, 50)
+    p_real, p_fake = (1 / (1 + np.exp(-logits.double().numpy())) for logits in (real, fake))
+    expected = -np.log(p_real).mean() - np.log(1 - p_fake).mean()
+    assert discriminator_loss(real, fake).item() == pytest.approx(expected, rel=1e-5)
+    assert generator_loss(fake).item() == pytest.approx(-np.log(p_fake).mean(), rel=1e-5)
+    assert discriminator_loss(real * 0, fake * 0).item() == pytest.approx(2 * np.log(2))
+
+
+def test_adversarial_gradients_pull_the_logits_apart_and_the_students_up(randn):
+    real, fake = (randn(i, 6).requires_grad_() for i in (0, 1))
+    discriminator_loss(real, fake).backward()
+    assert_close(real.grad, -torch.sigmoid(-real.detach()) / 6)
+    assert_close(fake.grad, torch.sigmoid(fake.detach()) / 6)
+    mine = fake.detach().requires_grad_()
+    generator_loss(mine).backward()
+    assert_close(mine.grad, -torch.sigmoid(-mine.detach()) / 6)

@@ -191,10 +191,3 @@ def test_secant_of_an_empty_segment_is_refused(t_k, randn):
     z = randn(0, 2, 1, 2, 2)
     with pytest.raises(ValueError, match="t_0 > t_k for every sample"):
         secant(FLOW, z, torch.tensor([1.0, 0.9]), z, torch.tensor(t_k))
-
-
-def test_detached_prediction_keeps_its_values_and_no_graph(randn):
-    x0, eps = randn(0, 1, 1, 2, 2).requires_grad_(), randn(1, 1, 1, 2, 2).requires_grad_()
-    cut = Prediction(x0, eps).detach()
-    assert torch.equal(cut.x0, x0) and torch.equal(cut.eps, eps)
-    assert not cut.x0.requires_grad and not cut.eps.requires_grad

@@ -1,12 +1,15 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from rollouts import teacher_rollout
 from torch.testing import assert_close
 
 from dpdmd.method.grids import Grid, uniform_grid
 from dpdmd.method.guidance import Guidance
 from dpdmd.method.paths import FlowPath, VPPath
-from dpdmd.method.rollout import backward_simulation, last_steps, student_rollout, teacher_rollout
+from dpdmd.method.rollout import anchored_rollout, backward_simulation, rollout
+from dpdmd.models.sampling import student_rollout
+from dpdmd.training.updates import last_steps
 
 FLOW, OFF = FlowPath(), Guidance(1.0)
 GRID = Grid((1.0, 0.9, 0.75, 0.5, 0.0))
@@ -50,15 +53,6 @@ def test_guided_rollout_leads_to_the_extrapolated_mean(exact_gaussian, prompts, 
         guidance=Guidance(3.0),
     )
     assert_close(x0, gaussian_flow(u + 3 * (c - u), noise, 0.0), atol=0.02, rtol=0)  # 200 Euler steps
-
-
-def test_guidance_outside_the_interval_leaves_the_rollout_alone(exact_gaussian, prompts, randn):
-    args = (exact_gaussian(FLOW, STD), FLOW, randn(0, 2, 1, 4, 4), prompts([1.0, -1.0]), prompts([0.0, 0.0]))
-    unguided = teacher_rollout(*args, grid=GRID, guidance=OFF, stop_after=2)
-    low_noise_only = Guidance(4.0, (0.0, 0.8))  # steps 1 and 2 start at 1 and .9, step 3 at .75
-    assert torch.equal(teacher_rollout(*args, grid=GRID, guidance=low_noise_only, stop_after=2), unguided)
-    both = [teacher_rollout(*args, grid=GRID, guidance=g) for g in (OFF, low_noise_only)]
-    assert (both[0] - both[1]).abs().min() > 0.1
 
 
 def test_flow_rollouts_are_the_sampling_loop_of_diffusers(stepwise_network, prompts, randn):
@@ -115,52 +109,63 @@ def test_impossible_stops_are_refused(stop_after, stepwise_network, prompts, ran
         )
 
 
-@pytest.mark.parametrize("detach_after", [0, 1, 2, 3])
-def test_a_loss_on_the_samples_reaches_the_steps_behind_the_cut(detach_after, stepwise_network, prompts, randn):
+@pytest.mark.parametrize("detach_first", [False, True])
+def test_a_loss_on_the_samples_reaches_the_steps_after_the_cut(detach_first, stepwise_network, prompts, randn):
     network = stepwise_network(GRID.times)
-    rollout = student_rollout(
-        network, FLOW, randn(0, 2, 1, 3, 3), prompts([1.0, 2.0]), grid=GRID, detach_after=detach_after
-    )
-    rollout.x0.square().mean().backward()
-    assert network.steps_with_gradient() == [step >= detach_after for step in range(4)]
+    args = network, FLOW, randn(0, 2, 1, 3, 3), prompts([1.0, 2.0])
+    student_rollout(*args, grid=GRID, detach_first=detach_first).x0.square().mean().backward()
+    assert network.steps_with_gradient() == [not detach_first, True, True, True]
 
 
-@pytest.mark.parametrize("detach_after", [0, 1, 3])
-def test_a_loss_on_the_first_prediction_reaches_step_one(detach_after, stepwise_network, prompts, randn):
+@pytest.mark.parametrize("trains_first_step", [True, False])
+def test_a_loss_on_the_first_prediction_reaches_step_one_alone(trains_first_step, stepwise_network, prompts, randn):
     network = stepwise_network(GRID.times)
     noise, cond = randn(0, 2, 1, 3, 3), prompts([1.0, 2.0])
-    first = student_rollout(network, FLOW, noise, cond, grid=GRID, detach_after=detach_after).first
+    options = {"grid": GRID, "detach_first": True, "trains_first_step": trains_first_step}
+    first = student_rollout(network, FLOW, noise, cond, **options).first
     assert torch.equal(first.velocity, network(noise, torch.ones(2), cond).velocity)
-    first.velocity.square().mean().backward()
-    assert network.steps_with_gradient() == [True, False, False, False]
+    assert first.x0.requires_grad == trains_first_step
+    if trains_first_step:
+        first.velocity.square().mean().backward()
+        assert network.steps_with_gradient() == [True, False, False, False]
 
 
 def test_the_cut_changes_gradients_and_no_value(stepwise_network, prompts, randn):
-    network, noise, cond = stepwise_network(GRID.times), randn(0, 2, 1, 3, 3), prompts([1.0, 2.0])
-    samples = [student_rollout(network, FLOW, noise, cond, grid=GRID, detach_after=m).x0 for m in range(4)]
-    assert all(torch.equal(sample, samples[0]) for sample in samples)
+    args = stepwise_network(GRID.times), FLOW, randn(0, 2, 1, 3, 3), prompts([1.0, 2.0])
+    whole, cut = (student_rollout(*args, grid=GRID, detach_first=detach_first).x0 for detach_first in (False, True))
+    assert torch.equal(whole, cut)
 
 
-@pytest.mark.parametrize("detach_after", [-1, 4, 7])
-def test_a_cut_that_leaves_no_step_to_train_is_refused(detach_after, stepwise_network, prompts, randn):
-    with pytest.raises(ValueError, match=f"0 <= detach_after < 4, got {detach_after}"):
-        student_rollout(
-            stepwise_network(GRID.times),
-            FLOW,
-            randn(0, 1, 1, 2, 2),
-            prompts([1.0]),
-            grid=GRID,
-            detach_after=detach_after,
-        )
+def test_the_anchored_rollout_is_its_algorithm(stepwise_network, prompts, randn):
+    """first = G(z_0, t_0); z_1 = stop_gradient(step(first, t_1)); x0 = the rest of the steps from z_1."""
+    network, z_0, cond = stepwise_network(GRID.times), randn(0, 2, 1, 3, 3), prompts([1.0, 2.0])
+    seen = []
+
+    def rest(z_1):
+        seen.append(z_1)
+        return rollout(network, FLOW, z_1, cond, grid=GRID, start=1)
+
+    anchored = anchored_rollout(network, FLOW, z_0, cond, grid=GRID, rest=rest)
+    first = network(z_0, torch.ones(2), cond)
+    assert not seen[0].requires_grad
+    assert_close(seen[0], (z_0 + (0.9 - 1) * first.velocity).detach())
+    assert_close(anchored.x0, rollout(network, FLOW, seen[0], cond, grid=GRID, start=1))
 
 
-@pytest.mark.parametrize("detach_after", [0, 1, 2])
-@pytest.mark.parametrize("last", [[3, 3, 3], [4, 4, 4], [3, 4, 3], [4, 3, 4]], ids=str)
+def test_a_cut_that_leaves_no_step_to_train_is_refused(stepwise_network, prompts, randn):
+    one = Grid((1.0, 0.0))
+    args = stepwise_network(one.times), FLOW, randn(0, 1, 1, 2, 2), prompts([1.0])
+    with pytest.raises(ValueError, match="at least 2 steps, one for DMD to train, got 1"):
+        student_rollout(*args, grid=one, detach_first=True)
+
+
+@pytest.mark.parametrize("detach_first", [False, True])
+@pytest.mark.parametrize("last", [[2, 2, 2], [4, 4, 4], [3, 4, 3], [4, 2, 4]], ids=str)
 def test_a_sample_is_x0_of_its_own_last_step_and_gives_gradient_to_it_alone(
-    detach_after, last, stepwise_network, prompts, randn
+    detach_first, last, stepwise_network, prompts, randn
 ):
     network, noise, means = stepwise_network(GRID.times), randn(0, 3, 1, 3, 3), torch.tensor([1.0, 2.0, -1.0])
-    args = {"grid": GRID, "detach_after": detach_after, "last_steps": last}
+    args = {"grid": GRID, "detach_first": detach_first, "last_steps": last}
     x0 = student_rollout(network, FLOW, noise, prompts(means), **args).x0
     for i, num_steps in enumerate(last):
         x, cond = noise[i : i + 1], prompts(means[i : i + 1])
@@ -188,7 +193,7 @@ def test_simulated_rollouts_make_as_many_calls_whatever_the_last_steps(
 def test_renoised_samples_leave_the_batch_with_their_own_noise(stepwise_network, prompts, randn):
     network, z, means = stepwise_network(GRID.times), randn(0, 3, 1, 3, 3), torch.tensor([1.0, 2.0, -1.0])
     fresh, last = [randn(i + 1, 3, 1, 3, 3) for i in range(4)], [1, 3, 4]
-    args = {"grid": GRID, "last_steps": last, "fresh_noise": fresh.__getitem__}
+    args = {"grid": GRID, "last_steps": last, "renoise": fresh.__getitem__}
     x0 = backward_simulation(network, FLOW, z, prompts(means), **args)
     for i, num_steps in enumerate(last):
         x, cond = z[i : i + 1], prompts(means[i : i + 1])
@@ -208,7 +213,7 @@ def test_last_steps_before_the_cut_or_beyond_the_grid_are_refused(last, stepwise
         )  # fmt: skip
 
 
-def test_levels_become_the_steps_behind_the_cut_in_equal_shares():
+def test_levels_become_the_steps_after_the_cut_in_equal_shares():
     levels = (torch.arange(300) + 0.5) / 300
     steps = last_steps(levels, 1, 4)
     assert [steps.count(step) for step in range(1, 5)] == [0, 100, 100, 100]
@@ -225,13 +230,3 @@ def test_second_order_steps_converge_with_the_square_of_the_step(exact_gaussian,
         return (x - gaussian_flow(mean, noise, 0.5)).abs().max().item()
 
     assert error(200) == pytest.approx(error(100) / 4, rel=0.15)
-
-
-def test_a_rollout_in_two_parts_is_the_whole(stepwise_network, prompts, randn):
-    args = (stepwise_network(GRID.times), FLOW)
-    conds = (prompts([1.0, 2.0]), prompts([0.0, 0.5]))
-    noise, settings = randn(0, 2, 1, 3, 3), {"grid": GRID, "guidance": Guidance(2.0)}
-    half = teacher_rollout(*args, noise, *conds, **settings, stop_after=2)
-    assert torch.equal(
-        teacher_rollout(*args, half, *conds, **settings, start=2), teacher_rollout(*args, noise, *conds, **settings)
-    )

@@ -9,16 +9,16 @@ from PIL import Image
 from test_lora import ThreeBackbones
 from torch import nn
 from torch.testing import assert_close
+from trainers import new_trainer
 
-import dpdmd.training.assemble as assemble
+import dpdmd.training.networks as networks
 from dpdmd.evaluate.generate import image_noise
-from dpdmd.method.roles import Roles
 from dpdmd.models.base import empty_network, feature_blocks, feature_reader
 from dpdmd.models.load import load_adapter, load_sampler
+from dpdmd.models.role_networks import make_roles
 from dpdmd.recipe.schema import Recipe
 from dpdmd.training.adversary import new_discriminator
 from dpdmd.training.facts import facts
-from dpdmd.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "the small blue cross on a white background", "one cross"]
 SHARED = {"roles": ["student", "fake_score"], "rank": 4}
@@ -38,7 +38,7 @@ def make_recipe(family, folder, tmp_path):
         data = {
             "model": {"teacher": folder, "num_inference_steps": 4, "height": height, "width": width},
             "student": {"num_steps": 2},
-            "objective": {"name": "dmd_adversarial", "adversarial": {"num_real": 2, "weight": 1.0, "r1_weight": 0.1}},
+            "objective": {"name": "dmd_adversarial", "adversarial": {"num_real": 2, "weight": 1.0}},
             "data": {"prompts": str(tmp_path / "prompts.txt")},
             "train": {"num_updates": 2, "batch_size": 2, "fake_updates": 1, "learning_rate": 1e-2},
             "output": {"folder": str(tmp_path / "run")},
@@ -54,7 +54,7 @@ def make_recipe(family, folder, tmp_path):
 def test_two_iterations_move_student_fake_score_and_head_and_nothing_else(folder, make_recipe, lora):
     adapter = load_adapter(folder)
     start = adapter.load_network().state_dict()
-    trainer = Trainer(make_recipe(lora=lora), adapter)
+    trainer = new_trainer(make_recipe(lora=lora), adapter)
     before = {name: [p.detach().clone() for p in u.parameters] for name, u in trainer.updaters.items()}
     rows = [trainer.iterate() for _ in range(2)]
     assert all(np.isfinite(value) for row in rows for value in row.values())
@@ -72,7 +72,7 @@ def inputs(teacher):
 
 def test_features_are_of_the_picture_and_hear_it_the_time_and_the_prompt(teacher):
     adapter, (x_t, t, cond) = teacher.adapter, inputs(teacher)
-    roles = Roles(adapter.load_network())
+    roles = make_roles(adapter.load_network())
     number = len(feature_blocks(adapter, roles.modules["teacher"]))
     assert number == len(feature_blocks(adapter, empty_network(adapter))) > 0
     read = feature_reader(adapter, roles, "teacher", tuple(range(number)))
@@ -90,7 +90,7 @@ def test_features_are_of_the_picture_and_hear_it_the_time_and_the_prompt(teacher
 
 def test_leaving_early_changes_no_feature_and_spares_the_rest(teacher):
     adapter, (x_t, t, cond) = teacher.adapter, inputs(teacher)
-    roles = Roles(adapter.load_network())
+    roles = make_roles(adapter.load_network())
     blocks = feature_blocks(adapter, roles.modules["teacher"])
     calls = []
     for i, block in enumerate(blocks):
@@ -108,8 +108,8 @@ def test_leaving_early_changes_no_feature_and_spares_the_rest(teacher):
 def test_the_gradient_at_the_samples_is_that_of_finite_differences(teacher, make_recipe):
     """In the direction of the gradient itself, on weights in double precision."""
     adapter, (x_t, t, cond) = teacher.adapter, inputs(teacher)
-    trainer = Trainer(make_recipe(), adapter)
-    discriminator = trainer.players.discriminator
+    trainer = new_trainer(make_recipe(), adapter)
+    discriminator = trainer.denoisers.discriminator
     for branch in discriminator.head.branches:
         nn.init.normal_(branch[-1].weight, generator=torch.Generator().manual_seed(0))
     x = x_t.clone().requires_grad_()
@@ -130,9 +130,9 @@ def test_gradient_checkpointing_changes_nothing(folder, make_recipe, lora, featu
         recipe = make_recipe(lora=lora, train={"gradient_checkpointing": checkpointing})
         adversarial = recipe.objective.adversarial.model_copy(update={"features": features})
         objective = recipe.objective.model_copy(update={"adversarial": adversarial})
-        trainer = Trainer(recipe.model_copy(update={"objective": objective}), load_adapter(folder))
+        trainer = new_trainer(recipe.model_copy(update={"objective": objective}), load_adapter(folder))
         # A head with an opinion, so that the first student update hears it.
-        for branch in trainer.players.discriminator.head.branches:
+        for branch in trainer.denoisers.discriminator.head.branches:
             nn.init.normal_(branch[-1].weight, generator=torch.Generator().manual_seed(0))
         trainer.updaters["student"].optimizer.step = lambda trainer=trainer: weights.append(
             [p.grad.clone() for p in trainer.updaters["student"].parameters if p.grad is not None]
@@ -148,7 +148,7 @@ def test_gradient_checkpointing_changes_nothing(folder, make_recipe, lora, featu
 def test_one_backbone_trains_as_three_do(folder, make_recipe, features, gradient_checkpointing, monkeypatch):
     def trainer(checkpointed):
         adversarial = {"num_real": 2, "weight": 1.0, "features": features}
-        return Trainer(
+        return new_trainer(
             make_recipe(
                 lora=SHARED,
                 objective={"name": "dmd_adversarial", "adversarial": adversarial},
@@ -158,7 +158,7 @@ def test_one_backbone_trains_as_three_do(folder, make_recipe, features, gradient
         )
 
     shared = trainer(gradient_checkpointing)
-    monkeypatch.setattr(assemble, "Roles", ThreeBackbones)
+    monkeypatch.setattr(networks, "Roles", ThreeBackbones)
     apart = trainer(False)
     for _ in range(2):
         row, expected = shared.iterate(), apart.iterate()
@@ -168,14 +168,16 @@ def test_one_backbone_trains_as_three_do(folder, make_recipe, features, gradient
 
 
 def test_the_head_is_as_wide_as_its_blocks_and_the_plan_names_them(teacher, make_recipe):
-    trainer = Trainer(make_recipe(), teacher.adapter)
+    trainer = new_trainer(make_recipe(), teacher.adapter)
     with torch.no_grad():
         x_t, t, cond = inputs(teacher)
-        features = trainer.players.discriminator.features(x_t, t, cond)
-    assert [branch[1].in_features for branch in trainer.players.discriminator.head.branches] == [
+        features = trainer.denoisers.discriminator.features(x_t, t, cond)
+    assert [branch[1].in_features for branch in trainer.denoisers.discriminator.head.branches] == [
         f.shape[-1] for f in features
     ]
-    assert len(features) == len(trainer.plan.feature_blocks) == len(facts(trainer)["feature_blocks"])
+    assert (
+        len(features) == len(trainer.plan.feature_blocks) == len(facts(trainer.plan, trainer.parts)["feature_blocks"])
+    )
 
 
 def test_what_decode_hands_to_the_autoencoder_is_what_its_encoder_gave(teacher, monkeypatch):
@@ -204,7 +206,7 @@ def test_a_folder_of_images_trains_as_well(family, folder, make_recipe, tmp_path
         Image.fromarray(pixels).save(images / f"{i}.png")
         (images / f"{i}.txt").write_text(f"{prompt} again")
     adversarial = {"real": str(images)}
-    trainer = Trainer(
+    trainer = new_trainer(
         make_recipe(objective={"name": "dmd_adversarial", "adversarial": adversarial}), load_adapter(folder)
     )
     rows = [trainer.iterate() for _ in range(2)]
@@ -216,11 +218,10 @@ def test_features_under_bf16_are_near_those_of_fp32_and_the_head_is_fp32(teacher
     x_t, t, cond = inputs(teacher)
     features = []
     for precision in ("fp32", "bf16"):
-        trainer = Trainer(make_recipe(train={"precision": precision}), load_adapter(teacher.adapter.source))
+        trainer = new_trainer(make_recipe(train={"precision": precision}), load_adapter(teacher.adapter.source))
         head = new_discriminator(
-            trainer.recipe,
             trainer.plan,
-            trainer.adapter,
+            trainer.parts.adapter,
             trainer.roles,
             trainer.batches.prompts.uncond,
             trainer.accelerator,
@@ -242,7 +243,7 @@ def test_compiled_networks_are_listened_to_as_well(family, folder, make_recipe, 
     rows = []
     for compiled in (False, True):
         train = settings.get("train", {}) | {"compile": compiled, "learning_rate": 1e-3}
-        trainer = Trainer(make_recipe(**(settings | {"train": train})), load_adapter(folder))
+        trainer = new_trainer(make_recipe(**(settings | {"train": train})), load_adapter(folder))
         rows.append([trainer.iterate() for _ in range(2)][1])
     for key in rows[0]:
         if key.startswith(("loss/", "grad_norm/")):

@@ -21,21 +21,21 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import nn
 from torch.testing import assert_close
+from trainers import new_trainer
 
 from dpdmd.data.embeddings import EmbeddingCache
 from dpdmd.data.prompts import lint_prompts
 from dpdmd.evaluate.generate import generate_folder, image_noise, sample_latents
 from dpdmd.method.denoiser import concatenate
 from dpdmd.method.paths import FlowPath, from_velocity
-from dpdmd.method.rollout import student_rollout
 from dpdmd.models.load import STUDENT_FILE, load_adapter, load_sampler
 from dpdmd.models.parts import tokenizers
+from dpdmd.models.sampling import student_rollout
 from dpdmd.publish.export import export_run
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import write_json
 from dpdmd.store.png import to_uint8
 from dpdmd.store.tensors import write_tensors
-from dpdmd.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "the small blue cross on a white background"]
 SEEDS = [3, 4]
@@ -196,7 +196,7 @@ def test_training_moves_student_and_fake_score_and_nothing_else(family, folder, 
     latents = image_noise([0], adapter.latent_shape(height, width))
     said, shown = adapter.encode(PROMPTS), adapter.decode(latents)
     start = adapter.load_network().state_dict()
-    trainer = Trainer(Recipe.model_validate(recipe), adapter)
+    trainer = new_trainer(Recipe.model_validate(recipe), adapter)
     rows = [trainer.iterate() for _ in range(2)]
     assert all(np.isfinite(value) for row in rows for value in row.values())
     for role, moves in (("student", True), ("fake_score", True), ("teacher", False)):
@@ -277,7 +277,7 @@ def test_a_renoising_step_is_the_stock_schedulers(teacher, randn):
         return from_velocity(x_t, velocity, t)
 
     cond = adapter.encode([""])
-    student_rollout(denoise, adapter.path, noise, cond, grid=grid, fresh_noise=lambda i: randn(5, 1, *shape))
+    student_rollout(denoise, adapter.path, noise, cond, grid=grid, renoise=lambda i: randn(5, 1, *shape))
     assert_close(seen[1], stock, atol=1e-6, rtol=1e-6)
 
 

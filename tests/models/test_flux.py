@@ -5,11 +5,12 @@ import tiny_flux
 import torch
 from diffusers import FluxPipeline
 from torch.testing import assert_close
+from trainers import new_trainer
 
-from dpdmd.method.rollout import student_samples
 from dpdmd.models.base import network_denoiser
 from dpdmd.models.flux import FluxAdapter
 from dpdmd.models.load import load_adapter
+from dpdmd.models.sampling import student_samples
 from dpdmd.recipe.schema import Recipe
 from dpdmd.training.trainer import Trainer
 
@@ -36,7 +37,7 @@ def make_trainer(folder: str, tmp_path, model=None, student=None, train=None) ->
         "train": {"num_updates": 1, "batch_size": 1, "fake_updates": 1} | (train or {}),
         "output": {"folder": str(tmp_path / "run")},
     }
-    return Trainer(Recipe.model_validate(recipe), load_adapter(folder))
+    return new_trainer(Recipe.model_validate(recipe), load_adapter(folder))
 
 
 def guidance_fed(trainer: Trainer) -> tuple[set[float | None], ...]:

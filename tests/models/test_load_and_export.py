@@ -11,22 +11,23 @@ from diffusers import DiffusionPipeline, SD3Transformer2DModel
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
+from trainers import new_trainer
 
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.manifest import read_manifest
 from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import Guidance
-from dpdmd.method.hybrid import hybrid_samples
 from dpdmd.method.randomness import image_noise
+from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import network_denoiser
 from dpdmd.models.load import load_adapter, load_sampler
+from dpdmd.models.sampling import hybrid_samples
 from dpdmd.publish.export import export_run
-from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import write_json
 from dpdmd.store.png import to_uint8
 from dpdmd.store.tensors import write_tensors
-from dpdmd.training.trainer import Trainer
 
 GRID = [1.0, 0.9, 0.75, 0.5, 0.0]
 
@@ -127,15 +128,13 @@ def test_a_hybrid_begins_with_the_base_not_the_student(form, run, sd3_folder, tm
     assert manifest.info["teacher_first"] == {"num_inference_steps": 8, "guidance_scale": 3.5}
     # The same by hand, its two networks loaded apart.
     adapter, student = load_adapter(sd3_folder), load_sampler(str(run))
+    base = network_denoiser(adapter, adapter.load_network())
     latents = hybrid_samples(
-        network_denoiser(adapter, adapter.load_network()),
+        GuidedTeacher(base, adapter.path, adapter.stock_grid(8), Guidance(3.5)),
         network_denoiser(adapter, student.network),
-        adapter.path,
         image_noise([5], adapter.latent_shape()),
         adapter.encode(["one cross"]),
         adapter.encode([""]),
-        teacher_grid=adapter.stock_grid(8),
-        guidance=Guidance(3.5),
         student_grid=Grid(tuple(GRID)),
     )
     expected = to_uint8(adapter.decode(latents))[0].numpy().astype(int)
@@ -251,20 +250,20 @@ def recipe(tmp_path, teacher: str, **sections: dict) -> Recipe:
 
 def test_an_exported_student_can_teach_another_run_on_its_own_grid(run, tmp_path):
     out = str(export_run(run, tmp_path / "export"))
-    plan = make_plan(recipe(tmp_path, out), load_adapter(out))
-    assert list(plan.teacher_grid.times) == GRID and plan.guidance_scale == 1.0
+    plan = resolve(recipe(tmp_path, out), load_adapter(out))
+    assert list(plan.teacher.grid.times) == GRID and plan.teacher.guidance.scale == 1.0
     with pytest.raises(ValueError, match="is a student of 4 steps and takes no other number, got 30"):
-        make_plan(recipe(tmp_path, out, model={"num_inference_steps": 30}), load_adapter(out))
+        resolve(recipe(tmp_path, out, model={"num_inference_steps": 30}), load_adapter(out))
     info = json.loads((tmp_path / "export" / "student.json").read_text())
     write_json(tmp_path / "export" / "student.json", info | {"kind": "renoise"})
     with pytest.raises(ValueError, match="a teacher must be deterministic"):
-        make_plan(recipe(tmp_path, out), load_adapter(out))
+        resolve(recipe(tmp_path, out), load_adapter(out))
 
 
 @pytest.mark.parametrize("form", ["run", "export"])
 def test_a_student_can_start_from_another(form, run, sd3_folder, tmp_path):
     start = str(run) if form == "run" else str(export_run(run, tmp_path / "export"))
-    trainer = Trainer(recipe(tmp_path, sd3_folder, student={"start": start}), load_adapter(sd3_folder))
+    trainer = new_trainer(recipe(tmp_path, sd3_folder, student={"start": start}), load_adapter(sd3_folder))
     expected, teacher = load_sampler(start).network.state_dict(), load_adapter(sd3_folder).load_network().state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in trainer.network("student").state_dict().items())
     assert all(torch.equal(value, teacher[name]) for name, value in trainer.network("fake_score").state_dict().items())
@@ -277,4 +276,4 @@ def test_a_start_of_another_size_is_refused(sd3_folder, tmp_path):
     config = SD3Transformer2DModel.load_config(sd3_folder, subfolder="transformer")
     SD3Transformer2DModel.from_config(config | {"num_layers": 1}).save_pretrained(other / "transformer")
     with pytest.raises(ValueError, match=r"student\.start: .*other does not fit the teacher .*: \d+ weights differ"):
-        Trainer(recipe(tmp_path, sd3_folder, student={"start": str(other)}), load_adapter(sd3_folder))
+        new_trainer(recipe(tmp_path, sd3_folder, student={"start": str(other)}), load_adapter(sd3_folder))

@@ -8,17 +8,18 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
+from trainers import new_trainer, train
 
-import dpdmd.training.assemble as assemble
+import dpdmd.training.networks as networks
 from dpdmd.evaluate.generate import generate_folder
-from dpdmd.method.roles import ROLES, TRAINED_ROLES, Roles
+from dpdmd.method.roles import ROLES, TRAINED_ROLES
 from dpdmd.models.load import LORA_FILE, load_adapter
+from dpdmd.models.role_networks import make_roles
 from dpdmd.planning.cost import describe, network_sizes
 from dpdmd.publish.export import export_run
-from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.tensors import read_tensors
-from dpdmd.training.loop import train
 from dpdmd.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "the small blue cross on a white background", "one cross"]
@@ -84,7 +85,7 @@ def run_differs_from_base(run, folder: str) -> bool:
 
 
 def test_only_the_active_roles_adapter_ever_moves(family, folder, tmp_path):
-    trainer = Trainer(make_recipe(folder, tmp_path, family.IMAGE_SIZE), load_adapter(folder))
+    trainer = new_trainer(make_recipe(folder, tmp_path, family.IMAGE_SIZE), load_adapter(folder))
     backbone = load_adapter(folder).load_network().state_dict()
     for role in TRAINED_ROLES:
         other = next(name for name in TRAINED_ROLES if name != role)
@@ -105,10 +106,10 @@ class ThreeBackbones:
     def __init__(self, teacher, start=None, *, lora, frozen_dtype, seed):
         options = {"frozen_dtype": frozen_dtype, "seed": seed}
         own = {role: {role: lora[role]} if role in lora else {} for role in ROLES}
-        self.single = {role: Roles(copy.deepcopy(teacher), lora=own[role], **options) for role in ROLES}
+        self.single = {role: make_roles(copy.deepcopy(teacher), lora=own[role], **options) for role in ROLES}
         self.networks = {role: single.networks[role] for role, single in self.single.items()}
         self.modules = self.networks
-        self.adapters = frozenset(lora)
+        self.adapters, self.num_calls = frozenset(lora), 0
         for role in lora:
             self.single[role]._activate(role)
 
@@ -133,10 +134,10 @@ def test_one_backbone_trains_as_three_do(
     def trainer(checkpointed: bool) -> Trainer:
         train = {"precision": precision, "gradient_checkpointing": checkpointed}
         sections = {"objective": {"name": objective} | anchor, "train": train}
-        return Trainer(make_recipe(folder, tmp_path, (32, 48), **sections), load_adapter(folder))
+        return new_trainer(make_recipe(folder, tmp_path, (32, 48), **sections), load_adapter(folder))
 
     shared = trainer(gradient_checkpointing)
-    monkeypatch.setattr(assemble, "Roles", ThreeBackbones)
+    monkeypatch.setattr(networks, "make_roles", ThreeBackbones)
     apart = trainer(False)
     for _ in range(2):
         row, expected = shared.iterate(), apart.iterate()
@@ -153,17 +154,17 @@ def test_one_backbone_trains_as_three_do(
 
 def test_the_plan_counts_the_adapters(family, folder, tmp_path):
     recipe, adapter = make_recipe(folder, tmp_path, family.IMAGE_SIZE), load_adapter(folder)
-    sizes, trainer = network_sizes(recipe, adapter), Trainer(recipe, load_adapter(folder))
+    sizes, trainer = network_sizes(resolve(recipe, adapter), adapter), new_trainer(recipe, load_adapter(folder))
     assert sizes.adapter == sum(p.numel() for p in trainer.roles.parameters("student").values())
     assert sizes.network == sum(p.numel() for p in load_adapter(folder).load_network().parameters())
-    assert f"rank 4, {sizes.adapter:,} parameters each" in describe(make_plan(recipe, adapter), recipe, adapter)
+    assert f"rank 4, {sizes.adapter:,} parameters each" in describe(resolve(recipe, adapter), adapter)
 
 
 def test_a_frozen_backbone_in_bf16_trains_fp32_adapters(family, folder, tmp_path):
     recipe = make_recipe(
         folder, tmp_path, family.IMAGE_SIZE, model={"dtype": "bf16"}, train={"precision": "bf16", "num_updates": 1}
     )
-    trainer = Trainer(recipe, load_adapter(folder))
+    trainer = new_trainer(recipe, load_adapter(folder))
     row = trainer.iterate()
     assert all(np.isfinite(value) for value in row.values())
     dtypes = {p.dtype for p in trainer.roles.parameters("student").values()}
@@ -175,7 +176,7 @@ def test_a_frozen_backbone_in_bf16_trains_fp32_adapters(family, folder, tmp_path
 def test_a_target_that_is_no_linear_layer_is_refused(family, folder, tmp_path):
     recipe = make_recipe(folder, tmp_path, family.IMAGE_SIZE, lora={"targets": ["to_q", "to_nowhere"]})
     with pytest.raises(ValueError, match=r"lora\.targets: to_nowhere is no linear layer of"):
-        Trainer(recipe, load_adapter(folder))
+        new_trainer(recipe, load_adapter(folder))
 
 
 def test_a_student_without_a_lora_has_none_to_export(run, tmp_path, folder, family):
@@ -200,7 +201,7 @@ def test_compiled_blocks_train_as_they_are_otherwise(settings, sd3_folder, tmp_p
         sections = copy.deepcopy(settings)
         sections["lora"] = settings.get("lora", {})
         sections["train"] = sections.get("train", {}) | {"compile": compiled, "learning_rate": 1e-3}
-        trainer = Trainer(make_recipe(sd3_folder, tmp_path, (32, 48), **sections), load_adapter(sd3_folder))
+        trainer = new_trainer(make_recipe(sd3_folder, tmp_path, (32, 48), **sections), load_adapter(sd3_folder))
         rows.append([trainer.iterate(), trainer.iterate()][1])
     for key in rows[0]:
         if key.startswith(("loss/", "grad_norm/")):

@@ -2,24 +2,24 @@
 
 import json
 import shlex
-from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from trainers import new_trainer
 
 from dpdmd import cli
 from dpdmd.method.denoiser import Condition
 from dpdmd.models.load import load_adapter
 from dpdmd.planning.cost import num_parameters
-from dpdmd.planning.fit import GIB, describe_fit, memory_need, savings
+from dpdmd.planning.fit import GIB, counter, describe_fit, memory_need, savings
 from dpdmd.planning.memory import META, AsOnGpu, LiveBytes, LiveShapes, peak_bytes, picture_bytes
-from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.plan import Plan
+from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import load_recipe
-from dpdmd.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "one cross"]
 SHARED = {"roles": ["student", "fake_score"], "rank": 4}
@@ -129,8 +129,8 @@ def test_the_announced_peak_is_the_measured_one(family, folder, recipe, objectiv
         "blank_condition",
         lambda n: Condition({name: torch.ones(n, *shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}),
     )
-    announced = peak_bytes(settings, make_plan(settings, adapter), adapter)
-    trainer = Trainer(settings, adapter)
+    announced = peak_bytes(resolve(settings, adapter), adapter)
+    trainer = new_trainer(settings, adapter)
     trainer.iterate()  # makes the moments
     with LiveBytes() as live:
         trainer.iterate()
@@ -142,7 +142,7 @@ def test_the_announced_peak_is_the_measured_one(family, folder, recipe, objectiv
 def test_checkpointing_lowers_the_peak(family, folder, recipe):
     adapter = load_adapter(folder)
     plain, checkpointed = (
-        peak_bytes(settings, make_plan(settings, adapter), adapter)
+        peak_bytes(resolve(settings, adapter), adapter)
         for settings in (recipe(lora=SHARED), recipe(lora=SHARED, train={"gradient_checkpointing": True}))
     )
     if adapter.network_class._supports_gradient_checkpointing:
@@ -161,12 +161,12 @@ def test_blank_conditions_are_what_prompts_become(folder):
 
 def test_pictures_need_the_autoencoder_and_what_one_image_takes(folder, recipe):
     adapter, settings = load_adapter(folder), recipe(validation={"every": 10})
-    plan = make_plan(settings, adapter)
+    plan = resolve(settings, adapter)
     weights = sum(p.nbytes for p in adapter.vae.parameters())
     with torch.no_grad(), LiveBytes() as live:
         adapter.decode(torch.zeros(1, *plan.latent_shape))
-    assert picture_bytes(settings, plan, adapter) == pytest.approx(weights + live.peak, rel=0.02)
-    assert picture_bytes(recipe(), plan, adapter) == 0
+    assert picture_bytes(plan, adapter) == pytest.approx(weights + live.peak, rel=0.02)
+    assert picture_bytes(resolve(recipe(), adapter), adapter) == 0
 
 
 @pytest.fixture
@@ -203,10 +203,11 @@ def test_stable_diffusion_35_medium_fits_24_gib_with_adapters_on_one_backbone_an
     adapter = load_adapter(folder)
     asked = [f"model.teacher={folder}", "train.batch_size=1", "train.gradient_checkpointing=true"]
 
-    def load(settings: tuple[str, ...]) -> Recipe:
-        return load_recipe(name, [*asked, "student.num_steps=2", *settings])  # four steps would take twice the time
+    def plan_with(settings: tuple[str, ...]) -> Plan:
+        # Four steps would take twice the time.
+        return resolve(load_recipe(name, [*asked, "student.num_steps=2", *settings]), adapter)
 
-    adapters = memory_need(load(("model.dtype=bf16", LORA)), adapter)
+    adapters = memory_need(plan_with(("model.dtype=bf16", LORA)), adapter)
     assert "per device: fits in 24.0 GiB" in describe_fit(adapters, memory, [])
     # 2,243,171,520 parameters and a table of 384 x 384 x 1536 in bf16, two adapters of fp32 with two moments each.
     rank, layers = 64, (24 + 13) * 4 + 24 * 4 - 1  # image and second attention, text; the last block has no text output
@@ -214,8 +215,8 @@ def test_stable_diffusion_35_medium_fits_24_gib_with_adapters_on_one_backbone_an
 
     # From here on activations as few as those above; the state alone is too much for copies.
     monkeypatch.setattr("dpdmd.planning.fit.peak_bytes", lambda *_: adapters.peak)
-    count = cache(partial(memory_need, adapter=adapter))
-    answer = describe_fit(count(load(())), memory, savings(load, count, memory))
+    count = counter(adapter)
+    answer = describe_fit(count(plan_with(())), memory, savings(plan_with, count, memory))
     assert "per device: does not fit in 24.0 GiB" in answer
     assert answer.splitlines()[-1] == f"so add --set model.dtype=bf16 --set '{LORA}'"
 
@@ -266,7 +267,7 @@ def test_plan_says_whether_it_fits_and_what_helps(tiny_folder, tmp_path, monkeyp
 
 def test_the_whole_need_counts_gradients_once(folder, recipe):
     settings, adapter = recipe(), load_adapter(folder)
-    need = memory_need(settings, adapter)
+    need = memory_need(resolve(settings, adapter), adapter)
     network = adapter.load_network()
     weights, tables = (sum(t.nbytes for t in tensors) for tensors in (network.parameters(), network.buffers()))
     # three networks and two optimisers; activations and gradients are in the peak

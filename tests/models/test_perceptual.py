@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainers import new_trainer
 
 from dpdmd.models.load import load_adapter
 from dpdmd.recipe.schema import Recipe
-from dpdmd.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_two_cycles_move_student_and_fake_score_and_nothing_else(sd3_folder, rec
     settings = recipe(sd3_folder, num_pairs=num_pairs)
     settings = Recipe.model_validate(settings.model_dump() | {"lora": lora})
     adapter = load_adapter(sd3_folder)
-    trainer = Trainer(settings, adapter)
+    trainer = new_trainer(settings, adapter)
     backbone = trainer.plan.objective.terms[1].distance.network
     frozen = [*adapter.vae.parameters(), *backbone.parameters()]
     trained = [p for role in ("student", "fake_score") for p in trainer.roles.parameters(role).values()]
@@ -53,7 +53,7 @@ def test_in_bf16_and_one_by_one_it_is_nearly_the_same(sd3_folder, recipe):
     def first_loss(**train) -> float:
         settings = recipe(sd3_folder)
         settings = Recipe.model_validate(settings.model_dump() | {"train": settings.train.model_dump() | train})
-        trainer = Trainer(settings, load_adapter(sd3_folder))
+        trainer = new_trainer(settings, load_adapter(sd3_folder))
         assert trainer.plan.objective.terms[1].pictures.decode(torch.zeros(1, 4, 8, 8)).dtype == torch.float32
         return trainer.iterate()["loss/perceptual"]
 
@@ -67,7 +67,7 @@ def test_another_network_or_text_encoder_is_another_teacher_and_another_autoenco
     sd3_folder, recipe, tmp_path
 ):
     def folder_of(model: str) -> Path:
-        return Trainer(recipe(model, num_pairs=2), load_adapter(model)).teacher_samples.folder
+        return new_trainer(recipe(model, num_pairs=2), load_adapter(model)).parts.teacher_samples.folder
 
     first = folder_of(sd3_folder)
     assert folder_of(sd3_folder) == first

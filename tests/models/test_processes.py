@@ -6,6 +6,7 @@ from math import isfinite
 import pytest
 import torch
 from processes import in_processes
+from trainers import new_trainer
 
 from dpdmd.distributed.wrapping import whole
 from dpdmd.models.load import load_adapter
@@ -17,16 +18,16 @@ FAMILIES = ["sd3", "sdxl", "sana", "z_image", "flux", "qwen_image"]
 ADVERSARIAL = {"name": "dmd_adversarial", "adversarial": {"weight": 1.0, "num_real": 2, "learning_rate": 0.1}}
 
 
-def new_trainer(recipe: Recipe, **options) -> Trainer:
+def trainer_with(recipe: Recipe, **options) -> Trainer:
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=options)})
-    return Trainer(recipe, load_adapter(recipe.model.teacher))
+    return new_trainer(recipe, load_adapter(recipe.model.teacher))
 
 
 def student_weights(trainer: Trainer) -> torch.Tensor:
     """All in one, having checked that both processes hold the same."""
     weights = torch.cat([whole(p.detach()).flatten() for p in trainer.roles.parameters("student").values()])
     mine, theirs = trainer.accelerator.gather(weights[None])
-    assert torch.equal(mine, theirs), trainer.recipe.model.teacher
+    assert torch.equal(mine, theirs), trainer.plan.teacher.source
     return mine
 
 
@@ -34,9 +35,9 @@ def iterate_each(recipes: list[Recipe]) -> None:
     for recipe in recipes:
         family, checkpoints = recipe.model.teacher, recipe.output.folder
         recompute = load_adapter(family).network_class._supports_gradient_checkpointing
-        copied = new_trainer(recipe)
+        copied = trainer_with(recipe)
         # An adapter is the harder thing to recompute: the one that was active in the forward pass.
-        sharded = new_trainer(recipe, shard=True, gradient_checkpointing=recompute and bool(recipe.lora.roles))
+        sharded = trainer_with(recipe, shard=True, gradient_checkpointing=recompute and bool(recipe.lora.roles))
         for trainer in (copied, sharded):
             assert all(map(isfinite, trainer.iterate().values())), family
         # AdamW's first step is the sign of the gradient: a rounding error flips it where the gradient is nothing.

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from processes import in_processes
 from torch import nn
+from trainers import new_trainer, train
 
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.method.denoiser import Condition
@@ -13,14 +14,13 @@ from dpdmd.method.roles import TRAINED_ROLES
 from dpdmd.models import quantised
 from dpdmd.models.load import LORA_FILE, load_adapter
 from dpdmd.models.quantised import PACKAGES, block_layers, quantise
+from dpdmd.models.role_networks import enable_gradient_checkpointing
 from dpdmd.planning.cost import network_sizes
-from dpdmd.planning.memory import AsOnGpu, LiveBytes, checkpoint_on_gpu, peak_bytes
+from dpdmd.planning.memory import AsOnGpu, LiveBytes, on_gpu, peak_bytes
 from dpdmd.publish.export import export_run
-from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.tensors import read_tensors
-from dpdmd.training.loop import train
-from dpdmd.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "the small blue cross on a white background", "one cross"]
 
@@ -68,19 +68,19 @@ def test_the_teacher_is_the_quantised_network_bit_for_bit_whatever_the_adapters_
     adapter = load_adapter(folder)
     alone = adapter.load_network(torch.bfloat16)
     quantise(alone, dtype, adapter.block_lists)
-    trainer = Trainer(make_recipe(folder, tmp_path, dtype, family.IMAGE_SIZE), adapter)
+    trainer = new_trainer(make_recipe(folder, tmp_path, dtype, family.IMAGE_SIZE), adapter)
     trainer.iterate()
     x_t, t, cond = inputs(adapter, family.IMAGE_SIZE)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = adapter.predict(alone, x_t, t, cond)
     with torch.no_grad():
-        prediction, student = trainer.players.teacher(x_t, t, cond), trainer.players.student(x_t, t, cond)
+        prediction, student = trainer.denoisers.teacher(x_t, t, cond), trainer.denoisers.student(x_t, t, cond)
     assert torch.equal(prediction.x0, expected.x0)
     assert not torch.equal(student.x0, expected.x0)
 
 
 def test_only_adapters_change(dtype, family, folder, tmp_path):
-    trainer = Trainer(make_recipe(folder, tmp_path, dtype, family.IMAGE_SIZE), load_adapter(folder))
+    trainer = new_trainer(make_recipe(folder, tmp_path, dtype, family.IMAGE_SIZE), load_adapter(folder))
     base = frozen(trainer.network("teacher"))
     before = {role: [p.clone() for p in trainer.roles.parameters(role).values()] for role in TRAINED_ROLES}
     trainer.iterate()
@@ -117,7 +117,7 @@ def test_a_quantised_weight_is_near_its_own(dtype, sd3_folder):
 
 
 def first_rows(recipe: Recipe, adapter) -> dict[str, float]:
-    trainer = Trainer(recipe, adapter)
+    trainer = new_trainer(recipe, adapter)
     return {key: value for key, value in trainer.iterate().items() if key != "seconds"}
 
 
@@ -189,7 +189,7 @@ def test_the_plan_counts_the_bytes_of_a_quantised_base(dtype, family, folder, tm
     network = adapter.load_network(torch.bfloat16)
     quantise(network, dtype, adapter.block_lists)
     recipe = make_recipe(folder, tmp_path, dtype, family.IMAGE_SIZE)
-    assert network_sizes(recipe, adapter).frozen == storage_bytes(network)
+    assert network_sizes(resolve(recipe, adapter), adapter).frozen == storage_bytes(network)
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
@@ -201,11 +201,11 @@ def test_the_plan_counts_what_an_update_on_a_quantised_base_needs(
     recipe = make_recipe(sd3_folder, tmp_path, dtype, train=options)
     real = adapter.encode(PROMPTS[:2])[torch.tensor([1, 1])]
     monkeypatch.setattr(adapter, "blank_condition", lambda n: real)
-    announced = peak_bytes(recipe, make_plan(recipe, adapter), adapter)
-    trainer = Trainer(recipe, adapter)
+    announced = peak_bytes(resolve(recipe, adapter), adapter)
+    trainer = new_trainer(recipe, adapter)
     trainer._student_update()
     if gradient_checkpointing:
-        checkpoint_on_gpu(trainer.roles)
+        enable_gradient_checkpointing(trainer.roles, on_gpu)
     with AsOnGpu(), LiveBytes() as live:
         trainer._student_update()
     # What a kernel of bitsandbytes makes within itself is announced and not seen here: at most one weight in bf16.
@@ -220,7 +220,7 @@ def test_two_processes_stay_together(dtype, family_name, tiny_folder, tmp_path):
 
 
 def iterate(recipe: Recipe) -> None:
-    trainer = Trainer(recipe, load_adapter(recipe.model.teacher))
+    trainer = new_trainer(recipe, load_adapter(recipe.model.teacher))
     row = trainer.iterate()
     assert all(map(np.isfinite, row.values()))
     mine = torch.cat([p.detach().flatten() for p in trainer.roles.parameters("student").values()])
@@ -249,6 +249,6 @@ def test_a_missing_package_is_named_before_anything_is_loaded(dtype, sd3_folder,
     recipe = make_recipe(sd3_folder, tmp_path, dtype)
     message = rf'model.dtype "{dtype}" needs {PACKAGES[dtype]}, .*: pip install "dpdmd\[{dtype}\]"'
     with pytest.raises(ValueError, match=message):
-        Trainer(recipe, adapter)
+        new_trainer(recipe, adapter)
     assert adapter.__dict__.keys().isdisjoint({"texts"})
-    assert any("pip install" in note for note in make_plan(recipe, adapter).notes)  # a plan is made all the same
+    assert any("pip install" in note for note in resolve(recipe, adapter).notes)  # a plan is made all the same

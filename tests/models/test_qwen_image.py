@@ -14,10 +14,10 @@ from dpdmd.models.qwen_image import length_preserving_rule
 
 @pytest.fixture
 def case(randn):
-    """x_t, t, conditional, unconditional and per-sample scales of two samples."""
+    """x_t, t, conditional and unconditional predictions of two samples, and a scale."""
     x_t, t = randn(0, 2, 3, 4, 6), torch.tensor([0.9, 0.3])
     cond, uncond = (from_velocity(x_t, randn(seed, 2, 3, 4, 6), t) for seed in (1, 2))
-    return x_t, t, cond, uncond, per_sample(torch.tensor([4.0, 1.5]), x_t)
+    return x_t, t, cond, uncond, 4.0
 
 
 def test_the_guided_velocity_has_the_conditional_ones_length_in_every_token(case):
@@ -40,8 +40,8 @@ def test_the_guided_prediction_lies_on_the_path(case):
 
 
 def test_scale_one_gives_the_conditional_prediction_back(case):
-    x_t, t, cond, uncond, scale = case
-    guided = length_preserving_rule(x_t, t, cond, uncond, torch.ones_like(scale))
+    x_t, t, cond, uncond, _ = case
+    guided = length_preserving_rule(x_t, t, cond, uncond, 1.0)
     assert_close(guided.x0, cond.x0, atol=1e-5, rtol=1e-5)
     assert_close(guided.eps, cond.eps, atol=1e-5, rtol=1e-5)
 

@@ -4,15 +4,15 @@ import importlib
 
 import pytest
 from PIL import Image
+from trainers import train
 
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.models.load import load_adapter
 from dpdmd.planning.cost import describe
 from dpdmd.publish.export import export_run
-from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import load_recipe, shipped_recipes
 from dpdmd.store.files import read_json
-from dpdmd.training.loop import train
 
 TINY = {
     "sd35_medium_dp_dmd": "sd3",
@@ -51,13 +51,13 @@ def test_a_shipped_recipe_resolves_to_a_plan(shipped):
     name, overrides = shipped
     recipe = load_recipe(name, overrides)
     adapter = load_adapter(recipe.model.teacher)
-    plan = make_plan(recipe, adapter)
-    text = describe(plan, recipe, adapter)
+    plan = resolve(recipe, adapter)
+    text = describe(plan, adapter)
     lines = dict(line.split("  ", 1) for line in text.splitlines() if not line.startswith("note"))
     assert lines["student"].strip() == f"4 steps, {recipe.student.kind}, grid 'uniform'"
     assert lines["latents"].strip().startswith(" x ".join(map(str, plan.latent_shape)))
-    assert plan.student_grid.num_steps == 4
-    assert plan.teacher_grid.num_steps == recipe.model.num_inference_steps
+    assert plan.student.grid.num_steps == 4
+    assert plan.teacher.grid.num_steps == recipe.model.num_inference_steps
     # Where the paper names K, the lint says how far the student's first step goes past it; elsewhere nothing is wrong.
     assert [note for note in plan.notes if "the anchor is 5 teacher steps" not in note] == []
     assert bool(plan.notes) == (name in PAPER)

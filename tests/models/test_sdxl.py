@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from dpdmd.method.grids import Grid
 from dpdmd.method.paths import from_eps, from_v
-from dpdmd.method.rollout import student_rollout
 from dpdmd.models.load import load_adapter
+from dpdmd.models.sampling import student_rollout
 from dpdmd.models.sdxl import SDXLAdapter
 
 SHAPE = (4, 8, 8)
@@ -61,7 +61,7 @@ def rollouts(adapter, kind, num_steps, randn):
         return torch.randn(1, *SHAPE, generator=ours_rng)
 
     renoise = fresh_noise if kind == "renoise" else None
-    ours = student_rollout(denoise, adapter.path, noise, None, grid=grid, fresh_noise=renoise).x0
+    ours = student_rollout(denoise, adapter.path, noise, None, grid=grid, renoise=renoise).x0
     scheduler = adapter.student_scheduler(kind)
     scheduler.set_timesteps(timesteps=adapter.call_arguments(grid)["timesteps"])
     x_t = noise * scheduler.init_noise_sigma

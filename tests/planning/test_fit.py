@@ -14,28 +14,28 @@ BATCH_2, BATCH_1 = (
 LORA = 'lora.roles=["student", "fake_score"]'
 
 
-def recipe_of(settings: tuple[str, ...]) -> SimpleNamespace:
-    """A recipe is its settings; int8 and nf4 want adapters, and bf16 is there already."""
+def plan_of(settings: tuple[str, ...]) -> SimpleNamespace:
+    """A plan is its settings; int8 and nf4 want adapters, and bf16 is there already."""
     kept = {name: value for name, _, value in (text.partition("=") for text in settings)}
     if kept.get("model.dtype") in ("int8", "nf4") and "lora.roles" not in kept:
         raise ValueError("needs lora.roles")
     kept.pop("train.precision", None)
     batch_size = int(kept.get("train.batch_size", 4))
-    train = SimpleNamespace(batch_size=batch_size, accumulation=32 // batch_size, samples_per_prompt=1)
-    return SimpleNamespace(kept=kept, train=train)
+    data = SimpleNamespace(batch_size=batch_size, accumulation=32 // batch_size, samples_per_prompt=1)
+    return SimpleNamespace(settings=kept, data=data)
 
 
-def need_of(recipe: SimpleNamespace) -> Need:
+def need_of(plan: SimpleNamespace) -> Need:
     """Adapters make the state small; only beside a small state is the batch what counts."""
-    kept = recipe.kept
+    kept = plan.settings
     weights = {"int8": 15, "nf4": 10, "bf16": 20}.get(kept.get("model.dtype"), 40)
-    activations = (5 if "train.gradient_checkpointing" in kept else 20) * recipe.train.batch_size
+    activations = (5 if "train.gradient_checkpointing" in kept else 20) * plan.data.batch_size
     gradients = 2 if "lora.roles" in kept else 60
     return Need((weights + 3 * gradients) * GIB, max(activations, gradients) * GIB)
 
 
 def found(memory: float) -> list[tuple[tuple[str, ...], float]]:
-    steps = savings(recipe_of, need_of, round(memory * GIB))
+    steps = savings(plan_of, need_of, round(memory * GIB))
     return [(settings, need.total / GIB) for settings, need in steps]
 
 
@@ -67,11 +67,11 @@ def test_every_setting_that_saves_something_is_taken_where_nothing_is_enough():
 
 def test_samples_of_one_prompt_stay_together():
     def load(settings: tuple[str, ...]) -> SimpleNamespace:
-        recipe = recipe_of(settings)
-        if recipe.train.batch_size % 2:
-            raise ValueError("train.batch_size must be a multiple of train.samples_per_prompt")
-        recipe.train.samples_per_prompt = 2
-        return recipe
+        plan = plan_of(settings)
+        if plan.data.batch_size % 2:
+            raise ValueError("train.batch_size must be a multiple of data.samples_per_prompt")
+        plan.data.samples_per_prompt = 2
+        return plan
 
     assert (BATCH_2 in [settings for settings, _ in savings(load, need_of, GIB)]) and need_of(load(())).total > GIB
 

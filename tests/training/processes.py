@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import torch
 from tiny_adapter import TinyAdapter
+from trainers import train
 
 from dpdmd.recipe.schema import Recipe
-from dpdmd.training.loop import train
 
 # Imported once, in the process that all others are forked from.
 FAMILIES = [f"dpdmd.models.{name}" for name in ("sd3", "sdxl", "sana", "z_image", "flux", "qwen_image")]

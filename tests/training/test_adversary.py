@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from rollouts import teacher_rollout
 from tiny_adapter import PROMPTS, PictureAdapter
 from torch.testing import assert_close
+from trainers import new_trainer, train
 
 from dpdmd.method.guidance import Guidance
 from dpdmd.method.randomness import generator, image_noise
-from dpdmd.method.rollout import teacher_rollout
-from dpdmd.training import adversary, trainer
+from dpdmd.training import adversary, parts, trainer
 from dpdmd.training.adversary import RealSamples, over_processes
-from dpdmd.training.loop import train
 from dpdmd.training.trainer import Trainer
 from dpdmd.training.updates import student_loss
 
@@ -27,7 +27,7 @@ def make_trainer(make_recipe, adapter):
     def make(adversarial=None, **sections) -> Trainer:
         adversarial = {"num_real": 8, "weight": 0.5} | (adversarial or {})
         objective = {"name": "dmd_adversarial", "adversarial": adversarial}
-        return Trainer(make_recipe(objective=objective, **sections), adapter)
+        return new_trainer(make_recipe(objective=objective, **sections), adapter)
 
     return make
 
@@ -43,7 +43,7 @@ def moved(trainer, name, before):
 @pytest.mark.parametrize("features", ["fake_score", "teacher"])
 @pytest.mark.parametrize("lora", [COPIES, SHARED], ids=["copies", "shared"])
 def test_every_update_changes_its_own_weights_and_no_others(make_trainer, lora, features):
-    trainer = make_trainer({"features": features, "r1_weight": 0.1}, lora=lora)
+    trainer = make_trainer({"features": features}, lora=lora)
     frozen = {name: p.detach().clone() for name, p in trainer.network("teacher").named_parameters()}
     trainer.iterate()  # the head has an opinion, so that the student's term has a gradient
     order = []
@@ -69,7 +69,7 @@ def test_every_update_changes_its_own_weights_and_no_others(make_trainer, lora, 
 @pytest.mark.parametrize("features", ["fake_score", "teacher"])
 @pytest.mark.parametrize("lora", [COPIES, SHARED], ids=["copies", "shared"])
 def test_each_loss_gives_gradient_to_its_owner_only(make_trainer, lora, features):
-    trainer = make_trainer({"features": features, "r1_weight": 1.0}, lora=lora)
+    trainer = make_trainer({"features": features}, lora=lora)
     trainer.iterate()
 
     def owners(loss):
@@ -88,61 +88,52 @@ def test_each_loss_gives_gradient_to_its_owner_only(make_trainer, lora, features
         return found
 
     batch = trainer.batches.micro_batch("student", 1, 0)
-    assert owners(student_loss(trainer.players, batch, trainer.plan.objective)) == {"student"}
+    assert owners(student_loss(trainer.denoisers, trainer.plan, batch)) == {"student"}
     only = replace(trainer.plan.objective, terms=trainer.plan.objective.terms[1:])
-    assert owners(student_loss(trainer.players, batch, only)) == {"student"}
-    loss = trainer.adversary.loss(batch, torch.randn(4, 4, 4, 4), update=0)
+    assert owners(student_loss(trainer.denoisers, replace(trainer.plan, objective=only), batch)) == {"student"}
+    loss = trainer.parts.adversary.loss(batch, torch.randn(4, 4, 4, 4), update=0)
     assert owners(loss) == {"discriminator"}
 
 
-@pytest.mark.parametrize("detach_after", [0, 1, 2])
-def test_behind_a_cut_the_term_does_not_reach_the_steps_before(make_trainer, detach_after):
+@pytest.mark.parametrize("detach_first", [False, True])
+def test_after_a_cut_the_term_does_not_reach_the_step_before(make_trainer, detach_first):
     trainer = make_trainer()
     trainer.iterate()
-    reached, calls, student = [], [], trainer.players.student
+    reached, calls, student = [], [], trainer.denoisers.student
 
     def marked(x_t, t, cond):
         prediction = student(x_t, t, cond)
         index = len(calls)
         calls.append(index)
-        prediction.x0.register_hook(lambda grad: reached.append(index) if grad.any() else None)
+        if prediction.x0.requires_grad:
+            prediction.x0.register_hook(lambda grad: reached.append(index) if grad.any() else None)
         return prediction
 
-    players = replace(trainer.players, student=marked)
+    denoisers = replace(trainer.denoisers, student=marked)
     terms = trainer.plan.objective.terms[1:]
-    objective = replace(trainer.plan.objective, terms=terms, detach_after=detach_after)
-    student_loss(players, trainer.batches.micro_batch("student", 1, 0), objective).total.backward()
-    assert sorted(set(reached)) == list(range(detach_after, 3))
-
-
-def test_the_students_loss_is_dmd_plus_the_ramped_term(make_trainer):
-    trainer = make_trainer({"start": 1, "ramp": 2})
-    trainer.iterate()
+    objective = replace(trainer.plan.objective, terms=terms, detach_first=detach_first)
     batch = trainer.batches.micro_batch("student", 1, 0)
-    loss = [student_loss(trainer.players, batch, trainer.plan.objective, step=step) for step in range(3)]
-    assert "loss/adversarial" not in loss[0].log
-    dmd, term = loss[1].log["loss/dmd"], loss[1].log["loss/adversarial"]
-    assert_close(loss[0].total, dmd)
-    assert_close(loss[1].total, dmd + 0.25 * term)
-    assert_close(loss[2].total, dmd + 0.5 * term)
+    student_loss(denoisers, replace(trainer.plan, objective=objective), batch).total.backward()
+    assert sorted(set(reached)) == list(range(int(detach_first), 3))
 
 
-def test_before_its_start_the_term_changes_nothing_and_the_head_trains(make_trainer, make_recipe, adapter):
-    waiting, plain = make_trainer({"start": 2}), Trainer(make_recipe(objective={"name": "dmd"}), adapter)
-    for step in range(3):
-        head = values(waiting, "discriminator")
-        mine, theirs = waiting.iterate(), plain.iterate()
-        assert moved(waiting, "discriminator", head)
-        same = all(map(torch.equal, values(waiting, "student"), values(plain, "student")))
-        assert same == (step < 2)
-        assert ("loss/adversarial" in mine) == (step == 2)
-        assert mine["loss/fake_score"] == theirs["loss/fake_score"]
+def test_the_students_loss_is_dmd_plus_the_weighted_term(make_trainer):
+    trainer = make_trainer()
+    trainer.iterate()
+    loss = student_loss(trainer.denoisers, trainer.plan, trainer.batches.micro_batch("student", 1, 0))
+    assert_close(loss.total, loss.log["loss/dmd"] + 0.5 * loss.log["loss/adversarial"])
+
+
+def test_the_head_changes_nothing_about_the_fake_score(make_trainer, make_recipe, adapter):
+    mine = make_trainer().iterate()
+    theirs = new_trainer(make_recipe(objective={"name": "dmd"}), adapter).iterate()
+    assert mine["loss/fake_score"] == theirs["loss/fake_score"]
     assert {"loss/discriminator", "grad_norm/discriminator", "health/discriminator_accuracy"} <= mine.keys()
 
 
 def test_a_head_that_is_not_finite_stops_before_its_step_and_names_its_own_rate(make_trainer):
     trainer = make_trainer()
-    trainer.adversary.real = RealSamples(torch.full((8, 4, 4, 4), float("nan")), [PROMPTS[0]] * 8)
+    trainer.parts.adversary.real = RealSamples(torch.full((8, 4, 4, 4), float("nan")), [PROMPTS[0]] * 8)
     before = values(trainer, "discriminator")
     message = r"the discriminator update of step 1 is not finite .*lower objective\.adversarial\.learning_rate"
     with pytest.raises(FloatingPointError, match=message):
@@ -155,13 +146,12 @@ def test_the_heads_rate_is_its_own(make_trainer):
     assert make_trainer({"learning_rate": 7e-3}).updaters["discriminator"].peak == 7e-3
 
 
-def test_the_discriminator_sees_uniform_noise_levels_whatever_the_scores_see(make_trainer, recorder):
-    trainer = make_trainer()
-    config = trainer.recipe.objective.model_copy(update={"tau_shift": 6.0})
-    trainer = Trainer(trainer.recipe.model_copy(update={"objective": config}), trainer.adapter)
-    spy = recorder(trainer.players.discriminator.features)
-    seen = replace(trainer.players.discriminator, features=spy)
-    trainer.players, trainer.adversary.discriminator = replace(trainer.players, discriminator=seen), seen
+def test_the_discriminator_sees_uniform_noise_levels_whatever_the_scores_see(make_recipe, adapter, recorder):
+    objective = {"name": "dmd_adversarial", "tau_shift": 6.0, "adversarial": {"num_real": 8}}
+    trainer = new_trainer(make_recipe(objective=objective), adapter)
+    spy = recorder(trainer.denoisers.discriminator.features)
+    seen = replace(trainer.denoisers.discriminator, features=spy)
+    trainer.denoisers, trainer.parts.adversary.discriminator = replace(trainer.denoisers, discriminator=seen), seen
     for _ in range(3):
         trainer.iterate()
     for _, tau, _ in spy.calls:  # two updates of the head and one of the student, three times
@@ -172,7 +162,7 @@ def test_the_discriminator_sees_uniform_noise_levels_whatever_the_scores_see(mak
 def test_it_tells_the_students_samples_from_shifted_ones(make_trainer):
     trainer = make_trainer({"features": "teacher", "learning_rate": 3e-2})
     real = torch.randn(64, 4, 4, 4, generator=generator(0, "real")) + 1.0
-    trainer.adversary.real = RealSamples(real, [PROMPTS[0]] * 64)
+    trainer.parts.adversary.real = RealSamples(real, [PROMPTS[0]] * 64)
     rows = [row for _ in range(15) for row in trainer._fake_updates()]
     assert rows[0]["loss/discriminator"] == pytest.approx(2 * 0.6931, rel=1e-3)
     last = rows[-10:]
@@ -181,33 +171,30 @@ def test_it_tells_the_students_samples_from_shifted_ones(make_trainer):
 
 
 def test_real_and_drawn_samples_share_their_noise_levels_and_nothing_else(make_trainer, recorder):
-    trainer = make_trainer({"r1_weight": 0.1})
-    adversary = trainer.adversary
+    trainer = make_trainer()
+    adversary = trainer.parts.adversary
     spy = recorder(adversary.discriminator.features)
     adversary.discriminator = replace(adversary.discriminator, features=spy)
     adversary.real = RealSamples(torch.full((9, 4, 4, 4), -5.0), 9 * [PROMPTS[2]])
-    other = trainer.adapter.encode(4 * [PROMPTS[2]])
+    other = trainer.parts.adapter.encode(4 * [PROMPTS[2]])
     batch = trainer.batches.micro_batch("fake_score", 0, 0)
     log = adversary.loss(batch, torch.full((4, 4, 4, 4), 5.0), update=0).log
     ((x_tau, tau, cond),) = spy.calls
     assert spy.grad_enabled == [False]
-    for group in (1, 2):
-        assert torch.equal(tau[:4], tau[4 * group : 4 * group + 4])
+    assert torch.equal(tau[:4], tau[4:])
     scaled = (1 - tau)[:, None, None, None] * 5.0
-    noise = (x_tau - scaled * torch.tensor([-1.0, 1.0, -1.0]).repeat_interleave(4)[:, None, None, None]).split(4)
-    drawn = [part / tau[:4, None, None, None] for part in noise[:2]]
+    noise = (x_tau - scaled * torch.tensor([-1.0, 1.0]).repeat_interleave(4)[:, None, None, None]).split(4)
+    drawn = [part / tau[:4, None, None, None] for part in noise]
     assert all(part.std().item() == pytest.approx(1, rel=0.15) and abs(part.mean()) < 0.2 for part in drawn)
     assert not torch.equal(*drawn)
-    nearby = noise[2] - noise[0]
-    assert nearby.std().item() == pytest.approx(0.1, rel=0.1) and abs(nearby.mean()) < 0.02
-    for rows, expected in ((slice(0, 4), other), (slice(4, 8), batch.cond), (slice(8, 12), other)):
+    for rows, expected in ((slice(0, 4), other), (slice(4, 8), batch.cond)):
         assert torch.equal(cond.tensors["embeds"][rows], expected.tensors["embeds"])
-    assert set(log) == {"loss/discriminator", "loss/r1", "health/discriminator_accuracy"}
+    assert set(log) == {"loss/discriminator", "health/discriminator_accuracy"}
 
 
 def test_the_head_is_updated_on_the_samples_of_the_fake_score(make_trainer, monkeypatch):
     seen = {"fake": [], "head": []}
-    places = ((trainer, "fake_score_loss", "fake", 2), (adversary.Adversary, "loss", "head", 2))
+    places = ((trainer, "fake_score_loss", "fake", 3), (adversary.Adversary, "loss", "head", 2))
     for module, name, key, place in places:
         real = getattr(module, name)
         monkeypatch.setattr(
@@ -226,18 +213,18 @@ def test_the_head_is_updated_on_the_samples_of_the_fake_score(make_trainer, monk
 @pytest.mark.parametrize("batch_size", [3, 4])
 def test_the_teachers_samples_are_its_guided_rollouts_of_named_noise(make_trainer, batch_size):
     trainer = make_trainer({"num_real": 10}, train={"batch_size": batch_size})
-    real = trainer.adversary.real
+    real = trainer.parts.adversary.real
     assert len(real.latents) == len(real.prompts) == 10
     assert set(real.prompts) == set(PROMPTS)  # the first pass through seven
     noise = image_noise([generator(0, "pair_noise", i).initial_seed() for i in range(10)], (4, 4, 4))
     for i in (0, 6, 9):
         expected = teacher_rollout(
-            trainer.players.teacher,
-            trainer.adapter.path,
+            trainer.denoisers.teacher,
+            trainer.parts.adapter.path,
             noise[i : i + 1],
-            trainer.adapter.encode([real.prompts[i]]),
-            trainer.adapter.encode([""]),
-            grid=trainer.plan.teacher_grid,
+            trainer.parts.adapter.encode([real.prompts[i]]),
+            trainer.parts.adapter.encode([""]),
+            grid=trainer.plan.teacher.grid,
             guidance=Guidance(2.0),
         )
         assert_close(real.latents[i : i + 1], expected, atol=1e-5, rtol=1e-5)
@@ -249,10 +236,10 @@ def test_with_a_cache_the_teachers_samples_are_drawn_once_for_all_runs(make_reci
 
     def real(**sections):
         recipe = make_recipe(objective=objective, data={"cache": str(tmp_path / "cache")}, **sections)
-        return Trainer(recipe, PictureAdapter(tmp_path / "teacher")).adversary.real
+        return new_trainer(recipe, PictureAdapter(tmp_path / "teacher")).parts.adversary.real
 
     first, files = real(), len(list(tmp_path.rglob("teacher_samples/*/*.safetensors")))
-    monkeypatch.setattr(Trainer, "_sample_teacher", lambda self, batch: pytest.fail("drew it again"))
+    monkeypatch.setattr(parts, "sample_teacher", lambda teacher, batch: pytest.fail("drew it again"))
     second = real(train={"learning_rate": 5e-3})
     assert files == 6
     assert torch.equal(first.latents, second.latents) and first.prompts == second.prompts
@@ -292,9 +279,9 @@ def images(tmp_path):
 
 def test_images_are_real_with_their_own_prompts(make_trainer, images, adapter):
     trainer = make_trainer({"real": str(images)})
-    assert trainer.adversary.real.prompts == ["a red picture", "a green picture", ""]
-    assert trainer.adversary.real.latents.shape == (3, 4, 4, 4)
-    assert_close(trainer.adversary.real.latents[0, :3].amax(dim=(1, 2)), torch.tensor([1.0, -1.0, -1.0]))
+    assert trainer.parts.adversary.real.prompts == ["a red picture", "a green picture", ""]
+    assert trainer.parts.adversary.real.latents.shape == (3, 4, 4, 4)
+    assert_close(trainer.parts.adversary.real.latents[0, :3].amax(dim=(1, 2)), torch.tensor([1.0, -1.0, -1.0]))
     row = trainer.iterate()
     assert "loss/discriminator" in row
     assert "a red picture" in adapter.encoded
@@ -312,7 +299,6 @@ def test_a_run_on_images_resumes_and_refuses_other_images(make_recipe, adapter, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"blocks": [0, 2]}, r"objective\.adversarial\.blocks: tiny has 2 blocks that see the picture, 0 to 1, got 2"),
         ({"real": "/nowhere"}, r"objective\.adversarial\.real: no such folder of images: /nowhere"),
     ],
 )
@@ -324,8 +310,8 @@ def test_impossible_settings_fail_before_a_network_is_loaded(make_trainer, adapt
 
 def test_processes_compare_their_images_before_any_is_read(make_trainer, images, monkeypatch):
     compared = {}
-    monkeypatch.setattr(trainer, "require_equal", compared.update)
-    monkeypatch.setattr(trainer, "image_samples", lambda *args: pytest.fail(compared["images_hash"]))
+    monkeypatch.setattr(parts, "require_equal", compared.update)
+    monkeypatch.setattr(parts, "image_samples", lambda *args: pytest.fail(compared["images_hash"]))
     hashes = []
     for _ in range(2):
         with pytest.raises(pytest.fail.Exception) as failure:
@@ -342,19 +328,13 @@ def test_a_broken_image_fails_before_a_network_is_loaded(make_trainer, adapter, 
         make_trainer({"real": str(images)})
 
 
-def test_a_term_that_never_begins_is_noted(make_trainer):
-    notes = make_trainer({"start": 4}).notes
-    assert any("begins after 4 student updates and there are only 4: this is plain DMD" in note for note in notes)
-    assert not any("plain DMD" in note for note in make_trainer({"start": 3}).notes)
-
-
 def test_bf16_and_backward_simulation_go_with_it(make_trainer):
     for sections in (
         {"train": {"precision": "bf16"}},
         {"student": {"kind": "renoise"}},
         {"train": {"random_step": True}},
     ):
-        trainer = make_trainer({"r1_weight": 0.1}, **sections)
+        trainer = make_trainer(**sections)
         for _ in range(2):
             row = trainer.iterate()
         assert row["loss/adversarial"] > 0 and row["loss/discriminator"] > 0

@@ -10,11 +10,11 @@ import pytest
 import torch
 from processes import in_processes, start_processes
 from tiny_adapter import PictureAdapter
+from trainers import train
 
 from dpdmd.models.load import find_student
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import read_tensors
-from dpdmd.training.loop import train
 from dpdmd.training.trainer import Trainer
 from dpdmd.training.validation import best
 from dpdmd.training.validation.best import keep_best, rank, read_best, remove_strays
@@ -167,7 +167,7 @@ def test_none_is_kept_when_none_is_asked_for_and_no_room_costs_the_best_student_
 
     monkeypatch.setattr(Trainer, "write_student", write_student)
     folder = train(make_recipe("full", validation=SCENES), adapter, progress=False)
-    assert "the best student is not kept (No space left on device); training goes on" in capsys.readouterr().out
+    assert "the best student is not kept (No space left on device); training continues" in capsys.readouterr().out
     assert (folder / "student/student.json").exists() and find_student(folder / "students/best") is None
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from processes import in_processes
 from tiny_adapter import TinyAdapter
+from trainers import new_trainer, train
 
 from dpdmd.models import load
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import read_json
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training.facts import facts
-from dpdmd.training.loop import train
 from dpdmd.training.run.folder import RunFolder
 from dpdmd.training.trainer import Trainer
 
@@ -119,9 +119,9 @@ def test_a_run_that_is_no_longer_finite_leaves_word_until_it_goes_on(make_recipe
 
 
 def test_what_a_comparison_counts_is_in_the_provenance(make_recipe, adapter):
-    trainer = Trainer(make_recipe(objective={"name": "dmd"}), adapter)
-    trainer.extras["judge"] = torch.nn.Linear(3, 2)
-    counted = facts(trainer)
+    trainer = new_trainer(make_recipe(objective={"name": "dmd"}), adapter)
+    trainer.parts.networks["judge"] = torch.nn.Linear(3, 2)
+    counted = facts(trainer.plan, trainer.parts)
     # A rollout of 3 calls for two of the fake score; the student's rollout; guided teacher and fake score.
     assert counted["forwards_per_update"] == 3 + 2 + 3 + 2 + 1
     assert counted["backwards_per_update"] == 2 + 3

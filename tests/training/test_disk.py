@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from tiny_adapter import TinyNetwork
+from trainers import train
 
-from dpdmd.training.loop import train
 from dpdmd.training.trainer import Trainer
 from dpdmd.training.validation import images as validation
 

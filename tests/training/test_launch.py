@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from trainers import newest as newest_checkpoint
 
 from dpdmd.recipe.toml import dump_recipe
-from dpdmd.training.run.checkpoint import latest_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def test_a_stopped_launch_saves_first(launch, tmp_path):
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    saved = latest_checkpoint(tmp_path / "run" / "checkpoints", say=pytest.fail)
+    saved = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert errors.count(f"stopped after step {saved.step}; the checkpoint is saved") == 1
 
 

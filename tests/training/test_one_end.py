@@ -13,6 +13,7 @@ import pytest
 import torch
 from processes import in_processes, start_processes, train_tiny
 from tiny_adapter import TinyAdapter
+from trainers import newest as newest_checkpoint
 
 from dpdmd.distributed.processes import new_accelerator, rank_and_number
 from dpdmd.recipe.schema import Recipe
@@ -21,7 +22,6 @@ from dpdmd.store.png import write_png
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training import health, trainer
 from dpdmd.training.run import trackers
-from dpdmd.training.run.checkpoint import latest_checkpoint
 from dpdmd.training.run.signals import StoppedBySignal
 from dpdmd.training.trainer import Trainer
 from dpdmd.training.validation import images as validation
@@ -210,7 +210,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(recipe, shard):
     for process in (first, second):
         process.join(60)
     assert [first.exitcode, second.exitcode] == [143, 143]
-    saved = latest_checkpoint(folder / "checkpoints", say=pytest.fail)
+    saved = newest_checkpoint(folder / "checkpoints")
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == saved.step
     in_processes(train_until_stopped, recipe(shard=shard, num_updates=saved.step + 1))
 
@@ -242,7 +242,7 @@ def test_a_sharded_run_survives_being_killed_at_many_moments(recipe):
         for process in processes:
             process.join()
         during_a_write += any(checkpoints.glob(".step-*"))
-        saved = latest_checkpoint(checkpoints, say=pytest.fail)
+        saved = newest_checkpoint(checkpoints)
         lines = Path(parts.output.folder, "metrics.jsonl").read_text().splitlines()
         assert len(lines) - saved.step in (0, 1)
         step = saved.step

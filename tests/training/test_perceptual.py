@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 from processes import in_processes
+from rollouts import teacher_rollout
 from tiny_adapter import PictureAdapter
+from trainers import new_trainer, train
 
 from dpdmd.method.guidance import Guidance
 from dpdmd.method.objective import Objective
-from dpdmd.method.rollout import teacher_rollout
 from dpdmd.models.load import load_adapter
 from dpdmd.planning.cost import describe, forwards_per_update
-from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import flatten, load_recipe
 from dpdmd.store.files import read_json
 from dpdmd.store.tensors import read_tensors
-from dpdmd.training.loop import train
 from dpdmd.training.run.checkpoint import latest_checkpoint
 from dpdmd.training.teacher_samples import TeacherSamples, samples_folder
 from dpdmd.training.trainer import Trainer
@@ -85,7 +85,7 @@ def snapshot(module):
 
 @pytest.mark.parametrize("num_pairs", [None, 6])
 def test_two_cycles_move_student_and_fake_score_and_nothing_else(recipe, adapter, num_pairs):
-    trainer = Trainer(recipe(num_pairs=num_pairs), adapter)
+    trainer = new_trainer(recipe(num_pairs=num_pairs), adapter)
     backbone = trainer.plan.objective.terms[1].distance.network
     frozen = {"teacher": trainer.network("teacher"), "autoencoder": adapter.vae, "backbone": backbone}
     before = {name: snapshot(module) for name, module in frozen.items()}
@@ -101,29 +101,33 @@ def test_two_cycles_move_student_and_fake_score_and_nothing_else(recipe, adapter
 
 
 def test_its_gradient_reaches_every_student_step_and_no_other_network(recipe, adapter):
-    trainer = Trainer(recipe(), adapter)
-    reached, student = [], trainer.players.student
+    trainer = new_trainer(recipe(), adapter)
+    reached, student = [], trainer.denoisers.student
 
     def marked(x_t, t, cond):
         prediction = student(x_t, t, cond)
         prediction.x0.register_hook(lambda grad: reached.append(t[0].item()) if grad.abs().sum() > 0 else None)
         return prediction
 
-    players = replace(trainer.players, student=marked)
-    alone = Objective(trainer.plan.objective.terms[1:], detach_after=0)
-    student_loss(players, trainer.batches.micro_batch("student", 0, 0), alone).total.backward()
-    assert sorted(reached, reverse=True) == pytest.approx(trainer.plan.student_grid.times[:-1])
+    denoisers = replace(trainer.denoisers, student=marked)
+    alone = Objective(trainer.plan.objective.terms[1:], detach_first=False)
+    student_loss(
+        denoisers, replace(trainer.plan, objective=alone), trainer.batches.micro_batch("student", 0, 0)
+    ).total.backward()
+    assert sorted(reached, reverse=True) == pytest.approx(trainer.plan.student.grid.times[:-1])
     assert all(p.grad.abs().sum() > 0 for p in trainer.network("student").parameters())
     for module in (trainer.network("fake_score"), trainer.network("teacher"), adapter.vae):
         assert all(p.grad is None for p in module.parameters())
 
 
 def test_the_perceptual_loss_alone_teaches_the_student_its_teachers_samples(recipe, adapter):
-    trainer = Trainer(recipe(num_pairs=4, train={"batch_size": 4, "learning_rate": 1e-2}), adapter)
-    alone = Objective(trainer.plan.objective.terms[1:], detach_after=0)
+    trainer = new_trainer(recipe(num_pairs=4, train={"batch_size": 4, "learning_rate": 1e-2}), adapter)
+    alone = replace(trainer.plan, objective=Objective(trainer.plan.objective.terms[1:]))
     batch = trainer.batches.micro_batch("student", 0, 0)
     losses = [
-        trainer.updaters["student"].update(0, [lambda: student_loss(trainer.players, batch, alone)])["loss/perceptual"]
+        trainer.updaters["student"].update(0, [lambda: student_loss(trainer.denoisers, alone, batch)])[
+            "loss/perceptual"
+        ]
         for _ in range(60)
     ]
     assert losses[-1] < 0.2 * losses[0]
@@ -135,38 +139,40 @@ def test_the_announced_number_of_network_calls_is_what_an_update_takes(
     recipe, adapter, forwards, num_pairs, guidance_scale
 ):
     settings = recipe(num_pairs=num_pairs, model={"guidance_scale": guidance_scale})
-    trainer = Trainer(settings, adapter)
+    trainer = new_trainer(settings, adapter)
     trainer.iterate()  # which makes all of the four
     forwards |= {"all": 0, "graph": 0}
     trainer.iterate()
-    forward, backward = forwards_per_update(trainer.plan, settings)
+    forward, backward = forwards_per_update(trainer.plan)
     assert forwards == {"all": 4 * forward, "graph": 4 * backward}
 
 
 def test_the_teacher_is_called_in_the_first_pass_over_the_pool_only(recipe, adapter, forwards):
     counted = []
-    trainer = Trainer(recipe(num_pairs=8, train={"num_updates": 6}), adapter)
+    trainer = new_trainer(recipe(num_pairs=8, train={"num_updates": 6}), adapter)
     for _ in range(6):
         before = forwards["all"]
         trainer.iterate()
         counted.append(forwards["all"] - before)
-    rollout = 4 * 2 * trainer.plan.teacher_grid.num_steps
+    rollout = 4 * 2 * trainer.plan.teacher.grid.num_steps
     assert counted == [counted[-1] + rollout] * 2 + [counted[-1]] * 4
-    assert len(kept_files(trainer.recipe.data.cache)) == 8
+    assert len(kept_files(trainer.plan.data.cache)) == 8
 
 
 def test_a_kept_sample_is_the_fresh_one_of_the_same_pair(recipe, adapter):
-    trainer = Trainer(recipe(num_pairs=8), adapter)
-    batch, objective = trainer.batches.micro_batch("student", 0, 0), trainer.plan.objective
-    made, read = trainer.teacher_samples(batch), trainer.teacher_samples(batch)
-    args = trainer.players.teacher, adapter.path, batch.noise, batch.cond, batch.uncond
-    fresh = teacher_rollout(*args, grid=trainer.plan.teacher_grid, guidance=Guidance(trainer.plan.guidance_scale))
+    trainer = new_trainer(recipe(num_pairs=8), adapter)
+    batch = trainer.batches.micro_batch("student", 0, 0)
+    made, read = trainer.parts.teacher_samples(batch), trainer.parts.teacher_samples(batch)
+    args = trainer.denoisers.teacher, adapter.path, batch.noise, batch.cond, batch.uncond
+    fresh = teacher_rollout(
+        *args, grid=trainer.plan.teacher.grid, guidance=Guidance(trainer.plan.teacher.guidance.scale)
+    )
     assert torch.equal(made, fresh) and torch.equal(read, fresh)
-    with_kept = student_loss(trainer.players, batch, objective, teacher_x0=read).total
-    assert torch.equal(with_kept, student_loss(trainer.players, batch, objective).total)
+    with_kept = student_loss(trainer.denoisers, trainer.plan, batch, teacher_x0=read).total
+    assert torch.equal(with_kept, student_loss(trainer.denoisers, trainer.plan, batch).total)
     for later in range(1, 7):  # in another micro-batch with others
         again = trainer.batches.micro_batch("student", later, 0)
-        x0 = trainer.teacher_samples(again)
+        x0 = trainer.parts.teacher_samples(again)
         for i, seed in enumerate(again.noise_seeds):
             if seed in batch.noise_seeds:
                 row = batch.noise_seeds.index(seed)
@@ -213,7 +219,7 @@ def test_killed_and_resumed_with_kept_samples_equals_uninterrupted(
 def test_other_weights_share_the_samples_and_another_teacher_seed_or_guidance_does_not(recipe, adapter, tmp_path):
     def run(folder, teacher=adapter, **settings):
         before = kept_files(tmp_path / "cache")
-        Trainer(recipe(folder, num_pairs=4, **settings), teacher).iterate()
+        new_trainer(recipe(folder, num_pairs=4, **settings), teacher).iterate()
         return len(kept_files(tmp_path / "cache")) - len(before)
 
     assert run("one") == 4
@@ -230,23 +236,23 @@ def test_other_weights_share_the_samples_and_another_teacher_seed_or_guidance_do
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_sample_is_made_again(recipe, adapter, damage):
     settings = recipe(num_pairs=4)
-    trainer = Trainer(settings, adapter)
+    trainer = new_trainer(settings, adapter)
     batch = trainer.batches.micro_batch("student", 0, 0)
-    sample, before = trainer.teacher_samples(batch), kept_files(settings.data.cache)
+    sample, before = trainer.parts.teacher_samples(batch), kept_files(settings.data.cache)
     path = sorted(Path(settings.data.cache).rglob("teacher_samples/*/*.safetensors"))[1]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes({"cut": content[:-1], "flipped": content, "empty": b""}[damage])
-    assert torch.equal(trainer.teacher_samples(batch), sample)
+    assert torch.equal(trainer.parts.teacher_samples(batch), sample)
     assert kept_files(settings.data.cache) == before
 
 
 def test_all_processes_sample_when_one_has_to(recipe, adapter):
     settings = recipe(num_pairs=4)
-    trainer = Trainer(settings, adapter)
+    trainer = new_trainer(settings, adapter)
     batch, calls = trainer.batches.micro_batch("student", 0, 0), []
-    sample = trainer.teacher_samples(batch)
-    folder = samples_folder(Path(settings.data.cache), settings, trainer.plan, adapter)
+    sample = trainer.parts.teacher_samples(batch)
+    folder = samples_folder(Path(settings.data.cache), trainer.plan, adapter)
 
     def again(asked):
         calls.append(asked)
@@ -270,14 +276,14 @@ def test_what_cannot_work_is_refused_before_a_network_is_loaded(recipe, adapter,
     ):
         objective = {"name": "dmd_perceptual", "perceptual": {"backbone": backbone}}
         with pytest.raises(ValueError, match=reason):
-            Trainer(make_recipe(objective=objective), adapter)
+            new_trainer(make_recipe(objective=objective), adapter)
     adapter.vae_factor = 2
     with pytest.raises(ValueError, match="knows the built-in world only, 32 x 32 pixels, and the images have 8 x 8"):
-        Trainer(recipe(), adapter)
+        new_trainer(recipe(), adapter)
 
 
 def test_the_pool_has_each_pair_once_a_pass_however_it_is_spread(recipe, adapter):
-    trainer = Trainer(recipe(num_pairs=8, train={"batch_size": 4, "accumulation": 2}), adapter)
+    trainer = new_trainer(recipe(num_pairs=8, train={"batch_size": 4, "accumulation": 2}), adapter)
 
     def seeds(step, **layout):
         source = replace(trainer.batches, **layout)
@@ -293,7 +299,7 @@ def test_the_pool_has_each_pair_once_a_pass_however_it_is_spread(recipe, adapter
     assert len({tuple(p) for p in passes}) == 3
     assert passes[1] == seeds(1, batch_size=1, accumulation=8)
     assert passes[1] == seeds(1, batch_size=2, accumulation=2, num_processes=2)
-    fresh = Trainer(recipe("other", train={"batch_size": 4, "accumulation": 2}), adapter).batches
+    fresh = new_trainer(recipe("other", train={"batch_size": 4, "accumulation": 2}), adapter).batches
     mine, theirs = (source.micro_batch("fake_score", 0, 0, update=1) for source in (trainer.batches, fresh))
     assert mine.prompts == theirs.prompts and torch.equal(mine.noise, theirs.noise)
     assert mine.noise_seeds is None and fresh.micro_batch("student", 0, 0).noise_seeds is None
@@ -322,8 +328,8 @@ def test_the_recipe_differs_from_dmds_in_the_objective_alone():
 def test_the_recipe_says_what_it_costs_and_trains(tmp_path):
     settings = load_recipe("scenes_dmd_perceptual", recipe_overrides(tmp_path))
     teacher = load_adapter("scenes")
-    text = describe(make_plan(settings, teacher), settings, teacher)
-    assert "scenes, " in text and "decoding and features come on top of calls and memory" in text
+    text = describe(resolve(settings, teacher), teacher)
+    assert "scenes, " in text and "decoding and features add to these calls and this memory" in text
     folder = train(settings, teacher, progress=False)
     info = read_json(folder / "student" / "student.json")
     assert (info["objective"], info["updates"]) == ("dmd_perceptual", 2)

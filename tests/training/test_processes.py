@@ -7,15 +7,15 @@ import pytest
 import torch
 from processes import in_processes, train_tiny
 from tiny_adapter import TinyAdapter
+from trainers import new_trainer
 
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import read_json
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training.run.checkpoint import Checkpoint
-from dpdmd.training.trainer import Trainer
 
 LORA = {"roles": ["student", "fake_score"], "rank": 2}
-ADVERSARIAL = {"name": "dmd_adversarial", "adversarial": {"weight": 0.1, "num_real": 5, "r1_weight": 0.1}}
+ADVERSARIAL = {"name": "dmd_adversarial", "adversarial": {"weight": 0.1, "num_real": 5}}
 
 
 def last_weights(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -130,7 +130,7 @@ def test_sharded_networks_train_as_whole_ones_do(recipe, objective, lora, simula
 
 
 def count_one_call_more_in_the_second_process(recipe: Recipe) -> None:
-    trainer = Trainer(recipe, TinyAdapter())
+    trainer = new_trainer(recipe, TinyAdapter())
     trainer.iterate()
     if trainer.accelerator.process_index == 1:
         with trainer.roles.use("teacher"):

@@ -7,13 +7,14 @@ import torch
 from processes import in_processes
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from trainers import latest_and_messages
 
 from dpdmd.distributed.processes import new_accelerator, rank_and_number
 from dpdmd.method.randomness import generator
 from dpdmd.store.files import read_json
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training.run import checkpoint as checkpoints
-from dpdmd.training.run.checkpoint import latest_checkpoint, save_checkpoint
+from dpdmd.training.run.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -46,8 +47,7 @@ def save_shares(folder: Path, bytes_per_file: int) -> None:
 def expect_shares(folder: Path, step: int, num_messages: int = 0) -> None:
     """The newest undamaged checkpoint is that of `step`, and each process gets its own of it."""
     new_accelerator()
-    said = []
-    checkpoint = latest_checkpoint(folder, say=said.append)
+    checkpoint, said = latest_and_messages(folder)
     assert (checkpoint.step, len(said)) == (step, num_messages)
     for name, expected in (("a", whole_tensors(step)), ("b", whole_tensors(-step))):
         into = {key: torch.zeros_like(value) for key, value in shares(step).items()}

@@ -16,11 +16,12 @@ import torch
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 from processes import in_processes, train_tiny
+from trainers import train
 
+from dpdmd.recipe.toml import flatten
 from dpdmd.store.files import read_json
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training import loop
-from dpdmd.training.loop import train
 from dpdmd.training.run import trackers
 from dpdmd.training.run.log import MetricsLog
 from dpdmd.training.run.signals import StoppedBySignal
@@ -165,7 +166,7 @@ def test_a_tracker_has_the_rows_the_pictures_and_the_settings(make_recipe, adapt
     assert_as_in_the_folder(folder, name)
     settings, rows, pictures = logged(folder, name)
     assert len(rows) == 4 and len(pictures) == 2
-    assert settings == flat_settings(recipe)
+    assert settings == flat_settings(flatten(recipe))
     assert settings["train.learning_rate"] == 1e-2 and settings["objective.name"] == "dp_dmd"
     if name == "tensorboard":
         assert not [path for path in (folder / name).iterdir() if path.is_dir()]  # one run in the list of runs

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from trainers import new_trainer, train
 
 from dpdmd.store.files import read_json
 from dpdmd.store.png import read_png
 from dpdmd.store.tensors import read_tensors
-from dpdmd.training.loop import train
 from dpdmd.training.run.folder import RunFolder
 from dpdmd.training.trainer import Trainer
 
@@ -40,7 +40,7 @@ def snapshot(network):
 
 @pytest.mark.parametrize("objective", ["dmd", "dp_dmd"])
 def test_every_parameter_of_student_and_fake_changes_and_none_of_the_teacher(make_recipe, adapter, objective):
-    trainer = Trainer(make_recipe(objective={"name": objective}), adapter)
+    trainer = new_trainer(make_recipe(objective={"name": objective}), adapter)
     start = snapshot(trainer.network("teacher"))
     trainer.iterate()
     for role in ("student", "fake_score"):
@@ -52,7 +52,7 @@ def test_every_parameter_of_student_and_fake_changes_and_none_of_the_teacher(mak
 
 
 def test_each_iteration_is_m_fake_updates_then_one_student_update(make_recipe, adapter, monkeypatch):
-    trainer = Trainer(make_recipe(train={"fake_updates": 3, "num_updates": 2}), adapter)
+    trainer = new_trainer(make_recipe(train={"fake_updates": 3, "num_updates": 2}), adapter)
     order = []
     for role, updater in trainer.updaters.items():
         step = updater.optimizer.step
@@ -65,7 +65,7 @@ def test_each_iteration_is_m_fake_updates_then_one_student_update(make_recipe, a
 def test_dmd_and_dp_dmd_train_on_the_same_prompts_and_noise(make_recipe, adapter, monkeypatch):
     draws = {}
     for objective in ("dmd", "dp_dmd"):
-        trainer = Trainer(make_recipe(objective={"name": objective}, train={"reuse_samples": False}), adapter)
+        trainer = new_trainer(make_recipe(objective={"name": objective}, train={"reuse_samples": False}), adapter)
         draws[objective] = []
         micro_batch = type(trainer.batches).micro_batch
 
@@ -85,8 +85,8 @@ def test_dmd_and_dp_dmd_train_on_the_same_prompts_and_noise(make_recipe, adapter
 
 
 def test_fake_score_learning_rate_is_the_students_unless_given(make_recipe, adapter):
-    same = Trainer(make_recipe(), adapter)
-    other = Trainer(make_recipe(train={"fake_learning_rate": 5e-3}), adapter)
+    same = new_trainer(make_recipe(), adapter)
+    other = new_trainer(make_recipe(train={"fake_learning_rate": 5e-3}), adapter)
     assert [same.updaters[role].peak for role in ("student", "fake_score")] == [1e-2, 1e-2]
     assert [other.updaters[role].peak for role in ("student", "fake_score")] == [1e-2, 5e-3]
 
@@ -122,7 +122,7 @@ def test_the_same_seed_gives_the_same_student_and_another_seed_another(make_reci
 
 def test_the_written_student_has_the_averaged_weights(make_recipe, adapter):
     recipe = make_recipe(train={"ema_decay": 0.5, "num_updates": 2})
-    trainer = Trainer(recipe, adapter)
+    trainer = new_trainer(recipe, adapter)
     expected = snapshot(trainer.network("student"))
     for _ in range(2):
         trainer.iterate()
@@ -205,12 +205,12 @@ def test_lint_messages_are_shown_and_saved(make_recipe, adapter, capsys):
 
 
 def test_bf16_keeps_weights_and_predictions_in_fp32(make_recipe, adapter):
-    trainer = Trainer(make_recipe(train={"precision": "bf16"}), adapter)
-    exact = Trainer(make_recipe(), adapter)
+    trainer = new_trainer(make_recipe(train={"precision": "bf16"}), adapter)
+    exact = new_trainer(make_recipe(), adapter)
     batch = trainer.batches.micro_batch("student", 0, 0)
-    t = trainer.plan.student_grid.time(0, batch.noise)
-    low = trainer.players.student(batch.noise, t, batch.cond)
-    high = exact.players.student(batch.noise, t, batch.cond)
+    t = trainer.plan.student.grid.time(0, batch.noise)
+    low = trainer.denoisers.student(batch.noise, t, batch.cond)
+    high = exact.denoisers.student(batch.noise, t, batch.cond)
     assert low.x0.dtype == torch.float32
     # bf16 keeps 8 bits: equal to about one part in a hundred, and not exactly.
     torch.testing.assert_close(low.x0, high.x0, atol=0.05, rtol=0.02)
@@ -225,7 +225,7 @@ def test_bf16_training_at_a_small_learning_rate_moves_weights_as_fp32_does(make_
     moves = {}
     for precision in ("fp32", "bf16"):
         options = {"precision": precision, "learning_rate": 1e-5, "num_updates": 20, "batch_size": 16}
-        trainer = Trainer(make_recipe(train=options, lora=lora), adapter)
+        trainer = new_trainer(make_recipe(train=options, lora=lora), adapter)
         start = {name: p.detach().clone() for name, p in trainer.roles.parameters("student").items()}
         for _ in range(20):
             trainer.iterate()

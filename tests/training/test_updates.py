@@ -5,13 +5,15 @@ from functools import partial
 
 import pytest
 import torch
+from trainers import new_trainer
 
 from dpdmd.method.denoiser import concatenate
 from dpdmd.method.objective import Objective
-from dpdmd.recipe.objective import ObjectiveConfig, build_objective
+from dpdmd.recipe.objectives import SHIPPED, ObjectiveSetting
+from dpdmd.recipe.schema import ObjectiveConfig
 from dpdmd.training.data import MicroBatch
-from dpdmd.training.trainer import Trainer
-from dpdmd.training.updates import MicroLoss, TauRange, draw_samples, fake_score_loss, learning_rate_at, student_loss
+from dpdmd.training.updater import learning_rate_at
+from dpdmd.training.updates import MicroLoss, draw_samples, fake_score_loss, student_loss
 
 
 def gradients(trainer, role):
@@ -21,36 +23,46 @@ def gradients(trainer, role):
 def gradient_reaches_step(trainer, objective, index):
     """Whether the student's loss depends on what student step `index` predicts."""
     reached, calls = [], 0
-    student = trainer.players.student
+    student = trainer.denoisers.student
 
     def marked(x_t, t, cond):
         nonlocal calls
         prediction = student(x_t, t, cond)
-        if calls == index:
+        if calls == index and prediction.x0.requires_grad:
             prediction.x0.register_hook(lambda grad: reached.append(bool(grad.abs().sum() > 0)))
         calls += 1
         return prediction
 
-    players = replace(trainer.players, student=marked)
-    student_loss(players, trainer.batches.micro_batch("student", 0, 0), objective).total.backward()
+    denoisers = replace(trainer.denoisers, student=marked)
+    loss_of(trainer, trainer.batches.micro_batch("student", 0, 0), objective, denoisers).total.backward()
     return any(reached)
 
 
+def loss_of(trainer, batch, objective, denoisers=None):
+    """The student's loss with another objective than the recipe's."""
+    return student_loss(denoisers or trainer.denoisers, replace(trainer.plan, objective=objective), batch)
+
+
 def objective_of(trainer, name):
-    return build_objective(
-        ObjectiveConfig(name=name),
-        guidance_scale=2.0,
-        student_grid=trainer.plan.student_grid,
-        teacher_grid=trainer.plan.teacher_grid,
+    plan = trainer.plan
+    return SHIPPED[name](
+        ObjectiveSetting(
+            keys=ObjectiveConfig(name=name),
+            path=plan.path,
+            prediction_space=plan.prediction_space,
+            student_grid=plan.student.grid,
+            teacher_grid=plan.teacher.grid,
+            guidance=replace(plan.teacher.guidance, scale=2.0),
+        )
     )
 
 
 def test_dmd_reaches_step_one_and_dp_dmds_dmd_term_does_not(make_recipe, adapter):
-    trainer = Trainer(make_recipe(), adapter)
+    trainer = new_trainer(make_recipe(), adapter)
     trainer.iterate()  # at the start fake and teacher differ by guidance only; after an update by more
     dmd, dp_dmd = objective_of(trainer, "dmd"), objective_of(trainer, "dp_dmd")
-    only_dmd_term = Objective(terms=dp_dmd.terms[:1], detach_after=dp_dmd.detach_after)
-    only_anchor = Objective(terms=dp_dmd.terms[1:], detach_after=dp_dmd.detach_after)
+    only_dmd_term = Objective(terms=dp_dmd.terms[:1], detach_first=True)
+    only_anchor = Objective(terms=dp_dmd.terms[1:], detach_first=True)
     reach = lambda objective: [gradient_reaches_step(trainer, objective, i) for i in range(3)]  # noqa: E731
     assert reach(dmd) == [True, True, True]
     assert reach(only_dmd_term) == [False, True, True]
@@ -58,23 +70,23 @@ def test_dmd_reaches_step_one_and_dp_dmds_dmd_term_does_not(make_recipe, adapter
 
 
 def test_each_loss_gives_gradient_to_its_role_only(make_recipe, adapter):
-    trainer = Trainer(make_recipe(), adapter)
+    trainer = new_trainer(make_recipe(), adapter)
     batch = trainer.batches.micro_batch("fake_score", 0, 0)
-    fake_score_loss(
-        trainer.players, batch, draw_samples(trainer.players, batch), trainer.plan.tau_range
-    ).total.backward()
+    samples = draw_samples(trainer.denoisers.student, trainer.plan, batch)
+    fake_score_loss(trainer.denoisers, trainer.plan, batch, samples).total.backward()
     assert all(g is not None for g in gradients(trainer, "fake_score"))
     assert all(g is None for g in gradients(trainer, "student") + gradients(trainer, "teacher"))
-    trainer = Trainer(make_recipe(), adapter)
-    student_loss(trainer.players, trainer.batches.micro_batch("student", 0, 0), trainer.plan.objective).total.backward()
+    trainer = new_trainer(make_recipe(), adapter)
+    student_loss(trainer.denoisers, trainer.plan, trainer.batches.micro_batch("student", 0, 0)).total.backward()
     assert all(g is not None for g in gradients(trainer, "student"))
     assert all(g is None for g in gradients(trainer, "fake_score") + gradients(trainer, "teacher"))
 
 
 def test_fake_score_learns_the_students_samples(make_recipe, adapter):
-    trainer = Trainer(make_recipe(), adapter)
-    batch, tau = trainer.batches.micro_batch("fake_score", 0, 0), TauRange(0.02, 0.98, 1.0)
-    micro_losses = [partial(fake_score_loss, trainer.players, batch, draw_samples(trainer.players, batch), tau)]
+    trainer = new_trainer(make_recipe(), adapter)
+    batch = trainer.batches.micro_batch("fake_score", 0, 0)
+    samples = draw_samples(trainer.denoisers.student, trainer.plan, batch)
+    micro_losses = [partial(fake_score_loss, trainer.denoisers, trainer.plan, batch, samples)]
     updater = trainer.updaters["fake_score"]
     losses = [updater.update(0, micro_losses)["loss/fake_score"] for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
@@ -91,16 +103,16 @@ def split(batch, parts):
 
 @pytest.mark.parametrize("parts", [2, 8])
 def test_accumulated_micro_batches_give_the_gradient_of_one_batch(make_recipe, adapter, parts):
-    trainer = Trainer(make_recipe(train={"batch_size": 8}), adapter)
+    trainer = new_trainer(make_recipe(train={"batch_size": 8}), adapter)
     trainer.iterate()
     batch = trainer.batches.micro_batch("student", 1, 0)
     # The anchor draws nothing at random, so that a part of the batch is that part of the whole.
-    objective = Objective(terms=objective_of(trainer, "dp_dmd").terms[1:], detach_after=1)
+    objective = Objective(terms=objective_of(trainer, "dp_dmd").terms[1:], detach_first=True)
     updater = trainer.updaters["student"]
     stepped = []
     updater.optimizer.step = lambda: stepped.append([p.grad.clone() for p in updater.parameters if p.grad is not None])
     for batches in ([batch], split(batch, parts)):
-        log = updater.update(1, [partial(student_loss, trainer.players, b, objective) for b in batches])
+        log = updater.update(1, [partial(loss_of, trainer, b, objective) for b in batches])
         stepped[-1].append(torch.tensor([log["grad_norm/student"], log["loss/anchor"]]))
     for whole, accumulated in zip(*stepped, strict=True):
         # Sums in another order differ by rounding.
@@ -108,12 +120,12 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_batch(make_recipe, a
 
 
 def test_a_gradient_is_clipped_by_its_global_norm(make_recipe, adapter):
-    trainer = Trainer(make_recipe(train={"max_grad_norm": 1e-3}), adapter)
+    trainer = new_trainer(make_recipe(train={"max_grad_norm": 1e-3}), adapter)
     updater = trainer.updaters["student"]
     seen = []
     updater.optimizer.step = lambda: seen.append(torch.cat([p.grad.flatten() for p in updater.parameters]).norm())
     batch = trainer.batches.micro_batch("student", 0, 0)
-    log = updater.update(0, [partial(student_loss, trainer.players, batch, trainer.plan.objective)])
+    log = updater.update(0, [partial(student_loss, trainer.denoisers, trainer.plan, batch)])
     assert log["grad_norm/student"] > 1e-3
     torch.testing.assert_close(seen[0], torch.tensor(1e-3), rtol=1e-3, atol=0)
 
@@ -121,7 +133,7 @@ def test_a_gradient_is_clipped_by_its_global_norm(make_recipe, adapter):
 @pytest.mark.parametrize("role", ["student", "fake_score"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_the_step(make_recipe, adapter, role, value):
-    trainer = Trainer(make_recipe(), adapter)
+    trainer = new_trainer(make_recipe(), adapter)
     trainer.iterate()
     updater, network = trainer.updaters[role], trainer.network(role)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
@@ -139,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(make_recipe, adapter, r
 
 
 def test_a_gradient_that_is_not_finite_stops_although_the_loss_is_finite(make_recipe, adapter):
-    trainer = Trainer(make_recipe(), adapter)
+    trainer = new_trainer(make_recipe(), adapter)
     updater, network = trainer.updaters["student"], trainer.network("student")
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
 
@@ -159,24 +171,24 @@ def test_warm_up_is_linear_and_then_constant():
 
 
 def test_warm_up_reaches_the_optimiser(make_recipe, adapter):
-    trainer = Trainer(make_recipe(train={"warmup": 2, "learning_rate": 1e-2, "fake_learning_rate": 4e-2}), adapter)
+    trainer = new_trainer(make_recipe(train={"warmup": 2, "learning_rate": 1e-2, "fake_learning_rate": 4e-2}), adapter)
     assert [trainer.iterate()["learning_rate"] for _ in range(3)] == [5e-3, 1e-2, 1e-2]
-    trainer = Trainer(make_recipe(train={"warmup": 2, "fake_learning_rate": 4e-2}), adapter)
+    trainer = new_trainer(make_recipe(train={"warmup": 2, "fake_learning_rate": 4e-2}), adapter)
     trainer.iterate()
     assert trainer.updaters["fake_score"].optimizer.param_groups[0]["lr"] == 2e-2
 
 
 def test_concatenated_parts_are_the_batch(make_recipe, adapter):
-    batch = Trainer(make_recipe(train={"batch_size": 8}), adapter).batches.micro_batch("student", 0, 0)
+    batch = new_trainer(make_recipe(train={"batch_size": 8}), adapter).batches.micro_batch("student", 0, 0)
     again = concatenate([part.cond for part in split(batch, 4)])
     assert torch.equal(again.tensors["embeds"], batch.cond.tensors["embeds"])
 
 
 def noisy_samples_of_fake_updates(trainer, recorder):
     """What the fake score is trained on in one iteration, and the noises that its samples came from."""
-    spy = recorder(trainer.players.fake_score)
-    rollouts = recorder(trainer.players.student)
-    trainer.players = replace(trainer.players, fake_score=spy, student=rollouts)
+    spy = recorder(trainer.denoisers.fake_score)
+    rollouts = recorder(trainer.denoisers.student)
+    trainer.denoisers = replace(trainer.denoisers, fake_score=spy, student=rollouts)
     trainer.iterate()
     shown = [call for call, graph in zip(spy.calls, spy.grad_enabled, strict=True) if graph]
     noises = [
@@ -187,7 +199,7 @@ def noisy_samples_of_fake_updates(trainer, recorder):
 
 @pytest.mark.parametrize(("reuse", "num_rollouts"), [(False, 3), (True, 1)])
 def test_fake_updates_share_samples_and_never_noise_levels(make_recipe, adapter, recorder, reuse, num_rollouts):
-    trainer = Trainer(make_recipe(train={"fake_updates": 3, "reuse_samples": reuse}), adapter)
+    trainer = new_trainer(make_recipe(train={"fake_updates": 3, "reuse_samples": reuse}), adapter)
     shown, noises = noisy_samples_of_fake_updates(trainer, recorder)
     assert len(shown) == 3 and len(noises) == num_rollouts
     assert len({tuple(t.tolist()) for _, t, _ in shown}) == 3
@@ -195,29 +207,12 @@ def test_fake_updates_share_samples_and_never_noise_levels(make_recipe, adapter,
     assert len(prompts) == num_rollouts
 
 
-def test_the_fake_score_gets_its_head_start_once(make_recipe, adapter, recorder):
-    trainer = Trainer(make_recipe(train={"fake_updates": 2, "fake_head_start": 3}), adapter)
-    assert len(noisy_samples_of_fake_updates(trainer, recorder)[0]) == 5
-    assert len(noisy_samples_of_fake_updates(trainer, recorder)[0]) == 2
-
-
 def test_samples_of_one_prompt_stand_together_and_differ_in_noise(make_recipe, adapter):
-    trainer = Trainer(make_recipe(train={"batch_size": 6, "samples_per_prompt": 3}), adapter)
+    trainer = new_trainer(make_recipe(train={"batch_size": 6}, data={"samples_per_prompt": 3}), adapter)
     batch = trainer.batches.micro_batch("student", 0, 0)
     assert batch.prompts[0] == batch.prompts[1] == batch.prompts[2] != batch.prompts[3]
     assert len({tuple(noise.flatten().tolist()) for noise in batch.noise}) == 6
     following = trainer.batches.micro_batch("student", 1, 0).prompts
     passed = [*batch.prompts[::3], *following[::3]]
-    alone = Trainer(make_recipe(train={"batch_size": 4}), adapter).batches.micro_batch("student", 0, 0)
+    alone = new_trainer(make_recipe(train={"batch_size": 4}), adapter).batches.micro_batch("student", 0, 0)
     assert passed == alone.prompts
-
-
-def test_variation_and_jitter_train_step_one_alone(make_recipe, adapter):
-    recipe = make_recipe(
-        objective={"anchor": {"weight": 1.0, "variation_weight": 0.5}},
-        train={"samples_per_prompt": 2, "time_jitter": 0.5},
-    )
-    trainer = Trainer(recipe, adapter)
-    only_anchor = Objective(terms=trainer.plan.objective.terms[1:], detach_after=1)
-    assert [gradient_reaches_step(trainer, only_anchor, i) for i in range(3)] == [True, False, False]
-    assert trainer.iterate()["health/variation"] > 0

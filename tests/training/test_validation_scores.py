@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_adapter import PictureAdapter
+from trainers import train
 
 from dpdmd.evaluate.intervals import Estimate
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
@@ -14,7 +15,6 @@ from dpdmd.evaluate.scores import quality
 from dpdmd.method.randomness import generator
 from dpdmd.store.png import write_png
 from dpdmd.store.tensors import read_tensors
-from dpdmd.training.loop import train
 from dpdmd.training.run.log import MetricsLog
 from dpdmd.training.validation.images import Validation
 from dpdmd.training.validation.scores import Figures, Judge, alarms, figures, too_slow
@@ -182,7 +182,7 @@ def test_images_without_figures_cost_the_figures_only(make_recipe, tmp_path, mon
 
     monkeypatch.setattr(Judge, "row", refuse)
     folder = train(make_recipe(validation=SCENES), PictureAdapter(tmp_path))
-    assert "step 2: validation has no figures: a feature vector is zero" in capsys.readouterr().out
+    assert "step 2: validation has no scores: a feature vector is zero" in capsys.readouterr().out
     assert len(scores_of(folder)) == 2 and (folder / "student/student.json").exists()
 
 

@@ -1,7 +1,6 @@
 """What has to do with a recipe: `train`, `plan`, `config`."""
 
 import os
-from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,32 +28,32 @@ def train(
 ) -> None:
     """Train a student. Ctrl-C (exit code 130) and SIGTERM (143) save a checkpoint first."""
     from dpdmd.recipe.schema import NO_CACHE
-    from dpdmd.recipe.toml import load_recipe
+    from dpdmd.recipe.toml import flatten, load_recipe
 
     settings = load_recipe(recipe, [*(overrides or []), *([f"data.cache={NO_CACHE}"] if no_cache else [])])
 
     from dpdmd.models.load import load_adapter
-    from dpdmd.planning.cost import describe
-    from dpdmd.recipe.resolve import make_plan
-    from dpdmd.training.loop import train as run_training
+    from dpdmd.recipe.resolve import resolve
+    from dpdmd.training.public import train as run_training
     from dpdmd.training.run.folder import RunFolder
     from dpdmd.training.run.trackers import require_trackers
-    from dpdmd.training.validation.best import read_best
 
     require_trackers(settings.output.trackers)
     if dry_run:
         from dpdmd.data.prompts import training_prompts
+        from dpdmd.planning.cost import describe
 
         adapter = load_adapter(settings.model.teacher)
-        typer.echo(describe(make_plan(settings, adapter), settings, adapter))
+        typer.echo(describe(resolve(settings, adapter), adapter))
         typer.echo(f"prompts: {len(training_prompts(settings.data.prompts, settings.data.column))}")
         return
-    RunFolder(settings.output.folder).refuse_if_unusable(settings, resume=resume, overwrite=overwrite)
-    folder = run_training(settings, load_adapter(settings.model.teacher), resume=resume, overwrite=overwrite)
+    RunFolder(settings.output.folder).refuse_if_unusable(flatten(settings), resume=resume, overwrite=overwrite)
+    run = run_training(settings, resume=resume, overwrite=overwrite)
     if os.environ.get("RANK", "0") == "0":
-        for entry in read_best(RunFolder(folder).best)[:1]:
-            typer.echo(f"best in validation: {RunFolder(folder).best}, of update {entry['step']}: {entry['why']}")
-        typer.echo(f"student: {folder}\nsample it: dpdmd sample {folder} --prompt TEXT --out images")
+        for entry in run.best()[:1]:
+            folder = RunFolder(run.folder).best
+            typer.echo(f"best in validation: {folder}, of update {entry['step']}: {entry['why']}")
+        typer.echo(f"student: {run.folder}\nsample it: dpdmd sample {run.folder} --prompt TEXT --out images")
 
 
 @app.command(epilog="Example: dpdmd plan sd35_medium_dp_dmd --memory 24")
@@ -68,7 +67,7 @@ def plan(
         bool, typer.Option("--calibrate", help="Load the model as well, and measure a few updates on this machine.")
     ] = False,
 ) -> None:
-    """Say what a training will cost, whether it fits a device, and what makes it fit. Reads no weights."""
+    """Report what a training will cost, whether it fits a device, and what makes it fit. Reads no weights."""
     from dpdmd.recipe.toml import load_recipe
 
     def load(further: tuple[str, ...]) -> "Recipe":
@@ -79,19 +78,23 @@ def plan(
     from dpdmd.data.prompts import training_prompts
     from dpdmd.models.load import load_adapter
     from dpdmd.planning.cost import describe, embedding_bytes
-    from dpdmd.planning.fit import describe_calibration, describe_fit, device_memory, has_gpu, memory_need, savings
-    from dpdmd.recipe.resolve import make_plan
+    from dpdmd.planning.fit import counter, describe_fit, device_memory, has_gpu, savings
+    from dpdmd.recipe.resolve import resolve
 
     adapter = load_adapter(settings.model.teacher)
-    typer.echo(describe(make_plan(settings, adapter), settings, adapter))
+    resolved = resolve(settings, adapter)
+    typer.echo(describe(resolved, adapter))
     prompts = set(training_prompts(settings.data.prompts, settings.data.column))
-    size = len(prompts) * embedding_bytes(settings, adapter)
+    size = len(prompts) * embedding_bytes(resolved, adapter)
     typer.echo(f"prompts: {len(prompts)} different, at most {size / 2**30:.2f} GiB of embeddings on disk")
     device = device_memory() if memory is None else round(memory * 2**30)
-    count = cache(partial(memory_need, adapter=adapter))
-    typer.echo(describe_fit(count(settings), device, savings(load, count, device)))
+    count = counter(adapter)
+    found = savings(lambda further: resolve(load(further), adapter), count, device)
+    typer.echo(describe_fit(count(resolved), device, found))
     if calibrate:
-        typer.echo(describe_calibration(settings, adapter))
+        from dpdmd.training.calibrate import describe_calibration
+
+        typer.echo(describe_calibration(resolved, adapter))
     elif has_gpu():
         typer.echo("seconds: --calibrate loads the model and measures a few updates on this machine")
 

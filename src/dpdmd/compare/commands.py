@@ -19,7 +19,7 @@ from threading import Event
 from typing import Any
 
 from dpdmd.compare.arms import Run
-from dpdmd.recipe.toml import load_recipe
+from dpdmd.recipe.toml import flatten, load_recipe
 from dpdmd.store.files import read_json, write_json, write_text
 from dpdmd.training.run.folder import RunFolder
 
@@ -96,7 +96,7 @@ def _refuse_other(run: Run, commands: list[Command]) -> None:
     # The recipe's file may have changed since.
     if run.arm.recipe is not None and (run.folder / "recipe.toml").exists():
         recipe = load_recipe(run.arm.recipe, _settings(run))
-        RunFolder(run.folder).refuse_if_unusable(recipe, resume=True, overwrite=False)
+        RunFolder(run.folder).refuse_if_unusable(flatten(recipe), resume=True, overwrite=False)
 
 
 @contextmanager

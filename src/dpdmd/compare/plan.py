@@ -7,7 +7,7 @@ from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Budget, parse_arm, par
 from dpdmd.data.prompts import training_prompts
 from dpdmd.evaluate.run import choose_extractor
 from dpdmd.models.load import BUILT_IN, STUDENT_FILE, load_adapter
-from dpdmd.recipe.resolve import make_plan
+from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.world.captions import all_captions
 from dpdmd.world.prompts import evaluation_prompts
@@ -73,7 +73,7 @@ def shared_teacher(students: list[Arm]) -> Teacher:
         recipe = load_recipe(arm.recipe, [*arm.settings(), "output.folder=planned"])
         adapter = load_adapter(recipe.model.teacher)
         try:
-            plan = make_plan(recipe, adapter)
+            plan = resolve(recipe, adapter)
             training_prompts(recipe.data.prompts, recipe.data.column)
         except ValueError as error:
             raise ValueError(f"arm {arm.name}: {error}") from None
@@ -86,9 +86,9 @@ def shared_teacher(students: list[Arm]) -> Teacher:
         is_student = (Path(adapter.source) / STUDENT_FILE).is_file()
         teachers[arm.name] = Teacher(
             recipe.model.teacher,
-            plan.guidance_scale,
-            plan.teacher_grid.num_steps,
-            None if is_student else plan.student_grid.num_steps,
+            plan.teacher.guidance.scale,
+            plan.teacher.grid.num_steps,
+            None if is_student else plan.student.grid.num_steps,
         )
     if len({replace(teacher, few_steps=None) for teacher in teachers.values()}) > 1:
         each = "; ".join(

@@ -1,7 +1,7 @@
 """Generate once to a folder: PNGs and a manifest that every metric reads."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from dpdmd.evaluate.manifest import Manifest
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import Guidance
-from dpdmd.method.hybrid import hybrid_samples
 from dpdmd.method.randomness import image_noise
-from dpdmd.method.rollout import student_samples, teacher_rollout
+from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import decoder, network_denoiser
 from dpdmd.models.load import Sampler, load_adapter, load_sampler
+from dpdmd.models.sampling import hybrid_samples, student_samples
 from dpdmd.store.cache import batches
 from dpdmd.store.digests import fingerprint
 
@@ -67,22 +67,15 @@ def sample_latents(
     adapter = sampler.adapter
     denoise = network_denoiser(adapter, sampler.network, sampler.embedded_guidance)
     if first is not None:
-        return hybrid_samples(
-            network_denoiser(adapter, first.network, adapter.embedded_guidance),
-            denoise,
-            adapter.path,
-            image_noise(seeds, shape).to(device),
-            cond,
-            uncond,
-            teacher_grid=first.grid,
-            guidance=Guidance(first.guidance_scale, rule=adapter.guidance_rule),
-            student_grid=grid,
-        )
+        guidance = Guidance(first.guidance_scale, adapter.guidance_rule)
+        teacher_denoise = network_denoiser(adapter, first.network, adapter.embedded_guidance)
+        teacher = GuidedTeacher(teacher_denoise, adapter.path, first.grid, guidance)
+        noise = image_noise(seeds, shape).to(device)
+        return hybrid_samples(teacher, denoise, noise, cond, uncond, student_grid=grid)
     if sampler.grid is not None and guidance_scale == 1:
         return student_samples(denoise, adapter.path, seeds, shape, cond, grid=grid, kind=sampler.kind, device=device)
-    guidance = Guidance(guidance_scale, rule=adapter.guidance_rule)
-    noise = image_noise(seeds, shape).to(device)
-    return teacher_rollout(denoise, adapter.path, noise, cond, uncond, grid=grid, guidance=guidance)
+    teacher = GuidedTeacher(denoise, adapter.path, grid, Guidance(guidance_scale, adapter.guidance_rule))
+    return teacher.rollout(image_noise(seeds, shape).to(device), cond, uncond)
 
 
 def sampling_grid(
@@ -160,6 +153,30 @@ def generate_folder(
                 yield from decode(latents).cpu()
 
     return draw_folder(out, prompts, seeds, draw, settings=settings, what=f"sampling {model}", progress=progress)
+
+
+@torch.no_grad()
+def sample(model: str | Path, prompts: list[str], *, seeds: Sequence[int] = (0,), batch_size: int = 32) -> Tensor:
+    """Images (len(prompts) * len(seeds), 3, H, W) in [-1, 1] on the CPU, prompt by prompt, every seed of each.
+
+    model: a run folder, an export, a built-in name, a pipeline folder or a hub id, sampled as `dpdmd sample` does by
+    default. The image of a prompt and seed does not depend on the others. For many images use `generate_folder`, which
+    writes them to disk and can be interrupted. Raises ValueError like `generate_folder`.
+    """
+    require_different(prompts, list(seeds), batch_size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sampler = load_sampler(str(model))
+    shape = sampler.latent_shape()
+    grid, scale = sampling_grid(sampler, None, shape), sampler.guidance_scale
+    sampler.network.to(device)
+    uncond, decode = sampler.adapter.encode([""]).to(device), decoder(sampler.adapter)
+    images = []
+    for cond, batch in _encoded_batches(sampler, [(p, seed) for p in prompts for seed in seeds], batch_size):
+        expanded = uncond.expand(len(batch))
+        options = {"grid": grid, "guidance_scale": scale, "device": device}
+        latents = sample_latents(sampler, cond.to(device), expanded, batch, shape, **options)
+        images.append(decode(latents).clamp(-1, 1).cpu())
+    return torch.cat(images)
 
 
 def require_different(prompts: list[str], seeds: list[int], batch_size: int) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dpdmd.method.paths import Prediction
 
@@ -46,12 +47,8 @@ def concatenate(conditions: Iterable[Condition]) -> Condition:
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
-    if tensors[0].ndim < 2 or len({tensor.shape[1] for tensor in tensors}) == 1:
+    if tensors[0].ndim < 2:
         return torch.cat(tensors)
     length = max(tensor.shape[1] for tensor in tensors)
-    out = tensors[0].new_zeros(sum(map(len, tensors)), length, *tensors[0].shape[2:])
-    start = 0
-    for tensor in tensors:
-        out[start : start + len(tensor), : tensor.shape[1]] = tensor
-        start += len(tensor)
-    return out
+    # F.pad counts axes from the last one.
+    return torch.cat([F.pad(t, [0, 0] * (t.ndim - 2) + [0, length - t.shape[1]]) for t in tensors])

@@ -7,11 +7,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.randomness import generator
+from dpdmd.method.roles import Role
 
 WIDTH = 64
+
+
+@dataclass(frozen=True)
+class DiscriminatorSettings:
+    """What a run's discriminator is, and what it takes for real.
+
+    features: whose blocks it sees; the loss never trains that role. learning_rate: of its head. real: "teacher", the
+    guided teacher's samples of the training prompts, or a folder of images; num_real: how many samples of the teacher.
+    """
+
+    features: Role
+    learning_rate: float
+    real: str
+    num_real: int
+
 
 # (x_tau, tau, cond) -> what each of the chosen blocks makes of it, (B, N, D): N places of the picture.
 Features = Callable[[Tensor, Tensor, Condition], list[Tensor]]
@@ -65,6 +82,22 @@ class Discriminator:
 def default_blocks(number: int) -> tuple[int, ...]:
     """A quarter, a half and three quarters of the way through `number` blocks."""
     return tuple(sorted({quarter * number // 4 for quarter in (1, 2, 3)}))
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """What the discriminator pays for mistakes: mean softplus(-real) + mean softplus(fake), 2 log 2 when undecided.
+
+    real, fake: logits (B,), above 0 for "real" (arXiv 1406.2661, sec. 3; arXiv 2405.14867, sec. 4.3).
+    """
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """What the student pays for samples that are not taken for real: mean softplus(-fake) = mean -log D.
+
+    fake: their logits (B,). Source as `discriminator_loss`, the non-saturating form.
+    """
+    return F.softplus(-fake).mean()
 
 
 class _Enough(Exception):

@@ -10,7 +10,6 @@ from dpdmd.method.paths import Path, Prediction, to_v
 
 Space = Literal["velocity", "eps", "x0", "v"]
 Normalisation = Literal["dmd2", "dpdmd"]
-AdversarialKind = Literal["non_saturating", "hinge"]
 
 
 def in_space(prediction: Prediction, space: Space, path: Path, t: Tensor) -> Tensor:
@@ -63,50 +62,4 @@ def anchor_loss(first: Prediction, target: Prediction, space: Space, path: Path,
 
     `first`: the student's prediction at the noise, receives gradient; `target`: the teacher's, detached; t: t_0 (B,).
     """
-    return F.mse_loss(in_space(first, space, path, t), in_space(target.detach(), space, path, t))
-
-
-def variation_loss(x0: Tensor, target: Tensor, group_size: int) -> Tensor:
-    """1 - cosine of what makes samples of one prompt differ, the student's and the teacher's from the same noise.
-
-    x0, target: (B, C, H, W), groups of `group_size` samples of one prompt one after the other. Both are halved in size
-    (their layout, not their detail), and lose the mean of their group; mean over the batch. x0 alone receives gradient.
-    """
-
-    def deviations(x: Tensor) -> Tensor:
-        groups = F.avg_pool2d(x.float(), 2, ceil_mode=True).flatten(1).unflatten(0, (-1, group_size))
-        return (groups - groups.mean(dim=1, keepdim=True)).flatten(0, 1)
-
-    return 1 - F.cosine_similarity(deviations(x0), deviations(target.detach())).mean()
-
-
-def generator_loss(fake: Tensor, kind: AdversarialKind) -> Tensor:
-    """What the student pays for samples that are not taken for real; `fake` (B,) are their logits.
-
-    "non_saturating": mean softplus(-fake) = mean -log D (arXiv 1406.2661, sec. 3; arXiv 2405.14867, sec. 4.3);
-    "hinge": -mean fake (arXiv 1705.02894). Both only ask for larger logits.
-    """
-    return F.softplus(-fake).mean() if kind == "non_saturating" else -fake.mean()
-
-
-def discriminator_loss(real: Tensor, fake: Tensor, kind: AdversarialKind) -> Tensor:
-    """What the discriminator pays for mistakes; `real`, `fake` (B,) are logits, above 0 means "real".
-
-    "non_saturating": mean softplus(-real) + mean softplus(fake), the cross-entropy of both kinds, 2 log 2 when
-    undecided; "hinge": mean relu(1 - real) + mean relu(1 + fake), 2 when undecided, no pull on what is right by 1.
-    """
-    if kind == "non_saturating":
-        return F.softplus(-real).mean() + F.softplus(fake).mean()
-    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-
-
-def r1_penalty(logits: Tensor, nearby: Tensor, sigma: float) -> Tensor:
-    """mean ((D(x + sigma n) - D(x)) / sigma)^2, n ~ N(0, I): the R1 penalty by finite difference.
-
-    Its mean over n tends to |grad_x D|^2 as sigma goes to 0, which is R1 (arXiv 1801.04406, eq. 9 without gamma / 2),
-    without a second derivative. differs: the approximated R1 of arXiv 2501.08316 leaves out the division by sigma^2;
-    its weight of 100 at sigma .01 is .01 here.
-
-    logits, nearby: (B,) of the same real samples, as they are and moved by sigma n.
-    """
-    return ((nearby - logits) / sigma).square().mean()
+    return F.mse_loss(in_space(first, space, path, t), in_space(target, space, path, t).detach())

@@ -1,26 +1,33 @@
 """What an objective is: a short list of weighted terms over one student rollout."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpdmd.method.denoiser import Condition, Denoiser
-from dpdmd.method.discriminator import Discriminator
+from dpdmd.method.discriminator import Discriminator, DiscriminatorSettings
 from dpdmd.method.grids import Grid
+from dpdmd.method.losses import Space
 from dpdmd.method.paths import Path
 from dpdmd.method.rollout import StudentRollout
 
 
 @dataclass(frozen=True)
 class StudentStep:
-    """Everything a term may see of one micro-batch of B prompts.
+    """Everything a term may see of one micro-batch of B samples.
 
-    `rng(stream)` names a fresh generator of this micro-batch. `prediction_space` is the network's own. `teacher_x0`:
-    the guided teacher's samples (B, C, H, W) from the same noise and prompts, None where they are not known.
-    `discriminator`: of objectives that train one.
+    rollout: the student's samples `x0` (B, C, H, W) with graph, and `first`, the prediction of step 1 (None unless the
+        objective has `detach_first`).
+    noise: z_0 (B, C, H, W), from which the samples came. cond, uncond: the B prompts, and B times the empty prompt.
+    teacher, fake_score: denoisers, (x_t, t, cond) -> Prediction, without guidance (`guidance.guided` adds it).
+    path, student_grid, teacher_grid, prediction_space: the model's.
+    rng: rng("name") is a fresh CPU generator of this micro-batch, the same in a resumed run.
+    samples_per_prompt: R. Samples of one prompt stand next to each other: x0.unflatten(0, (-1, R)) is (B / R, R, ...).
+    teacher_x0: the guided teacher's samples (B, C, H, W) from the same noise and prompts where the run keeps them.
+    discriminator: of an objective that trains one.
     """
 
     rollout: StudentRollout
@@ -32,64 +39,62 @@ class StudentStep:
     path: Path
     student_grid: Grid
     teacher_grid: Grid
-    prediction_space: str
+    prediction_space: Space
     rng: Callable[[str], torch.Generator]
+    samples_per_prompt: int = 1
     teacher_x0: Tensor | None = None
     discriminator: Discriminator | None = None
 
 
 @dataclass(frozen=True)
 class TermResult:
-    """`loss` scalar, unweighted, with graph; `health` detached scalars for the log, on whatever device."""
+    """`loss`: scalar with graph, unweighted. `health`: detached scalars for the log, on any device."""
 
     loss: Tensor
-    health: dict[str, Tensor]
+    health: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Term(Protocol):
-    """One part of the student's loss. The trainer adds weight * loss."""
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One part of the student's loss; training adds weight * loss.
 
-    name: str
-    weight: float
+    every: the term takes part in every n-th student update, the first included, with n times its weight, so that its
+    mean weight is `weight`. A subclass is a frozen dataclass that sets `name` and defines `__call__`.
+
+    name: of the term in logs ("loss/NAME"). trains_first_step: whether its loss has a gradient for `rollout.first`.
+    network: what the term needs in addition to the roles' networks, if anything: a comparison counts its parameters.
+    """
+
+    weight: float = 1.0
+    every: int = 1
+    name: ClassVar[str]
+    trains_first_step: ClassVar[bool] = False
+    network: ClassVar[nn.Module | None] = None
+
+    def __call__(self, step: StudentStep) -> TermResult:
+        """The term's loss on one micro-batch."""
+        raise NotImplementedError
 
     @property
     def num_forwards(self) -> int:
-        """Network calls per sample that one evaluation takes; a guided one counts twice."""
-
-    def __call__(self, step: StudentStep) -> TermResult: ...
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A delayed start: 0 in the first `start` student updates, then up to 1 in `length` equal steps."""
-
-    start: int = 0
-    length: int = 0
-
-    def __call__(self, step: int) -> float:
-        """In the update that has `step` others before it."""
-        return min(1.0, max(0, step + 1 - self.start) / max(1, self.length))
+        """Calls of the denoising networks per sample in one evaluation; a guided one counts twice."""
+        return 0
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The student's loss: `terms` summed, over a rollout cut behind step `detach_after`.
+    """The student's loss: the weighted sum of `terms` over one rollout.
 
-    By name: `ramps` of terms that do not have their weight from the first update on; `every` so many updates, from the
-    first one on, of terms that are not in each, and then count so many times: a weight is that of the mean update.
+    detach_first: cut the graph after step 1 (`rollout.anchored_rollout`), as DP-DMD does. num_pairs: train on a fixed
+    pool of that many pairs of prompt and noise, whose teacher samples are kept (`StudentStep.teacher_x0`); None: fresh
+    noise in every update. discriminator: train one beside the fake score (`StudentStep.discriminator`).
     """
 
     terms: tuple[Term, ...]
-    detach_after: int
-    ramps: Mapping[str, Ramp] = field(default_factory=dict)
-    every: Mapping[str, int] = field(default_factory=dict)
+    detach_first: bool = False
+    num_pairs: int | None = None
+    discriminator: DiscriminatorSettings | None = None
 
-    def is_due(self, name: str, step: int) -> bool:
-        """Whether the term has a part in the update that has `step` others before it, whatever its ramp says."""
-        return step % self.every.get(name, 1) == 0
-
-    def weighted(self, step: int) -> list[tuple[float, Term]]:
-        """(weight, term) in the update that has `step` others before it; terms that have no part in it are left out."""
-        due = [term for term in self.terms if self.is_due(term.name, step)]
-        shares = [(self.ramps[term.name](step) if term.name in self.ramps else 1.0, term) for term in due]
-        return [(share * self.every.get(term.name, 1) * term.weight, term) for share, term in shares if share > 0]
+    def due(self, step: int) -> list[tuple[float, Term]]:
+        """(weight, term) of the terms that take part in the student update with `step` others before it."""
+        return [(term.every * term.weight, term) for term in self.terms if step % term.every == 0]

@@ -34,10 +34,6 @@ class Prediction:
         """d x_t / d t on a flow: eps - x0."""
         return self.eps - self.x0
 
-    def detach(self) -> "Prediction":
-        """The same values, cut from the graph."""
-        return Prediction(self.x0.detach(), self.eps.detach())
-
 
 class Path(Protocol):
     """alpha and sigma of t; both (B,) for t (B,)."""
@@ -88,12 +84,13 @@ def add_noise(path: Path, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     return per_sample(path.alpha(t), x0) * x0 + per_sample(path.sigma(t), x0) * eps
 
 
-def step(path: Path, prediction: Prediction, s: Tensor) -> Tensor:
-    """Deterministic step to time s (B,): x_s = alpha(s) x0_hat + sigma(s) eps_hat.
+def step(path: Path, prediction: Prediction, s: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Step to time s (B,): x_s = alpha(s) x0_hat + sigma(s) eps_hat, or with `noise` (B, C, H, W) in place of eps_hat.
 
-    Euler on a flow, DDIM (arXiv 2010.02502, eq. 12 with eta 0) on a variance-preserving path.
+    Deterministic, it is Euler's on a flow and DDIM's (arXiv 2010.02502, eq. 12 with eta 0) on a variance-preserving
+    path. With fresh noise it is the step of a re-noising student (LCM, arXiv 2310.04378; DMD2, arXiv 2405.14867).
     """
-    return add_noise(path, prediction.x0, prediction.eps, s)
+    return add_noise(path, prediction.x0, prediction.eps if noise is None else noise, s)
 
 
 def to_midpoint(
@@ -159,6 +156,5 @@ def secant(path: Path, z_0: Tensor, t_0: Tensor, z_k: Tensor, t_k: Tensor) -> Pr
     alpha_k, sigma_k = per_sample(path.alpha(t_k), z_0), per_sample(path.sigma(t_k), z_0)
     determinant = alpha_k * sigma_0 - alpha_0 * sigma_k
     return Prediction(
-        x0=(sigma_0 * z_k - sigma_k * z_0) / determinant,
-        eps=(alpha_k * z_0 - alpha_0 * z_k) / determinant,
+        x0=(sigma_0 * z_k - sigma_k * z_0) / determinant, eps=(alpha_k * z_0 - alpha_0 * z_k) / determinant
     )

@@ -1,11 +1,11 @@
-"""LoRA adapters as stock diffusers and peft know them: made, saved, merged."""
+"""LoRA adapters as stock diffusers and peft know them: configured, saved, merged."""
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from peft import LoraConfig as PeftLoraConfig
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from dpdmd.method.roles import Role
@@ -13,37 +13,46 @@ from dpdmd.models.base import ModelAdapter
 from dpdmd.models.load import LORA_FILE
 from dpdmd.store.tensors import safetensors_errors
 
-if TYPE_CHECKING:
-    from dpdmd.recipe.schema import LoraConfig
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Which roles train an adapter, and of which form: see the recipe's [lora] table."""
+
+    roles: tuple[Role, ...] = ()
+    rank: int = 64
+    alpha: float | None = None
+    targets: tuple[str, ...] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
 
 
-def lora_configs(config: "LoraConfig", adapter: ModelAdapter, network: nn.Module) -> dict[Role, PeftLoraConfig]:
+def lora_configs(settings: LoraSettings, adapter: ModelAdapter, network: nn.Module) -> dict[Role, LoraConfig]:
     """peft's configuration for every role that trains an adapter.
 
-    Raises ValueError for a target that is no linear layer of the network.
+    Raises ValueError for a target that is not a linear layer of the network.
     """
-    targets = config.targets or adapter.lora_targets
+    targets = settings.targets or adapter.lora_targets
     linear = [f".{name}" for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     unknown = [target for target in targets if not any(name.endswith(f".{target}") for name in linear)]
-    if config.roles and unknown:
+    if settings.roles and unknown:
         endings = sorted({name.rpartition(".")[2] for name in linear})
         raise ValueError(
             f"lora.targets: {', '.join(unknown)} is no linear layer of {adapter.source}; their names end in "
             f"{', '.join(endings)}"
         )
     return {
-        role: PeftLoraConfig(
-            r=config.rank,
-            lora_alpha=config.rank if config.alpha is None else config.alpha,
+        role: LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
             target_modules=list(targets),
-            use_rslora=config.use_rslora,
-            use_dora=config.use_dora,
+            use_rslora=settings.use_rslora,
+            use_dora=settings.use_dora,
         )
-        for role in config.roles
+        for role in settings.roles
     }
 
 
-def save_lora(adapter: ModelAdapter, layers: dict[str, Tensor], config: PeftLoraConfig, folder: Path) -> None:
+def save_lora(adapter: ModelAdapter, layers: dict[str, Tensor], config: LoraConfig, folder: Path) -> None:
     """Write an adapter's `layers`, rank and alpha included, as the file that stock `load_lora_weights` takes.
 
     layers: as `get_peft_model_state_dict` returns them. Raises OSError when it cannot be written.

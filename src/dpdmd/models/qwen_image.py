@@ -16,13 +16,13 @@ NUM_TOKENS = 512  # the stock pipeline's default max_sequence_length
 SAMPLE_SIZE = 128  # its default height and width in latent pixels
 
 
-def length_preserving_rule(x_t: Tensor, t: Tensor, cond: Prediction, uncond: Prediction, scale: Tensor) -> Prediction:
+def length_preserving_rule(x_t: Tensor, t: Tensor, cond: Prediction, uncond: Prediction, scale: float) -> Prediction:
     """w = u + s (c - u) of the velocities, then w |c| / |w| in every packed token, as the stock pipeline does.
 
-    x_t: (B, C, H, W); t: (B,); scale: (B, 1, 1, 1). Where w is zero it stays zero.
+    x_t: (B, C, H, W); t: (B,); scale: float. Where w is zero it stays zero.
     """
     conditional, unconditional = packed.pack(cond.velocity), packed.pack(uncond.velocity)
-    velocity = unconditional + scale[:, 0] * (conditional - unconditional)
+    velocity = unconditional + scale * (conditional - unconditional)
     tiny = torch.finfo(velocity.dtype).tiny
     velocity = velocity * (_length(conditional) / _length(velocity).clamp_min(tiny))
     return from_velocity(x_t, packed.unpack(velocity, x_t.shape[1:]), t)

@@ -2,18 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from dpdmd.method.grids import Grid
-from dpdmd.method.roles import TRAINED_ROLES, Roles
-from dpdmd.method.terms.anchor import ANCHOR
+from dpdmd.method.roles import TRAINED_ROLES
 from dpdmd.models.base import ModelAdapter, empty_network
 from dpdmd.models.quantised import block_layers, weight_bytes
-from dpdmd.recipe.resolve import Plan
-from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.plan import Plan
 
 BYTES = 4  # fp32: trained weights, their gradients and moments
 FROZEN_BYTES = {"fp32": 4, "bf16": 2}
@@ -32,18 +29,19 @@ class NetworkSizes:
     buffers: int = 0
 
 
-def network_sizes(recipe: Recipe, adapter: ModelAdapter) -> NetworkSizes:
+def network_sizes(plan: Plan, adapter: ModelAdapter) -> NetworkSizes:
     """Counted on networks without data, from the configuration alone. Raises ValueError for impossible targets."""
     from dpdmd.models.lora import lora_configs
+    from dpdmd.models.role_networks import make_roles
 
     network = empty_network(adapter)
     size, buffers = _count(network.parameters()), _count(network.buffers())
-    frozen = frozen_bytes(network, recipe.model.dtype, adapter.block_lists)
-    configs = lora_configs(recipe.lora, adapter, network)
+    frozen = frozen_bytes(network, plan.teacher.dtype, adapter.block_lists)
+    configs = lora_configs(plan.lora, adapter, network)
     if not configs:
         return NetworkSizes(size, frozen, buffers=buffers)
     with torch.device("meta"):
-        roles = Roles(network, lora={"student": next(iter(configs.values()))})
+        roles = make_roles(network, lora={"student": next(iter(configs.values()))})
     return NetworkSizes(size, frozen, _count(roles.parameters("student").values()), buffers)
 
 
@@ -66,26 +64,30 @@ def _count(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def forwards_per_update(plan: Plan, recipe: Recipe) -> tuple[float, float]:
+def forwards_per_update(plan: Plan) -> tuple[float, float]:
     """Network calls on one sample for one student update with its M fake-score updates: (forward, backward).
 
-    A guided call counts twice, one for a discriminator's features as if it went to the end. Students whose samples are
-    each of one random step take (first trained step + N) / 2 calls on average, and in micro-batches that are smaller
-    than the number of such steps more, since a call is of one sample at least. A term that is not in every update
-    counts for its share of them. Of the denoising network alone: a perceptual term's autoencoder and backbone are not
-    in them, nor are teacher samples that are kept.
+    A guided call counts twice, and one for a discriminator's features as if it went to the end. Students whose samples
+    are each of one random step take (first trained step + N) / 2 calls on average, and more in micro-batches that are
+    smaller than the number of such steps, since a call is of one sample at least. A term that is not in every update
+    counts for its share of them. Only the denoising network is counted: a perceptual term's autoencoder and backbone
+    are not, nor are teacher samples that are kept.
     """
-    n, anchored, every = plan.student_grid.num_steps, plan.objective.detach_after, plan.objective.every
-    is_whole = recipe.student.kind == "ode" and not recipe.train.random_step
-    rollout = n if is_whole else anchored + 1 + _simulated(n - anchored, recipe.train.batch_size)
-    num_rollouts = 1 if recipe.train.reuse_samples else recipe.train.fake_updates
-    forward = num_rollouts * rollout + recipe.train.fake_updates + rollout
-    backward = recipe.train.fake_updates + (n - anchored if is_whole else 1) + anchored / every.get(ANCHOR, 1)
+    n, objective, m = plan.student.grid.num_steps, plan.objective, plan.data.fake_updates
+    anchored = int(objective.detach_first)
+    is_simulated = plan.student.is_simulated
+    rollout = anchored + 1 + _simulated(n - anchored, plan.data.batch_size) if is_simulated else n
+    num_rollouts = 1 if plan.data.reuse_samples else m
+    forward = num_rollouts * rollout + m + rollout + sum(t.num_forwards / t.every for t in objective.terms)
+    backward = m + (1 if is_simulated else n - anchored)
+    if anchored:
+        # Step 1 has a graph in those updates alone in which a term wants one.
+        backward += max((1 / term.every for term in objective.terms if term.trains_first_step), default=0)
     if plan.feature_blocks:
-        # Real samples, the student's, real ones moved a little; the student's term goes back to its samples.
-        forward += recipe.train.fake_updates * (3 if recipe.objective.adversarial.r1_weight else 2)
+        # Real samples and the student's; the student's term goes back to its samples.
+        forward += 2 * m
         backward += 1
-    return forward + sum(term.num_forwards / every.get(term.name, 1) for term in plan.objective.terms), backward
+    return forward, backward
 
 
 def _simulated(num_steps: int, batch_size: int) -> float:
@@ -93,99 +95,101 @@ def _simulated(num_steps: int, batch_size: int) -> float:
     return sum(max(going_on / num_steps, 1 / batch_size) for going_on in range(1, num_steps))
 
 
-def state_bytes(recipe: Recipe, sizes: NetworkSizes) -> dict[str, int]:
+def state_bytes(plan: Plan, sizes: NetworkSizes) -> dict[str, int]:
     """What stays in memory on every device, without activations, text encoders, autoencoder and a discriminator's head.
 
     Student and fake score are updated in turn, so that the gradients of one of them exist at a time.
     """
-    trained = {role: sizes.adapter if role in recipe.lora.roles else sizes.network for role in TRAINED_ROLES}
-    tables = {role: 0 if role in recipe.lora.roles else sizes.buffers for role in TRAINED_ROLES}
+    trained = {role: sizes.adapter if role in plan.lora.roles else sizes.network for role in TRAINED_ROLES}
+    tables = {role: 0 if role in plan.lora.roles else sizes.buffers for role in TRAINED_ROLES}
     return {
         "teacher": sizes.frozen,
         **{role.replace("_", " "): BYTES * (number + tables[role]) for role, number in trained.items()},
         "gradients": BYTES * max(trained.values()),
         "AdamW moments": 2 * BYTES * sum(trained.values()),
-        "moving average": BYTES * trained["student"] if recipe.train.ema_decay else 0,
+        "moving average": BYTES * trained["student"] if plan.optimiser.ema_decay else 0,
     }
 
 
-def checkpoint_bytes(recipe: Recipe, sizes: NetworkSizes) -> int:
+def checkpoint_bytes(plan: Plan, sizes: NetworkSizes) -> int:
     """What a checkpoint takes on disk: trained weights, their moments and the moving average."""
-    state = state_bytes(recipe, sizes)
+    state = state_bytes(plan, sizes)
     return sum(state[part] for part in ("student", "fake score", "AdamW moments", "moving average"))
 
 
-def embedding_bytes(recipe: Recipe, adapter: ModelAdapter) -> int:
+def embedding_bytes(plan: Plan, adapter: ModelAdapter) -> int:
     """What the cache holds of one prompt, at most."""
-    size = FROZEN_BYTES[recipe.train.precision]
+    size = FROZEN_BYTES["bf16" if plan.compute.in_bf16 else "fp32"]
     tensors = adapter.blank_condition(1).tensors.values()
     return sum(tensor.numel() * (size if tensor.is_floating_point() else tensor.itemsize) for tensor in tensors)
 
 
-def describe(plan: Plan, recipe: Recipe, adapter: ModelAdapter) -> str:
+def describe(plan: Plan, adapter: ModelAdapter) -> str:
     """The plan in words, for `dpdmd train --dry-run`. Reads the model's JSON, none of its weights."""
-    sizes = network_sizes(recipe, adapter)
-    forward, backward = forwards_per_update(plan, recipe)
-    memory = state_bytes(recipe, sizes)
-    embedded = plan.embedded_guidance["teacher"]
+    sizes, data = network_sizes(plan, adapter), plan.data
+    forward, backward = forwards_per_update(plan)
+    memory = state_bytes(plan, sizes)
+    embedded, samples = plan.embedded_guidance["teacher"], data.batch_size * data.accumulation
     lines = {
         "model": f"{adapter.source}, {adapter.pipeline_class.__name__}",
         "network": f"{adapter.network_class.__name__}, {sizes.network:,} parameters, "
         f"predicts {adapter.prediction_space}",
         "latents": f"{' x '.join(map(str, plan.latent_shape))} per image",
-        "teacher": f"{plan.teacher_grid.num_steps} steps, guidance {plan.guidance_scale:g}"
+        "teacher": f"{plan.teacher.grid.num_steps} steps, guidance {plan.teacher.guidance.scale:g}"
         + ("" if embedded is None else f", embedded guidance {embedded:g}"),
-        "teacher grid": _times(plan.teacher_grid),
-        "student": f"{plan.student_grid.num_steps} steps, {recipe.student.kind}, grid {recipe.student.grid!r}",
-        "student grid": _times(plan.student_grid),
-        "objective": recipe.objective.name,
+        "teacher grid": _times(plan.teacher.grid),
+        "student": f"{plan.student.grid.num_steps} steps, {plan.student.kind}, grid {plan.settings['student.grid']!r}",
+        "student grid": _times(plan.student.grid),
+        "objective": plan.objective_name,
+        **_of_terms(plan),
     }
-    if plan.anchor_stops:
-        lines["anchor"] = _anchors(plan, recipe.objective.anchor.coarse_steps)
-    if recipe.objective.name == "dmd_perceptual":
-        pairs = recipe.objective.num_pairs
-        noise = f"{pairs} pairs, whose teacher samples are made once" if pairs else "new noise in every update"
-        lines["perceptual"] = (
-            f"{recipe.objective.perceptual.backbone}, {noise}; decoding and features come on top of calls and memory"
-        )
-    if plan.feature_blocks:
-        lines["discriminator"] = _discriminator(plan, recipe)
-    train = recipe.train
     if sizes.adapter:
-        names = " and ".join(role.replace("_", " ") for role in recipe.lora.roles)
-        lines["LoRA"] = f"{names}: rank {recipe.lora.rank}, {sizes.adapter:,} parameters each on the teacher's network"
+        names = " and ".join(role.replace("_", " ") for role in plan.lora.roles)
+        lines["LoRA"] = f"{names}: rank {plan.lora.rank}, {sizes.adapter:,} parameters each on the teacher's network"
+    seconds = "" if plan.budget.max_seconds is None else f" or {plan.budget.max_seconds:g} s"
     lines |= {
-        "one update": f"{forward:g} forward and {backward:g} backward network calls per sample, "
-        f"{train.batch_size * train.accumulation} samples per process; {train.num_updates} updates"
-        + ("" if train.max_seconds is None else f" or {train.max_seconds:g} s"),
+        "one update": f"{forward:g} forward and {backward:g} backward network calls per sample, {samples} samples per "
+        f"process; {plan.budget.num_updates} updates{seconds}",
         "memory": f"{sum(memory.values()) / 2**30:.2f} GiB per device and activations ("
         + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size)
         + ")",
-        "disk": f"{checkpoint_bytes(recipe, sizes) / 2**30:.2f} GiB per checkpoint, {recipe.checkpoint.keep + 1} of "
+        "disk": f"{checkpoint_bytes(plan, sizes) / 2**30:.2f} GiB per checkpoint, {plan.checkpoint.keep + 1} of "
         "them while one is written",
     }
     width = max(map(len, lines))
     return "\n".join([f"{name:<{width}}  {text}" for name, text in lines.items()] + [f"note: {n}" for n in plan.notes])
 
 
-def _anchors(plan: Plan, coarse_steps: int) -> str:
-    """How the teacher gets to each anchor, in how many of its steps."""
-    texts, taken = [], 0
-    for start, stop in pairwise((0, *plan.anchor_stops)):
-        taken += min(stop - start, coarse_steps)
-        way = f"{stop} teacher steps" + (f" in {taken}" if taken < stop else "")
-        texts.append(f"{way}, to t = {plan.teacher_grid.times[stop]:.4f}")
-    return "; ".join(texts)
+def _of_terms(plan: Plan) -> dict[str, str]:
+    """What the plan says of the terms that have more to say than their name."""
+    lines = {}
+    if plan.anchor_steps is not None:
+        lines["anchor"] = _anchor(plan, plan.settings["objective.anchor.coarse_steps"])
+    if plan.objective_name == "dmd_perceptual":
+        pairs = plan.objective.num_pairs
+        noise = f"{pairs} pairs, whose teacher samples are made once" if pairs else "fresh noise in every update"
+        backbone = plan.settings["objective.perceptual.backbone"]
+        lines["perceptual"] = f"{backbone}, {noise}; decoding and features add to these calls and this memory"
+    if plan.feature_blocks:
+        lines["discriminator"] = _discriminator(plan)
+    return lines
+
+
+def _anchor(plan: Plan, coarse_steps: int) -> str:
+    """How the teacher gets to the anchor, in how many of its steps."""
+    taken = min(plan.anchor_steps, coarse_steps)
+    way = f"{plan.anchor_steps} teacher steps" + (f" in {taken}" if taken < plan.anchor_steps else "")
+    return f"{way}, to t = {plan.teacher.grid.times[plan.anchor_steps]:.4f}"
 
 
 def _times(grid: Grid) -> str:
     return ", ".join(f"{t:.4g}" for t in grid.times)
 
 
-def _discriminator(plan: Plan, recipe: Recipe) -> str:
-    adversarial = recipe.objective.adversarial
-    seen = f"blocks {', '.join(map(str, plan.feature_blocks))} of the {adversarial.features.replace('_', ' ')}"
+def _discriminator(plan: Plan) -> str:
+    settings = plan.objective.discriminator
+    seen = f"blocks {', '.join(map(str, plan.feature_blocks))} of the {settings.features.replace('_', ' ')}"
     if plan.real_images:
-        return f"{seen}; real are {len(plan.real_images)} images of {adversarial.real}"
-    calls = adversarial.num_real * plan.teacher_grid.num_steps * (2 if plan.guidance_scale > 1 else 1)
-    return f"{seen}; real are {adversarial.num_real} samples of the teacher, {calls:,} forward network calls once"
+        return f"{seen}; real are {len(plan.real_images)} images of {settings.real}"
+    calls = settings.num_real * plan.teacher.grid.num_steps * plan.teacher.guidance.num_forwards
+    return f"{seen}; real are {settings.num_real} samples of the teacher, {calls:,} forward network calls once"

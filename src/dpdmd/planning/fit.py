@@ -1,23 +1,16 @@
 """Will a recipe fit a device, and what makes it fit: for `dpdmd plan`."""
 
-import json
 import os
 import shlex
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from dpdmd.data.prompts import COLUMN, training_prompts
 from dpdmd.models.base import ModelAdapter
 from dpdmd.planning.cost import network_sizes, state_bytes
 from dpdmd.planning.memory import peak_bytes, picture_bytes
-from dpdmd.recipe.resolve import make_plan
-from dpdmd.recipe.schema import Recipe
-from dpdmd.store.files import write_text
+from dpdmd.recipe.plan import DataPlan, Plan
 
 GIB = 2**30
 Settings = tuple[str, ...]  # what stands behind --set, each
@@ -36,13 +29,13 @@ class Need:
         return self.state + self.peak
 
 
-def memory_need(recipe: Recipe, adapter: ModelAdapter) -> Need:
-    """Of one process, without sharding. Fused, AdamW's step needs nothing beside gradients and moments."""
-    state, plan = state_bytes(recipe, network_sizes(recipe, adapter)), make_plan(recipe, adapter)
+def memory_need(plan: Plan, adapter: ModelAdapter) -> Need:
+    """Of one process, without sharding. Fused, AdamW's step needs nothing in addition to gradients and moments."""
+    state = state_bytes(plan, network_sizes(plan, adapter))
     del state["gradients"]  # are in the peak
     peaks = {
-        "in an update": peak_bytes(recipe, plan, adapter),
-        "in drawing validation pictures": picture_bytes(recipe, plan, adapter),
+        "in an update": peak_bytes(plan, adapter),
+        "in drawing validation pictures": picture_bytes(plan, adapter),
     }
     when = max(peaks, key=lambda name: peaks[name])
     return Need(sum(state.values()), peaks[when], when)
@@ -56,27 +49,40 @@ def reserve(memory: int) -> int:
     return min(memory, GIB + memory // 20)
 
 
+def counter(adapter: ModelAdapter) -> Callable[[Plan], Need]:
+    """`memory_need` that counts no plan twice: large models take seconds."""
+    known: dict[str, Need] = {}
+
+    def count(plan: Plan) -> Need:
+        key = repr(plan.settings)
+        if key not in known:
+            known[key] = memory_need(plan, adapter)
+        return known[key]
+
+    return count
+
+
 def savings(
-    load: Callable[[Settings], Recipe], count: Callable[[Recipe], Need], memory: int
+    plan_with: Callable[[Settings], Plan], count: Callable[[Plan], Need], memory: int
 ) -> list[tuple[Settings, Need]]:
     """Settings that lower the need, one on top of the other, until it fits a device of `memory` bytes or none is left.
 
     Of those that save something the one that costs least is taken first; at the end some of the batch is given back
-    where less of it has to go. load: from further settings to the recipe. count: a recipe's `memory_need`. Settings
-    that save nothing, or that the recipe's other settings exclude, are left out.
+    where less of it has to go. plan_with: the plan with further settings. count: a plan's `memory_need`. Settings that
+    save nothing, or that the recipe's other settings exclude, are left out.
     """
     found: list[tuple[Settings, Need]] = []
-    recipe, available = load(()), memory - reserve(memory)
-    need = count(recipe)
+    plan, available = plan_with(()), memory - reserve(memory)
+    need = count(plan)
 
-    def try_on(settings: Settings) -> tuple[Recipe, Need] | None:
+    def try_on(settings: Settings) -> tuple[Plan, Need] | None:
         try:
-            changed = load((*(setting for taken, _ in found for setting in taken), *settings))
+            changed = plan_with((*(setting for taken, _ in found for setting in taken), *settings))
         except ValueError:
             return None
-        return None if changed == recipe else (changed, count(changed))
+        return None if changed.settings == plan.settings else (changed, count(changed))
 
-    sizes = _batch_sizes(recipe)
+    sizes = _batch_sizes(plan.data)
     left = _switches(sizes)
     while need.total > available:
         for settings in left:
@@ -86,7 +92,7 @@ def savings(
         else:
             return found
         left.remove(settings)
-        recipe, need = tried
+        plan, need = tried
         found.append((settings, need))
     if any(taken == sizes[-1] for taken, _ in found):
         for settings in sizes[:-1]:
@@ -113,11 +119,10 @@ def _switches(batch_sizes: list[Settings]) -> list[Settings]:
     ]
 
 
-def _batch_sizes(recipe: Recipe) -> list[Settings]:
+def _batch_sizes(data: DataPlan) -> list[Settings]:
     """From the recipe's micro-batch down to one prompt, with as many samples per update."""
-    train = recipe.train
-    size, samples = train.batch_size, train.batch_size * train.accumulation
-    sizes = [n for n in range(size, 0, -train.samples_per_prompt) if size % n == 0]
+    size, samples = data.batch_size, data.batch_size * data.accumulation
+    sizes = [n for n in range(size, 0, -data.samples_per_prompt) if size % n == 0]
     return [(f"train.batch_size={n}", f"train.accumulation={samples // n}") for n in sizes]
 
 
@@ -158,41 +163,3 @@ def describe_fit(need: Need, memory: int, found: list[tuple[Settings, Need]]) ->
 
 def _verdict(need: Need, available: int) -> str:
     return "fits" if need.total <= available else "does not fit"
-
-
-def describe_calibration(recipe: Recipe, adapter: ModelAdapter) -> str:
-    """What a few updates on this machine took, and what all of them will."""
-    seconds, peak = _calibrate(recipe, adapter)
-    name = torch.cuda.get_device_name(0) if has_gpu() else "CPU"
-    memory = "" if peak is None else f", {peak / GIB:.2f} GiB allocated at its peak"
-    hours = seconds * recipe.train.num_updates / 3600
-    return (
-        f"measured on this machine ({name}): {seconds:.2f} s per update{memory}; {hours:.1f} h for "
-        f"{recipe.train.num_updates}, without encoding prompts, pictures and checkpoints"
-    )
-
-
-def _calibrate(recipe: Recipe, adapter: ModelAdapter, number: int = 2) -> tuple[float, int | None]:
-    """Seconds per update, and on a GPU the most bytes it had allocated, None elsewhere.
-
-    The model is loaded and trained for one update more than `number` on the longest prompts; no run is written.
-    """
-    from dpdmd.training.trainer import Trainer
-
-    on_gpu = has_gpu()
-    prompts = sorted(training_prompts(recipe.data.prompts, recipe.data.column), key=len)
-    with tempfile.TemporaryDirectory() as folder:
-        few = Path(folder, "prompts.jsonl")
-        write_text(few, "\n".join(json.dumps({COLUMN: prompt}) for prompt in prompts[-recipe.train.batch_size :]))
-        data = recipe.data.model_copy(update={"prompts": str(few), "column": COLUMN})
-        trainer = Trainer(recipe.model_copy(update={"data": data}), adapter)
-        trainer.iterate()
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        started = time.perf_counter()
-        for _ in range(number):
-            trainer.iterate()
-        if on_gpu:
-            torch.cuda.synchronize()
-        seconds = (time.perf_counter() - started) / number
-    return seconds, torch.cuda.max_memory_allocated() if on_gpu else None

@@ -19,14 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dpdmd.method.denoiser import Condition, concatenate
 from dpdmd.method.paths import Prediction
 from dpdmd.method.roles import Role, Roles
-from dpdmd.method.rollout import student_rollout
 from dpdmd.models.base import ModelAdapter, empty_network, feature_reader
 from dpdmd.models.base import denoiser as role_denoiser
 from dpdmd.models.lora import lora_configs
 from dpdmd.models.quantised import PACKAGES as QUANTISED
 from dpdmd.models.quantised import block_layers
-from dpdmd.recipe.resolve import Plan
-from dpdmd.recipe.schema import Recipe
+from dpdmd.models.role_networks import enable_gradient_checkpointing, make_roles
+from dpdmd.models.sampling import student_rollout
+from dpdmd.recipe.plan import Plan
 
 META = torch.device("meta")
 # What torch.autocast computes in bf16 and what in fp32 on a GPU, as far as denoising networks do it.
@@ -187,64 +187,59 @@ def _build(value: Any) -> Any:
     return _mapped(_build, value)
 
 
-def peak_bytes(recipe: Recipe, plan: Plan, adapter: ModelAdapter) -> int:
+def peak_bytes(plan: Plan, adapter: ModelAdapter) -> int:
     """Activations and gradients at their peak, of the update that needs more, on the main device.
 
-    For the student that is the rollout with its graph, a guided call of the teacher beside it, or a discriminator's
-    features with their own graph, then the backward pass; with accumulation beside the gradients of the micro-batch
-    before. Weights, moments and text encoders are not in it, nor are a discriminator's head and the pictures of a
-    perceptual term.
+    For the student that is the rollout with its graph, a guided call of the teacher or a discriminator's features with
+    their own graph, then the backward pass; with accumulation, in addition to the gradients of the micro-batch before.
+    Weights, moments and text encoders are not counted, nor are a discriminator's head and a perceptual term's pictures.
     """
-    network, dtype = empty_network(adapter), recipe.model.dtype
-    configs = lora_configs(recipe.lora, adapter, network)
-    if dtype in QUANTISED:
-        _stand_in(network, dtype, adapter.block_lists)
-    with META:
-        roles = Roles(network, lora=configs, frozen_dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
-    if recipe.train.gradient_checkpointing:
-        checkpoint_on_gpu(roles)
-    cond, uncond = (_without_data(adapter.blank_condition(recipe.train.batch_size)) for _ in range(2))
-    noise = torch.randn(recipe.train.batch_size, *plan.latent_shape, device=META)
+    roles = _roles_without_data(plan, adapter)
+    cond, uncond = (_without_data(adapter.blank_condition(plan.data.batch_size)) for _ in range(2))
+    noise = torch.randn(plan.data.batch_size, *plan.latent_shape, device=META)
+    grid = plan.student.grid
+
+    def in_precision() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=plan.compute.in_bf16)
 
     def denoise(role: Role, x_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+        with in_precision():
             return role_denoiser(adapter, roles, role, plan.embedded_guidance[role])(x_t, t, condition)
 
     def look(x0: Tensor) -> None:
         """The adversarial term: features with a graph of their own, normalised as its head does, and back to x0."""
-        role, x_t = recipe.objective.adversarial.features, x0.detach().requires_grad_()
+        role, x_t = plan.objective.discriminator.features, x0.detach().requires_grad_()
         read = feature_reader(adapter, roles, role, plan.feature_blocks, plan.embedded_guidance[role])
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16"):
-            features = [f.float() for f in read(x_t, plan.student_grid.time(0, x_t), cond)]
+        with in_precision():
+            features = [f.float() for f in read(x_t, grid.time(0, x_t), cond)]
         torch.autograd.grad(sum(F.layer_norm(f, f.shape[-1:]).square().mean() for f in features), x_t)
 
     def student_update() -> None:
-        is_whole = recipe.student.kind == "ode" and not recipe.train.random_step
-        renoise = {} if recipe.student.kind == "ode" else {"fresh_noise": lambda i: torch.randn_like(noise)}
         rollout = student_rollout(
             partial(denoise, "student"),
             adapter.path,
             noise,
             cond,
-            grid=plan.student_grid,
-            detach_after=plan.objective.detach_after,
-            last_steps=None if is_whole else [plan.student_grid.num_steps] * len(noise),
-            **renoise,
+            grid=grid,
+            detach_first=plan.objective.detach_first,
+            last_steps=[grid.num_steps] * len(noise) if plan.student.is_simulated else None,
+            renoise=None if plan.student.kind == "ode" else lambda i: torch.randn_like(noise),
         )
         with torch.no_grad():  # the largest call without graph: guided, both halves at once
-            copies = 2 if plan.guidance_scale > 1 else 1
-            times, both = plan.teacher_grid.time(0, noise).repeat(copies), concatenate([cond, uncond][:copies])
+            copies = plan.teacher.guidance.num_forwards
+            times, both = plan.teacher.grid.time(0, noise).repeat(copies), concatenate([cond, uncond][:copies])
             denoise("teacher", noise.repeat(copies, 1, 1, 1), times, both)
         if plan.feature_blocks:
             look(rollout.x0)
-        (rollout.x0.mean() + sum(prediction.x0.mean() for prediction in rollout.predictions)).backward()
+        predicted = [rollout.x0] if rollout.first is None else [rollout.x0, rollout.first.x0]
+        sum(x0.mean() for x0 in predicted).backward()
 
     def fake_score_update() -> None:
-        denoise("fake_score", noise, plan.student_grid.time(0, noise), cond).x0.mean().backward()
+        denoise("fake_score", noise, grid.time(0, noise), cond).x0.mean().backward()
 
     def peak(role: Role, micro_batch: Callable[[], None]) -> int:
         with AsOnGpu(), LiveShapes() as live:
-            if recipe.train.accumulation > 1:
+            if plan.data.accumulation > 1:
                 for parameter in roles.parameters(role).values():
                     parameter.grad = torch.empty_like(parameter)
             micro_batch()
@@ -256,9 +251,32 @@ def peak_bytes(recipe: Recipe, plan: Plan, adapter: ModelAdapter) -> int:
     return max(peaks)
 
 
-def picture_bytes(recipe: Recipe, plan: Plan, adapter: ModelAdapter) -> int:
+def _roles_without_data(plan: Plan, adapter: ModelAdapter) -> Roles:
+    network, dtype = empty_network(adapter), plan.teacher.dtype
+    configs = lora_configs(plan.lora, adapter, network)
+    if dtype in QUANTISED:
+        _stand_in(network, dtype, adapter.block_lists)
+    with META:
+        roles = make_roles(network, lora=configs, frozen_dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+    if plan.compute.gradient_checkpointing:
+        # Blocks are recomputed as on a GPU too: in a backward pass modes of functions are off.
+        enable_gradient_checkpointing(roles, on_gpu)
+    return roles
+
+
+def on_gpu(block: Callable) -> Callable:
+    """A block that computes as on a GPU, wherever it is called from."""
+
+    def call(*args) -> Any:
+        with AsOnGpu():
+            return block(*args)
+
+    return call
+
+
+def picture_bytes(plan: Plan, adapter: ModelAdapter) -> int:
     """The autoencoder, and the peak of its decoding an image, for validation pictures; 0 where none are drawn."""
-    if not recipe.validation.every:
+    if not plan.validation.every:
         return 0
     blank = copy(adapter)
     with META:
@@ -267,21 +285,6 @@ def picture_bytes(recipe: Recipe, plan: Plan, adapter: ModelAdapter) -> int:
     with AsOnGpu(), torch.no_grad(), LiveShapes() as live:
         blank.decode(latents)
     return sum(p.nbytes for p in blank.vae.parameters()) + live.peak
-
-
-def checkpoint_on_gpu(roles: Roles) -> None:
-    """Blocks are recomputed as on a GPU too: in a backward pass modes of functions are off."""
-
-    def on_gpu(block: Callable) -> Callable:
-        def call(*args) -> Any:
-            with AsOnGpu():
-                return block(*args)
-
-        return call
-
-    checkpointed = roles._checkpointed
-    roles._checkpointed = lambda block, *args: checkpointed(on_gpu(block), *args)
-    roles.enable_gradient_checkpointing()
 
 
 def _stand_in(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -> None:

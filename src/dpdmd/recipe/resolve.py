@@ -1,98 +1,134 @@
-"""What a run will do, settled before any weight is loaded: sizes, grids, objective, lint."""
+"""From a recipe and a model to a plan: everything that can be wrong before a network is loaded is found here."""
 
-from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from dpdmd.data.images import captioned_images
 from dpdmd.method.discriminator import default_blocks
-from dpdmd.method.grids import Grid, lint, uniform_grid
+from dpdmd.method.grids import Grid, uniform_grid
+from dpdmd.method.guidance import Guidance
 from dpdmd.method.objective import Objective
 from dpdmd.method.paths import FlowPath
 from dpdmd.method.roles import Role
+from dpdmd.method.terms.anchor import DiversityAnchor
 from dpdmd.method.terms.perceptual import Pictures
 from dpdmd.models.base import LatentShape, ModelAdapter, decoder, empty_network, feature_blocks
 from dpdmd.models.load import STUDENT_FILE
+from dpdmd.models.lora import LoraSettings
 from dpdmd.models.quantised import missing_package
-from dpdmd.recipe.objective import AdversarialConfig, anchor_stops, build_objective
-from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.lint import lint_grids
+from dpdmd.recipe.objectives import ObjectiveFunction, ObjectiveSetting, find_objective, name_of
+from dpdmd.recipe.plan import Budget, ComputePlan, DataPlan, OptimiserPlan, Plan, StudentPlan, TauRange, TeacherPlan
+from dpdmd.recipe.schema import NO_CACHE, DataConfig, ModelConfig, Recipe, StudentConfig, TrainConfig
+from dpdmd.recipe.toml import dump_recipe, flatten
 from dpdmd.store.files import read_json
-from dpdmd.training.updates import TauRange
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A recipe and a model, made concrete.
+def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFunction | None = None) -> Plan:
+    """The plan of a recipe for a model; the last function that sees a whole recipe.
 
-    embedded_guidance: per role, None where the network takes none. anchor_stops: K_1 ... K_m, empty without an anchor.
-    feature_blocks: what a discriminator sees, empty without one. real_images: (file, prompt) of what it takes for real,
-    empty where that is the teacher's samples. notes: the lint's warnings in plain words.
+    objective: a function to use instead of the one that objective.name says; the plan then carries its name.
+    Raises ValueError for settings that do not fit the model or each other.
     """
-
-    latent_shape: LatentShape
-    guidance_scale: float
-    embedded_guidance: dict[Role, float | None]
-    teacher_grid: Grid
-    student_grid: Grid
-    objective: Objective
-    tau_range: TauRange
-    anchor_stops: tuple[int, ...]
-    feature_blocks: tuple[int, ...]
-    real_images: list[tuple[FilePath, str]]
-    notes: list[str]
-
-
-def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
-    """Everything that can be wrong before a network is loaded. Raises ValueError for settings that do not fit."""
-    model, objective = recipe.model, recipe.objective
+    model, keys, train = recipe.model, recipe.objective, recipe.train
+    if objective is not None:
+        recipe = recipe.model_copy(update={"objective": keys.model_copy(update={"name": name_of(objective)})})
     latent_shape = adapter.latent_shape(model.height, model.width)
-    guidance_scale, teacher_grid = _teacher(recipe, adapter, latent_shape)
-    student_grid = _student_grid(recipe, adapter, latent_shape)
-    stops = anchor_stops(objective.anchor, student_grid, teacher_grid) if objective.name == "dp_dmd" else ()
-    embedded = _embedded_guidance(recipe, adapter)
-    is_adversarial = objective.name == "dmd_adversarial"
-    notes = lint(student_grid, teacher_grid, stops[0] if stops else None)
-    if guidance_scale == 1 and (embedded["teacher"] or 0) <= 1:
+    scale, teacher_grid = _teacher(model, adapter, latent_shape)
+    student_grid = _student_grid(recipe.student, adapter, latent_shape)
+    embedded = _embedded_guidance(model, recipe.student, train, adapter)
+    guidance = Guidance(scale, adapter.guidance_rule)
+    build = objective or find_objective(keys.name)
+    setting = ObjectiveSetting(
+        keys=keys,
+        path=adapter.path,
+        prediction_space=adapter.prediction_space,
+        student_grid=student_grid,
+        teacher_grid=teacher_grid,
+        guidance=guidance,
+        samples_per_prompt=recipe.data.samples_per_prompt,
+        pictures=Pictures(
+            decoder(adapter, in_bf16=train.precision == "bf16"),
+            size=(latent_shape[1] * adapter.vae_factor, latent_shape[2] * adapter.vae_factor),
+            one_by_one=train.gradient_checkpointing,
+        ),
+    )
+    built = build(setting)
+    if not isinstance(built, Objective):
+        raise ValueError(f"objective.name {recipe.objective.name!r} must return an Objective, got {built!r}")
+    if built.detach_first and student_grid.num_steps < 2:
+        raise ValueError(f"an objective with detach_first needs student.num_steps >= 2, got {student_grid.num_steps}")
+    anchor_steps = next((term.num_steps for term in built.terms if isinstance(term, DiversityAnchor)), None)
+    return Plan(
+        latent_shape=latent_shape,
+        image_size=None if model.height is None else (model.height, model.width),
+        path=adapter.path,
+        prediction_space=adapter.prediction_space,
+        teacher=TeacherPlan(model.teacher, teacher_grid, guidance, model.dtype),
+        student=StudentPlan(student_grid, recipe.student.kind, recipe.student.start, train.random_step),
+        embedded_guidance=embedded,
+        objective=built,
+        objective_name=recipe.objective.name,
+        tau_range=TauRange(keys.tau_low, keys.tau_high, keys.tau_shift),
+        anchor_steps=anchor_steps,
+        feature_blocks=_feature_blocks(adapter) if built.discriminator else (),
+        real_images=_real_images(built, recipe.data.column),
+        data=_data(recipe.data, train),
+        optimiser=_optimiser(train),
+        compute=ComputePlan(train.precision == "bf16", train.shard, train.gradient_checkpointing, train.compile),
+        budget=Budget(train.num_updates, train.max_seconds),
+        lora=LoraSettings(**recipe.lora.model_dump()),
+        validation=recipe.validation,
+        checkpoint=recipe.checkpoint,
+        output=recipe.output,
+        settings=flatten(recipe),
+        recipe_toml=dump_recipe(recipe),
+        notes=_notes(student_grid, teacher_grid, anchor_steps, scale, embedded["teacher"], model.dtype),
+    )
+
+
+def _notes(
+    student_grid: Grid, teacher_grid: Grid, anchor_steps: int | None, scale: float, embedded: float | None, dtype: str
+) -> list[str]:
+    notes = lint_grids(student_grid, teacher_grid, anchor_steps)
+    if scale == 1 and (embedded or 0) <= 1:
         notes.append(
             "the teacher is not guided (model.guidance_scale 1): real and fake score are then nearly equal and their "
             "difference is mostly noise"
         )
-    if is_adversarial and objective.adversarial.start >= recipe.train.num_updates:
-        notes.append(
-            f"the adversarial term begins after {objective.adversarial.start} student updates and there are only "
-            f"{recipe.train.num_updates}: this is plain DMD"
-        )
-    if (missing := missing_package(model.dtype)) is not None:
-        notes.append(missing)
-    return Plan(
-        latent_shape=latent_shape,
-        guidance_scale=guidance_scale,
-        embedded_guidance=embedded,
-        teacher_grid=teacher_grid,
-        student_grid=student_grid,
-        objective=build_objective(
-            objective,
-            guidance_scale=guidance_scale,
-            student_grid=student_grid,
-            teacher_grid=teacher_grid,
-            guidance_rule=adapter.guidance_rule,
-            samples_per_prompt=recipe.train.samples_per_prompt,
-            pictures=Pictures(
-                decoder(adapter, in_bf16=recipe.train.precision == "bf16"),
-                size=(latent_shape[1] * adapter.vae_factor, latent_shape[2] * adapter.vae_factor),
-                one_by_one=recipe.train.gradient_checkpointing,
-            ),
-        ),
-        tau_range=TauRange(objective.tau_low, objective.tau_high, objective.tau_shift),
-        anchor_stops=stops,
-        feature_blocks=_feature_blocks(objective.adversarial, adapter) if is_adversarial else (),
-        real_images=_real_images(recipe) if is_adversarial else [],
-        notes=notes,
+    missing = missing_package(dtype)
+    return notes + ([] if missing is None else [missing])
+
+
+def _data(data: DataConfig, train: TrainConfig) -> DataPlan:
+    return DataPlan(
+        prompts=data.prompts,
+        column=data.column,
+        cache=None if data.cache == NO_CACHE else data.cache,
+        use_cache=data.cache != NO_CACHE,
+        batch_size=train.batch_size,
+        accumulation=train.accumulation,
+        samples_per_prompt=data.samples_per_prompt,
+        fake_updates=train.fake_updates,
+        reuse_samples=train.reuse_samples,
+        seed=train.seed,
     )
 
 
-def _teacher(recipe: Recipe, adapter: ModelAdapter, latent_shape: LatentShape) -> tuple[float, Grid]:
+def _optimiser(train: TrainConfig) -> OptimiserPlan:
+    return OptimiserPlan(
+        learning_rate=train.learning_rate,
+        fake_learning_rate=train.fake_learning_rate or train.learning_rate,
+        warmup=train.warmup,
+        weight_decay=train.weight_decay,
+        betas=train.betas,
+        max_grad_norm=train.max_grad_norm,
+        ema_decay=train.ema_decay,
+    )
+
+
+def _teacher(model: ModelConfig, adapter: ModelAdapter, latent_shape: LatentShape) -> tuple[float, Grid]:
     """Guidance and grid of the teacher: the recipe's, else the family's; an exported student keeps its own grid."""
-    model, card = recipe.model, FilePath(adapter.source) / STUDENT_FILE
+    card = FilePath(adapter.source) / STUDENT_FILE
     if not card.is_file():
         scale = adapter.guidance_scale if model.guidance_scale is None else model.guidance_scale
         return scale, adapter.stock_grid(model.num_inference_steps or adapter.num_inference_steps, latent_shape)
@@ -107,8 +143,7 @@ def _teacher(recipe: Recipe, adapter: ModelAdapter, latent_shape: LatentShape) -
     return model.guidance_scale or 1.0, Grid(tuple(info["grid"]))
 
 
-def _student_grid(recipe: Recipe, adapter: ModelAdapter, latent_shape: LatentShape) -> Grid:
-    student = recipe.student
+def _student_grid(student: StudentConfig, adapter: ModelAdapter, latent_shape: LatentShape) -> Grid:
     if student.shift is None:
         grids = {"uniform": adapter.uniform_grid, "stock": adapter.stock_grid}
         return grids[student.grid](student.num_steps, latent_shape)
@@ -119,39 +154,32 @@ def _student_grid(recipe: Recipe, adapter: ModelAdapter, latent_shape: LatentSha
     return uniform_grid(student.num_steps, shift=student.shift)
 
 
-def _embedded_guidance(recipe: Recipe, adapter: ModelAdapter) -> dict[Role, float | None]:
+def _embedded_guidance(
+    model: ModelConfig, student: StudentConfig, train: TrainConfig, adapter: ModelAdapter
+) -> dict[Role, float | None]:
     """What each role's network is fed as guidance: its own setting, else the teacher's, else the family's."""
     settings: dict[str, tuple[Role, float | None]] = {
-        "model.embedded_guidance": ("teacher", recipe.model.embedded_guidance),
-        "student.embedded_guidance": ("student", recipe.student.embedded_guidance),
-        "train.fake_embedded_guidance": ("fake_score", recipe.train.fake_embedded_guidance),
+        "model.embedded_guidance": ("teacher", model.embedded_guidance),
+        "student.embedded_guidance": ("student", student.embedded_guidance),
+        "train.fake_embedded_guidance": ("fake_score", train.fake_embedded_guidance),
     }
     if adapter.embedded_guidance is None:
         for key, (_, value) in settings.items():
             if value is not None:
                 raise ValueError(f"{key} is set to {value}, but the network of {adapter.source} takes no guidance")
-    teacher = recipe.model.embedded_guidance
-    default = adapter.embedded_guidance if teacher is None else teacher
+    default = adapter.embedded_guidance if model.embedded_guidance is None else model.embedded_guidance
     return {role: default if value is None else value for role, value in settings.values()}
 
 
-def _feature_blocks(config: AdversarialConfig, adapter: ModelAdapter) -> tuple[int, ...]:
-    """The blocks of the recipe, in the order of the call, or the default ones."""
-    number = len(feature_blocks(adapter, empty_network(adapter)))
-    blocks = default_blocks(number) if config.blocks is None else tuple(sorted(config.blocks))
-    if blocks[-1] >= number:
-        raise ValueError(
-            f"objective.adversarial.blocks: {adapter.source} has {number} blocks that see the picture, 0 to "
-            f"{number - 1}, got {blocks[-1]}"
-        )
-    return blocks
+def _feature_blocks(adapter: ModelAdapter) -> tuple[int, ...]:
+    """The blocks that a discriminator sees: a quarter, a half and three quarters of the way."""
+    return default_blocks(len(feature_blocks(adapter, empty_network(adapter))))
 
 
-def _real_images(recipe: Recipe) -> list[tuple[FilePath, str]]:
-    real = recipe.objective.adversarial.real
-    if real == "teacher":
+def _real_images(objective: Objective, column: str) -> list[tuple[FilePath, str]]:
+    if objective.discriminator is None or objective.discriminator.real == "teacher":
         return []
     try:
-        return captioned_images(real, recipe.data.column)
+        return captioned_images(objective.discriminator.real, column)
     except ValueError as error:
         raise ValueError(f"objective.adversarial.real: {error}") from None

@@ -1,13 +1,17 @@
-"""The recipe of a run: its tables, every key with its default and its meaning, and what excludes what."""
+"""The keys of a recipe: every table, every key with its default and its effect, and which values exclude each other.
 
+This module needs pydantic alone: reading and checking a recipe loads neither torch nor a model.
+"""
+
+import difflib
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from dpdmd.models.quantised import PACKAGES as QUANTISED
-from dpdmd.recipe.objective import ObjectiveConfig
-
-NO_CACHE = "none"  # of data.cache
+NO_CACHE = "none"  # value of data.cache
+QUANTISED = ("int8", "nf4")  # values of model.dtype
+OBJECTIVES = ("dmd", "dp_dmd", "dmd_perceptual", "dmd_adversarial")
 
 
 class Section(BaseModel):
@@ -19,22 +23,26 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The teacher, and how it is sampled."""
 
-    teacher: str = Field(min_length=1, description='Pipeline folder, hub id, or "scenes" for the built-in teacher.')
+    teacher: str = Field(
+        min_length=1, description='Pipeline folder, hub id, or a built-in teacher ("scenes", "scenes_eps").'
+    )
     dtype: Literal["fp32", "bf16", "int8", "nf4"] = Field(
         default="fp32",
-        description="Of the teacher's frozen weights; what is trained is fp32. int8 (torchao) and nf4 (4 bits, "
-        "bitsandbytes) are for adapters on them.",
+        description="Number format of the teacher's frozen weights; trained weights are always fp32. int8 (torchao) "
+        "and nf4 (4 bits, bitsandbytes) require adapters for both roles.",
     )
-    height: int | None = Field(default=None, ge=1, description="Image height in pixels. Default: the teacher's own.")
-    width: int | None = Field(default=None, ge=1, description="Image width in pixels. Default: the teacher's own.")
+    height: int | None = Field(default=None, ge=1, description="Image height in pixels. Default: the teacher's.")
+    width: int | None = Field(default=None, ge=1, description="Image width in pixels. Default: the teacher's.")
     guidance_scale: float | None = Field(
-        default=None, ge=1, description="Guidance of the teacher, 1 = off. Default: the model family's."
+        default=None, ge=1, description="Classifier-free guidance of the teacher, 1 = off. Default: the model family's."
     )
     num_inference_steps: int | None = Field(
-        default=None, ge=2, description="Steps of the teacher's own grid. Default: the model family's."
+        default=None, ge=2, description="Number of steps of the teacher's grid. Default: the model family's."
     )
     embedded_guidance: float | None = Field(
-        default=None, ge=0, description="Guidance fed to a guidance-distilled teacher (FLUX.1-dev). Default: 3.5."
+        default=None,
+        ge=0,
+        description="Guidance input of a guidance-distilled teacher such as FLUX.1-dev. Default: the family's, 3.5.",
     )
 
     @model_validator(mode="after")
@@ -46,7 +54,7 @@ class ModelConfig(Section):
 
 def _two_to_eight(num_steps: int) -> int:
     if num_steps == 1:
-        raise ValueError("must be 2 to 8: one step, detached behind step 1, would leave DMD nothing to train")
+        raise ValueError("must be 2 to 8: one step, detached after step 1, would leave DMD nothing to train")
     if not 2 <= num_steps <= 8:
         raise ValueError("must be 2 to 8")
     return num_steps
@@ -56,29 +64,153 @@ class StudentConfig(Section):
     """The few-step student."""
 
     num_steps: Annotated[int, AfterValidator(_two_to_eight)] = Field(
-        default=4, description="N, network calls per image: 2 to 8."
+        default=4, description="N, network calls per image, 2 to 8."
     )
     grid: Literal["uniform", "stock"] = Field(
         default="uniform",
-        description="uniform: every call counts. stock: the stock scheduler's, whose last call does next to nothing.",
+        description="Time grid of the student. uniform: every call removes noise. stock: the stock scheduler's grid, "
+        "whose last call does almost nothing.",
     )
     shift: float | None = Field(
         default=None,
         gt=0,
-        description="Shift of the uniform grid of a flow. Default: the model's. Less lands step 1 at less noise, where "
-        "more of the picture is settled.",
+        description="Time shift of the uniform grid (flow models). Lower values end step 1 at a lower noise level. "
+        "Default: the model's.",
     )
     kind: Literal["ode", "renoise"] = Field(
-        default="ode", description="ode: deterministic steps. renoise: x0 noised anew behind every step (LCM, DMD2)."
+        default="ode",
+        description="How a step is taken. ode: deterministically. renoise: x0 is predicted and fresh noise is added "
+        "(LCM, DMD2).",
     )
     embedded_guidance: float | None = Field(
-        default=None, ge=0, description="Guidance fed to a guidance-distilled student. Default: the teacher's."
+        default=None, ge=0, description="Guidance input of a guidance-distilled student. Default: the teacher's."
     )
     start: str | None = Field(
         default=None,
         min_length=1,
-        description="Run, export or pipeline to start from. Default: the teacher.",
+        description="Run, export or pipeline whose weights it starts from. Default: the teacher.",
     )
+
+
+class AnchorConfig(Section):
+    """The diversity anchor of DP-DMD."""
+
+    weight: float = Field(
+        default=0.05,
+        ge=0,
+        description="lambda, the weight of the anchor's loss. 0.05 is the paper's; sweep it per model.",
+    )
+    every: int = Field(
+        default=1,
+        ge=1,
+        description="Apply the anchor in every N-th student update, with weight N x lambda so that the average is "
+        "unchanged.",
+    )
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="K, number of teacher steps to the anchor. Default: as many as lead to where the student's first "
+        "step lands.",
+    )
+    guidance_scale: float | None = Field(
+        default=None, ge=1, description="Guidance of the anchor's teacher steps, 1 = off. Default: the teacher's."
+    )
+    coarse_steps: int = Field(
+        default=4, ge=1, description="Take the K teacher steps in at most this many, evenly spread over them."
+    )
+    second_order: bool = Field(
+        default=True,
+        description="Let each of these steps use the prediction before it: more accurate at the same number of calls.",
+    )
+    target: Literal["secant", "x0"] = Field(
+        default="secant",
+        description="What step 1 learns. secant: the line from z_0 to z_K, in the network's prediction space. x0: the "
+        "teacher's x0 at z_K, in x0 space, whose loss is 213.6 times larger than in eps space for SDXL.",
+    )
+
+
+class PerceptualConfig(Section):
+    """The perceptual rival of DP-DMD: the student's picture is pulled to the teacher's from the same noise."""
+
+    weight: float = Field(
+        default=0.25, ge=0, description="Weight of the perceptual distance. 0.25 is DMD's; sweep it per model."
+    )
+    backbone: str = Field(
+        default="scenes",
+        min_length=1,
+        description='Network whose features are compared: "scenes" for the built-in teachers, a .safetensors file of '
+        "LPIPS weights, or a folder or hub id of a transformers vision model.",
+    )
+    num_pairs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Train the student on this many fixed pairs of prompt and noise, whose teacher samples are kept in "
+        "data.cache. Default: fresh noise, and the teacher's whole rollout, in every update.",
+    )
+
+
+class AdversarialConfig(Section):
+    """The discriminator of DMD2, and what it asks of the student."""
+
+    weight: float = Field(
+        default=5e-3,
+        gt=0,
+        description="Weight of the student's adversarial loss. 5e-3 is DMD2's for SDXL; smaller latents need more.",
+    )
+    features: Literal["fake_score", "teacher"] = Field(
+        default="fake_score",
+        description="Network whose blocks the discriminator's head sees. Its loss never trains that network.",
+    )
+    learning_rate: float = Field(default=2e-3, gt=0, description="Learning rate of the discriminator's head.")
+    real: str = Field(
+        default="teacher",
+        min_length=1,
+        description='What counts as real: "teacher", its guided samples of the training prompts, or a folder of images '
+        "(png, jpg) with prompts in metadata.jsonl or NAME.txt.",
+    )
+    num_real: int = Field(
+        default=1024, ge=1, description="Number of teacher samples, drawn once. Of a folder all images are used."
+    )
+
+
+def _known_objective(name: str) -> str:
+    if name in OBJECTIVES or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        return name
+    nearest = difflib.get_close_matches(name, OBJECTIVES, n=1)
+    raise ValueError(
+        f"must be one of {', '.join(OBJECTIVES)}, or MODULE:FUNCTION of your own"
+        + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+    )
+
+
+class ObjectiveConfig(Section):
+    """What the student learns from."""
+
+    name: Annotated[str, AfterValidator(_known_objective)] = Field(
+        default="dp_dmd",
+        description='The objective: dmd, dp_dmd, dmd_perceptual, dmd_adversarial, or "my_module:my_objective", a '
+        "function of your own, which is imported.",
+    )
+    normalisation: Literal["dmd2", "dpdmd"] = Field(
+        default="dpdmd",
+        description="Norm that divides the DMD gradient. dmd2: mean |x - x0_real|. dpdmd: mean |x_tau - x0_real|.",
+    )
+    tau_low: float = Field(
+        default=0.02, ge=0, lt=1, description="Lowest noise level at which scores are compared, from 0 (data) to 1."
+    )
+    tau_high: float = Field(default=0.98, gt=0, le=1, description="Highest noise level at which scores are compared.")
+    tau_shift: float = Field(
+        default=1.0, gt=0, description="Time shift of these noise levels: above 1 compares at more noise. 1 = uniform."
+    )
+    anchor: AnchorConfig = AnchorConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.tau_low >= self.tau_high:
+            raise ValueError(f"tau_low must be below tau_high, got {self.tau_low} and {self.tau_high}")
+        return self
 
 
 class DataConfig(Section):
@@ -86,128 +218,125 @@ class DataConfig(Section):
 
     prompts: str = Field(
         min_length=1,
-        description='UTF-8 file, one prompt per line ("#" lines are comments) or .jsonl; "datasets:ID[:SPLIT]" for a '
-        'Hugging Face dataset; "scenes" for the built-in ones.',
+        description='Training prompts: a UTF-8 file with one prompt per line ("#" starts a comment) or .jsonl; '
+        '"datasets:ID[:SPLIT]" for a Hugging Face dataset; "scenes" for the built-in ones.',
+    )
+    samples_per_prompt: int = Field(
+        default=1,
+        ge=1,
+        description="Number of samples of each prompt in a micro-batch, next to each other. train.batch_size must be a "
+        "multiple of it. For objectives that compare samples of a prompt.",
     )
     cache: str | None = Field(
         default=None,
         min_length=1,
-        description="Folder of the prompts' embeddings and the teacher's samples, which runs share. Default: the "
-        'user\'s cache. "none": encode while training.',
+        description="Folder for prompt embeddings and teacher samples, shared by runs. Default: the user's cache. "
+        '"none": encode prompts while training.',
     )
-    column: str = Field(default="prompt", min_length=1, description="Where a .jsonl file or a dataset has the prompt.")
+    column: str = Field(
+        default="prompt", min_length=1, description="Column or key of the prompt in a dataset or .jsonl file."
+    )
 
 
 class TrainConfig(Section):
-    """The optimisation; defaults are those of arXiv 2602.03139, but for `reuse_samples`."""
+    """The optimisation. Defaults are those of arXiv 2602.03139, except for `reuse_samples`."""
 
-    num_updates: int = Field(default=6000, ge=1, description="Student updates.")
+    num_updates: int = Field(default=6000, ge=1, description="Number of student updates.")
     max_seconds: float | None = Field(
-        default=None, gt=0, description="Training seconds after which the run ends all the same. Default: no limit."
+        default=None, gt=0, description="End training after this many seconds at the latest. Default: no limit."
     )
-    batch_size: int = Field(default=4, ge=1, description="Prompts per micro-batch and process.")
-    samples_per_prompt: int = Field(
-        default=1, ge=1, description="How many samples of a micro-batch one prompt has; batch_size is a multiple."
-    )
-    accumulation: int = Field(default=1, ge=1, description="Micro-batches per update.")
+    batch_size: int = Field(default=4, ge=1, description="Samples per micro-batch and process.")
+    accumulation: int = Field(default=1, ge=1, description="Micro-batches per update and process.")
     fake_updates: int = Field(default=5, ge=1, description="M, fake-score updates before each student update.")
-    fake_head_start: int = Field(
-        default=0, ge=0, description="Further fake-score updates before the first student update."
-    )
     reuse_samples: bool = Field(
         default=True,
-        description="The M fake-score updates share one rollout of the student, each with tau and noise of its own.",
+        description="Let the M fake-score updates share one rollout of the student, each with its own tau and noise.",
     )
     random_step: bool = Field(
         default=False,
-        description="Train x0 of one random step behind the anchored ones instead of the end of the whole rollout: "
-        "fewer calls, one backward pass through one step. Re-noising students always do.",
+        description="Backpropagate through one randomly chosen step after the anchored one instead of through the "
+        "whole rollout: fewer calls, less memory. Re-noising students always do.",
     )
-    time_jitter: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="While training, step 1 lands up to this share of the way to its neighbours beside its time.",
-    )
-    learning_rate: float = Field(default=1e-5, gt=0, description="Student's learning rate (AdamW).")
+    learning_rate: float = Field(default=1e-5, gt=0, description="Learning rate of the student (AdamW).")
     fake_learning_rate: float | None = Field(
-        default=None, gt=0, description="Fake score's learning rate. Default: the student's."
+        default=None, gt=0, description="Learning rate of the fake score. Default: the student's."
     )
     fake_embedded_guidance: float | None = Field(
-        default=None, ge=0, description="Guidance fed to a guidance-distilled fake score. Default: the teacher's."
+        default=None, ge=0, description="Guidance input of a guidance-distilled fake score. Default: the teacher's."
     )
     warmup: int = Field(default=0, ge=0, description="Student updates over which both learning rates rise linearly.")
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay, both networks.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW, both networks.")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default=(0.9, 0.999), description="AdamW's betas, both networks."
+        default=(0.9, 0.999), description="Betas of AdamW, both networks."
     )
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Global gradient norm each update is clipped to.")
-    ema_decay: float = Field(default=0.0, ge=0, lt=1, description="Moving average of the student's weights; 0 = off.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Clip the gradient of each update to this global norm.")
+    ema_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="Decay of the moving average of the student's weights per update. 0 = off."
+    )
     precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="Of network calls; weights, losses and optimiser stay in fp32."
+        default="fp32", description="Number format of network calls; weights, losses and optimisers stay in fp32."
     )
     shard: bool = Field(
         default=False,
-        description="Spread every network over the processes (FSDP2) instead of copying it (DDP).",
+        description="Spread every network over the processes (FSDP2) instead of copying it to each (DDP).",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, about a third more time."
     )
     compile: bool = Field(
-        default=False, description="torch.compile the networks' blocks: minutes at the start, faster updates behind."
+        default=False, description="Compile the networks' blocks with torch.compile: minutes at the start, then faster."
     )
-    seed: int = Field(default=0, ge=0, description="Everything random follows from it.")
+    seed: int = Field(default=0, ge=0, description="Seed of everything random.")
 
 
 class LoraConfig(Section):
-    """Who trains a LoRA on the teacher's own weights instead of all weights of a copy: saves memory, little else."""
+    """Which roles train a LoRA adapter on the teacher's own weights instead of all weights of a copy."""
 
     roles: tuple[Literal["student", "fake_score"], ...] = Field(
-        default=(), description='["student", "fake_score"]: one backbone for all three. Default: nobody, three copies.'
+        default=(),
+        description='Roles that train an adapter. ["student", "fake_score"]: one network for all three roles. Default: '
+        "none, three copies.",
     )
-    rank: int = Field(default=64, ge=1, description="Rank of the update of every target.")
-    alpha: float | None = Field(default=None, gt=0, description="The update is scaled by alpha / rank. Default: rank.")
+    rank: int = Field(default=64, ge=1, description="Rank of the adapters.")
+    alpha: float | None = Field(default=None, gt=0, description="Scale of an adapter, as alpha / rank. Default: rank.")
     targets: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="Names of the linear layers. Default: the family's attention layers."
+        default=None, min_length=1, description="Names of the adapted linear layers. Default: the family's attention."
     )
     use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead (arXiv 2312.03732).")
-    use_dora: bool = Field(default=False, description="Train magnitudes apart from directions (arXiv 2402.09353).")
+    use_dora: bool = Field(default=False, description="Train magnitude and direction separately (arXiv 2402.09353).")
 
 
 class ValidationConfig(Section):
-    """Pictures while training, teacher above, student below, same prompts and seeds; and their figures."""
+    """Images drawn while training, the teacher's above the student's of the same prompts and seeds, and scores."""
 
-    every: int = Field(default=0, ge=0, description="Student updates between validations; 0 = off.")
+    every: int = Field(default=0, ge=0, description="Student updates between validations. 0 = off.")
     prompts: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="Default: four prompts spread over the training prompts."
+        default=None, min_length=1, description="Prompts to draw. Default: four, spread over the training prompts."
     )
-    num_seeds: int = Field(default=4, ge=1, description="Images per prompt, seeds 0, 1, ...")
+    num_seeds: int = Field(default=4, ge=1, description="Images per prompt, with seeds 0, 1, ...")
     features: str = Field(
         default="auto",
         min_length=1,
-        description='Network of the figures: folder or hub id, "scenes", or "auto", as `dpdmd evaluate` has it.',
+        description='Feature network of the scores: folder or hub id, "scenes", or "auto" as in `dpdmd evaluate`.',
     )
 
 
 class CheckpointConfig(Section):
-    """Checkpoints; one is always written at the end, on Ctrl-C and on SIGTERM."""
+    """Checkpoints. One is always written at the end, on Ctrl-C and on SIGTERM."""
 
-    every: int = Field(default=500, ge=0, description="Student updates between checkpoints; 0 = only at the end.")
-    keep: int = Field(default=2, ge=1, description="How many of the newest are kept.")
+    every: int = Field(default=500, ge=0, description="Student updates between checkpoints. 0 = only at the end.")
+    keep: int = Field(default=2, ge=1, description="Number of the newest checkpoints to keep.")
     students: bool = Field(
         default=False,
-        description="Keep with every checkpoint the student of that moment, students/step-000050: `dpdmd sample` "
-        "takes that folder.",
+        description="Keep the student of every checkpoint in students/step-000050, a folder for `dpdmd sample`.",
     )
     best: int = Field(
-        default=1,
-        ge=0,
-        description="How many students are kept for their figures in validation, in students/best; 0: none.",
+        default=1, ge=0, description="Number of best students in validation to keep in students/best. 0 = none."
     )
     diversity_floor: float = Field(
         default=0.8,
         ge=0,
-        description="The best is of highest quality among those that keep this share of the teacher's diversity.",
+        description="Share of the teacher's diversity that a student must keep to be ranked by quality among the best.",
     )
 
 
@@ -217,7 +346,7 @@ class OutputConfig(Section):
     folder: str = Field(min_length=1, description="Run folder.")
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         default=(),
-        description='["tensorboard", "wandb"], or one of them, are told all that metrics.jsonl is, and the pictures.',
+        description='Trackers that receive metrics.jsonl and the pictures: "tensorboard", "wandb". Default: none.',
     )
 
 
@@ -236,10 +365,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _groups(self):
-        if self.train.batch_size % self.train.samples_per_prompt:
+        if self.train.batch_size % self.data.samples_per_prompt:
             raise ValueError(
-                f"train.batch_size {self.train.batch_size} must be a multiple of train.samples_per_prompt, got "
-                f"{self.train.samples_per_prompt}"
+                f"train.batch_size {self.train.batch_size} must be a multiple of data.samples_per_prompt, got "
+                f"{self.data.samples_per_prompt}"
             )
         return self
 
@@ -265,14 +394,17 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _perceptual(self):
-        if self.objective.name == "dmd_perceptual" and self.student.kind == "renoise":
+        if self.objective.name != "dmd_perceptual":
+            return self
+        if self.student.kind == "renoise":
             raise ValueError(
                 'objective.name "dmd_perceptual" needs student.kind "ode": a re-noising student draws more than one '
                 "sample from one noise"
             )
-        if self.objective.num_pairs is not None and self.data.cache == NO_CACHE:
+        num_pairs = self.objective.perceptual.num_pairs
+        if num_pairs is not None and self.data.cache == NO_CACHE:
             raise ValueError(
-                f"objective.perceptual.num_pairs = {self.objective.num_pairs} keeps the teacher's samples on disk: it "
+                f"objective.perceptual.num_pairs = {num_pairs} keeps the teacher's samples on disk: it "
                 'needs data.cache, got "none"'
             )
         return self

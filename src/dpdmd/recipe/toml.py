@@ -2,22 +2,45 @@
 
 import difflib
 import json
+import logging
 import tomllib
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
+import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dpdmd.recipe.schema import Recipe
 
+logger = logging.getLogger(__name__)
+
+
+# Keys of earlier versions: their default there, at which a recipe may still name them, and what became of them.
+REMOVED: dict[str, Any] = {
+    "objective.guidance_weight": 1.0,
+    "objective.guidance_tau": None,
+    "objective.guidance_interval": [0.0, 1.0],
+    "objective.anchor.depth": 1,
+    "objective.anchor.time": None,
+    "objective.anchor.variation_weight": 0.0,
+    "objective.adversarial.start": 0,
+    "objective.adversarial.ramp": 0,
+    "objective.adversarial.loss": "non_saturating",
+    "objective.adversarial.r1_weight": 0.0,
+    "objective.adversarial.blocks": None,
+    "train.time_jitter": 0.0,
+    "train.fake_head_start": 0,
+}
+MOVED = {"train.samples_per_prompt": "data.samples_per_prompt"}
+
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe file, or the shipped recipe of that name, with `section.key=value` overrides on top.
 
-    A value is TOML ("1e-4", "[0.3, 0.9]", "true"); what is no TOML is taken as text; an empty one restores the
+    A value is TOML ("1e-4", "[0.3, 0.9]", "true"); what is not TOML is taken as text; an empty value restores the
     default. Raises ValueError listing every problem at once: key, what came, what is allowed, the nearest name.
     """
     path = find_recipe(path)
@@ -28,6 +51,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     except OSError as error:
         raise ValueError(f"cannot read the recipe {path}: {error.strerror}") from None
     problems = [problem for text in overrides if (problem := _override(data, text))]
+    problems += _take_out_old_keys(data)
     try:
         # Strict JSON takes lists for tuples and whole numbers for floats, but no "4" or true for a number.
         recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
@@ -36,6 +60,37 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if problems:
         raise ValueError("\n  ".join([f"{path} cannot be used, {_count(len(problems))}:", *problems]))
     return recipe
+
+
+def _take_out_old_keys(data: dict) -> list[str]:
+    """Take keys of earlier versions out of `data`; returns what is wrong with those that are not at their default."""
+    problems = []
+    for key, default in REMOVED.items():
+        found = _pop(data, key)
+        if found is _ABSENT:
+            continue
+        if found != default:
+            problems.append(
+                f"{key} was removed in dpdmd 0.2.0 (it had no measured benefit, see docs/negative-results.md); "
+                f"delete the line, got {found!r}"
+            )
+        else:
+            logger.warning("%s was removed in dpdmd 0.2.0; the recipe has its old default and goes on", key)
+    for key, now in MOVED.items():
+        found = _pop(data, key)
+        if found is not _ABSENT and found != 1:
+            problems.append(f"{key} is called {now} since dpdmd 0.2.0; rename it, got {found!r}")
+    return problems
+
+
+_ABSENT = object()
+
+
+def _pop(data: dict, key: str) -> Any:
+    *tables, name = key.split(".")
+    for table in tables:
+        data = data.get(table, {}) if isinstance(data, dict) else {}
+    return data.pop(name, _ABSENT) if isinstance(data, dict) else _ABSENT
 
 
 def shipped_recipes() -> list[str]:
@@ -53,12 +108,14 @@ def find_recipe(name: str | Path) -> Path:
         return Path(str(files("dpdmd") / "recipes" / f"{name}.toml"))
     nearest = difflib.get_close_matches(str(name), shipped, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    raise ValueError(f"no recipe file {path} and no shipped recipe of that name ({', '.join(shipped) or 'none'}){hint}")
+    raise ValueError(
+        f"there is no recipe file {path} and no shipped recipe of that name ({', '.join(shipped) or 'none'}){hint}"
+    )
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as TOML that loads back equal; keys without a value (None) are left out."""
-    return "\n\n".join(_tables(recipe.model_dump())) + "\n"
+    return tomli_w.dumps(recipe.model_dump(exclude_none=True))
 
 
 def describe_recipe() -> str:
@@ -72,7 +129,7 @@ def describe_recipe() -> str:
         if field.is_required():
             setting = f"{name} = ..."
         else:
-            setting = f"# {name} =" if field.default is None else f"{name} = {_toml(field.default)}"
+            setting = f"# {name} =" if field.default is None else tomli_w.dumps({name: field.default}).strip()
         lines.append(f"{setting:<32} # {'Required. ' if field.is_required() else ''}{field.description}")
     return "\n".join(lines)
 
@@ -160,30 +217,8 @@ def _unknown_key(parts: list[str], value: Any, known: list[str]) -> str:
     where = f"[{'.'.join(table)}] has" if table else "sections are"
     hint = f"; did you mean {nearest}?" if nearest else ";"
     came = "" if isinstance(value, dict) else f", got {value!r}"
-    return f"{'.'.join(parts)} is no key of a recipe{came}{hint} {where}: {', '.join(allowed)}"
+    return f"{'.'.join(parts)} is not a key of a recipe{came}{hint} {where}: {', '.join(allowed)}"
 
 
 def _count(number: int) -> str:
     return "one problem" if number == 1 else f"{number} problems"
-
-
-def _tables(values: dict[str, Any], name: str = "") -> Iterator[str]:
-    plain = {key: value for key, value in values.items() if not isinstance(value, dict) and value is not None}
-    lines = [f"{key} = {_toml(value)}" for key, value in plain.items()]
-    if lines:
-        yield "\n".join([f"[{name}]", *lines] if name else lines)
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _tables(value, f"{name}.{key}" if name else key)
-
-
-def _toml(value: Any) -> str:
-    """A plain value as TOML."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, except that TOML wants DEL escaped as well.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return f"[{', '.join(map(_toml, value))}]"

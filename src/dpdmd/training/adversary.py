@@ -14,34 +14,30 @@ from dpdmd.data.images import read_image
 from dpdmd.distributed.processes import everywhere
 from dpdmd.distributed.wrapping import kept_gathered, replicate_head
 from dpdmd.method.denoiser import Condition, concatenate
-from dpdmd.method.discriminator import Discriminator, Head
+from dpdmd.method.discriminator import Discriminator, Head, discriminator_loss
 from dpdmd.method.grids import sample_times
-from dpdmd.method.losses import discriminator_loss, r1_penalty
 from dpdmd.method.paths import add_noise
 from dpdmd.method.randomness import generator
 from dpdmd.method.roles import Roles
 from dpdmd.models.base import ModelAdapter, feature_reader
-from dpdmd.recipe.resolve import Plan
-from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.plan import Plan
 from dpdmd.training.data import BatchSource, EncodedPrompts, MicroBatch
 from dpdmd.training.updates import MicroLoss
 
-R1_SIGMA = 0.1  # of x_tau, whose variance is about one; at .01 the rounding of a network in bf16 counts as slope
-
 
 def new_discriminator(
-    recipe: Recipe, plan: Plan, adapter: ModelAdapter, roles: Roles, uncond: Condition, accelerator: Accelerator
+    plan: Plan, adapter: ModelAdapter, roles: Roles, uncond: Condition, accelerator: Accelerator
 ) -> Discriminator:
-    """The plan's blocks of the recipe's role behind a new head; in bf16 the network call alone is autocast."""
-    role, device, train = recipe.objective.adversarial.features, accelerator.device, recipe.train
+    """A new head on the plan's blocks of the plan's role; in bf16 the network call alone is autocast."""
+    role, device, compute = plan.objective.discriminator.features, accelerator.device, plan.compute
     guidance = plan.embedded_guidance[role]
-    read = feature_reader(adapter, roles, role, plan.feature_blocks, guidance, whole_calls=train.shard)
+    read = feature_reader(adapter, roles, role, plan.feature_blocks, guidance, whole_calls=compute.shard)
     # Nobody can listen to a compiled block.
-    eager = partial(torch.compiler.set_stance, "force_eager") if train.compile else nullcontext
-    gathered = partial(kept_gathered, roles.modules[role]) if train.shard else nullcontext
+    eager = partial(torch.compiler.set_stance, "force_eager") if compute.compile else nullcontext
+    gathered = partial(kept_gathered, roles.modules[role]) if compute.shard else nullcontext
 
     def features(x_t: Tensor, t: Tensor, cond: Condition) -> list[Tensor]:
-        with eager(), torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+        with eager(), torch.autocast(device.type, torch.bfloat16, enabled=compute.in_bf16):
             return read(x_t, t, cond)
 
     @contextmanager
@@ -49,10 +45,10 @@ def new_discriminator(
         with eager(), gathered():
             yield
 
-    with torch.no_grad():  # one call tells how wide the blocks are
+    with torch.no_grad():  # one call finds out how wide the blocks are
         blank = torch.zeros(1, *plan.latent_shape, device=device)
         sizes = [f.shape[-1] for f in features(blank, torch.full((1,), 0.5, device=device), uncond.to(device))]
-    return Discriminator(features, Head(sizes, seed=train.seed).to(device), differentiable)
+    return Discriminator(features, Head(sizes, seed=plan.data.seed).to(device), differentiable)
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,6 @@ class Adversary:
 
     def __init__(
         self,
-        recipe: Recipe,
         plan: Plan,
         adapter: ModelAdapter,
         roles: Roles,
@@ -86,10 +81,10 @@ class Adversary:
         accelerator: Accelerator,
         draw: Callable[[], RealSamples],
     ):
-        """`draw`: what is real, asked for by the first loss."""
-        self.discriminator = new_discriminator(recipe, plan, adapter, roles, prompts.uncond, accelerator)
+        """`draw`: returns what is real; the first loss calls it."""
+        self.discriminator = new_discriminator(plan, adapter, roles, prompts.uncond, accelerator)
         self.network = replicate_head(self.discriminator.head, accelerator)
-        self.config, self.tau_range, self.path = recipe.objective.adversarial, plan.tau_range, adapter.path
+        self.tau_range, self.path = plan.tau_range, plan.path
         self.prompts, self._draw = prompts, draw
 
     @cached_property
@@ -109,33 +104,23 @@ class Adversary:
         tau = sample_times(number, rng, low=self.tau_range.low, high=self.tau_range.high).to(x0.device)
         both, cond = torch.cat([real, x0]), concatenate([real_cond, batch.cond])
         x_tau = add_noise(self.path, both, torch.randn(both.shape, generator=rng).to(x0.device), tau.repeat(2))
-        if self.config.r1_weight:
-            nearby = x_tau[:number] + R1_SIGMA * torch.randn(x0.shape, generator=rng).to(x0.device)
-            x_tau, cond = torch.cat([x_tau, nearby]), concatenate([cond, real_cond])
         with torch.no_grad():
-            features = self.discriminator.features(x_tau, tau.repeat(len(x_tau) // number), cond)
-        on_real, on_fake, *on_nearby = self.network(features).split(number)
-        loss = discriminator_loss(on_real, on_fake, self.config.loss)
+            features = self.discriminator.features(x_tau, tau.repeat(2), cond)
+        on_real, on_fake = self.network(features).split(number)
+        loss = discriminator_loss(on_real, on_fake)
         right = 0.5 * ((on_real > 0).float().mean() + (on_fake < 0).float().mean())
-        log = {"loss/discriminator": loss.detach(), "health/discriminator_accuracy": right}
-        if not on_nearby:
-            return MicroLoss(loss, log)
-        penalty = r1_penalty(on_real, on_nearby[0], R1_SIGMA)
-        return MicroLoss(loss + self.config.r1_weight * penalty, log | {"loss/r1": penalty.detach()})
+        return MicroLoss(loss, {"loss/discriminator": loss.detach(), "health/discriminator_accuracy": right})
 
 
 def teacher_samples(
-    recipe: Recipe,
-    batches: BatchSource,
-    sample: Callable[[MicroBatch], Tensor],
-    accelerator: Accelerator,
+    plan: Plan, batches: BatchSource, sample: Callable[[MicroBatch], Tensor], accelerator: Accelerator
 ) -> RealSamples:
     """`num_real` samples of the guided teacher: of the first prompts of the student's sequence, noise by their number.
 
     sample: from a micro-batch whose noise has seeds, which may remember it.
     """
-    number, size = recipe.objective.adversarial.num_real, recipe.train.batch_size
-    rng = partial(generator, recipe.train.seed)
+    number, size = plan.objective.discriminator.num_real, plan.data.batch_size
+    rng = partial(generator, plan.data.seed)
 
     def make(rows: list[int]) -> Tensor:
         return sample(batches.pairs(rows, rng))
@@ -145,7 +130,7 @@ def teacher_samples(
     return RealSamples(latents, [batches.prompts.prompts[i] for i in chosen])
 
 
-def image_samples(recipe: Recipe, plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> RealSamples:
+def image_samples(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> RealSamples:
     """The plan's images as latents, cut and resampled to the size of training.
 
     Raises ValueError in all processes, naming one that is broken.
@@ -161,7 +146,7 @@ def image_samples(recipe: Recipe, plan: Plan, adapter: ModelAdapter, accelerator
         return adapter.encode_images(torch.stack(pixels)).float()
 
     adapter.vae.to(accelerator.device)
-    number, size = len(plan.real_images), recipe.train.batch_size
+    number, size = len(plan.real_images), plan.data.batch_size
     latents = over_processes(number, size, make, accelerator, "images to latents")
     adapter.vae.to("cpu")
     return RealSamples(latents, [prompt for _, prompt in plan.real_images])
@@ -172,7 +157,7 @@ def over_processes(
 ) -> Tensor:
     """`make(rows)` of rows 0 ... number - 1, `size` at a time, each process a part; all of it on the CPU of each.
 
-    Behind the last row it goes on with the first ones, so that all processes make equally many calls.
+    After the last row it continues with the first ones, so that all processes make equally many calls.
     """
     together, rank = size * accelerator.num_processes, accelerator.process_index
     parts = []

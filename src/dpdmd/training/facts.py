@@ -1,49 +1,51 @@
-"""What a run is, told: for its provenance, and in a line to compare with what was asked for."""
+"""What a run is: for its provenance, and in a line to compare with what was asked for."""
 
 from typing import Any
 
 from dpdmd.distributed.processes import device_name
 from dpdmd.planning.cost import forwards_per_update
-from dpdmd.training.trainer import Trainer
+from dpdmd.recipe.plan import Plan
+from dpdmd.training.parts import Parts
 
 
-def facts(trainer: Trainer) -> dict[str, Any]:
+def facts(plan: Plan, parts: Parts) -> dict[str, Any]:
     """What a run is made of, for provenance.json."""
-    plan, recipe = trainer.plan, trainer.recipe
-    forward, backward = forwards_per_update(plan, recipe)
+    forward, backward = forwards_per_update(plan)
     return {
-        "teacher": trainer.adapter.source,
-        "guidance_scale": plan.guidance_scale,
-        "num_inference_steps": plan.teacher_grid.num_steps,
-        "grid": list(plan.student_grid.times),
-        "teacher_grid": list(plan.teacher_grid.times),
-        "anchor_stops": list(plan.anchor_stops),
+        "teacher": parts.adapter.source,
+        "objective": plan.objective_name,
+        "guidance_scale": plan.teacher.guidance.scale,
+        "num_inference_steps": plan.teacher.grid.num_steps,
+        "grid": list(plan.student.grid.times),
+        "teacher_grid": list(plan.teacher.grid.times),
+        "anchor_steps": plan.anchor_steps,
         "feature_blocks": list(plan.feature_blocks),
-        "lint": trainer.notes,
+        "lint": parts.notes,
         "latent_shape": list(plan.latent_shape),
-        "num_prompts": len(trainer.batches.prompts),
-        "num_parameters": sum(p.numel() for p in trainer.updaters["student"].parameters),
-        "extra_parameters": {name: sum(p.numel() for p in n.parameters()) for name, n in trainer.extras.items()},
+        "num_prompts": len(parts.batches.prompts),
+        "num_parameters": sum(p.numel() for p in parts.updaters["student"].parameters),
+        "extra_parameters": {name: sum(p.numel() for p in n.parameters()) for name, n in parts.networks.items()},
         "forwards_per_update": forward,
         "backwards_per_update": backward,
-        "seed": recipe.train.seed,
-        "samples_per_update": trainer.samples_per_update,
+        "seed": plan.data.seed,
+        "samples_per_update": parts.identity["samples_per_update"],
     }
 
 
-def setup(trainer: Trainer) -> dict[str, Any]:
+def setup(plan: Plan, parts: Parts) -> dict[str, Any]:
     """What a session of a run may have of its own, for provenance.json."""
     return {
-        "num_processes": trainer.accelerator.num_processes,
-        "device": device_name(trainer.accelerator.device),
-        "shard": trainer.recipe.train.shard,
+        "num_processes": parts.accelerator.num_processes,
+        "device": device_name(parts.accelerator.device),
+        "shard": plan.compute.shard,
     }
 
 
-def describe(trainer: Trainer) -> str:
+def describe(plan: Plan, parts: Parts) -> str:
     """What runs, in a line, to compare with what was asked for."""
-    number, device = trainer.accelerator.num_processes, device_name(trainer.accelerator.device)
+    number, device = parts.accelerator.num_processes, device_name(parts.accelerator.device)
+    samples = f"{parts.identity['samples_per_update']} samples per update"
     if number == 1:
-        return f"one process on {device}, {trainer.samples_per_update} samples per update"
-    networks = "a share of every network in each" if trainer.recipe.train.shard else "copies of the networks in each"
-    return f"{number} processes on {device}, {networks}, {trainer.samples_per_update} samples per update"
+        return f"one process on {device}, {samples}"
+    networks = "a share of every network in each" if plan.compute.shard else "copies of the networks in each"
+    return f"{number} processes on {device}, {networks}, {samples}"

@@ -1,6 +1,8 @@
-"""The training loop: iterate, log, save, draw, from the first update or the last checkpoint to the end."""
+"""The training loop: iterate, log, save, validate, from the first update or the last checkpoint to the end."""
 
+import logging
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ from tqdm import tqdm
 from dpdmd.distributed.processes import everywhere, new_accelerator, on_first, rank_and_number
 from dpdmd.models.base import ModelAdapter
 from dpdmd.planning.cost import checkpoint_bytes, network_sizes
-from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.plan import CheckpointConfig, Plan
 from dpdmd.training.facts import describe, facts, setup
+from dpdmd.training.parts import build_parts
 from dpdmd.training.run.checkpoint import latest_checkpoint
 from dpdmd.training.run.folder import RunFolder
 from dpdmd.training.run.log import MetricsLog
@@ -22,50 +25,65 @@ from dpdmd.training.validation.best import as_entry, keep_best
 from dpdmd.training.validation.images import picture_path
 from dpdmd.training.validation.scores import in_words, time_in_words, too_slow
 
+logger = logging.getLogger(__name__)
 
-def train(
-    recipe: Recipe, adapter: ModelAdapter, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+Callback = Callable[[dict[str, Any]], None]
+
+
+def run_training(
+    plan: Plan,
+    adapter: ModelAdapter,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
-    """Train a student as `recipe` says; returns the run folder, which then holds `student/`.
+    """Train a student as `plan` says; returns the run folder, which then holds `student/`.
 
-    resume: go on from the newest undamaged checkpoint of the folder, or start when it has none. overwrite: replace a
-    run that is there. Raises ValueError for impossible settings, for a folder that holds a run and for processes that
-    were given different things; OSError for a folder that cannot be written to, when the disk is too small or full, and
-    when a tracker does not start; FloatingPointError when a loss is no longer finite, which `failure.json` then says;
-    StoppedBySignal after Ctrl-C or SIGTERM, a checkpoint having been saved.
+    resume: continue from the newest undamaged checkpoint of the folder, or start when it has none. overwrite: replace a
+    run that is there. callbacks: called in every process with the log row of each update.
+    Raises ValueError for impossible settings, for a folder that holds a run and for processes that were given different
+    things; OSError for a folder that cannot be written to, when the disk is too small or full, and when a tracker does
+    not start; FloatingPointError when a loss is no longer finite, which `failure.json` then says; StoppedBySignal after
+    Ctrl-C or SIGTERM, after a checkpoint was saved.
     """
-    run = RunFolder(recipe.output.folder)
-    run.refuse_if_unusable(recipe, resume=resume, overwrite=overwrite)
-    require_trackers(recipe.output.trackers)
-    size = checkpoint_bytes(recipe, network_sizes(recipe, adapter))
-    notes = run.require_room(size, keep=recipe.checkpoint.keep)
-    changed = run.changed_settings(recipe) if resume else {}
+    run = RunFolder(plan.output.folder)
+    run.refuse_if_unusable(plan.settings, resume=resume, overwrite=overwrite)
+    require_trackers(plan.output.trackers)
+    size = checkpoint_bytes(plan, network_sizes(plan, adapter))
+    notes = run.require_room(size, keep=plan.checkpoint.keep)
+    changed = run.changed_settings(plan.settings) if resume else {}
     notes += [f"{key} was {before!r} and is now {now!r}" for key, (before, now) in changed.items()]
     accelerator = new_accelerator()
     run.require_shared()
-    trainer = Trainer(recipe, adapter, accelerator)
-    say = trainer.say if progress else lambda message: None
-    checkpoint = latest_checkpoint(run.checkpoints, say=trainer.say) if resume else None
+    parts = build_parts(plan, adapter, accelerator)
+    trainer = Trainer(plan, parts)
+    checkpoint = latest_checkpoint(run.checkpoints) if resume else None
     if checkpoint is not None:
         trainer.restore(checkpoint)
 
     def begin() -> int:
-        run.prepare(recipe, overwrite=overwrite)
-        run.write_provenance(facts(trainer), {**setup(trainer), "changed": changed}, from_step=trainer.step)
+        run.prepare(plan.recipe_toml, overwrite=overwrite)
+        run.write_provenance(facts(plan, parts), {**setup(plan, parts), "changed": changed}, from_step=trainer.step)
         run.forget_after(trainer.step)
         MetricsLog(run.scores).cut_after(trainer.step)
         return MetricsLog(run.metrics).cut_after(trainer.step)
 
     last_step = on_first(begin)
-    say(describe(trainer))
-    for message in [*notes, *trainer.notes]:
-        say(f"note: {message}")
-    if resume:
-        say(f"resuming {run.root} after step {trainer.step}" if checkpoint else f"{run.root} has no checkpoint: step 0")
+    logger.info(describe(plan, parts))
+    for message in [*notes, *parts.notes]:
+        logger.info("note: %s", message)
+    if resume and checkpoint:
+        logger.info("resuming %s after step %d", run.root, trainer.step)
+    elif resume:
+        logger.info("%s has no checkpoint: step 0", run.root)
     is_main = accelerator.is_main_process
-    with open_trackers(recipe, run, step=trainer.step, last_step=last_step or 0, is_main_process=is_main) as trackers:
+    with open_trackers(
+        plan.output.trackers, plan.settings, run, step=trainer.step, last_step=last_step or 0, is_main_process=is_main
+    ) as trackers:
         try:
-            _loop(trainer, run, trackers, progress=progress)
+            _loop(trainer, run, trackers, progress=progress, callbacks=callbacks)
         except FloatingPointError as error:
             if is_main:
                 run.write_failure(trainer.step, error)
@@ -78,40 +96,44 @@ def train(
                 "--resume writes it"
             ) from error
     if rows := on_first(MetricsLog(run.scores).rows):
-        say(time_in_words(rows))
+        logger.info(time_in_words(rows))
     return run.root
 
 
-def _loop(trainer: Trainer, run: RunFolder, trackers: Trackers, *, progress: bool) -> None:
+def _loop(
+    trainer: Trainer, run: RunFolder, trackers: Trackers, *, progress: bool, callbacks: Sequence[Callback]
+) -> None:
     """Iterate to the last update or second, with log, checkpoints and pictures at their intervals."""
-    recipe, accelerator = trainer.recipe, trainer.accelerator
+    plan, checkpoint, accelerator = trainer.plan, trainer.plan.checkpoint, trainer.accelerator
     metrics, scores = MetricsLog(run.metrics), MetricsLog(run.scores)
-    last, finished = recipe.train.num_updates, trainer.is_finished()
+    last, finished = plan.budget.num_updates, trainer.is_finished()
     saved_step = trainer.step if trainer.step else None
     hide = not (progress and accelerator.is_main_process)
     with StopRequest() as stop, tqdm(total=last, initial=trainer.step, desc=run.root.name, disable=hide) as bar:
-        validate = partial(_validate, trainer, run, trackers, scores, quiet=hide)
+        validate = partial(_validate, trainer, run, trackers, scores)
         is_validated = on_first(lambda: any(row["step"] == trainer.step for row in scores.rows()))
-        if trainer.step and _is_due(trainer.step, recipe.validation.every) and not is_validated:
-            validate()  # the run was killed behind the checkpoint of this step
+        if trainer.step and _is_due(trainer.step, plan.validation.every) and not is_validated:
+            validate()  # the run was killed after the checkpoint of this step
         while not finished:
             row = trainer.iterate()
             # All stop at the same step or none does.
             signum = max(everywhere(partial(_log, metrics, trackers, row, stop)))
+            for callback in callbacks:
+                callback(row)
             bar.set_postfix({key.removeprefix("loss/"): f"{row[key]:.3g}" for key in row if key.startswith("loss/")})
             bar.update()
             finished = trainer.is_finished()
-            if signum or finished or _is_due(trainer.step, recipe.checkpoint.every):
-                if recipe.checkpoint.students:
-                    # Before the checkpoint: killed in between, the run comes by again.
+            if signum or finished or _is_due(trainer.step, checkpoint.every):
+                if checkpoint.students:
+                    # Before the checkpoint: a run that is killed in between comes by again.
                     trainer.write_student(run.students / f"step-{trainer.step:06d}")
                 trainer.save(run.checkpoints)
                 saved_step = trainer.step
             if signum:
                 raise StoppedBySignal(
-                    signum, f"stopped after step {trainer.step}; the checkpoint is saved, --resume goes on from it"
+                    signum, f"stopped after step {trainer.step}; the checkpoint is saved, --resume continues from it"
                 )
-            if _is_due(trainer.step, recipe.validation.every):
+            if _is_due(trainer.step, plan.validation.every):
                 validate()
     assert saved_step == trainer.step
 
@@ -124,38 +146,37 @@ def _log(metrics: MetricsLog, trackers: Trackers, row: dict[str, float], stop: S
     return stop.signum
 
 
-def _validate(trainer: Trainer, run: RunFolder, trackers: Trackers, scores: MetricsLog, *, quiet: bool) -> None:
-    """Picture, best student, figures, whose line comes last: without it a resumed run validates this step again.
+def _validate(trainer: Trainer, run: RunFolder, trackers: Trackers, scores: MetricsLog) -> None:
+    """Picture, best student, scores, whose line comes last: without it a resumed run validates this step again.
 
-    What cannot be written costs itself only.
+    What cannot be written costs only itself.
     """
     step, before = trainer.step, on_first(scores.rows)
     try:
         row = trainer.draw_validation(run.validation)
         started = time.perf_counter()
-        is_best = _keep_best(trainer, run, [*before, row])
+        is_best = _keep_best(trainer, trainer.plan.checkpoint, run, [*before, row])
         row["validation/seconds"] += time.perf_counter() - started
         on_first(lambda: scores.append(row))
         trackers.log({key: value for key, value in row.items() if key == "step" or key.startswith("validation/")})
         trackers.log_picture(step, picture_path(run.validation, step))
     except OSError as error:
-        trainer.say(f"step {step}: no picture or figures ({error.strerror or error}); training goes on")
+        logger.warning("step %d: no picture or scores (%s); training continues", step, error.strerror or error)
         return
-    told = before[-1]["alarms"] if before else {}
-    for kind in row["alarms"].keys() - told.keys():
-        trainer.say(f"ALARM: {row['alarms'][kind]}")
-    if not quiet:
-        best = ", the best so far" if is_best else ""
-        seconds = row["validation/seconds"]
-        trainer.say(f"step {step}: {in_words(row)}{best}; pictures in {run.validation} ({seconds:.1f} s)")
-        slow = [too_slow(rows, trainer.recipe.validation.every) for rows in (before, [*before, row])]
-        if slow[1] and not slow[0]:
-            trainer.say(f"note: {slow[1]}")
+    reported = before[-1]["alarms"] if before else {}
+    for kind in row["alarms"].keys() - reported.keys():
+        logger.warning("ALARM: %s", row["alarms"][kind])
+    best = ", the best so far" if is_best else ""
+    seconds = row["validation/seconds"]
+    logger.info("step %d: %s%s; pictures in %s (%.1f s)", step, in_words(row), best, run.validation, seconds)
+    slow = [too_slow(rows, trainer.plan.validation.every) for rows in (before, [*before, row])]
+    if slow[1] and not slow[0]:
+        logger.info("note: %s", slow[1])
 
 
-def _keep_best(trainer: Trainer, run: RunFolder, rows: list[dict[str, Any]]) -> bool:
+def _keep_best(trainer: Trainer, checkpoint: CheckpointConfig, run: RunFolder, rows: list[dict[str, Any]]) -> bool:
     """Keep the student that the last row is about if it is one of the best; returns whether it is the best."""
-    checkpoint, entries = trainer.recipe.checkpoint, [as_entry(row) for row in rows]
+    entries = [as_entry(row) for row in rows]
     if not checkpoint.best or entries[-1] is None:
         return False
     seen = [entry for entry in entries[:-1] if entry is not None]
@@ -163,7 +184,8 @@ def _keep_best(trainer: Trainer, run: RunFolder, rows: list[dict[str, Any]]) -> 
     try:
         return keep_best(run.best, entries[-1], seen, trainer.write_student, **limits)
     except OSError as error:
-        trainer.say(f"step {trainer.step}: the best student is not kept ({error.strerror or error}); training goes on")
+        reason = error.strerror or error
+        logger.warning("step %d: the best student is not kept (%s); training continues", trainer.step, reason)
         return False
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from dpdmd.data.embeddings import pipeline_digest
 from dpdmd.models.base import ModelAdapter
-from dpdmd.recipe.resolve import Plan
-from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.plan import Plan
 from dpdmd.store.tensors import write_tensors
 from dpdmd.training.data import MicroBatch
 
@@ -54,16 +53,16 @@ class TeacherSamples:
         return self.folder / f"{hashlib.sha256(f'{noise_seed}/{prompt}'.encode()).hexdigest()[:32]}.safetensors"
 
 
-def samples_folder(root: Path, recipe: Recipe, plan: Plan, adapter: ModelAdapter) -> Path:
-    """Where the samples stand of this teacher, sampled and computed as the recipe says; `root`: of all caches."""
+def samples_folder(root: Path, plan: Plan, adapter: ModelAdapter) -> Path:
+    """Where the samples are of this teacher, sampled and computed as the plan says; `root`: of all caches."""
     settings = [
         pipeline_digest(adapter, root, without=("vae", "scheduler")),
-        plan.teacher_grid.times,
-        plan.guidance_scale,
+        plan.teacher.grid.times,
+        plan.teacher.guidance.scale,
         plan.embedded_guidance["teacher"],
         plan.latent_shape,
-        recipe.model.dtype,
-        recipe.train.precision,
+        plan.teacher.dtype,
+        "bf16" if plan.compute.in_bf16 else "fp32",
     ]
     return root / "teacher_samples" / hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
 

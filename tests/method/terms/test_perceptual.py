@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rollouts import teacher_rollout
 from torch import nn
 from torch.testing import assert_close
 
 from dpdmd.method.grids import Grid, uniform_grid
 from dpdmd.method.guidance import Guidance
 from dpdmd.method.paths import FlowPath, Prediction
-from dpdmd.method.rollout import teacher_rollout
 from dpdmd.method.terms.perceptual import Perceptual, Pictures
 from dpdmd.planning.memory import LiveBytes
 
@@ -22,18 +22,18 @@ def squared_error(first, second):
 def perceptual(decode=lambda latents: latents, one_by_one=False, **settings):
     pictures = Pictures(decode, size=(3, 4), one_by_one=one_by_one)
     options = {"num_teacher_steps": 8, "distance": squared_error, "pictures": pictures, "weight": 1.0}
-    return Perceptual(Guidance(3.0), **options | settings)
+    return Perceptual(guidance=Guidance(3.0), **options | settings)
 
 
-@pytest.mark.parametrize("detach_after", [0, 1])
+@pytest.mark.parametrize("detach_first", [False, True])
 def test_it_trains_every_step_that_the_rollout_kept_and_no_other_network(
-    detach_after, networks, micro_batch, student_step
+    detach_first, networks, micro_batch, student_step
 ):
     student, teacher, fake = networks
-    step = student_step(*networks, **micro_batch, detach_after=detach_after)
+    step = student_step(*networks, **micro_batch, detach_first=detach_first)
     autoencoder = nn.Conv2d(2, 3, 1).requires_grad_(False)
     perceptual(autoencoder)(step).loss.backward()
-    assert student.steps_with_gradient() == [i >= detach_after for i in range(4)]
+    assert student.steps_with_gradient() == [not detach_first, True, True, True]
     assert not any(teacher.grad_enabled) and teacher.denoise.steps_with_gradient() == [False] * 8
     assert fake.calls == [] and all(p.grad is None for p in autoencoder.parameters())
 

@@ -9,10 +9,11 @@ every other file. It is written under a temporary name and renamed. The tensors 
 and either is read by any number of processes, with copies or shares.
 """
 
+import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from dpdmd.distributed.wrapping import spread_as
 from dpdmd.store.digests import sha256_of
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import write_tensors
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
 PREFIX = "step-"
@@ -165,8 +168,8 @@ def _reader(folder: Path) -> HuggingFaceStorageReader:
     return HuggingFaceStorageReader(str(folder))
 
 
-def latest_checkpoint(folder: str | Path, *, say: Callable[[str], None] = print) -> Checkpoint | None:
-    """The newest undamaged checkpoint of `folder`, None when there is none at all; `say` hears of damaged ones.
+def latest_checkpoint(folder: str | Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint of `folder`, None when there is none at all; damaged ones are reported.
 
     Every process has to ask, and verifies its part of the files.
     Raises ValueError when there are checkpoints and every one is damaged.
@@ -176,7 +179,7 @@ def latest_checkpoint(folder: str | Path, *, say: Callable[[str], None] = print)
         damages = [damage for damage in everywhere(lambda path=path: _damage(path)) if damage is not None]
         if not damages:
             return Checkpoint(path, read_json(path / STATE_FILE))
-        say(f"checkpoint {path} is damaged ({damages[0]}); trying the one before")
+        logger.warning("checkpoint %s is damaged (%s); trying the one before", path, damages[0])
     if folders:
         raise ValueError(f"every checkpoint in {folder} is damaged; start again with --overwrite")
     return None

@@ -14,7 +14,7 @@ from typing import Any
 from dpdmd.distributed.processes import everywhere, on_first
 from dpdmd.models.load import STUDENT_FILE
 from dpdmd.recipe.schema import Recipe
-from dpdmd.recipe.toml import dump_recipe, flatten, load_recipe, recipe_keys
+from dpdmd.recipe.toml import flatten, load_recipe, recipe_keys
 from dpdmd.store.files import read_json, require_writable, write_json, write_text
 from dpdmd.store.provenance import surroundings
 from dpdmd.training.validation.best import remove_strays
@@ -45,23 +45,23 @@ FREE_KEYS = (
 )
 
 
-def binding_settings(recipe: Recipe) -> dict[str, Any]:
-    """{dotted key: value} of all that decides what the student's weights become, the number of updates aside."""
+def binding_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of {dotted key: value} that decide what the student's weights become, the number of updates aside."""
     return {
         key: value
-        for key, value in flatten(recipe).items()
+        for key, value in settings.items()
         if key.partition(".")[0] not in FREE_SECTIONS and key not in FREE_KEYS
     }
 
 
-def recipe_hash(recipe: Recipe) -> str:
+def binding_digest(settings: dict[str, Any], schema: type[Recipe] = Recipe) -> str:
     """SHA-256 of the binding settings that are not at their default.
 
-    So a run goes on under a release that has a key more, which at its default means what was before it. The price: a
+    So a run continues under a release that has a key more, which at its default means what was before it. The price: a
     default that a release changes is not seen here, but in the run folder's recipe.toml, which has every value.
     """
-    defaults = {key: field.get_default() for key, field in recipe_keys(type(recipe))}
-    chosen = {key: value for key, value in binding_settings(recipe).items() if value != defaults[key]}
+    defaults = {key: field.get_default() for key, field in recipe_keys(schema)}
+    chosen = {key: value for key, value in binding_settings(settings).items() if value != defaults[key]}
     return hashlib.sha256(repr(sorted(chosen.items())).encode()).hexdigest()
 
 
@@ -90,7 +90,7 @@ class RunFolder:
         """Whether a run was started here."""
         return any((self.root / name).exists() for name in PARTS)
 
-    def refuse_if_unusable(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    def refuse_if_unusable(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Raises ValueError when the folder may not be used as asked, OSError when it cannot be written to."""
         if resume and overwrite:
             raise ValueError("choose --resume or --overwrite, not both")
@@ -105,10 +105,10 @@ class RunFolder:
                 "another output.folder"
             )
         if self.recipe.exists():
-            self._refuse_other_recipe(recipe)
+            self._refuse_other_settings(settings)
 
-    def _refuse_other_recipe(self, recipe: Recipe) -> None:
-        old, new = binding_settings(load_recipe(self.recipe)), binding_settings(recipe)
+    def _refuse_other_settings(self, settings: dict[str, Any]) -> None:
+        old, new = binding_settings(flatten(load_recipe(self.recipe))), binding_settings(settings)
         changed = [f"{key}: the run has {old[key]!r}, the recipe {new[key]!r}" for key in new if old[key] != new[key]]
         if changed:
             raise ValueError(
@@ -117,12 +117,12 @@ class RunFolder:
                 "another output.folder"
             )
 
-    def changed_settings(self, recipe: Recipe) -> dict[str, list[Any]]:
+    def changed_settings(self, settings: dict[str, Any]) -> dict[str, list[Any]]:
         """{dotted key: [before, now]} of what is not as it was when the run was last started here."""
         if not self.recipe.exists():
             return {}
-        old, new = flatten(load_recipe(self.recipe)), flatten(recipe)
-        return {key: [old[key], new[key]] for key in new if old[key] != new[key]}
+        old = flatten(load_recipe(self.recipe))
+        return {key: [old[key], now] for key, now in settings.items() if old[key] != now}
 
     def require_room(self, checkpoint_bytes: int, *, keep: int) -> list[str]:
         """Raises OSError when the disk has no room for one checkpoint of that size.
@@ -156,7 +156,7 @@ class RunFolder:
                 "machines must share it"
             )
 
-    def prepare(self, recipe: Recipe, *, overwrite: bool) -> None:
+    def prepare(self, recipe_toml: str, *, overwrite: bool) -> None:
         """Make the folder and write the recipe into it; with `overwrite` an earlier run's files are removed first."""
         if overwrite:
             for name in PARTS:
@@ -167,7 +167,7 @@ class RunFolder:
                     path.unlink(missing_ok=True)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            write_text(self.recipe, dump_recipe(recipe))
+            write_text(self.recipe, recipe_toml)
         except OSError as error:
             raise OSError(f"cannot write to output.folder {self.root}: {error.strerror}") from error
 

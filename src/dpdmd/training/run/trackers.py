@@ -15,8 +15,6 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from dpdmd.distributed.processes import everywhere
-from dpdmd.recipe.schema import Recipe
-from dpdmd.recipe.toml import flatten
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.png import read_png, to_uint8
 from dpdmd.training.run.folder import RunFolder
@@ -49,13 +47,13 @@ def _require_login() -> None:
             ) from None
 
 
-def flat_settings(recipe: Recipe) -> dict[str, bool | int | float | str]:
-    """{dotted key: value} of a recipe, lists as text, keys without a value (None) left out."""
+def flat_settings(settings: dict[str, Any]) -> dict[str, bool | int | float | str]:
+    """{dotted key: value} as trackers take them, lists as text, keys without a value (None) left out."""
 
     def plain(value: Any) -> bool | int | float | str:
         return value if isinstance(value, bool | int | float | str) else ", ".join(map(str, value))
 
-    return {key: plain(value) for key, value in flatten(recipe).items() if value is not None}
+    return {key: plain(value) for key, value in settings.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,15 @@ class Trackers:
 
 @contextmanager
 def open_trackers(
-    recipe: Recipe, run: RunFolder, *, step: int, last_step: int, is_main_process: bool
+    names: tuple[str, ...],
+    settings: dict[str, Any],
+    run: RunFolder,
+    *,
+    step: int,
+    last_step: int,
+    is_main_process: bool,
 ) -> Iterator[Trackers]:
-    """Start the recipe's trackers and close them on every way out; wandb is told whether it was a good one.
+    """Start the trackers `names` and close them on every way out; wandb is told whether it was a good one.
 
     step: updates done so far. last_step: the last that was logged, beyond `step` if the run was killed. Raises OSError
     in all processes for a tracker that does not start. `Accelerator.end_training` is not used: it ends the process
@@ -97,9 +101,9 @@ def open_trackers(
     exit_code = 0
 
     def start() -> None:
-        for name in dict.fromkeys(recipe.output.trackers if is_main_process else ()):
+        for name in dict.fromkeys(names if is_main_process else ()):
             try:
-                opened.append(_START[name](recipe, run, step, last_step))
+                opened.append(_START[name](settings, run, step, last_step))
             except Exception as error:
                 raise OSError(f"output.trackers: {name} does not start: {error}") from error
 
@@ -117,18 +121,20 @@ def open_trackers(
                 tracker.finish()
 
 
-def _start_tensorboard(recipe: Recipe, run: RunFolder, step: int, last_step: int) -> tuple[TensorBoardTracker, int]:
+def _start_tensorboard(
+    settings: dict[str, Any], run: RunFolder, step: int, last_step: int
+) -> tuple[TensorBoardTracker, int]:
     from torch.utils.tensorboard.summary import hparams
 
     tracker = TensorBoardTracker("tensorboard", run.root, purge_step=step + 1)
     tracker.start()
     # `store_init_configuration` would show the settings as a run of their own, and as another one at every resume.
-    for summary in hparams(flat_settings(recipe), {}):
+    for summary in hparams(flat_settings(settings), {}):
         tracker.writer.file_writer.add_summary(summary)
     return tracker, step
 
 
-def _start_wandb(recipe: Recipe, run: RunFolder, step: int, last_step: int) -> tuple[WandBTracker, int]:
+def _start_wandb(settings: dict[str, Any], run: RunFolder, step: int, last_step: int) -> tuple[WandBTracker, int]:
     """The same run at wandb in every session: `wandb/run.json` keeps its id and the last step that it was told.
 
     Online, wandb itself says how far it is. Of offline sessions it does not know, and renumbers what overlaps when they
@@ -144,11 +150,11 @@ def _start_wandb(recipe: Recipe, run: RunFolder, step: int, last_step: int) -> t
     project = os.environ.get("WANDB_PROJECT", PROJECT)
     tracker = WandBTracker(project, dir=run.root, name=run.root.name, id=known["id"], resume="allow")
     tracker.start()
-    tracker.store_init_configuration(flat_settings(recipe))
+    tracker.store_init_configuration(flat_settings(settings))
     return tracker, known["last_step"] if tracker.run.offline else tracker.run.starting_step - 1
 
 
-_START: dict[str, Callable[[Recipe, RunFolder, int, int], tuple[GeneralTracker, int]]] = {
+_START: dict[str, Callable[[dict[str, Any], RunFolder, int, int], tuple[GeneralTracker, int]]] = {
     "tensorboard": _start_tensorboard,
     "wandb": _start_wandb,
 }

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from dpdmd.distributed.processes import everywhere
 from dpdmd.method.denoiser import Condition, Denoiser
 from dpdmd.method.grids import Grid
-from dpdmd.method.guidance import Guidance
 from dpdmd.method.randomness import image_noise
-from dpdmd.method.rollout import StudentKind, student_samples, teacher_rollout
+from dpdmd.method.rollout import GuidedTeacher, StudentKind
 from dpdmd.models.base import ModelAdapter
+from dpdmd.models.sampling import student_samples
 from dpdmd.store.png import write_png
 from dpdmd.store.tensors import read_tensors, write_tensors
 
@@ -53,21 +53,20 @@ class Validation:
         self.cond = encode(prompts)[torch.arange(len(prompts)).repeat_interleave(num_seeds)]
         self.uncond = encode([""])
 
-    def teacher_images(self, denoise: Denoiser, grid: Grid, guidance_scale: float) -> Tensor:
+    def teacher_images(self, teacher: GuidedTeacher) -> Tensor:
         """The guided teacher's images: those in the folder if they were made with the same settings."""
-        settings = [self.prompts, self.num_seeds, list(self.latent_shape), grid.times, guidance_scale]
+        grid, scale = teacher.grid, teacher.guidance.scale
+        settings = [self.prompts, self.num_seeds, list(self.latent_shape), grid.times, scale]
         self.identity = f"teacher-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
         self._teacher_file = self.folder / f"{self.identity}.safetensors"
         kept = _read_images(self._teacher_file)
         self._is_kept = kept is not None
         if all(everywhere(lambda: self._is_kept)):
             return kept
-        guidance = Guidance(guidance_scale, rule=self.adapter.guidance_rule)
 
         def latents(rows: slice, cond: Condition) -> Tensor:
             noise = image_noise(self.seeds[rows], self.latent_shape).to(self.device)
-            uncond = self.uncond.to(self.device).expand(len(cond))
-            return teacher_rollout(denoise, self.adapter.path, noise, cond, uncond, grid=grid, guidance=guidance)
+            return teacher.rollout(noise, cond, self.uncond.to(self.device).expand(len(cond)))
 
         return self._decode(latents)
 

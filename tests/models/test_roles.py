@@ -3,13 +3,14 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from dpdmd.method.roles import ROLES, Roles
+from dpdmd.method.roles import ROLES
+from dpdmd.models.role_networks import make_roles
 
 
 @pytest.fixture
 def roles():
     torch.manual_seed(0)
-    return Roles(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 3)))
+    return make_roles(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 3)))
 
 
 def state(roles, role):
@@ -44,7 +45,7 @@ def test_the_teacher_is_frozen_and_the_others_train(roles):
 
 
 def test_a_teacher_loaded_frozen_still_gives_roles_that_train():
-    roles = Roles(nn.Linear(2, 2).requires_grad_(False).eval())
+    roles = make_roles(nn.Linear(2, 2).requires_grad_(False).eval())
     assert len(roles.parameters("student")) == len(roles.parameters("fake_score")) == 2
 
 
@@ -61,7 +62,7 @@ def network():
 @pytest.fixture
 def adapters():
     config = LoraConfig(r=2, lora_alpha=4, target_modules=["0", "2"])
-    return Roles(network(), lora={"student": config, "fake_score": config}, seed=1)
+    return make_roles(network(), lora={"student": config, "fake_score": config}, seed=1)
 
 
 def output(roles, role):
@@ -125,7 +126,7 @@ def test_the_role_of_before_is_back_after_an_error_and_after_nesting(adapters):
 
 
 def test_a_full_student_beside_an_adapted_fake_score():
-    roles = Roles(network(), lora={"fake_score": LoraConfig(r=2, target_modules=["0"])})
+    roles = make_roles(network(), lora={"fake_score": LoraConfig(r=2, target_modules=["0"])})
     assert roles.networks["fake_score"] is roles.networks["teacher"] is not roles.networks["student"]
     before = output(roles, "teacher")
     move(roles, "student")

@@ -2,13 +2,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from rollouts import teacher_rollout
 from torch.testing import assert_close
 
 from dpdmd.method.grids import Grid, uniform_grid
 from dpdmd.method.guidance import Guidance
-from dpdmd.method.hybrid import hybrid_samples
 from dpdmd.method.paths import FlowPath
-from dpdmd.method.rollout import teacher_rollout
+from dpdmd.method.rollout import GuidedTeacher
+from dpdmd.models.sampling import hybrid_samples
 
 FLOW, OFF = FlowPath(), Guidance(1.0)
 GRID = Grid((1.0, 0.9, 0.75, 0.5, 0.0))
@@ -20,17 +21,8 @@ def test_a_hybrid_is_the_teacher_to_where_step_one_lands_and_the_student_from_th
     fine = uniform_grid(30, shift=3)
     teacher, student = recorder(stepwise_network(fine.times, 0)), recorder(stepwise_network(GRID.times, 1))
     noise, cond, uncond = randn(0, 2, 1, 3, 3), prompts([1.0, 2.0]), prompts([0.0, 0.5])
-    x0 = hybrid_samples(
-        teacher,
-        student,
-        FLOW,
-        noise,
-        cond,
-        uncond,
-        teacher_grid=fine,
-        guidance=Guidance(2.0),
-        student_grid=GRID,
-    )
+    guided = GuidedTeacher(teacher, FLOW, fine, Guidance(2.0))
+    x0 = hybrid_samples(guided, student, noise, cond, uncond, student_grid=GRID)
     # Step 1 lands at .9; the teacher's nearest time is .9079 after 7 steps.
     assert len(teacher.calls) == 7 and torch.equal(teacher.calls[0][0][:2], noise)
     assert [t[0].item() for _, t, _ in student.calls] == pytest.approx([fine.times[7], 0.75, 0.5])
@@ -44,15 +36,7 @@ def test_a_hybrid_is_the_teacher_to_where_step_one_lands_and_the_student_from_th
 
 def test_a_student_of_one_step_makes_no_hybrid(stepwise_network, prompts, randn):
     one = Grid((1.0, 0.0))
-    networks = (stepwise_network(one.times), stepwise_network(one.times))
+    teacher = GuidedTeacher(stepwise_network(one.times), FLOW, GRID, OFF)
+    args = teacher, stepwise_network(one.times), randn(0, 1, 1, 2, 2), prompts([1.0]), prompts([0.0])
     with pytest.raises(ValueError, match="a hybrid needs a student of at least two steps"):
-        hybrid_samples(
-            *networks,
-            FLOW,
-            randn(0, 1, 1, 2, 2),
-            prompts([1.0]),
-            prompts([0.0]),
-            teacher_grid=GRID,
-            guidance=OFF,
-            student_grid=one,
-        )
+        hybrid_samples(*args, student_grid=one)

@@ -1,0 +1,30 @@
+"""Warnings in plain words about grids that a user is likely to regret."""
+
+from itertools import pairwise
+
+from dpdmd.method.grids import Grid, anchor_steps
+
+NEAR_EMPTY_STEP = 0.02
+
+
+def lint_grids(student: Grid, teacher: Grid | None = None, num_anchor_steps: int | None = None) -> list[str]:
+    """Plain-words warnings: student steps that change almost nothing, an anchor far from where step 1 lands."""
+    messages = []
+    for i, (a, b) in enumerate(pairwise(student.times)):
+        if a - b < NEAR_EMPTY_STEP:
+            messages.append(
+                f"student step {i + 1} of {student.num_steps} goes from t = {a:.4f} to {b:.4f} and does almost "
+                f"nothing: {student.num_steps} calls are worth {student.num_steps - 1}. "
+                'student.grid = "uniform" makes every call count.'
+            )
+    if teacher is not None and num_anchor_steps is not None:
+        reached, landing = teacher.times[num_anchor_steps], student.times[1]
+        span, first = student.times[0] - reached, student.times[0] - landing
+        if first > 1.5 * span or span > 1.5 * first:
+            better = anchor_steps(teacher, landing)
+            messages.append(
+                f"the anchor is {num_anchor_steps} teacher steps, t = {reached:.4f}, but the student's first step "
+                f"lands at t = {landing:.4f}, {first / span:.1f} times as far. {better} steps reach "
+                f"t = {teacher.times[better]:.4f}."
+            )
+    return messages

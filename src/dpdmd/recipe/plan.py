@@ -1,0 +1,142 @@
+"""What a recipe and a model resolve to: everything that later code needs, in small frozen values.
+
+Nothing after `resolve` sees a recipe: planning counts a `Plan`, training builds its parts from one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, Literal
+
+from dpdmd.method.grids import Grid
+from dpdmd.method.guidance import Guidance
+from dpdmd.method.losses import Space
+from dpdmd.method.objective import Objective
+from dpdmd.method.paths import Path
+from dpdmd.method.roles import Role
+from dpdmd.method.rollout import StudentKind
+from dpdmd.models.base import LatentShape
+from dpdmd.models.lora import LoraSettings
+from dpdmd.recipe.schema import CheckpointConfig, OutputConfig, ValidationConfig
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """The teacher: its name in the recipe (`source`), how it is sampled, and the format of its weights."""
+
+    source: str
+    grid: Grid
+    guidance: Guidance
+    dtype: Literal["fp32", "bf16", "int8", "nf4"]
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """The student: its grid and kind, what it starts from (None: the teacher), whether one random step is trained."""
+
+    grid: Grid
+    kind: StudentKind
+    start: str | None
+    random_step: bool
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether training takes x0_hat of one random step of each sample (`rollout.backward_simulation`)."""
+        return self.random_step or self.kind == "renoise"
+
+
+@dataclass(frozen=True)
+class TauRange:
+    """Noise levels at which the fake score is trained: low to high, shifted."""
+
+    low: float
+    high: float
+    shift: float
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Prompts, and how they are cut into micro-batches of `batch_size` samples, `accumulation` of them per process.
+
+    cache: folder of embeddings and teacher samples; None: the user's cache. use_cache False: encode while training.
+    fake_updates: M. reuse_samples: whether these share one rollout.
+    """
+
+    prompts: str
+    column: str
+    cache: str | None
+    use_cache: bool
+    batch_size: int
+    accumulation: int
+    samples_per_prompt: int
+    fake_updates: int
+    reuse_samples: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class OptimiserPlan:
+    """AdamW of every trained role, and the moving average of the student's weights."""
+
+    learning_rate: float
+    fake_learning_rate: float
+    warmup: int
+    weight_decay: float
+    betas: tuple[float, float]
+    max_grad_norm: float
+    ema_decay: float
+
+
+@dataclass(frozen=True)
+class ComputePlan:
+    """How networks are computed and spread. in_bf16: network calls under autocast."""
+
+    in_bf16: bool
+    shard: bool
+    gradient_checkpointing: bool
+    compile: bool
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a run ends: after so many student updates or training seconds."""
+
+    num_updates: int
+    max_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe and a model, made concrete.
+
+    latent_shape: (C, H, W). image_size: (height, width) in pixels, None for the model's own. path, prediction_space:
+    the model's. embedded_guidance: per role, None where the network takes none. anchor_steps: K of the objective's
+    anchor, None without one. feature_blocks: which blocks a discriminator sees, empty without one. real_images: (file,
+    prompt) of what it takes for real, empty where that is the teacher's samples. objective_name: as a recipe names it.
+    settings: {dotted key: value} of the whole recipe, for records and for comparing runs. recipe_toml: the same as a
+    file. notes: warnings in plain words.
+    """
+
+    latent_shape: LatentShape
+    image_size: tuple[int, int] | None
+    path: Path
+    prediction_space: Space
+    teacher: TeacherPlan
+    student: StudentPlan
+    embedded_guidance: dict[Role, float | None]
+    objective: Objective
+    objective_name: str
+    tau_range: TauRange
+    anchor_steps: int | None
+    feature_blocks: tuple[int, ...]
+    real_images: list[tuple[FilePath, str]]
+    data: DataPlan
+    optimiser: OptimiserPlan
+    compute: ComputePlan
+    budget: Budget
+    lora: LoraSettings
+    validation: ValidationConfig
+    checkpoint: CheckpointConfig
+    output: OutputConfig
+    settings: dict[str, Any]
+    recipe_toml: str
+    notes: list[str]

@@ -1,0 +1,82 @@
+"""The networks of a run before its first update: loaded, compared between processes, put into roles, spread."""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from dpdmd.distributed.processes import require_equal
+from dpdmd.distributed.wrapping import replicate, shard
+from dpdmd.method.denoiser import Condition, Denoiser
+from dpdmd.method.paths import Prediction
+from dpdmd.method.roles import TRAINED_ROLES, Role, Roles
+from dpdmd.models.base import ModelAdapter, denoiser
+from dpdmd.models.load import load_sampler
+from dpdmd.models.lora import lora_configs
+from dpdmd.models.quantised import PACKAGES as QUANTISED
+from dpdmd.models.quantised import quantise
+from dpdmd.models.role_networks import compile_blocks, enable_gradient_checkpointing, make_roles
+from dpdmd.recipe.plan import Plan
+from dpdmd.store.digests import fingerprint
+
+
+def load_networks(plan: Plan, adapter: ModelAdapter) -> tuple[nn.Module, nn.Module | None]:
+    """The teacher's network, and the one that the student starts from, None for the teacher's.
+
+    Raises ValueError when they do not fit each other.
+    """
+    source = plan.student.start
+    # What is only ever frozen need not pass through fp32.
+    is_frozen = plan.teacher.dtype != "fp32" and set(plan.lora.roles) == set(TRAINED_ROLES)
+    teacher = adapter.load_network(torch.bfloat16) if is_frozen else adapter.load_network()
+    if source is None:
+        return teacher, None
+    start = load_sampler(source).network
+    mine, theirs = ({k: tuple(v.shape) for k, v in network.state_dict().items()} for network in (teacher, start))
+    differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    if differ:
+        raise ValueError(
+            f"student.start: {source} does not fit the teacher {adapter.source}: {len(differ)} weights differ in name "
+            f"or shape, the first is {differ[0]}"
+        )
+    return teacher, start
+
+
+def new_roles(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> Roles:
+    """Student, teacher and fake score on this process's device, copied or spread over the processes.
+
+    Raises ValueError in all processes when they read different weights.
+    """
+    teacher, start = load_networks(plan, adapter)
+    require_equal({name: fingerprint(n) for name, n in {"teacher": teacher, "student.start": start}.items() if n})
+    dtype = plan.teacher.dtype
+    if dtype in QUANTISED:
+        quantise(teacher, dtype, adapter.block_lists, accelerator.device)
+    roles = make_roles(
+        teacher,
+        start,
+        lora=lora_configs(plan.lora, adapter, teacher),
+        frozen_dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
+        seed=plan.data.seed,
+    )
+    if plan.compute.gradient_checkpointing:
+        enable_gradient_checkpointing(roles)
+    if plan.compute.compile:
+        compile_blocks(roles, adapter.block_lists)
+    if plan.compute.shard:
+        shard(roles, accelerator, adapter.block_lists)
+    else:
+        replicate(roles, accelerator)
+    return roles
+
+
+def role_denoiser(plan: Plan, adapter: ModelAdapter, roles: Roles, role: Role) -> Denoiser:
+    """The role's denoiser; in bf16 the network call alone is autocast, its prediction is fp32."""
+    denoise = denoiser(adapter, roles, role, plan.embedded_guidance[role])
+    if not plan.compute.in_bf16:
+        return denoise
+
+    def in_bf16(x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        with torch.autocast(x_t.device.type, dtype=torch.bfloat16):
+            return denoise(x_t, t, cond)
+
+    return in_bf16

@@ -1,0 +1,204 @@
+"""What a run is put together from before its first update, in the order that memory and checks need."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from dpdmd.data.embeddings import EmbeddingCache, default_folder
+from dpdmd.data.images import images_digest
+from dpdmd.data.prompts import SCENES, lint_prompts, training_prompts
+from dpdmd.distributed.processes import everywhere, new_accelerator, on_first, require_equal
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.roles import Roles
+from dpdmd.method.rollout import GuidedTeacher
+from dpdmd.models.base import ModelAdapter
+from dpdmd.models.parts import tokenizers
+from dpdmd.models.quantised import missing_package
+from dpdmd.recipe.plan import Plan
+from dpdmd.store.provenance import versions
+from dpdmd.training.adversary import Adversary, RealSamples, image_samples, teacher_samples
+from dpdmd.training.data import BatchSource, EncodedPrompts, MicroBatch, prompts_digest
+from dpdmd.training.ema import Ema
+from dpdmd.training.networks import new_roles, role_denoiser
+from dpdmd.training.run.folder import binding_digest
+from dpdmd.training.teacher_samples import TeacherSamples, samples_folder
+from dpdmd.training.updater import Trained, Updater
+from dpdmd.training.updates import Denoisers
+from dpdmd.training.validation.images import default_prompts
+from dpdmd.training.validation.validator import Validator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a trainer works with.
+
+    teacher_samples: the teacher's samples of a pool of pairs, None without such a pool. networks: what training needs
+    in addition to the roles' networks (a discriminator's head, a perceptual backbone), by name. identity: what a
+    checkpoint must share with the run that continues from it. notes: warnings for the user.
+    """
+
+    adapter: ModelAdapter
+    accelerator: Accelerator
+    roles: Roles
+    denoisers: Denoisers
+    teacher: GuidedTeacher
+    updaters: dict[Trained, Updater]
+    ema: Ema | None
+    batches: BatchSource
+    adversary: Adversary | None
+    teacher_samples: TeacherSamples | None
+    validator: Validator
+    networks: dict[str, nn.Module]
+    identity: dict[str, Any]
+    notes: list[str]
+
+
+def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | None = None) -> Parts:
+    """The parts of a run. accelerator: default `new_accelerator()`.
+
+    Raises ValueError, before anything is loaded, for settings that cannot be had here, and in all processes when they
+    were given different recipes, prompts, packages or models.
+    """
+    if (missing := missing_package(plan.teacher.dtype)) is not None:
+        raise ValueError(missing)
+    prompts = training_prompts(plan.data.prompts, plan.data.column)
+    notes = list(plan.notes)
+    if plan.data.prompts != SCENES:
+        notes += lint_prompts(prompts, tokenizers(adapter.texts, adapter.token_limits))
+    accelerator = accelerator or new_accelerator()
+    drawn = list(plan.validation.prompts or default_prompts(prompts))
+    validator = Validator(plan, adapter, accelerator, drawn)
+    images_hash = {"images_hash": images_digest(plan.real_images)} if plan.real_images else {}
+    require_equal({**plan.settings, "the prompts": prompts_digest(prompts), **images_hash, **versions()})
+    # Before the networks are there: the text encoders and the autoencoder may need the memory.
+    texts = [*prompts, *drawn, *(prompt for _, prompt in plan.real_images)]
+    encoded = EncodedPrompts(prompts, text_encoder(plan, adapter, accelerator, texts))
+    images = image_samples(plan, adapter, accelerator) if plan.real_images else None
+    roles = new_roles(plan, adapter, accelerator)
+    denoisers = Denoisers(
+        **{role: role_denoiser(plan, adapter, roles, role) for role in ("student", "teacher", "fake_score")}
+    )
+    teacher = GuidedTeacher(denoisers.teacher, plan.path, plan.teacher.grid, plan.teacher.guidance)
+    batches = new_batches(plan, encoded, accelerator)
+    kept = partial(new_teacher_samples, plan, adapter, teacher)
+    updaters = _role_updaters(plan, roles, accelerator)
+    networks = {term.name: term.network for term in plan.objective.terms if term.network is not None}
+    adversary = None
+    if plan.objective.discriminator is not None:
+        draw = partial(_real_samples, plan, batches, teacher, kept, accelerator, images)
+        adversary = Adversary(plan, adapter, roles, encoded, accelerator, draw)
+        denoisers = replace(denoisers, discriminator=adversary.discriminator)
+        networks["discriminator"] = head = adversary.discriminator.head
+        parameters, rate = dict(head.named_parameters()), plan.objective.discriminator.learning_rate
+        args = adversary.network, parameters, accelerator, plan.optimiser, rate
+        updaters["discriminator"] = Updater("discriminator", *args)
+    return Parts(
+        adapter=adapter,
+        accelerator=accelerator,
+        roles=roles,
+        denoisers=denoisers,
+        teacher=teacher,
+        updaters=updaters,
+        ema=Ema(roles.parameters("student"), plan.optimiser.ema_decay) if plan.optimiser.ema_decay else None,
+        batches=batches,
+        adversary=adversary,
+        teacher_samples=kept() if plan.objective.num_pairs else None,
+        validator=validator,
+        networks=networks,
+        identity={
+            "recipe_hash": binding_digest(plan.settings),
+            "prompts_hash": encoded.digest,
+            "samples_per_update": plan.data.batch_size * plan.data.accumulation * accelerator.num_processes,
+            **images_hash,
+        },
+        notes=notes,
+    )
+
+
+def text_encoder(
+    plan: Plan, adapter: ModelAdapter, accelerator: Accelerator, texts: list[str]
+) -> Callable[[list[str]], Condition]:
+    """What gives the conditioning of `texts` and of "": their cache, filled here, or the text encoders.
+
+    With a cache the encoders are released: the networks need their memory.
+    """
+    device = accelerator.device
+    if not plan.data.use_cache:
+        if device.type != "cpu":
+            adapter.texts.to(device)
+        return adapter.encode
+    dtype = torch.bfloat16 if plan.compute.in_bf16 else torch.float32
+    cache = EmbeddingCache(plan.data.cache or default_folder(), adapter, dtype)
+
+    def ensure() -> None:
+        if device.type != "cpu" and cache.missing([*texts, ""]):
+            adapter.texts.to(device, dtype)
+        cache.ensure([""], progress=False, say=lambda message: None)  # alone, as without a cache: equal to the bit
+        cache.ensure(texts, progress=accelerator.is_main_process, say=logger.info)
+
+    on_first(ensure)
+    everywhere(ensure)
+    vars(adapter).pop("texts", None)
+    return cache.condition
+
+
+def new_batches(plan: Plan, prompts: EncodedPrompts, accelerator: Accelerator) -> BatchSource:
+    """What this process draws; shared samples are those of one fake-score update."""
+    data = plan.data
+    return BatchSource(
+        prompts=prompts,
+        latent_shape=plan.latent_shape,
+        seed=data.seed,
+        batch_size=data.batch_size,
+        accumulation=data.accumulation,
+        fake_updates=1 if data.reuse_samples else data.fake_updates,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        device=accelerator.device,
+        samples_per_prompt=data.samples_per_prompt,
+        num_pairs=plan.objective.num_pairs,
+    )
+
+
+def sample_teacher(teacher: GuidedTeacher, batch: MicroBatch) -> Tensor:
+    """The guided teacher's x0 (B, C, H, W) from the noise of a micro-batch."""
+    return teacher.rollout(batch.noise, batch.cond, batch.uncond)
+
+
+def new_teacher_samples(plan: Plan, adapter: ModelAdapter, teacher: GuidedTeacher) -> TeacherSamples:
+    """The teacher's samples of a pool of pairs, kept in the folder of the embeddings."""
+    root = Path(plan.data.cache or default_folder())
+    folder = on_first(lambda: samples_folder(root, plan, adapter))
+    return TeacherSamples(folder, partial(sample_teacher, teacher), lambda flag: any(everywhere(lambda: flag)))
+
+
+def _role_updaters(plan: Plan, roles: Roles, accelerator: Accelerator) -> dict[Trained, Updater]:
+    rates = {"student": plan.optimiser.learning_rate, "fake_score": plan.optimiser.fake_learning_rate}
+    return {
+        role: Updater(role, roles.networks[role], roles.parameters(role), accelerator, plan.optimiser, rate)
+        for role, rate in rates.items()
+    }
+
+
+def _real_samples(
+    plan: Plan,
+    batches: BatchSource,
+    teacher: GuidedTeacher,
+    kept: Callable[[], TeacherSamples],
+    accelerator: Accelerator,
+    images: RealSamples | None,
+) -> RealSamples:
+    """What a discriminator takes for real: the images, or samples of the teacher."""
+    if images is not None:
+        return images
+    sample = kept() if plan.data.use_cache else partial(sample_teacher, teacher)
+    return teacher_samples(plan, batches, sample, accelerator)

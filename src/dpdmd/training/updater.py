@@ -1,0 +1,85 @@
+"""The one way in which weights change: mean gradient over micro-batches, clipped, one step of AdamW."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from math import isfinite
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dpdmd.distributed.wrapping import whole
+from dpdmd.method.roles import Role
+from dpdmd.recipe.plan import OptimiserPlan
+from dpdmd.training.health import mean_of
+from dpdmd.training.updates import MicroLoss
+
+# What has an optimiser: the trained roles, and the head of an objective's discriminator.
+Trained = Role | Literal["discriminator"]
+
+
+def learning_rate_at(step: int, peak: float, warmup: int) -> float:
+    """Linear warm-up: peak (step + 1) / warmup until it is reached; `step` counts student updates from 0."""
+    return peak * min(1.0, (step + 1) / max(warmup, 1))
+
+
+class Updater:
+    """The optimiser of a role, or of the discriminator's head, with its parameters by name."""
+
+    def __init__(
+        self,
+        role: Trained,
+        network: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        accelerator: Any,
+        plan: OptimiserPlan,
+        learning_rate: float,
+    ):
+        """`network`: whose gradients are exchanged between processes, wrapped."""
+        self.role, self.network, self.named_parameters, self.accelerator = role, network, parameters, accelerator
+        self.parameters = list(parameters.values())
+        self.plan, self.peak = plan, learning_rate
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
+        )
+
+    def update(self, step: int, micro_losses: list[Callable[[], MicroLoss]]) -> dict[str, float]:
+        """Mean gradient over the micro-batches, clipped, one optimiser step; returns what to log.
+
+        Raises FloatingPointError on every process, before any weight has changed, when a loss or the gradient of any
+        process is not finite.
+        """
+        logs = []
+        for i, micro_loss in enumerate(micro_losses):
+            is_last = i + 1 == len(micro_losses)
+            # Processes exchange gradients once per update, with the last micro-batch.
+            with nullcontext() if is_last else self.accelerator.no_sync(self.network):
+                result = micro_loss()
+                self.accelerator.backward(result.total / len(micro_losses))
+            logs.append(result.log)
+        norm = whole(self.accelerator.clip_grad_norm_(self.parameters, self.plan.max_grad_norm))
+        log = mean_of([log | {f"grad_norm/{self.role}": norm} for log in logs])
+        self._refuse_non_finite(step, log)
+        rate = learning_rate_at(step, self.peak, self.plan.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return log
+
+    def _refuse_non_finite(self, step: int, log: dict[str, float]) -> None:
+        checked = {key: value for key, value in log.items() if key.startswith(("loss/", "grad_norm/"))}
+        bad = {key: value for key, value in checked.items() if not isfinite(value)}
+        flag = torch.tensor([float(bool(bad))], device=self.accelerator.device)
+        if not self.accelerator.reduce(flag, reduction="sum").item():
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        rates = "objective.adversarial.learning_rate"
+        if self.role != "discriminator":
+            rates = "train.learning_rate or train.fake_learning_rate"
+        seen = ", ".join(f"{key} = {value}" for key, value in bad.items()) or "on another process"
+        raise FloatingPointError(
+            f"the {self.role} update of step {step + 1} is not finite ({seen}); its weights are unchanged and the last "
+            f"checkpoint stays. Try a lower {rates}, a longer train.warmup, a smaller train.max_grad_norm, or "
+            'train.precision = "fp32"'
+        )

@@ -1,0 +1,38 @@
+"""Warnings about grids."""
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from dpdmd.method.grids import Grid, anchor_steps, uniform_grid
+from dpdmd.recipe.lint import lint_grids
+
+
+def stock_grid(num_steps: int) -> Grid:
+    """What diffusers' flow scheduler takes by default for SD3's shift."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(num_steps)
+    return Grid(tuple(scheduler.sigmas.tolist()))
+
+
+def test_lint_names_the_near_empty_last_step_of_the_stock_grid():
+    messages = lint_grids(stock_grid(4))
+    assert len(messages) == 1
+    assert "student step 4 of 4 goes from t = 0.0089 to 0.0000" in messages[0]
+    assert "4 calls are worth 3" in messages[0]
+
+
+def test_lint_names_an_anchor_too_near_and_the_better_one():
+    student = Grid((1.0, 0.8577, 0.6022, 0.0))
+    messages = lint_grids(student, stock_grid(30), 5)
+    assert len(messages) == 1
+    assert "5 teacher steps, t = 0.935" in messages[0] and "lands at t = 0.8577, 2.2 times as far" in messages[0]
+    assert "10 steps reach t = 0.851" in messages[0]
+
+
+def test_lint_names_an_anchor_too_far():
+    messages = lint_grids(Grid((1.0, 0.8577, 0.6022, 0.0)), stock_grid(30), 20)
+    assert len(messages) == 1 and "20 teacher steps" in messages[0] and "0.3 times as far" in messages[0]
+
+
+def test_lint_is_silent_about_a_grid_where_every_call_counts():
+    student, teacher = uniform_grid(4, shift=3), uniform_grid(30, shift=3)
+    assert lint_grids(student, teacher, anchor_steps(teacher, student.times[1])) == []
