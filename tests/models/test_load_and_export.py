@@ -185,7 +185,7 @@ def test_missing_and_broken_weights_are_named(sd3_folder, tmp_path):
     ("error", "sentence"),
     [
         (GatedRepoError, "accept its licence on huggingface.co and log in with `hf auth login`"),
-        (RepositoryNotFoundError, "no such repository on huggingface.co, or a private one and no token"),
+        (RepositoryNotFoundError, "huggingface.co has no such repository, or it is private and you are not logged in"),
         (LocalEntryNotFoundError, "not in the local cache and huggingface.co cannot be reached"),
     ],
 )

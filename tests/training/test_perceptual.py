@@ -272,7 +272,7 @@ def test_what_cannot_work_is_refused_before_a_network_is_loaded(recipe, adapter,
         with pytest.raises(ValueError, match=reason):
             Trainer(make_recipe(objective=objective), adapter)
     adapter.vae_factor = 2
-    with pytest.raises(ValueError, match="knows the built-in world only, 32 x 32 pixels, and the images have 8 x 8"):
+    with pytest.raises(ValueError, match="works for the built-in world only, with images of 32 x 32 pixels, got 8 x 8"):
         Trainer(recipe(), adapter)
 
 
