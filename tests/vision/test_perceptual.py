@@ -153,7 +153,7 @@ def test_files_that_hold_no_lpips_weights_are_refused_before_they_are_read(lpips
     path, _ = lpips_file("alex", **{"features.3.bias": torch.zeros(5)})
     with pytest.raises(ValueError, match=r"the first is features\.3\.bias \(5,\), expected \(192,\)"):
         PerceptualDistance(path, size)
-    with pytest.raises(ValueError, match="too often for 24 x 32 pixels"):
+    with pytest.raises(ValueError, match="downsamples too often for images of 24 x 32 pixels"):
         PerceptualDistance(lpips_file("alex")[0], (24, 32))
 
 
