@@ -156,7 +156,7 @@ def test_bad_models_are_refused_in_one_sentence(run, sd3_folder, tmp_path):
         load_adapter(str(tmp_path / "other"))
     with pytest.raises(ValueError, match="exists already"):
         export_run(run, tmp_path / "other")
-    with pytest.raises(ValueError, match="no finished run"):
+    with pytest.raises(ValueError, match="is not a finished run"):
         export_run(tmp_path, tmp_path / "new")
     write_tensors(run / "student" / "student.safetensors", {"pos_embed.pos_embed": torch.zeros(1)})
     with pytest.raises(ValueError, match="does not fit"):
