@@ -86,5 +86,5 @@ def test_missing_weights_are_told_before_anything_is_scored(tmp_path, monkeypatc
     monkeypatch.setattr("dpdmd.evaluate.run.saturation", lambda *_: pytest.fail("began to score"))
     with pytest.raises(ValueError, match=r"nowhere' is no folder and no hub id"):
         evaluate_folder(folder, quality=[f"maniqa={tmp_path / 'nowhere'}"])
-    with pytest.raises(ValueError, match=r"no readable safetensors file"):
+    with pytest.raises(ValueError, match=r"is not a readable safetensors file"):
         evaluate_folder(folder, perceptual=str(tmp_path / "lpips.safetensors"))
