@@ -265,7 +265,7 @@ def test_what_cannot_work_is_refused_before_a_network_is_loaded(recipe, adapter,
         recipe(num_pairs=4, cache="none")
     for backbone, reason in (
         ("vgg.pth", "is a pickle"),
-        ("vgg.safetensors", "no readable"),
+        ("vgg.safetensors", "is not a readable"),
         ("/no/such", "neither 'scenes'"),
     ):
         objective = {"name": "dmd_perceptual", "perceptual": {"backbone": backbone}}
