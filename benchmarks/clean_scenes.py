@@ -1,11 +1,13 @@
-"""Why DP-DMD's students draw fewer clean scenes than DMD's: are its scenes harder, or are the same ones drawn worse?
+"""Why do DP-DMD's students draw fewer clean scenes than DMD's: harder scenes, or the same scenes drawn worse?
 
     python -m benchmarks.clean_scenes --seeds 3 --jobs 2
 
-The difference of two shares of clean scenes is parted, cell by cell of what the oracle reads (shape, size, background),
-into what the two draw and how well they draw the same. Main arms and teacher are those of benchmarks.pareto, in its
-folder: what is finished there is not made again. Images are pooled over training seeds. Writes
-benchmarks/results/clean_scenes.json and prints tables.
+A cell is a combination of the shape, size and background that the oracle reads. The difference between two models'
+shares of clean scenes is decomposed over these cells into two parts: which scenes they draw, and how well they draw the
+same ones. The main arms and the teacher are those of benchmarks.pareto and share its folder; runs that are finished
+there are not repeated. Images are pooled over training seeds.
+
+Writes benchmarks/results/clean_scenes.json and prints tables.
 """
 
 import argparse
@@ -89,8 +91,8 @@ def share(images: list[bool]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="training seeds 0 ... N-1")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--seeds", type=int, default=3, help="number of training seeds, 0 ... N-1")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs; each gets a share of the cores")
     parser.add_argument("--out", type=Path, default=Path("runs", "pareto"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks", "results", "clean_scenes.json"))
     arguments = parser.parse_args()
@@ -110,7 +112,7 @@ def main() -> None:
     shares = [[" ".join(reversed(place)), *(share(by(own, 0, 1)[place]) for own in cells.values())] for place in places]
     print(markdown(["clean scenes (images)", *(LABELS[name] for name in cells)], shares))
     rows = [[LABELS[name], *(number(value, 3) for value in part.values())] for name, part in parts.items()]
-    print(f"\n{markdown(['DP-DMD less', *parts[RIVAL]], rows)}")
+    print(f"\n{markdown(['DP-DMD minus', *parts[RIVAL]], rows)}")
     found = {
         name: [{"cell": cell, "images": len(images), "clean": sum(images)} for cell, images in sorted(own.items())]
         for name, own in cells.items()

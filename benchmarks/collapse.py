@@ -2,11 +2,13 @@
 
     python -m benchmarks.collapse --seeds 5 --updates 150 --jobs 2
 
-Arms: the guided teacher at 30 steps, the same at 4 steps, DMD, DP-DMD with the paper's K = 5 and lambda = 0.05, DP-DMD
-with K = 15, where step 1 lands, and lambda = 1. All students share budget, noise, prompts, guidance, noise levels and
-learning rate; only the objective differs, in its published form. What other settings do: pareto.py.
-Resumable: finished runs stand in --out and are not repeated. Writes benchmarks/results/collapse.json and prints the
-table of the README. Expect --seeds x --updates x 7 s of one core, 90 minutes on two for the command above.
+Arms: the guided teacher with 30 and with 4 steps; DMD; DP-DMD with the paper's K = 5 and lambda = 0.05; DP-DMD with
+lambda = 1 and K = 15, the time at which the student's step 1 ends. All students share budget, noise, prompts, guidance,
+noise levels and learning rate. Only the objective differs, in its published form. For other settings see pareto.py.
+
+Finished runs are kept in --out and not repeated, so an interrupted command can be run again. Writes
+benchmarks/results/collapse.json and prints the table of the README. The time is about --seeds x --updates x 7 s on one
+core: 90 minutes on two cores for the command above.
 """
 
 from benchmarks.seeds import run_benchmark

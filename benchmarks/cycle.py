@@ -1,14 +1,16 @@
-"""Seconds and peak memory of one cycle, five fake-score updates and one student update: ours against the reference.
+"""Time and peak memory of one cycle (five fake-score updates, one student update), compared with the reference.
 
     python -m benchmarks.cycle --json benchmarks/results/cycle.json
 
-The reference is the schedule of the paper's released code (benchmarks/reference.py), on the same random weights, in the
-same process, cycle by cycle in turn, in fp32 on a CPU and bf16 on a GPU. Ours: the defaults; with the options that make
-a cycle cheaper; with activation checkpointing; with student and fake score as LoRA on one backbone. The model is of the
-SD3 kind at a size that a CPU can train: four blocks of width 192, 256 image and 333 text tokens, batch 2.
+The reference is the schedule of the paper's released code (benchmarks/reference.py). It has the same random weights and
+runs in the same process; cycles of all arms alternate, in fp32 on a CPU and in bf16 on a GPU. Our arms are: the
+defaults; the options that make a cycle cheaper; both with activation checkpointing; and the options with student and
+fake score as LoRA on one backbone. The model is a small SD3 that a CPU can train: four blocks of width 192, 256 image
+tokens, 333 text tokens, batch size 2.
 
-Time is wall-clock, a ratio per pair of cycles, with the 95 % interval of Student's t. Memory is the bytes of all
-tensors alive at the peak of a cycle: weights, optimiser, activations. A cycle more of each is timed by phase.
+Time is wall-clock time, reported as a ratio per pair of cycles with the 95 % interval of Student's t. Memory is the
+bytes of all tensors that are alive at the peak of a cycle: weights, optimiser states and activations. One additional
+cycle of each arm is timed by phase.
 """
 
 import argparse
@@ -251,7 +253,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 def markdown(arms: dict[str, dict]) -> str:
     """The table of ratios, and the one of phases."""
     lines = [
-        "| arm | seconds per cycle | time, ours / reference | MiB at the peak | memory, ours / reference |",
+        "| arm | seconds per cycle | time, ours / reference | peak memory (MiB) | memory, ours / reference |",
         "|---" * 5 + "|",
     ]
     for name, arm in arms.items():
@@ -272,12 +274,12 @@ def markdown(arms: dict[str, dict]) -> str:
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file to write")
-    parser.add_argument("--repeats", type=int, default=3, help="pairs of cycles")
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--width", type=int, default=192, help="of the transformer, a multiple of 64")
-    parser.add_argument("--blocks", type=int, default=4)
-    parser.add_argument("--latent-size", type=int, default=32)
+    parser.add_argument("--json", type=Path, help="JSON file to write")
+    parser.add_argument("--repeats", type=int, default=3, help="number of timed cycles of each arm")
+    parser.add_argument("--batch-size", type=int, default=2, help="prompts per micro-batch")
+    parser.add_argument("--width", type=int, default=192, help="width of the transformer, a multiple of 64")
+    parser.add_argument("--blocks", type=int, default=4, help="number of transformer blocks")
+    parser.add_argument("--latent-size", type=int, default=32, help="height and width of the latents")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         arms = measure(arguments, Path(work))

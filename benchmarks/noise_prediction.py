@@ -1,10 +1,12 @@
-"""The same comparison on the noise-predicting teacher, and which of the anchor's targets and weights serves it.
+"""DMD and DP-DMD on the noise-predicting teacher: which target and weight of the anchor work best?
 
     python -m benchmarks.noise_prediction --seeds 2 --updates 100 --jobs 2
 
-Arms: the guided teacher at 30 steps, the same at 4 steps, DMD, and DP-DMD with the anchor's secant in eps space and
-with its x0 target, whose loss is 213.6 times larger for the same error at this teacher's noisiest timestep: the weights
-are chosen to meet. All students share budget, noise, prompts, guidance and learning rate. Resumable, as collapse.py.
+Arms: the guided teacher with 30 and with 4 steps; DMD; DP-DMD with the anchor's secant target in eps space and with its
+x0 target. For the same error at this teacher's noisiest timestep, the loss of the x0 target is 213.6 times larger; the
+weights are chosen to compensate for that. All students share budget, noise, prompts, guidance and learning rate.
+
+Like benchmarks.collapse, an interrupted command can be run again. Writes benchmarks/results/noise_prediction.json.
 """
 
 from benchmarks.seeds import run_benchmark

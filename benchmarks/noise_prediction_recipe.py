@@ -1,10 +1,13 @@
-"""DMD and DP-DMD on the noise-predicting teacher at the settings of the recipe `scenes_eps_dp_dmd`.
+"""DMD and DP-DMD on the noise-predicting teacher, with the settings of the recipe `scenes_eps_dp_dmd`.
 
     python -m benchmarks.noise_prediction_recipe --seeds 3 --jobs 2
 
-Arms: the guided teacher at 30 steps, the same at 4 steps, DMD, DP-DMD with the anchor's x0 target (the recipe) and with
-its secant in eps space. All students share budget, noise, prompts, guidance, noise levels and learning rate; only the
-objective differs. What the published schedule does: noise_prediction.py. Resumable, as collapse.py.
+Arms: the guided teacher with 30 and with 4 steps; DMD; DP-DMD with the anchor's x0 target (the recipe) and with its
+secant target in eps space. All students share budget, noise, prompts, guidance, noise levels and learning rate; only
+the objective differs. For the published schedule see noise_prediction.py.
+
+Like benchmarks.collapse, an interrupted command can be run again. Writes
+benchmarks/results/noise_prediction_recipe.json.
 """
 
 from benchmarks.noise_prediction import TEACHERS

@@ -1,10 +1,10 @@
-"""Seconds per update of the built-in world's recipes: DP-DMD and DMD's rivals against DMD.
+"""Time per update of the built-in world's recipes: DP-DMD and DMD's rivals, relative to DMD.
 
     python -m benchmarks.overhead --json benchmarks/results/overhead.json
 
-One process trains all of them in turns, ten updates of each at a time, so that what else the machine does meets all
-alike. A first turn is not counted: kept teacher samples are made in it, and memory is found. Figures are ratios per
-turn, their mean with the 95 % interval of Student's t.
+One process trains all arms in turns of ten updates each, so that other load on the machine affects all of them equally.
+The first turn is a warm-up and not counted: it generates the teacher samples that are kept, and allocates memory. The
+results are ratios per turn, reported as mean with the 95 % interval of Student's t.
 """
 
 import argparse
@@ -52,8 +52,10 @@ def seconds(trainer: Trainer) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5, help="how often each arm is timed")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks", "results", "overhead.json"))
+    parser.add_argument("--turns", type=int, default=5, help="number of timed turns")
+    parser.add_argument(
+        "--json", type=Path, default=Path("benchmarks", "results", "overhead.json"), help="JSON file to write"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         trainers = {name: trainer_of(*arm, Path(work)) for name, arm in ARMS.items()}

@@ -1,23 +1,26 @@
-"""Diversity against quality: the teacher, the rivals and DP-DMD, options one at a time, sweeps of what matters most.
+"""Diversity against quality of the teacher, DP-DMD and its rivals; single options; sweeps of the main settings.
 
-    python -m benchmarks.pareto --jobs 2                          everything: a day of two cores
-    python -m benchmarks.pareto main options --jobs 2             some groups of it
+    python -m benchmarks.pareto --jobs 2                          everything: a day on two cores
+    python -m benchmarks.pareto main options --jobs 2             only these groups
 
-Every student has 4 steps (but in the sweep of N) and 150 updates (but in the last group) of batch 32; all share noise,
-prompts and learning rates. Groups of arms, each with so many training seeds (--seeds: at most):
+Every student has 4 steps (except in the sweep of N) and is trained for 150 updates (except in the last group) with
+batch size 32. All share noise, prompts and learning rates. The last column is the number of training seeds of a group,
+which --seeds limits:
 
-    main       DMD and its rivals with all settings alike; DMD as published, and with scores compared at high noise;
-               DP-DMD as published (K 5, lambda .05, stock grid) and at its authors' script values (K 10);
-               re-noising students; the hybrids, and the teacher                                                      5
-    rivals     the rivals' own main knobs                                                                              3
-    options    our defaults with one thing changed                                                                     3
-    frontier   the anchor's own guidance                                                                               3
-    sweeps     K, lambda, N, guidance scale and learning rate off our defaults, the last three of DMD as well          3
-    longer     DMD and DP-DMD with twice the updates                                                                   3
+    main       DMD and its rivals with equal settings; DMD as published, and with scores compared at high noise;
+               DP-DMD as published (K 5, lambda 0.05, stock grid) and with the values of its authors' script (K 10);
+               re-noising students; the hybrids; the teacher                                                           5
+    rivals     sweeps of the rivals' own main settings                                                                 3
+    options    our defaults with one option changed                                                                    3
+    frontier   the guidance scale of the anchor                                                                        3
+    sweeps     K, lambda, N, guidance scale and learning rate around our defaults; the last three also for DMD         3
+    longer     DMD and DP-DMD with twice as many updates                                                               3
 
-Resumable, on several machines too: a run that --results holds already, made with the same settings, is not made again,
-nor is one finished in --out; the results hold both. To measure all of it anew, name another --results. Every student is
-compared with the teacher at its own guidance. Writes benchmarks/results/pareto.json and prints tables.
+An interrupted command can be run again, also on several machines: a run is not repeated if --results contains it with
+the same settings, or if it is finished in --out; the results contain both. To measure everything again, give another
+--results. Every student is compared with the teacher at the student's own guidance scale.
+
+Writes benchmarks/results/pareto.json and prints tables.
 """
 
 import argparse
@@ -243,14 +246,14 @@ def results(groups: dict[str, list[Run]], teachers: list[Run], earlier: dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)}; default: all")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="of these groups only these arms")
-    parser.add_argument("--seeds", type=int, default=5, help="at most so many training seeds, 0 ... N-1")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="run only these arms of the groups")
+    parser.add_argument("--seeds", type=int, default=5, help="maximum number of training seeds, 0 ... N-1")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs; each gets a share of the cores")
     parser.add_argument("--out", type=Path, default=Path("runs", "pareto"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks", "results", "pareto.json"))
     arguments = parser.parse_args()
     if unknown := set(arguments.groups) - set(GROUPS):
-        parser.error(f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+        parser.error(f"unknown group {', '.join(unknown)}; choose from {', '.join(GROUPS)}")
     out, how = arguments.out, {"prompts": evaluation_prompts(), "images_per_prompt": 16, "jobs": arguments.jobs}
 
     teachers = arrange(out, teacher_arms(), [], [])

@@ -1,17 +1,20 @@
-"""What the perceptual distance of the scenes sees, how strongly it pulls, and what it costs.
+"""Measure the perceptual distance of the built-in world: its sensitivity, its gradients, its cost.
 
     python benchmarks/perceptual.py distances
     python benchmarks/perceptual.py gradients --updates 30
     python benchmarks/perceptual.py seconds
     python benchmarks/perceptual.py memory
 
-distances: its mean between scenes that differ in one thing, 512 pairs each, the share of pairs that are further apart
-than when moved by one pixel, and the mean squared error of the pixels beside it. gradients: norms of the gradients that
-the two terms of scenes_dmd_perceptual, both at weight 1, give the student's weights, at the start and after so many
-updates by the recipe; three micro-batches each. seconds: of one core, for one iteration of DMD, of both kinds of the
-perceptual term and of the adversarial one, the middle of five. memory: of one picture of 1024 x 1024 at its peak,
-forth and back, through an autoencoder as SD3's and through VGG16, on tensors without data. A minute or a few on one
-core.
+distances: for pairs of scenes that differ in one property (512 pairs each), the mean distance, the share of pairs that
+    are further apart than after a shift by one pixel, and the mean squared error of the pixels.
+gradients: norms of the gradients of the student's weights from the two terms of scenes_dmd_perceptual, both with
+    weight 1, at the start, after a third of --updates and after --updates of the recipe; three micro-batches each.
+seconds: CPU seconds of one iteration (median of five) of DMD, of both variants of the perceptual term, and of the
+    adversarial term.
+memory: peak memory of a forward and backward pass with one 1024 x 1024 image, through an autoencoder like SD3's and
+    through VGG16, on tensors without data.
+
+Each takes one to a few minutes on one core.
 """
 
 import argparse
@@ -71,7 +74,7 @@ def distances() -> None:
     scenes = sample_scenes(NUM_PAIRS, rng)
     base, images = render(scenes), changes(scenes, rng)
     near = distance(images["moved by 1 pixels"], base)
-    print("| change | distance | further than one pixel | pixels' squared error |\n|---|---|---|---|")
+    print("| change | distance | further apart than one pixel | squared error of pixels |\n|---|---|---|---|")
     for name, changed in images.items():
         d, error = distance(changed, base), F.mse_loss(changed, base)
         print(f"| {name} | {d.mean():.3f} | {(d > near).float().mean():.2f} | {error:.3f} |")
@@ -110,7 +113,7 @@ def seconds() -> None:
         "DMD + perceptual, samples kept": ("scenes_dmd_perceptual", [perceptual + "32"]),
         "DMD + adversarial": ("scenes_dmd_adversarial", ["objective.adversarial.num_real=32"]),
     }
-    print("| objective | seconds of one core per update |\n|---|---|")
+    print("| objective | CPU seconds per update |\n|---|---|")
     for name, (recipe, overrides) in runs.items():
         trainer = new_trainer(load_recipe(recipe, [FOLDER, *overrides]))
         trainer.iterate()
@@ -148,8 +151,8 @@ def memory() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("distances", "gradients", "seconds", "memory"))
-    parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("what", choices=("distances", "gradients", "seconds", "memory"), help="what to measure")
+    parser.add_argument("--updates", type=int, default=30, help="number of student updates for gradients; default: 30")
     arguments = parser.parse_args()
     if arguments.what == "gradients":
         gradients(arguments.updates)

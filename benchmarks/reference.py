@@ -1,10 +1,15 @@
-"""The schedule of the paper's released code (arXiv 2602.03139), rendered literally, for benchmarks.cycle.
+"""The training schedule of the paper's released code (arXiv 2602.03139), reimplemented literally for benchmarks.cycle.
 
-Facts taken from its training script and launcher configuration, not their code: three full copies; the prompts encoded
-three times for every micro-iteration, once with the empty negative beside; text encoders and autoencoder resident; a
-rollout of the student for every fake-score update; K = 10 teacher steps of the stock grid, guidance in one batch; the
-student's samples decoded one by one and written as PNG; activation checkpointing by the model and once more by the
-launcher around every block; AdamW as it comes.
+It follows facts about the released training script and launcher configuration; no code is copied:
+
+- three full copies of the network;
+- prompts are encoded three times in every micro-iteration, once of them together with the empty negative prompt;
+- text encoders and autoencoder stay on the device;
+- every fake-score update has a student rollout of its own;
+- K = 10 teacher steps on the stock grid, with both predictions of the guidance in one batch;
+- the student's samples are decoded one by one and written as PNG files;
+- activation checkpointing in the model, and again around every block by the launcher;
+- plain torch.optim.AdamW.
 """
 
 from collections.abc import Callable

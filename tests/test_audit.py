@@ -98,7 +98,7 @@ def test_an_audit_of_the_teacher_itself_finds_all_of_its_diversity(tmp_path):
 def test_what_is_missing_is_told_before_anything_is_drawn(tmp_path):
     for options, match in (
         ({"prompts": None}, "give --prompts FILE"),
-        ({"quality": ["beauty"]}, "no quality score is called 'beauty'"),
+        ({"quality": ["beauty"]}, "there is no quality score 'beauty'"),
         ({"features": [str(tmp_path / "nowhere")]}, "no folder and no hub id"),
     ):
         with pytest.raises(ValueError, match=match):

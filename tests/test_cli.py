@@ -171,7 +171,7 @@ def test_sample_counts_seeds_up_and_joins_prompts(run, called, tmp_path):
 
 def test_sample_without_a_prompt_says_so(run, tmp_path):
     code, _, err = run("sample", "runs/x", "--out", tmp_path / "images")
-    assert (code, err) == (2, "error: nothing to draw: give --prompt TEXT or --prompts FILE\n")
+    assert (code, err) == (2, "error: there are no prompts: give --prompt TEXT or --prompts FILE\n")
 
 
 def test_evaluate_passes_its_arguments_on_and_prints_figures_with_intervals(run, monkeypatch, tmp_path):
@@ -215,7 +215,7 @@ def test_report_export_pretrain_and_demo_pass_their_arguments_on(run, called, tm
     assert called["export_run"][1] == options | {"metrics": Path("m.json"), "license": "mit"}
 
     code, _, err = run("export", "a", "--out", "b", "--private")
-    assert code == 2 and "--private is about an upload" in err
+    assert code == 2 and "--private needs an upload" in err
 
     called["replace"]("dpdmd.demo", "run_demo")
     assert run("demo", "--updates", 3, "--no-open")[0] == 0

@@ -1,4 +1,4 @@
-"""The report of a student that nobody here trained: any diffusers pipeline, or a LoRA, against its teacher."""
+"""Audit a few-step model that was trained elsewhere: compare a diffusers pipeline or a LoRA with its teacher."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,13 +32,18 @@ def audit(
     quality: Sequence[str] = (),
     batch_size: int = 32,
 ) -> Path:
-    """Draw `model` and `teacher` into `out`, score both against the teacher, and write report.html; returns its path.
+    """Generate images with `model` and `teacher`, score both against the teacher, and write a report.
 
-    model: whatever stock diffusers loads (`evaluate.stock`), called with `num_inference_steps` and `guidance_scale`;
-    a run or export of ours and the built-in models are drawn as `dpdmd sample` draws them. teacher: the same, with its
-    own steps and guidance. prompts: default those of the built-in world, for its teachers. Others as
-    `evaluate_folder` has them. Goes on where it was interrupted.
-    Raises ValueError, before anything is drawn, for what is missing or unknown.
+    model: anything that stock diffusers loads (`evaluate.stock`). Runs and exports of dpdmd and the built-in models
+        are sampled as by `dpdmd sample`.
+    teacher: like `model`, but sampled with its own number of steps and guidance scale.
+    out: folder for images, metrics and report.html.
+    prompts: default: those of the built-in world, for built-in teachers only.
+    num_inference_steps, guidance_scale: of `model`; default: its pipeline's.
+    features, perceptual, quality: see `evaluate.run.evaluate_folder`.
+
+    Returns the path of report.html. An audit that was interrupted continues when it is called again.
+    Raises ValueError, before images are generated, if prompts or weights are missing or a name is unknown.
     """
     require_known(quality)
     for name in [features] if isinstance(features, str) else features:
@@ -46,7 +51,9 @@ def audit(
             find_weights(name)
     if prompts is None:
         if teacher not in BUILT_IN:
-            raise ValueError(f"give --prompts FILE: there are prompts for the built-in teachers only, got {teacher}")
+            raise ValueError(
+                f"give --prompts FILE: only the built-in teachers have default prompts, and {teacher} is not built in"
+            )
         prompts = evaluation_prompts()
     out = Path(out)
     require_writable(out / "report.html", "the report")
@@ -78,7 +85,7 @@ def _draw(model: str, prompts: list[str], samples: Path, base: str | None, **opt
 
 
 def _folder(base: str | None) -> str | None:
-    """A built-in teacher's folder, which stock diffusers can load too."""
+    """The folder of a built-in teacher, which stock diffusers can load as well; any other base is left unchanged."""
     from dpdmd.models.load import built_in_teacher
 
     return str(built_in_teacher(base)) if base in BUILT_IN else base

@@ -1,4 +1,4 @@
-"""The whole way once: the built-in teacher, distilled by DMD and by DP-DMD, judged and shown."""
+"""The demo: distil the built-in teacher with DMD and with DP-DMD, score the students and write a report."""
 
 import os
 import webbrowser
@@ -20,7 +20,10 @@ NUM_FEW_STEPS = 4
 
 
 def demo_arms(seed: int = 0, updates: int | None = None) -> list[Arm]:
-    """Teacher, stock teacher at four steps, DMD and DP-DMD: same budget, noise and prompts."""
+    """The arms of the demo: teacher, teacher at four steps, DMD and DP-DMD, with equal budget, noise and prompts.
+
+    updates: number of student updates; default: that of the shipped recipes.
+    """
     overrides = {"train.seed": seed} | ({} if updates is None else {"train.num_updates": updates})
     return [
         Arm(REFERENCE, model="scenes"),
@@ -33,12 +36,11 @@ def demo_arms(seed: int = 0, updates: int | None = None) -> list[Arm]:
 def run_demo(
     out: str | Path = "runs/demo", *, seed: int = 0, updates: int | None = None, open_browser: bool = False
 ) -> Path:
-    """Train, sample, score and report into `out`; prints the table, returns the report's path.
+    """Train, sample and score the arms of the demo, write the results to `out`, and print a table of them.
 
-    Beside report.html: metrics.json, and overview.png, the picture of the README.
-
-    Called again it goes on where it was interrupted. Two runs with the same seed give the same metrics.
-    Raises OSError, before anything is trained, when one of the files could not be written.
+    Writes report.html, metrics.json and overview.png (the image in the README); returns the path of the report.
+    A run that was interrupted continues when it is called again. Runs with the same seed give the same metrics.
+    Raises OSError, before training, if one of these files cannot be written.
     """
     out = Path(out)
     for name in ("metrics.json", "report.html", "overview.png"):

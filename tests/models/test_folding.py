@@ -85,7 +85,7 @@ def test_the_number_of_copies_matters(prompt_embeds, randn):
 
 def test_a_mask_is_refused(prompt_embeds, randn):
     attention = transformer(None).transformer_blocks[0].attn
-    with pytest.raises(ValueError, match="takes no mask"):
+    with pytest.raises(ValueError, match="does not support an attention_mask"):
         FoldedJointAttention(2)(attention, randn(0, 1, 2, 16), randn(1, 1, 2, 16), attention_mask=torch.ones(1, 4))
 
 

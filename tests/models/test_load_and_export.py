@@ -155,7 +155,7 @@ def test_bad_models_are_refused_in_one_sentence(run, sd3_folder, tmp_path):
         load_adapter(str(tmp_path / "other"))
     with pytest.raises(ValueError, match="exists already"):
         export_run(run, tmp_path / "other")
-    with pytest.raises(ValueError, match="no finished run"):
+    with pytest.raises(ValueError, match="is not a finished run"):
         export_run(tmp_path, tmp_path / "new")
     write_tensors(run / "student" / "student.safetensors", {"pos_embed.pos_embed": torch.zeros(1)})
     with pytest.raises(ValueError, match="does not fit"):
@@ -184,7 +184,7 @@ def test_missing_and_broken_weights_are_named(sd3_folder, tmp_path):
     ("error", "sentence"),
     [
         (GatedRepoError, "accept its licence on huggingface.co and log in with `hf auth login`"),
-        (RepositoryNotFoundError, "no such repository on huggingface.co, or a private one and no token"),
+        (RepositoryNotFoundError, "huggingface.co has no such repository, or it is private and you are not logged in"),
         (LocalEntryNotFoundError, "not in the local cache and huggingface.co cannot be reached"),
     ],
 )

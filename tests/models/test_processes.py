@@ -8,7 +8,7 @@ import torch
 from processes import in_processes
 from trainers import new_trainer
 
-from dpdmd.distributed.wrapping import whole
+from dpdmd.distributed.wrapping import full_tensor
 from dpdmd.models.load import load_adapter
 from dpdmd.recipe.schema import Recipe
 from dpdmd.training.run.checkpoint import latest_checkpoint
@@ -25,7 +25,7 @@ def trainer_with(recipe: Recipe, **options) -> Trainer:
 
 def student_weights(trainer: Trainer) -> torch.Tensor:
     """All in one, having checked that both processes hold the same."""
-    weights = torch.cat([whole(p.detach()).flatten() for p in trainer.roles.parameters("student").values()])
+    weights = torch.cat([full_tensor(p.detach()).flatten() for p in trainer.roles.parameters("student").values()])
     mine, theirs = trainer.accelerator.gather(weights[None])
     assert torch.equal(mine, theirs), trainer.plan.teacher.source
     return mine

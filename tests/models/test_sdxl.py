@@ -126,9 +126,9 @@ def test_a_sampler_of_the_paper_by_default(folder):
             {"prediction_type": "sample"},
             "prediction_type must be one of epsilon, v_prediction, got 'sample'",
         ),
-        ("scheduler", {"rescale_betas_zero_snr": True}, "eps says nothing of the picture"),
-        ("scheduler", {"beta_schedule": None}, "needs num_train_timesteps, beta_start, beta_end, beta_schedule"),
-        ("unet", {"time_cond_proj_dim": 8}, "fed its guidance scale is not supported"),
+        ("scheduler", {"rescale_betas_zero_snr": True}, "predicting eps does not determine the image"),
+        ("scheduler", {"beta_schedule": None}, "must contain num_train_timesteps, beta_start, beta_end, beta_schedule"),
+        ("unet", {"time_cond_proj_dim": 8}, "with a guidance embedding .time_cond_proj_dim. is not supported"),
         ("vae", {"latents_mean": [0.0] * 4}, "autoencoder with latents_mean is not supported"),
     ],
 )

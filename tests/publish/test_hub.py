@@ -76,7 +76,7 @@ def test_without_the_option_the_hub_hears_nothing(hub, export):
     ("error", "message"),
     [
         (LocalTokenNotFoundError("long advice"), "error: --push-to-hub needs a login: run `hf auth login`"),
-        (refused(401), "error: huggingface.co refuses the token"),
+        (refused(401), "error: huggingface.co rejects your token"),
     ],
 )
 def test_without_a_valid_token_nothing_begins(error, message, hub, export, tmp_path):
@@ -101,7 +101,7 @@ def test_when_the_upload_fails_one_sentence_says_so_and_the_export_stays(step, e
     hub.fails |= {"whoami": HTTPError("no network"), step: error}
     code, out, err = export("--push-to-hub", "me/student")
     assert code == 1 and err.count("\n") == 1 and "Traceback" not in err
-    assert f"{tmp_path / 'out'} is written but not uploaded to me/student: {' '.join(str(error).split())}" in err
+    assert f"{tmp_path / 'out'} was written, but not uploaded to me/student: {' '.join(str(error).split())}" in err
     assert f"`hf upload me/student {tmp_path / 'out'} .`" in err
     assert "pipeline: " in out and "hub: " not in out
     assert (tmp_path / "out" / "README.md").is_file()

@@ -15,7 +15,7 @@ from processes import in_processes, start_processes, train_tiny
 from tiny_adapter import TinyAdapter
 from trainers import newest as newest_checkpoint
 
-from dpdmd.distributed.processes import new_accelerator, rank_and_number
+from dpdmd.distributed.processes import new_accelerator, rank_and_world_size
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import read_json
 from dpdmd.store.png import write_png
@@ -33,7 +33,7 @@ def train_changed(recipe: Recipe, rank: int, change: Callable, folder: Path) -> 
     """Train from `folder`, in process `rank` with `change`, which lasts as long as the process."""
     os.chdir(folder)
     new_accelerator()
-    train_tiny((change(recipe) or recipe) if rank_and_number()[0] == rank else recipe)
+    train_tiny((change(recipe) or recipe) if rank_and_world_size()[0] == rank else recipe)
 
 
 def expect_error(recipe: Recipe, rank: int, change: Callable, folder: Path, error: type, match: str) -> None:
@@ -259,7 +259,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, name)
     accelerator = new_accelerator()
     assert accelerator.num_processes == 1
     monkeypatch.setenv(name, "2")
-    with pytest.raises(ValueError, match=f"{name} says that 2 processes were started, but this one knows of 1"):
+    with pytest.raises(ValueError, match=f"{name} says that 2 processes were started, but only 1 of them"):
         new_accelerator()
 
 
@@ -268,5 +268,5 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    with pytest.raises(ValueError, match=r"2 processes were started on .* torch sees 1 GPUs"):
+    with pytest.raises(ValueError, match=r"2 processes were started on .* torch finds 1 GPUs"):
         new_accelerator()

@@ -271,15 +271,15 @@ def test_what_cannot_work_is_refused_before_a_network_is_loaded(recipe, adapter,
         recipe(num_pairs=4, cache="none")
     for backbone, reason in (
         ("vgg.pth", "is a pickle"),
-        ("vgg.safetensors", "no readable"),
+        ("vgg.safetensors", "is not a readable"),
         ("/no/such", "neither 'scenes'"),
     ):
         objective = {"name": "dmd_perceptual", "perceptual": {"backbone": backbone}}
         with pytest.raises(ValueError, match=reason):
             new_trainer(make_recipe(objective=objective), adapter)
     adapter.vae_factor = 2
-    with pytest.raises(ValueError, match="knows the built-in world only, 32 x 32 pixels, and the images have 8 x 8"):
-        new_trainer(recipe(), adapter)
+    with pytest.raises(ValueError, match="works for the built-in world only, with images of 32 x 32 pixels, got 8 x 8"):
+        Trainer(recipe(), adapter)
 
 
 def test_the_pool_has_each_pair_once_a_pass_however_it_is_spread(recipe, adapter):

@@ -164,7 +164,7 @@ def test_a_run_resumes_on_another_number_of_processes_copied_or_sharded(recipe, 
 
 
 def test_sharding_is_refused_in_one_process(recipe):
-    with pytest.raises(ValueError, match="start it by torchrun"):
+    with pytest.raises(ValueError, match="start the run with torchrun"):
         train_tiny(recipe("run", 1, shard=True))
 
 

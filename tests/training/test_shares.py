@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from trainers import latest_and_messages
 
-from dpdmd.distributed.processes import new_accelerator, rank_and_number
+from dpdmd.distributed.processes import new_accelerator, rank_and_world_size
 from dpdmd.method.randomness import generator
 from dpdmd.store.files import read_json
 from dpdmd.store.tensors import read_tensors
@@ -30,7 +30,7 @@ def whole_tensors(step: int) -> dict[str, torch.Tensor]:
 
 
 def shares(step: int) -> dict[str, torch.Tensor]:
-    number = rank_and_number()[1]
+    number = rank_and_world_size()[1]
     if number == 1:
         return whole_tensors(step)
     mesh = init_device_mesh("cpu", (number,))

@@ -68,7 +68,7 @@ def test_features_do_not_depend_on_the_batches():
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no feature model at .*nowhere"):
         load_extractor(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="there are no images"):
         extract_features(FeatureExtractor("mean", Features), [])
 
 

@@ -142,7 +142,7 @@ def test_files_that_hold_no_lpips_weights_are_refused_before_they_are_read(lpips
     for name in ("vgg.pth", "alex.pt", "pytorch_model.bin"):
         with pytest.raises(ValueError, match=r"is a pickle.*convert it once to a \.safetensors"):
             PerceptualDistance(str(tmp_path / name), size)
-    with pytest.raises(ValueError, match="no readable safetensors file"):
+    with pytest.raises(ValueError, match="is not a readable safetensors file"):
         PerceptualDistance(str(tmp_path / "nowhere.safetensors"), size)
     write_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"features\.0\.weight must be \(64, 3, 3, 3\) for VGG16 or .* got \(\)"):
@@ -153,7 +153,7 @@ def test_files_that_hold_no_lpips_weights_are_refused_before_they_are_read(lpips
     path, _ = lpips_file("alex", **{"features.3.bias": torch.zeros(5)})
     with pytest.raises(ValueError, match=r"the first is features\.3\.bias \(5,\), expected \(192,\)"):
         PerceptualDistance(path, size)
-    with pytest.raises(ValueError, match="too often for 24 x 32 pixels"):
+    with pytest.raises(ValueError, match="downsamples too often for images of 24 x 32 pixels"):
         PerceptualDistance(lpips_file("alex")[0], (24, 32))
 
 
@@ -316,5 +316,5 @@ def test_gradients_of_the_scene_distance_lead_a_shape_home_and_train_no_backbone
 
 
 def test_scene_features_see_nothing_but_scenes():
-    with pytest.raises(ValueError, match=r'"scenes" knows the built-in world only, 32 x 32 pixels, .* 64 x 32'):
+    with pytest.raises(ValueError, match=r'"scenes" works for the built-in world only, .* 32 x 32 pixels, got 64 x 32'):
         PerceptualDistance("scenes", (64, 32))

@@ -73,5 +73,5 @@ def test_images_of_the_right_size_keep_their_values():
 
 
 def test_an_image_smaller_than_the_crop_is_refused():
-    with pytest.raises(ValueError, match="crops to"):
+    with pytest.raises(ValueError, match="crops images to"):
         Preprocessing(None, (28, 28), (0.5,) * 3, (0.5,) * 3)(torch.zeros(1, 3, 20, 40))

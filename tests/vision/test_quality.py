@@ -75,9 +75,9 @@ def test_scores_are_kept_by_image_prompt_weights_and_version(tmp_path):
 def test_unknown_names_are_told_before_anything_is_scored(tmp_path, monkeypatch):
     folder = _folder(tmp_path / "images")
     monkeypatch.setattr("dpdmd.evaluate.run.read_samples", lambda *_: pytest.fail("began to score"))
-    with pytest.raises(ValueError, match="no quality score is called 'prettiness'"):
+    with pytest.raises(ValueError, match="there is no quality score 'prettiness'"):
         evaluate_folder(folder, quality=["prettiness"])
-    with pytest.raises(ValueError, match="clip_score is named twice"):
+    with pytest.raises(ValueError, match="clip_score is given twice"):
         evaluate_folder(folder, quality=["clip_score=a", "clip_score=b"])
 
 
@@ -86,5 +86,5 @@ def test_missing_weights_are_told_before_anything_is_scored(tmp_path, monkeypatc
     monkeypatch.setattr("dpdmd.evaluate.run.saturation", lambda *_: pytest.fail("began to score"))
     with pytest.raises(ValueError, match=r"nowhere' is no folder and no hub id"):
         evaluate_folder(folder, quality=[f"maniqa={tmp_path / 'nowhere'}"])
-    with pytest.raises(ValueError, match=r"no readable safetensors file"):
+    with pytest.raises(ValueError, match=r"is not a readable safetensors file"):
         evaluate_folder(folder, perceptual=str(tmp_path / "lpips.safetensors"))

@@ -189,17 +189,17 @@ def test_weights_that_do_not_fit_are_refused(open_clip, tmp_path):
     tensors = model.state_dict()
     tensors.pop("visual.transformer.resblocks.1.attn.in_proj_bias")
     write_tensors(folder / "hps.safetensors", tensors)
-    with pytest.raises(ValueError, match=r"no open_clip model.*q_proj"):
+    with pytest.raises(ValueError, match=r"not those of a supported open_clip model.*q_proj"):
         load_quality(f"hps_v21={folder}")
     write_tensors(folder / "hps.safetensors", {"x": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"no config\.json, and its weights are not named as open_clip's"):
+    with pytest.raises(ValueError, match=r"no config\.json, and its weights do not have the names of open_clip"):
         load_quality(f"hps_v21={folder}")
 
 
 def test_names_without_a_scorer_or_without_weights_are_told_first():
-    with pytest.raises(ValueError, match="no quality score is called 'clipscore'; there are clip_score"):
+    with pytest.raises(ValueError, match="there is no quality score 'clipscore'; choose from clip_score"):
         load_quality("clipscore")
-    with pytest.raises(ValueError, match="hps_v21 needs a folder of its weights, hps_v21=FOLDER"):
+    with pytest.raises(ValueError, match="hps_v21 needs a folder with its weights, hps_v21=FOLDER"):
         load_quality("hps_v21")
     with pytest.raises(ValueError, match="'nowhere' is no folder and no hub id that can be had"):
         load_quality("pick_score=nowhere")

@@ -1,4 +1,4 @@
-"""Stage 1 of the built-in teacher: an AutoencoderKL of factor 4 for the scenes."""
+"""Stage 1 of a built-in teacher: an AutoencoderKL for scenes that reduces each side by a factor of 4."""
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,7 +12,7 @@ KL_WEIGHT = 2e-4
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """Untrained factor-4 autoencoder: (B, 3, 32, 32) to latents (B, 4, 8, 8)."""
+    """Build the untrained autoencoder: images (B, 3, 32, 32) to latents (B, 4, 8, 8)."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -30,7 +30,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def autoencoder_loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Reconstruction (mean absolute plus mean squared error) and KL per latent value of one batch."""
+    """Reconstruction error (mean absolute error plus 2 times mean squared error) and KL per latent value of a batch."""
     posterior = vae.encode(images).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator)
     reconstruction = vae.decode(posterior.mean + posterior.std * noise).sample
@@ -40,7 +40,7 @@ def autoencoder_loss(vae: AutoencoderKL, images: Tensor, generator: torch.Genera
 
 
 def train_autoencoder(num_steps: int, batch_size: int, seed: int, log=print) -> AutoencoderKL:
-    """Train on freshly rendered scenes, then set scaling_factor and shift_factor to whiten the latents."""
+    """Train on freshly rendered scenes, then set scaling_factor and shift_factor for zero mean and unit variance."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     vae = new_autoencoder().to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The built-in teacher's model card: how it was made, and how good it is by the exact metrics of its world."""
+"""Write the model card of a built-in teacher: how it was trained, and its exact metrics in the built-in world."""
 
 import json
 import platform
@@ -36,10 +36,13 @@ pipeline_tag: text-to-image
 ---
 # The built-in teacher
 
-A genuine `{pipeline}` of a few MB that draws captioned 32 x 32 scenes: tiny `{network}`
-({num_parameters:,} parameters), `AutoencoderKL` of factor 4, two CLIP text encoders with a word tokenizer,
-{remarks}
-Trained from scratch on scenes rendered on the fly, no outside data.
+A complete `{pipeline}` of a few MB that generates 32 x 32 scenes from captions. All parts were
+trained from scratch on scenes rendered on the fly, without external data:
+
+- a small `{network}` ({num_parameters:,} parameters);
+- an `AutoencoderKL` that reduces each side by a factor of 4;
+- two CLIP text encoders with a word tokenizer;
+- {remarks}
 
 ```python
 from diffusers import {pipeline}
@@ -48,7 +51,7 @@ pipe = {pipeline}.from_pretrained("scenes_teacher")  # this folder
 image = pipe("a small blue cross on a white background", guidance_scale={recommended}, num_inference_steps=30).images[0]
 ```
 
-Made by `python -m tools.pretrain --out DIR` (seed {seed}): {training}.
+Trained by `python -m tools.pretrain --out DIR` (seed {seed}): {training}.
 {versions}.
 
 Scores, {num_inference_steps} steps, {num_prompts} prompts "a COLOUR SHAPE" with {num_images} seeds each, by
@@ -57,25 +60,30 @@ Scores, {num_inference_steps} steps, {num_prompts} prompts "a COLOUR SHAPE" with
 
 {table}
 
-`named_accuracy`: share of named factors drawn right. `validity`: share of images that are a clean scene.
-`effective_modes`: exp of the entropy of what the prompt leaves free. `total_variation_true`: distance of the free
-factors' distribution to the world's own, mean over factors; `total_variation_floor`: what exact sampling of as many
-valid images would show.
+- `named_accuracy`: share of the factors named in the prompt that the image shows.
+- `validity`: share of images that are a clean scene.
+- `diversity`: mean pairwise cosine distance between the features of images of one prompt.
+- `effective_modes`: exponential of the mean entropy of the factors that the prompt leaves free.
+- `total_variation_true`: distance between the distribution of the free factors and the world's own, mean over factors.
+- `total_variation_floor`: the same distance for exact samples of as many valid images.
+- `saturation`: share of colour values that are exactly 0 or 255.
 """
 
 
 REMARKS = {
     "transformer": """\
-`FlowMatchEulerDiscreteScheduler` with shift 3. The T5 slot holds an encoder whose output is exactly zero, which is what
-stock diffusers uses when there is none.""",
+a `FlowMatchEulerDiscreteScheduler` with shift 3;
+- in the slot of the T5 text encoder, an encoder whose output is exactly zero, as in stock diffusers without T5.""",
     "unet": """\
-`DDIMScheduler` with the betas of SDXL and trailing timesteps. It predicts the noise; its unconditional prompt is the
-empty one, encoded. The network's weights are stored in fp16 and load in fp32.""",
+a `DDIMScheduler` with the betas of SDXL and trailing timesteps.
+
+The network predicts the noise. The unconditional prompt is the encoded empty prompt. The network's weights are stored
+in fp16 and loaded in fp32.""",
 }
 
 
 def score(model: str, images_per_prompt: int = IMAGES_PER_PROMPT) -> dict[str, dict[str, Any]]:
-    """The exact metrics of a teacher at several guidance scales, {scale: metrics}."""
+    """Compute the exact metrics of a teacher at several guidance scales, {scale: metrics}."""
     scores = {}
     for scale in GUIDANCE_SCALES:
         with tempfile.TemporaryDirectory() as folder:
@@ -94,9 +102,10 @@ def score(model: str, images_per_prompt: int = IMAGES_PER_PROMPT) -> dict[str, d
 
 
 def write_card(teacher: Path, log: Path, network: str, seed: int, images_per_prompt: int = IMAGES_PER_PROMPT) -> None:
-    """Score the teacher in folder `teacher` and write its README.md and scores.json; `log` tells how it was trained.
+    """Score the teacher in folder `teacher` and write its README.md and scores.json.
 
-    network: the name of its denoising network, "transformer" or "unet".
+    log: the training log (JSON lines), from which the card reports steps, losses and minutes.
+    network: the name of the denoising network, "transformer" or "unet".
     """
     scores = score(str(teacher), images_per_prompt)
     adapter = load_adapter(str(teacher))
@@ -120,7 +129,7 @@ def write_card(teacher: Path, log: Path, network: str, seed: int, images_per_pro
 
 
 def _training(rows: list[dict]) -> str:
-    """Steps, final losses and minutes of each stage, from the log; the clock starts again with every round."""
+    """Summarise steps, final loss and minutes of each stage; "seconds" in the log restarts in every round."""
     stages: dict[str, list[dict]] = {}
     for row in rows:
         if "step" in row:

@@ -1,4 +1,4 @@
-"""Stage 3 of a built-in teacher: its denoising network, trained through its family's adapter on captioned scenes."""
+"""Stage 3 of a built-in teacher: the denoising network, trained on captioned scenes through its family's adapter."""
 
 import copy
 import math
@@ -21,13 +21,13 @@ from dpdmd.world.captions import all_captions, sample_captions
 from dpdmd.world.scenes import Scenes, render, sample_scenes
 
 EMPTY_CAPTION_PROB = 0.1
-LEAST_TIME = 1e-3  # the first of a noise-predicting family's timesteps
+MIN_TIME = 1e-3  # the first timestep of a noise-predicting family
 EMA_DECAY = 0.9995
 
 
 @torch.no_grad()
 def latent_cache(vae: AutoencoderKL, num_scenes: int, seed: int) -> tuple[Scenes, Tensor]:
-    """Scenes and their normalised latents (num_scenes, 4, 8, 8), posterior means."""
+    """Draw scenes and encode them to normalised latents (num_scenes, 4, 8, 8), the means of the posterior."""
     scenes = sample_scenes(num_scenes, generator(seed, "pretrain_scenes"))
     parts = []
     for start in tqdm(range(0, num_scenes, 500), desc="encoding scenes"):
@@ -38,7 +38,7 @@ def latent_cache(vae: AutoencoderKL, num_scenes: int, seed: int) -> tuple[Scenes
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup: int = 100) -> float:
-    """Linear warm-up, constant, then a cosine to zero over the last 60 %."""
+    """Learning rate schedule: linear warm-up, constant, then a cosine decay to zero over the last 60 % of the steps."""
     if step < warmup:
         return (step + 1) / warmup
     start = 0.4 * num_steps
@@ -46,7 +46,7 @@ def learning_rate_factor(step: int, num_steps: int, warmup: int = 100) -> float:
 
 
 def new_optimizers(network: nn.Module, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon (momentum orthogonalised) for the matrices of the transformer blocks, AdamW for everything else."""
+    """Create Muon (orthogonalised momentum) for the matrices of the transformer blocks, AdamW for all other weights."""
     matrices, others = [], []
     for name, parameter in network.named_parameters():
         in_block = "transformer_blocks." in name and parameter.ndim == 2
@@ -58,7 +58,7 @@ def new_optimizers(network: nn.Module, muon_rate: float, adam_rate: float) -> li
 
 
 def average_gradients(module: nn.Module, world_size: int) -> None:
-    """Replace every gradient by its mean over the processes, as one flat tensor."""
+    """Replace every gradient by its mean over the processes, in a single all-reduce."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
@@ -69,17 +69,20 @@ def average_gradients(module: nn.Module, world_size: int) -> None:
 def draw_batch(
     scenes: Scenes, latents: Tensor, batch_size: int, time_shift: float, rng: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-    """Latents x0 and noise eps (B, 4, 8, 8), times t (B,) and a fresh caption of each scene, some of them empty."""
+    """Draw latents x0 and noise eps (B, 4, 8, 8), times t (B,), and a new caption of each scene, some of them empty.
+
+    time_shift: shift of the distribution of t towards noise; 1 = uniform.
+    """
     rows = torch.randint(0, len(latents), (batch_size,), generator=rng)
     captions = sample_captions(scenes[rows], rng)
     is_empty = torch.rand(batch_size, generator=rng) < EMPTY_CAPTION_PROB
-    t = sample_times(batch_size, rng, low=LEAST_TIME, high=1.0, shift=time_shift)
+    t = sample_times(batch_size, rng, low=MIN_TIME, high=1.0, shift=time_shift)
     eps = torch.randn(batch_size, *latents.shape[1:], generator=rng)
     return latents[rows], eps, t, ["" if empty else text for text, empty in zip(captions, is_empty, strict=True)]
 
 
 def step_optimizers(network: nn.Module, optimizers: list[torch.optim.Optimizer], rates: list[float]) -> None:
-    """One step of each optimiser at its learning rate, of gradients clipped to norm 1; they are gone afterwards."""
+    """Clip the gradients to norm 1, take a step of each optimiser at its learning rate, and delete the gradients."""
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     for optimizer, rate in zip(optimizers, rates, strict=True):
         for group in optimizer.param_groups:
@@ -104,17 +107,19 @@ def train_denoiser(
     name: str = "denoiser",
     log=print,
 ) -> nn.Module:
-    """One round of denoising, mean (network(x_t, t, c) - target)^2 in the network's own prediction space.
+    """Train a denoising network for one round and return it with the moving average (EMA) of its weights.
 
-    Returns the network with the moving average of its weights. Every latent gets its own t and a fresh caption of its
-    scene, some an empty one for classifier-free guidance.
-    `start`: weights of the round before, whose steps end at `first_step`.
+        loss = mean (network(x_t, t, c) - target)^2,    in the network's own prediction space
 
-    Under torch.distributed every process takes its share of the same batch, so the run does not depend on how many
-    there are: on two cores two single-threaded processes are faster than one with two threads.
+    Every latent has its own t and a new caption of its scene, which is sometimes empty, for classifier-free guidance.
+    With torch.distributed each process takes its share of the same batch, so the result does not depend on the number
+    of processes. On two cores, two single-threaded processes are faster than one with two threads.
 
-    `learning_rates`: Muon's and AdamW's. `time_shift`: of t toward noise, 1 = uniform. `snapshot`: where to write the
-    EMA weights every 500 steps, so that a long run can be looked at. `name`: its rows in the log.
+    learning_rates: of Muon and AdamW. time_shift: shift of the distribution of t towards noise; 1 = uniform.
+    start, first_step: weights of the previous round, and the number of steps before this round.
+    snapshot: file to which the EMA weights are written every 500 steps, to inspect a long run.
+    name: the "stage" in the rows of the log.
+    Raises FloatingPointError if the loss is not finite.
     """
     torch.manual_seed(seed)
     network = adapter.load_network().train()

@@ -1,4 +1,4 @@
-"""Train the built-in world's perceptual features: recognise every factor of rendered, lightly degraded scenes."""
+"""Train the built-in world's perceptual features to recognise every factor of rendered, slightly degraded scenes."""
 
 import math
 import time
@@ -27,12 +27,12 @@ LEARNING_RATE = 2e-3
 MAX_NOISE_STD = 0.15
 MAX_BLUR_SIGMA = 1.0
 MAX_BRIGHTNESS_SHIFT = 0.08
-# Share of the leading variance below which `balance` stops amplifying a direction. Without balancing, shape moves the
-# features 25 times as far as position (cosine distance .52 and .02); with .01 no factor is further than 4 times
-# another, and pixel noise of std .05 still moves them by less than .001.
+# Directions whose variance is below this share of the largest one are amplified no further by `balance`. Without
+# balancing, shape changes the features 25 times as much as position (cosine distances 0.52 and 0.02). With 0.01, no
+# factor changes them more than 4 times as much as another, and pixel noise of std 0.05 by less than 0.001.
 WHITENING_FLOOR = 0.01
 
-# Full range of each continuous factor over the world; regression targets are scaled to [-1, 1] with it.
+# Full range of each continuous factor in the world, with which regression targets are scaled to [-1, 1].
 RANGES = {
     "x": (SIDES["left"][0], SIDES["right"][1]),
     "y": Y_RANGE,
@@ -42,7 +42,7 @@ RANGES = {
 
 
 class FactorHeads(nn.Module):
-    """One linear head per factor on the features: logits of discrete factors, scaled values of continuous ones."""
+    """One linear head per factor on the features: logits of discrete factors, scaled values of continuous factors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class FactorHeads(nn.Module):
 
 
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Images with a random blur (sigma up to 1 pixel), brightness shift and Gaussian noise (std up to .15) each."""
+    """Degrade images by random blur (sigma up to 1 pixel), brightness shift and Gaussian noise (std up to 0.15)."""
     num = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -68,9 +68,9 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def factor_loss(heads: FactorHeads, features: Tensor, scenes: Scenes) -> Tensor:
-    """Mean cross-entropy of the discrete factors plus mean squared error of the scaled continuous ones.
+    """Mean cross-entropy of the discrete factors plus mean squared error of the scaled continuous factors.
 
-    The rotation of a circle is undefined and left out.
+    The rotation of circles is undefined and therefore excluded.
     """
     loss = sum(F.cross_entropy(head(features), scenes.discrete[f]) for f, head in heads.discrete.items())
     low, high = torch.tensor([RANGES[f] for f in CONTINUOUS_FACTORS]).T
@@ -85,7 +85,7 @@ def factor_loss(heads: FactorHeads, features: Tensor, scenes: Scenes) -> Tensor:
 def held_out_accuracy(
     network: SceneFeatures, heads: FactorHeads, *, num_scenes: int, seed: int, degraded: bool
 ) -> dict[str, float]:
-    """Share of fresh scenes whose discrete factors the heads name right; mean absolute error of continuous ones."""
+    """Score the heads on new scenes: share of correct discrete factors, mean absolute error of continuous factors."""
     rng = generator(seed, "features_held_out")
     scenes = sample_scenes(num_scenes, rng)
     images = augment(render(scenes), rng) if degraded else render(scenes)
@@ -105,10 +105,10 @@ def held_out_accuracy(
 
 @torch.no_grad()
 def factor_distances(network: nn.Module, *, num_pairs: int = 1024, seed: int = 0) -> dict[str, float]:
-    """Mean cosine distance of the features of two scenes that differ in one factor only, per factor.
+    """Mean cosine distance between the features of two scenes that differ in a single factor, for each factor.
 
-    A new value is another value drawn uniformly; position is redrawn within its side, a new side mirrors x, a new
-    size redraws the radius, rotation is changed on shapes other than the circle. "all" compares independent scenes.
+    The other value of a factor is drawn uniformly. A new position is drawn within its side, a new side mirrors x, a new
+    size draws a new radius, and rotation is changed for all shapes but circles. "all" compares independent scenes.
     """
     rng = generator(seed, "factor_distances")
     scenes = sample_scenes(num_pairs, rng)
@@ -141,10 +141,12 @@ def factor_distances(network: nn.Module, *, num_pairs: int = 1024, seed: int = 0
 
 @torch.no_grad()
 def balance(network: SceneFeatures, images: Tensor) -> None:
-    """Centre and soften the spectrum of the features over the world's scenes, inside `project` and `mean`.
+    """Centre the features and partially whiten them over the world's scenes, by changing `project` and `mean`.
 
-    feature <- (C + floor * l_max)^(-1/2) (feature - E feature), C their covariance, l_max its largest eigenvalue.
-    The classifier stretches some factors far more than others; a pairwise cosine would see little else.
+        feature <- (C + floor * l_max)^(-1/2) (feature - E feature)
+
+    C is the covariance of the features, l_max its largest eigenvalue and floor = WHITENING_FLOOR. A classifier gives
+    some factors a much larger scale than others, and these would dominate a pairwise cosine.
     """
     features = torch.cat([network(part) for part in images.split(256)]).double()
     centred = features - features.mean(0)
@@ -164,10 +166,10 @@ def train_features(
     *,
     num_held_out: int = 4096,
 ) -> SceneFeatures:
-    """Train the features with heads for all factors (AdamW, cosine decay) then `balance` the features.
+    """Train the features with heads for all factors (AdamW, cosine decay), then `balance` them.
 
-    Logs the loss, then the accuracy on `num_held_out` fresh scenes and `factor_distances`. The heads are dropped, for
-    they read the features before balancing.
+    Logs the loss, the accuracy on `num_held_out` new scenes, and `factor_distances`. The heads are discarded because
+    they apply to the features before balancing.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Untrained pipelines around the trained autoencoder and text encoders: what the denoising networks are trained in."""
+"""Pipelines with an untrained denoising network and the trained autoencoder and text encoders."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ LATENT_CHANNELS = 4
 
 
 def new_transformer() -> SD3Transformer2DModel:
-    """Untrained MMDiT: 16 image tokens (8 x 8 latents, patch 2), width 128, four blocks."""
+    """Build an untrained MMDiT: 16 image tokens (8 x 8 latents, patch size 2), width 128, four blocks."""
     return SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
         patch_size=2,
@@ -39,7 +39,7 @@ def new_transformer() -> SD3Transformer2DModel:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Untrained U-Net of the SDXL kind: a convolutional level at 8 x 8, attention to the caption at 4 x 4."""
+    """Build an untrained U-Net like SDXL's: a convolutional level at 8 x 8, and attention to the caption at 4 x 4."""
     time_size = 32
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
@@ -60,10 +60,10 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def silent_t5(vocab_size: int) -> T5EncoderModel:
-    """A one-layer T5 whose final norm is zero, so that every output is exactly zero.
+    """Build a one-layer T5 whose final norm is zero, so that all outputs are exactly zero.
 
-    Stock diffusers treats a missing T5 as 256 zero embeddings, but loads a folder without one only when told so by
-    argument. This says the same and loads like any other.
+    Stock diffusers replaces a missing T5 by 256 zero embeddings, but loads a folder without one only if an argument
+    says so. This encoder has the same effect and needs no argument.
     """
     torch.manual_seed(0)
     config = T5Config(vocab_size=vocab_size, d_model=2 * HIDDEN_SIZE, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
@@ -73,7 +73,7 @@ def silent_t5(vocab_size: int) -> T5EncoderModel:
 
 
 def sd3_pipeline(parts: Path) -> StableDiffusion3Pipeline:
-    """Flow prediction: a StableDiffusion3Pipeline, scheduler shift 3. `parts`: where the trained parts stand."""
+    """Build the flow: a StableDiffusion3Pipeline with scheduler shift 3. parts: folder of the trained components."""
     tokenizer = new_tokenizer()
     first, second = (CLIPTextModelWithProjection.from_pretrained(parts / f"text_encoder_{i}").eval() for i in (1, 2))
     return StableDiffusion3Pipeline(
@@ -90,9 +90,10 @@ def sd3_pipeline(parts: Path) -> StableDiffusion3Pipeline:
 
 
 def sdxl_pipeline(parts: Path) -> StableDiffusionXLPipeline:
-    """Noise prediction: a StableDiffusionXLPipeline with SDXL's own betas and trailing timesteps.
+    """Build the noise-predicting pipeline: a StableDiffusionXLPipeline with SDXL's betas and trailing timesteps.
 
-    An empty negative prompt is encoded, as for the flow, and does not stand for zeros. SDXL does not shift its latents.
+    As for the flow, an empty negative prompt is encoded instead of being replaced by zeros. SDXL has no shift_factor.
+    parts: folder of the trained components.
     """
     tokenizer = new_tokenizer()
     vae = AutoencoderKL.from_pretrained(parts / "vae")

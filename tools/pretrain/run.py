@@ -1,4 +1,4 @@
-"""The recorded command that makes the built-in teachers: autoencoder, text encoders, denoising networks, pipelines."""
+"""Train the built-in teachers in stages: autoencoder, text encoders, denoising networks, pipelines."""
 
 import json
 import tempfile
@@ -28,12 +28,14 @@ BATCH_SIZE = {"autoencoder": 64, "text": 256, "features": 128}
 
 @dataclass(frozen=True)
 class Teacher:
-    """How one teacher's denoising network is trained, and the pipeline that it becomes, in the folder `folder`.
+    """How the denoising network of a built-in teacher is trained and saved.
 
-    It is trained in `rounds` of so many steps, each a warm-up, a constant and a cosine to zero, each at half the rate
-    of the one before. A finished round is kept in its own file, so that an interrupted command loses at most one.
-    `learning_rates`: Muon's and AdamW's. `time_shift`: of the noise levels seen, 1 = uniform. `saved_dtype`: of the
-    network's weights in the folder, which is shipped.
+    pipeline: builds the pipeline with the untrained network. folder: name of the finished pipeline's folder.
+    rounds: number of steps of each round. A round consists of a warm-up, a constant phase and a cosine decay to zero,
+        at half the learning rate of the previous round. Every finished round is saved, so an interruption loses at most
+        one.
+    learning_rates: of Muon and AdamW. time_shift: shift of the noise levels in training; 1 = uniform.
+    saved_dtype: dtype of the network's weights in the folder, which is shipped with the package.
     """
 
     pipeline: Callable[[Path], DiffusionPipeline]
@@ -45,7 +47,7 @@ class Teacher:
     saved_dtype: torch.dtype = torch.float32
 
 
-# By the name of the denoising network, which is its stage.
+# The keys are the component names of the denoising networks, which are also the names of their stages.
 TEACHERS = {
     "transformer": Teacher(sd3_pipeline, "teacher", (11_500, 10_000), 192, (6e-3, 3e-3), 1.5),
     "unet": Teacher(sdxl_pipeline, "teacher_eps", (8_000,), 128, (6e-3, 6e-3), 1.0, torch.float16),
@@ -54,10 +56,10 @@ STAGES = ("autoencoder", "text", *TEACHERS, "assemble", "features", "card")
 
 
 def pretrain(out: str | Path, *, stage: str = "all", seed: int = 0, processes: int = 2, scale: float = 1.0) -> Path:
-    """Train the built-in teachers from scratch into the folder `out`, stage by stage.
+    """Train the built-in teachers from scratch, stage by stage, and return the folder `out` of the pipelines.
 
-    Finished stages stand in `out`/parts and are not repeated, so an interrupted command can be called again.
-    `scale` multiplies every number of steps (for a quick look at the machinery). Returns the folder of the pipelines.
+    Finished stages are saved in `out`/parts and not repeated, so an interrupted command can be run again.
+    scale: factor for all numbers of steps; below 1 for a quick test.
     Raises ValueError for an unknown stage.
     """
     if stage not in ("all", *STAGES):
@@ -102,7 +104,7 @@ def _logger(path: Path):
 
 
 def _round(parts: Path, name: str, number: int) -> Path:
-    """Where the EMA weights after round `number` = 1, 2, ... stand."""
+    """The file of the EMA weights after round `number` = 1, 2, ..."""
     return parts / f"{name}-{number}.safetensors"
 
 
@@ -151,7 +153,7 @@ def _worker(
 
 
 def assemble(parts: Path, name: str, out: Path) -> None:
-    """Put the trained parts together as a stock pipeline folder."""
+    """Write the trained components as a stock pipeline folder."""
     pipeline = TEACHERS[name].pipeline(parts)
     getattr(pipeline, name).load_state_dict(read_tensors(_trained(parts, name)))
     getattr(pipeline, name).to(TEACHERS[name].saved_dtype)

@@ -1,7 +1,7 @@
-"""Stage 2 of the built-in teacher: a word tokenizer and two small CLIP text encoders.
+"""Stage 2 of a built-in teacher: a word tokenizer and two small CLIP text encoders.
 
-The encoders learn to tell which factors a caption names (and which it leaves free) from their pooled output, the
-part that contrastive training plays in a full-size CLIP. They are frozen before the transformer is trained.
+The encoders are trained to predict from their pooled output which factors a caption names and which it leaves free.
+This replaces the contrastive training of a full-size CLIP. They are frozen before the denoising network is trained.
 """
 
 import torch
@@ -19,10 +19,10 @@ HIDDEN_SIZE = 64
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """A lower-casing word tokenizer over the captions' vocabulary; other words become <|unknown|>."""
+    """Build a lower-casing word tokenizer with the captions' vocabulary; other words become <|unknown|>."""
     special = ["<|pad|>", "<|start|>", "<|unknown|>"]
     words = sorted({word for text in all_captions() for word in text.split()})
-    # The end token has the largest id: CLIP pools at the first end token, found as the largest id by old configs.
+    # The end token needs the largest id: CLIP pools at the first end token, which old configs find as the largest id.
     vocabulary = {token: i for i, token in enumerate([*special, *words, "<|end|>"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -42,7 +42,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModelWithProjection:
-    """Untrained two-layer CLIP text encoder; the pipeline reads its layer-1 states and its pooled projection."""
+    """Build an untrained two-layer CLIP text encoder; the pipeline uses its layer-1 states and pooled projection."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN_SIZE,
@@ -60,12 +60,12 @@ def new_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModelWithPro
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """Token ids (B, NUM_TOKENS) exactly as the stock pipeline makes them."""
+    """Token ids (B, NUM_TOKENS), exactly as in the stock pipeline."""
     return tokenizer(texts, padding="max_length", max_length=NUM_TOKENS, truncation=True, return_tensors="pt").input_ids
 
 
 def factor_labels(texts: list[str]) -> dict[str, Tensor]:
-    """Per nameable factor (B,): the index of the named value, or the number of values where it is left free."""
+    """Labels (B,) per nameable factor: the index of the named value, or the number of values if it is left free."""
     labels: dict[str, list[int]] = {factor: [] for factor in NAMEABLE_FACTORS}
     for text in texts:
         named = named_factors(text)
@@ -78,7 +78,7 @@ def factor_labels(texts: list[str]) -> dict[str, Tensor]:
 def train_text_encoder(
     tokenizer: PreTrainedTokenizerFast, num_steps: int, batch_size: int, seed: int, log=print
 ) -> CLIPTextModelWithProjection:
-    """Train one encoder with throw-away linear heads on its pooled output; returns it frozen."""
+    """Train an encoder through temporary linear heads on its pooled output, and return it frozen."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     encoder = new_text_encoder(tokenizer)

@@ -1,6 +1,6 @@
-"""The command line: a file for each group of commands, and what all of them share.
+"""The command line: one file per group of commands, and the entry point that they share.
 
-Every command imports what it needs itself, so that `--help` waits for none of it.
+Each command imports its dependencies when it runs, so that `--help` is fast.
 """
 
 import os
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (training, images, runs, demo):  # --help has them in this order
+for commands in (training, images, runs, demo):  # the order in which --help lists them
     app.add_typer(commands.app)
 
 USER_ERROR = 2
@@ -37,9 +37,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def common(
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Distil a text-to-image diffusion or flow model into a few-step student that keeps its diversity."""
@@ -48,9 +48,12 @@ def common(
 
 
 def main() -> None:
-    """Run the command line: what a user can mend is one line on stderr and exit code 2, without a traceback."""
+    """Run the command line.
+
+    An error that the user can fix is printed in one line on stderr, without a traceback; see `_exit_code`.
+    """
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        # Their notices on optional packages that are missing would bury ours.
+        # Their warnings about missing optional packages would hide our messages.
         os.environ.setdefault(name, "error")
     try:
         app()
@@ -60,7 +63,7 @@ def main() -> None:
             raise
         if code <= 128:
             print(f"error: {error}", file=sys.stderr)
-        elif os.environ.get("RANK", "0") == "0":  # all processes stop together
+        elif os.environ.get("RANK", "0") == "0":  # a signal stops all processes; one message is enough
             print(error, file=sys.stderr)
         sys.exit(code)
     except KeyboardInterrupt:
@@ -69,7 +72,10 @@ def main() -> None:
 
 
 def _exit_code(error: Exception) -> int | None:
-    """2 for what the user gave, 1 for a run that cannot go on, 128 + signal; None for our own mistakes."""
+    """The exit code of an error: 2 for invalid input, 1 for a run that cannot continue, 128 + signal number.
+
+    None for any other error, which is a bug of ours and keeps its traceback.
+    """
     if isinstance(error, ValueError | FileNotFoundError):
         return USER_ERROR
     if isinstance(error, FloatingPointError | OSError):

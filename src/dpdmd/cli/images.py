@@ -1,4 +1,4 @@
-"""What draws images and scores them: `sample`, `evaluate`, `audit`."""
+"""Commands that generate and score images: `sample`, `evaluate`, `audit`."""
 
 import os
 from pathlib import Path
@@ -9,38 +9,58 @@ import typer
 app = typer.Typer()
 
 
-@app.command(epilog='Example: dpdmd sample runs/demo/dp_dmd --prompt "a red circle" --images-per-prompt 9 --out images')
+@app.command(
+    epilog='\b\nExample: dpdmd sample runs/demo/dp_dmd --prompt "a red circle" --images-per-prompt 9 --out images'
+)
 def sample(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Pipeline folder, hub id, run folder or export.")],
-    out: Annotated[Path, typer.Option(help="Folder for the PNGs and manifest.json.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; may be given repeatedly.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt per line.")] = None,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Built-in teacher (scenes, scenes_eps), pipeline folder, hub id, run folder or exported student.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the PNG files and manifest.json to.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Prompt; may be given several times.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Text file with one prompt per line.")] = None,
     num_inference_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps. Default: the model's own; a student's cannot be changed.")
+        int | None,
+        typer.Option(min=1, help="Number of steps; fixed for a student. Default: the model's own."),
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(min=1, help="Guidance, 1 = off. Default: the model's own; 1 for a student.")
+        float | None,
+        typer.Option(min=1, help="Classifier-free guidance scale; 1 = off. Default: the model's own, 1 for a student."),
     ] = None,
     teacher_first: Annotated[
         bool,
         typer.Option(
             "--teacher-first",
-            help="The student's teacher instead of its first step, with the steps and guidance given here.",
+            help="Replace the student's first step by its teacher, sampled with --num-inference-steps and "
+            "--guidance-scale.",
         ),
     ] = False,
-    images_per_prompt: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of each prompt's first image; the others count up.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once; changes speed and memory only.")] = 32,
+    images_per_prompt: Annotated[int, typer.Option(min=1, help="Number of images per prompt.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of each prompt's first image; the next ones have seed + 1, seed + 2, ...")
+    ] = 0,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per batch; affects only speed and memory, not the images.")
+    ] = 32,
 ) -> None:
-    """Draw images: PNGs and a manifest.json naming prompt, seed and file of each.
+    """Generate images with a teacher or a student.
 
-    Called again it goes on where it was interrupted; started by torchrun, each process draws a share.
+    The output is a folder of PNG files and a manifest.json that lists prompt, seed and file of each image.
+
+    If the command was interrupted, run it again to continue. Started with torchrun, each process generates a share of
+    the images.
     """
     from dpdmd.data.prompts import read_prompts
 
     texts = list(prompt or []) + (read_prompts(prompts) if prompts else [])
     if not texts:
-        raise ValueError("nothing to draw: give --prompt TEXT or --prompts FILE")
+        raise ValueError("there are no prompts: give --prompt TEXT or --prompts FILE")
 
     from dpdmd.evaluate.generate import generate_folder
 
@@ -58,40 +78,58 @@ def sample(
         typer.echo(f"images: {out}")
 
 
-@app.command(epilog="Example: dpdmd evaluate images --reference teacher_images --quality clip_score --out metrics.json")
+@app.command(
+    epilog="\b\nExample: dpdmd evaluate images --reference teacher_images --quality clip_score --out metrics.json"
+)
 def evaluate(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of images with manifest.json, or a sub-folder per prompt.")
+        Path,
+        typer.Argument(metavar="DIR", help="Folder of images with a manifest.json, or with one folder per prompt."),
     ],
-    reference: Annotated[Path | None, typer.Option(help="The teacher's images for the same prompts and seeds.")] = None,
-    out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("metrics.json"),
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with the teacher's images for the same prompts and seeds."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON file to write.")] = Path("metrics.json"),
     features: Annotated[
         list[str] | None,
         typer.Option(
-            help='"scenes", a vision model\'s folder or hub id, or "auto" (default) to choose by the prompts. May be '
-            "given repeatedly: the first is the main one."
+            metavar="NAME",
+            help='Network whose features measure diversity: "scenes", or a vision model\'s folder or hub id. May be '
+            'given several times; the first one is the main one. Default: "auto", which chooses it by the prompts.',
         ),
     ] = None,
     perceptual: Annotated[
         str | None,
-        typer.Option(help='Take the LPIPS-type distance too, by "scenes", a .safetensors file, or a vision model.'),
+        typer.Option(
+            metavar="NAME",
+            help='Also measure the LPIPS-type distance, with "scenes", a .safetensors file of LPIPS weights, or a '
+            "vision model.",
+        ),
     ] = None,
     quality: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[=WEIGHTS]",
-            help="Score single images: clip_score, clip_iqa, pick_score, hps_v21, image_reward, "
-            "visual_quality_r1 or maniqa; WEIGHTS a folder or hub id. May be given repeatedly.",
+            help="Also score the quality of each image with clip_score, clip_iqa, pick_score, hps_v21, image_reward, "
+            "visual_quality_r1 or maniqa. WEIGHTS is a folder or hub id. May be given several times.",
         ),
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder in which features and scores are kept. Default: in the user's cache.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder in which features and scores are cached. Default: in $DPDMD_CACHE or the user's cache.",
+        ),
     ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep and use no features and scores.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
 ) -> None:
-    """Score a folder of images: diversity, as a share of the reference's too, and quality."""
+    """Score the diversity and quality of a folder of images.
+
+    With --reference, diversity is also reported as a share of the reference's.
+    """
     if no_cache and cache is not None:
-        raise ValueError("--cache and --no-cache exclude each other")
+        raise ValueError("--cache and --no-cache exclude each other; give only one of them")
 
     from dpdmd.evaluate.run import evaluate_folder, lines
     from dpdmd.store.cache import default_folder
@@ -111,31 +149,55 @@ def evaluate(
 
 
 @app.command(
-    epilog="Example: dpdmd audit them/few-step-model --teacher them/model --prompts prompts.txt --num-inference-steps 4"
+    epilog="\b\n"
+    "Example: dpdmd audit them/few-step-model --teacher them/model --prompts prompts.txt --num-inference-steps 4"
 )
 def audit(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Any diffusers pipeline or LoRA of the teacher's (folder, file, hub id)."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Few-step model: any diffusers pipeline, or a LoRA for the teacher (folder, file or hub id).",
+        ),
     ],
-    teacher: Annotated[str, typer.Option(help="What it was distilled from: pipeline folder, hub id or built-in name.")],
-    out: Annotated[Path, typer.Option(help="Folder for images, metrics and report.html.")] = Path("runs/audit"),
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Model from which MODEL was distilled: pipeline folder, hub id or built-in teacher."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder to write images, metrics and report.html to.")
+    ] = Path("runs/audit"),
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file, one prompt per line. Default: those of the built-in world.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text file with one prompt per line. Default, for built-in teachers only: 24 scene prompts.",
+        ),
     ] = None,
-    images_per_prompt: Annotated[int, typer.Option(min=2, help="Images per prompt.")] = 9,
-    num_inference_steps: Annotated[int | None, typer.Option(min=1, help="Steps of MODEL. Default: its own.")] = None,
+    images_per_prompt: Annotated[int, typer.Option(min=2, help="Number of images per prompt.")] = 9,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of steps of MODEL. Default: its pipeline's.")
+    ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(min=0, help="Guidance of MODEL, as its pipeline takes it. Default: its own.")
+        float | None,
+        typer.Option(min=0, help="Guidance scale of MODEL, as its pipeline defines it. Default: its pipeline's."),
     ] = None,
-    features: Annotated[list[str] | None, typer.Option(help="As of `dpdmd evaluate`.")] = None,
-    perceptual: Annotated[str | None, typer.Option(help="As of `dpdmd evaluate`.")] = None,
-    quality: Annotated[list[str] | None, typer.Option(metavar="NAME[=WEIGHTS]", help="As of `dpdmd evaluate`.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once; changes speed and memory only.")] = 32,
+    features: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As for `dpdmd evaluate`.")] = None,
+    perceptual: Annotated[str | None, typer.Option(metavar="NAME", help="As for `dpdmd evaluate`.")] = None,
+    quality: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[=WEIGHTS]", help="As for `dpdmd evaluate`.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per batch; affects only speed and memory, not the images.")
+    ] = 32,
 ) -> None:
-    """Draw a student that nobody here trained and its teacher, score it against the teacher, and write a report.
+    """Compare a few-step model trained elsewhere with its teacher.
 
-    Called again it goes on where it was interrupted.
+    This generates images with both, scores them against the teacher's, and writes a report.
+
+    If the command was interrupted, run it again to continue.
     """
     from dpdmd.audit import audit as run_audit
     from dpdmd.data.prompts import read_prompts

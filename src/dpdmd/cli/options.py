@@ -1,4 +1,4 @@
-"""An option of several commands."""
+"""Options shared by several commands."""
 
 from typing import Annotated
 
@@ -6,5 +6,5 @@ import typer
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the recipe; may be given repeatedly."),
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe key; may be given several times."),
 ]

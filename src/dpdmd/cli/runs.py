@@ -1,4 +1,4 @@
-"""What becomes of runs: `report`, `compare`, `export`."""
+"""Commands that use finished runs, or start several: `report`, `compare`, `export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,55 +12,79 @@ app = typer.Typer()
 
 @app.command(epilog="Example: dpdmd report runs/dmd runs/dp_dmd --out report.html")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or a folder of run folders.")],
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, or a folder of run folders.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML file to write.")] = Path("report.html"),
 ) -> None:
-    """Put runs side by side in one self-contained HTML page."""
+    """Compare runs in one self-contained HTML page."""
     from dpdmd.report.build import report_from_runs
 
     typer.echo(f"report: {report_from_runs(list(runs), out)}")
 
 
 @app.command(
-    epilog="Example: dpdmd compare scenes_dmd scenes_dp_dmd --seeds 0-4 --budget '600 seconds' --jobs 2. "
-    "An arm may change keys of its recipe, behind a colon and parted by commas: dpdmd compare scenes_dp_dmd "
-    "scenes_dp_dmd:objective.anchor.depth=2,train.random_step=true --name plain --name deep --budget '150 steps'. "
-    "Quote it where a value has brackets or spaces: 'scenes_dmd:train.betas=[0.9, 0.99]'."
+    epilog="\b\nExample: dpdmd compare scenes_dmd scenes_dp_dmd --seeds 0-4 --budget '600 seconds' --jobs 2\n\n"
+    "Keys of a single recipe are overridden after a colon, separated by commas; quote the argument if a value contains "
+    "brackets or spaces:\n\n"
+    "\b\n"
+    "dpdmd compare scenes_dp_dmd scenes_dp_dmd:objective.anchor.steps=8,train.random_step=true \\\n"
+    "  --name K15 --name K8 --budget '150 steps'\n"
+    "dpdmd compare scenes_dmd 'scenes_dmd:train.betas=[0.9, 0.99]' --name plain --name betas --budget '150 steps'"
 )
 def compare(
     recipes: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE...", help="TOML files or shipped names, each with :KEY=VALUE,KEY=VALUE behind it if wanted."
+            metavar="RECIPE",
+            help="TOML files or names of shipped recipes, each optionally followed by :KEY=VALUE,KEY=VALUE.",
         ),
     ],
     budget: Annotated[
-        str, typer.Option(help='Of every run: "150 steps" (student updates) or "600 seconds" (of training).')
+        str,
+        typer.Option(
+            metavar="LENGTH", help='Length of every run: "150 steps" (student updates) or "600 seconds" (of training).'
+        ),
     ],
     name: Annotated[
-        list[str] | None, typer.Option(help="What to call an arm; once for each recipe, in order. Default: by recipe.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of an arm; give one per recipe, in the same order. Default: named after the recipe.",
+        ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help='Training seeds: "0-4" or "0,2,5".')] = "0-4",
-    out: Annotated[Path, typer.Option(help="Folder for runs, images, comparison.json and report.html.")] = Path(
-        "runs/compare"
-    ),
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each with its share of the cores or a GPU.")] = 1,
+    seeds: Annotated[
+        str, typer.Option(metavar="SEEDS", help='Training seeds: a range "0-4" or a list "0,2,5".')
+    ] = "0-4",
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder to write runs, images, comparison.json and report.html to.")
+    ] = Path("runs/compare"),
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Number of parallel runs; each gets a GPU or a share of the CPU cores.")
+    ] = 1,
     overrides: Overrides = None,
     guidance: Annotated[
-        str, typer.Option(help='Guidance scales at which the teacher is drawn beside them; "" for none.')
+        str,
+        typer.Option(
+            metavar="SCALES", help='Guidance scales at which the teacher is sampled for comparison; "" for none.'
+        ),
     ] = "1,2,3.5,5,8",
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file, one prompt per line. Default: those of the built-in world.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text file with one prompt per line. Default: the evaluation prompts of the built-in world.",
+        ),
     ] = None,
-    images_per_prompt: Annotated[int, typer.Option(min=2, help="Images per prompt.")] = 16,
-    features: Annotated[str, typer.Option(help="As of `dpdmd evaluate`.")] = "auto",
+    images_per_prompt: Annotated[int, typer.Option(min=2, help="Number of images per prompt.")] = 16,
+    features: Annotated[str, typer.Option(metavar="NAME", help="As for `dpdmd evaluate`.")] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images sampled at once; changes speed and memory only.")
+        int | None, typer.Option(min=1, help="Images per batch; affects only speed and memory, not the images.")
     ] = None,
 ) -> None:
-    """Train several recipes with several seeds under one budget and put them side by side in one report.
+    """Train several recipes with several seeds and compare them.
 
-    Called again it goes on where it was interrupted.
+    All runs have the same budget. The result is one report with intervals over the seeds.
+
+    If the command was interrupted, run it again to continue.
     """
     from dpdmd.compare.arms import parse_budget, parse_scales, parse_seeds
 
@@ -85,32 +109,45 @@ def compare(
     )
 
 
-@app.command(epilog="Example: dpdmd export runs/demo/dp_dmd --out my_student --push-to-hub me/my_student --private")
+@app.command(epilog="\b\nExample: dpdmd export runs/demo/dp_dmd --out my_student --push-to-hub me/my_student --private")
 def export(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run folder of a finished training, or its students/best.")
+        Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or its students/best or students/step-N.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not exist.")],
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy what the student shares with its base instead of hard-linking it.")
+        bool,
+        typer.Option("--copy", help="Copy the files shared with the base model instead of hard-linking them."),
     ] = False,
     lora: Annotated[
-        bool, typer.Option("--lora", help="Write the LoRA alone, for `load_lora_weights`, not merged into a pipeline.")
+        bool,
+        typer.Option("--lora", help="Write only the LoRA, for `load_lora_weights`, instead of merging it."),
     ] = False,
     metrics: Annotated[
-        Path | None, typer.Option(help="JSON file of `dpdmd evaluate` for the card. Default: RUN/metrics.json, if any.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON file of `dpdmd evaluate` for the model card. Default: RUN/metrics.json if it exists.",
+        ),
     ] = None,
     license: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Licence, by its hub id. Default: the base model's.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Licence of the student, as an identifier of the hub. Default: the base model's."
+        ),
     ] = None,
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to this model repository as well.")
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Also upload the folder to this model repository."),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository on the hub private.")] = False,
 ) -> None:
-    """Write a run's student, with a model card, as a pipeline folder (or a LoRA) that stock diffusers loads."""
+    """Write a run's student as a folder that stock diffusers loads.
+
+    The folder contains a complete pipeline, or with --lora only the LoRA, and a model card.
+    """
     if private and push_to_hub is None:
-        raise ValueError("--private is about an upload: give --push-to-hub OWNER/NAME, or leave it out")
+        raise ValueError("--private needs an upload: give --push-to-hub OWNER/NAME, or remove --private")
 
     from dpdmd.publish.export import export_run
 

@@ -1,1 +1,1 @@
-"""Several processes: what they do together, and how networks are spread over them."""
+"""Training on several processes: collective operations, and replicating or sharding networks."""

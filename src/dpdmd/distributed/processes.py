@@ -1,4 +1,4 @@
-"""How a run is spread over processes: a copy of every network in each (DDP), or a share of it (FSDP2)."""
+"""The processes of a run: starting them, and the operations in which all of them take part (collectives)."""
 
 import os
 import socket
@@ -14,42 +14,44 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 T = TypeVar("T")
 
-# Where launchers (torchrun, a step of Slurm's, Open MPI) say how many processes they have started.
-STARTED = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+# Environment variables in which launchers (torchrun, a Slurm step, Open MPI) report the number of started processes.
+WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def new_accelerator() -> Accelerator:
-    """The processes that `torchrun` or `accelerate launch` started, or this one alone.
+    """Create an Accelerator for the processes started by `torchrun` or `accelerate launch`, or for a single process.
 
-    Raises ValueError when a launcher has started more processes than know of each other, or than there are GPUs.
+    Raises ValueError if there are fewer GPUs than processes on this machine, or if a launcher has started more
+    processes than are connected.
     """
     on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     uses_gpus = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     if uses_gpus and on_this_machine > torch.cuda.device_count():
         raise ValueError(
-            f"{on_this_machine} processes were started on {socket.gethostname()}, where torch sees "
-            f"{torch.cuda.device_count()} GPUs: give torchrun --nproc-per-node=N a GPU for each process"
+            f"{on_this_machine} processes were started on {socket.gethostname()}, where torch finds "
+            f"{torch.cuda.device_count()} GPUs; each process needs its own GPU, so lower torchrun --nproc-per-node=N"
         )
-    # A rollout calls a network several times before one backward; synchronising its buffers at every call would change
-    # in place what an earlier call needs for its gradient. Of adapters on one backbone an update uses one, and some
-    # families have parameters that no output depends on.
-    options = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
-    # The others wait while the first process encodes prompts: for longer than the default of ten minutes.
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    # broadcast_buffers: a rollout calls a network several times before one backward pass. Synchronising the buffers in
+    # every call would modify in place what earlier calls need for their gradients.
+    # find_unused_parameters: an update uses only one of the adapters on a backbone, and some families have parameters
+    # on which no output depends.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    # The other processes wait while the main process encodes prompts, longer than the default of ten minutes.
+    process_group = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(
-        mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[options, patience]
+        mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp, process_group]
     )
-    for name in STARTED:
+    for name in WORLD_SIZE_VARIABLES:
         if int(os.environ.get(name) or 1) > accelerator.num_processes:
             raise ValueError(
-                f"{name} says that {os.environ[name]} processes were started, but this one knows of "
-                f"{accelerator.num_processes}: start them by torchrun, or unset {name}"
+                f"{name} says that {os.environ[name]} processes were started, but only {accelerator.num_processes} "
+                f"of them are connected; start them with torchrun, or unset {name}"
             )
     return accelerator
 
 
 def device_name(device: torch.device) -> str:
-    """What a run is on, in words."""
+    """The name of a device for messages and logs; for the CPU it says if torch cannot use a GPU of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     was_asked = torch.cuda.is_available() or "CUDA_VISIBLE_DEVICES" in os.environ
@@ -57,15 +59,16 @@ def device_name(device: torch.device) -> str:
     return "the CPU" + (", although the machine has a GPU: torch cannot use it" if is_unseen else "")
 
 
-def rank_and_number() -> tuple[int, int]:
-    """Which process this is, counted from 0, and of how many."""
+def rank_and_world_size() -> tuple[int, int]:
+    """The index of this process, from 0, and the number of processes; (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def everywhere(action: Callable[[], T]) -> list[T]:
-    """What `action` returns in every process, in their order; all wait for all of them.
+def on_all_processes(action: Callable[[], T]) -> list[T]:
+    """Run `action` in every process and gather its results, ordered by rank, in all of them.
 
-    Raises OSError in all processes when it was raised in any, so that none waits for one that has given up.
+    This is a collective: every process must call it, and waits for all others.
+    Raises OSError in all processes if `action` raised it in any, so that no process waits for one that has failed.
     """
     if not dist.is_initialized():
         return [action()]
@@ -84,18 +87,25 @@ def everywhere(action: Callable[[], T]) -> list[T]:
     return [result for result, _ in rows]
 
 
-def on_first(action: Callable[[], T]) -> T:
-    """What `action` returns in the first process, which alone does it; all wait for it, and all raise its OSError."""
-    return everywhere(lambda: action() if rank_and_number()[0] == 0 else None)[0]
+def on_main_process(action: Callable[[], T]) -> T:
+    """Run `action` in the main process (rank 0) only, and return its result in every process.
+
+    This is a collective: every process must call it and waits for the main process. Raises in all processes an OSError
+    that `action` raised.
+    """
+    return on_all_processes(lambda: action() if rank_and_world_size()[0] == 0 else None)[0]
 
 
 def require_equal(facts: dict[str, Any]) -> None:
-    """Raises ValueError in all processes, naming the first fact that is not the same in all of them."""
-    rows = everywhere(lambda: (socket.gethostname(), facts))
+    """Check that all processes have the same facts, {name: value}; a collective.
+
+    Raises ValueError in all processes, naming the first fact that differs.
+    """
+    rows = on_all_processes(lambda: (socket.gethostname(), facts))
     for name, value in rows[0][1].items():
         for rank, (host, theirs) in enumerate(rows):
             if theirs[name] != value:
                 raise ValueError(
                     f"the processes differ in {name}: {value!r} on process 0 ({rows[0][0]}), {theirs[name]!r} on "
-                    f"process {rank} ({host}); start all with the same command, files and versions"
+                    f"process {rank} ({host}); start all of them with the same command, files and versions"
                 )

@@ -1,4 +1,4 @@
-"""How networks are spread over processes: a copy of each in every process (DDP), or a share of it (FSDP2)."""
+"""Distribute networks over processes: replicate them in every process (DDP) or shard their parameters (FSDP2)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ from dpdmd.method.roles import ROLES, TRAINED_ROLES, Roles
 
 
 def replicate(roles: Roles, accelerator: Accelerator) -> None:
-    """Every process holds all of every network; gradients are averaged behind every update."""
+    """Replicate every network in each process (DDP); gradients are averaged over the processes in every update."""
     roles.networks["teacher"].to(accelerator.device)
     wrapped: dict[int, nn.Module] = {}
     for role in TRAINED_ROLES:
         network = roles.networks[role]
         if id(network) not in wrapped:
-            # Frozen weights are everywhere the same, and quantised ones could not be sent.
+            # Frozen weights are the same in all processes, and quantised ones cannot be broadcast.
             frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, frozen)
             wrapped[id(network)] = accelerator.prepare(network)
@@ -28,19 +28,20 @@ def replicate(roles: Roles, accelerator: Accelerator) -> None:
 
 
 def replicate_head(head: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Every process holds all of a module beside the roles' networks, also where those are shared out."""
+    """Replicate a discriminator's head in each process (DDP), even if the networks of the roles are sharded."""
     return accelerator.prepare(head)
 
 
 def shard(roles: Roles, accelerator: Accelerator, block_lists: tuple[str, ...]) -> None:
-    """Every process holds its share of every network's parameters, and gathers a block's when it computes with it.
+    """Shard the parameters of every network over the processes (FSDP2); a block is gathered when it is called.
 
-    block_lists: the networks' attributes that hold their blocks. Raises ValueError with one process only.
+    block_lists: names of the networks' attributes that hold their blocks.
+    Raises ValueError if there is only one process.
     """
     if accelerator.num_processes == 1:
         raise ValueError(
-            "train.shard spreads networks over processes, and this is one: start it by torchrun --nproc-per-node=N, or "
-            "leave train.shard out"
+            "train.shard needs several processes, got one; start the run with torchrun --nproc-per-node=N, or remove "
+            "train.shard"
         )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for network in {id(roles.networks[role]): roles.networks[role] for role in ROLES}.values():
@@ -48,19 +49,19 @@ def shard(roles: Roles, accelerator: Accelerator, block_lists: tuple[str, ...]) 
         for name in block_lists:
             for block in getattr(network, name):
                 fully_shard(block, mesh=mesh)
-        # Not kept whole after a call without backward pass either: optimiser and checkpoint know the shares.
+        # Reshard also after a call without a backward pass: optimiser and checkpoint expect sharded parameters.
         fully_shard(network, mesh=mesh, reshard_after_forward=True)
-        whole_ones = [name for name, parameter in network.named_parameters() if not isinstance(parameter, DTensor)]
-        if whole_ones:
-            raise RuntimeError(f"these parameters were not sharded: {', '.join(whole_ones[:3])}")
+        unsharded = [name for name, parameter in network.named_parameters() if not isinstance(parameter, DTensor)]
+        if unsharded:
+            raise RuntimeError(f"these parameters were not sharded: {', '.join(unsharded[:3])}")
 
 
 @contextmanager
 def kept_gathered(network: nn.Module) -> Iterator[None]:
-    """Within it a sharded network's parameters outside of its blocks stay gathered from a call to its backward pass.
+    """Context in which the parameters outside a sharded network's blocks stay gathered until the backward pass.
 
-    FSDP2 gathers them again when a backward pass comes to the network's output; one from a block's output, which
-    gathers that block's own, never does.
+    FSDP2 gathers these parameters again when a backward pass reaches the network's output. A backward pass that starts
+    at the output of a block gathers only the parameters of blocks, so without this context they would be missing.
     """
     network.set_reshard_after_forward(False, recurse=False)
     try:
@@ -70,13 +71,13 @@ def kept_gathered(network: nn.Module) -> Iterator[None]:
         network.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be spread over processes; every process has to ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a tensor that may be sharded; a collective for sharded tensors, which every process must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread_as(value: Tensor, like: Tensor) -> Tensor:
-    """The whole `value`, which every process holds, spread over them as `like` is."""
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """Shard a full tensor, which every process has, in the same way as `like`, and move it to the device of `like`."""
     if isinstance(like, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value.to(like.device)

@@ -37,20 +37,20 @@ def draw_folder(
     the slowest process, of all calls so far. what: for the progress bar.
     Raises ValueError for a folder with other images, OSError when it cannot be written to.
     """
-    from dpdmd.distributed.processes import everywhere, on_first, rank_and_number
+    from dpdmd.distributed.processes import on_all_processes, on_main_process, rank_and_world_size
 
     out = Path(out)
     files = {(prompt, seed): f"{i:04d}-{seed:06d}.png" for i, prompt in enumerate(prompts) for seed in seeds}
-    missing = on_first(lambda: _missing(out, prompts, files, settings))
-    rank, number = rank_and_number()
+    missing = on_main_process(lambda: _missing(out, prompts, files, settings))
+    rank, number = rank_and_world_size()
     mine = missing[len(missing) * rank // number : len(missing) * (rank + 1) // number]
     started = time.perf_counter()
     images = draw(mine) if mine else []
     for key, image in tqdm(zip(mine, images, strict=True), what, len(mine), disable=not progress, unit="image"):
         write_png(out / files[key], image)
-    seconds = max(everywhere(lambda: time.perf_counter() - started)) if missing else 0.0
+    seconds = max(on_all_processes(lambda: time.perf_counter() - started)) if missing else 0.0
     entries = [ImageEntry(prompt, seed, file) for (prompt, seed), file in files.items()]
-    return on_first(lambda: write_manifest(out, entries, settings | {"seconds": _seconds_before(out) + seconds}))
+    return on_main_process(lambda: write_manifest(out, entries, settings | {"seconds": _seconds_before(out) + seconds}))
 
 
 def _missing(

@@ -1,0 +1,1 @@
+"""Model families: one adapter for each, and loading models, LoRAs and students."""

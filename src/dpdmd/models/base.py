@@ -1,7 +1,8 @@
 """The adapter contract: everything that differs between model families, and nothing else.
 
-An adapter owns sign, time scale, packing and folding of what its networks are fed and return. Beyond it there are
-only `x_t` (B, C, H, W) latents, `t` in [0, 1], `Condition` and `Prediction`.
+An adapter translates between our conventions and those of its family: the sign of the prediction, the time scale, and
+the packing and folding of tokens. All other code sees only latents `x_t` (B, C, H, W), times `t` in [0, 1],
+`Condition` and `Prediction`.
 """
 
 from collections.abc import Callable
@@ -22,23 +23,28 @@ LatentShape = tuple[int, int, int]
 
 
 class ModelAdapter(Protocol):
-    """One family of text-to-image models, loaded from one diffusers pipeline folder or hub id.
+    """A family of text-to-image models, loaded from a diffusers pipeline folder or hub id.
 
-    Making one reads JSON only; a part is loaded when it is first needed: text encoders by `encode`, the autoencoder by
-    `decode`, the denoising network by `load_network`.
+    Constructing an adapter reads JSON files only. Each component is loaded when it is first needed: the text encoders
+    by `encode`, the autoencoder by `decode`, the denoising network by `load_network`.
 
-    pipeline_class: the stock pipeline, which samples an export.
+    source: the pipeline folder or hub id.
+    pipeline_class: the stock pipeline that samples an exported student.
     network_class, network_name: class and component name ("transformer", "unet") of the denoising network.
     vae_class, vae_config: class and configuration of the autoencoder.
-    guidance_scale, num_inference_steps: how the teacher is sampled unless told otherwise.
+    path: how clean latents and noise are mixed, and the conversions between predictions.
+    prediction_space: what the network predicts: "velocity", "eps" or "v".
+    guidance_scale, num_inference_steps: the teacher's sampling defaults.
     guidance_rule: how conditional and unconditional predictions are combined.
-    embedded_guidance: what a guidance-distilled network is fed by default; None for a network that takes nothing.
-    texts: the stock pipeline's text part. vae: the autoencoder, on the CPU until it is moved.
-    token_limits: per tokenizer, the most tokens its encoder is given, a family's template included; None: what the
-        tokenizer says.
-    lora_targets: module names that a LoRA is put on. block_lists: the network's attributes that hold its blocks.
-    feature_lists: those of its blocks, or lists of blocks, that compute with the picture, in the order of the call.
-    vae_factor: pixels per latent pixel and side.
+    embedded_guidance: default guidance input of a guidance-distilled network; None if the network has no such input.
+    texts: the stock pipeline with only its tokenizers and text encoders.
+    vae: the autoencoder, on the CPU until it is moved.
+    token_limits: (tokenizer name, maximum number of tokens) for each text encoder, including the family's prompt
+        template; None means the tokenizer's own maximum.
+    lora_targets: names of the modules that receive a LoRA by default.
+    block_lists: names of the network's attributes that hold its blocks.
+    feature_lists: names of the attributes (a block or a list of blocks) that process image tokens, in calling order.
+    vae_factor: pixels per latent pixel along each side.
     """
 
     source: str
@@ -62,46 +68,58 @@ class ModelAdapter(Protocol):
     vae_factor: int
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
-        """(C, H, W) of the latents of one image; default: the model's own size. ValueError if indivisible."""
+        """(C, H, W) of the latents of one image of `height` x `width` pixels (default: the model's own size).
+
+        Raises ValueError if a side is not divisible by the autoencoder's factor times the network's patch size.
+        """
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """A fresh copy of the pretrained denoising network, ready for `predict`."""
+        """Load a new copy of the pretrained denoising network, ready for `predict`."""
 
     def encode(self, prompts: list[str]) -> Condition:
-        """Prompts to conditioning on the CPU, exactly as the stock pipeline; "" is the unconditional one."""
+        """Encode prompts exactly as the stock pipeline does; returns CPU tensors. "" is the unconditional prompt."""
 
     def blank_condition(self, num_prompts: int) -> Condition:
-        """Zeros of the shapes that the longest prompts are encoded to, all tokens present: for counting memory."""
+        """Zeros in the shapes of the longest possible encoded prompts, no token masked; used to estimate memory."""
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:
-        """What `network` believes of x_t (B, C, H, W) at t (B,), in fp32."""
+        """Predict x0 and eps from x_t (B, C, H, W) at t (B,) in [0, 1]; returned in fp32.
+
+        embedded_guidance: guidance input of a guidance-distilled network; default: the adapter's own.
+        """
 
     def picture_tokens(self, output: Any, x_t: Tensor) -> Tensor:
-        """The picture's part of what one of `feature_lists` returned at x_t (B, C, H, W): (B, N, D), N places of it."""
+        """Extract the image tokens (B, N, D) from the output of a block in `feature_lists`, called at x_t (B, C, H, W).
+
+        N is the number of positions in the image.
+        """
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, H, W) to images (B, 3, 8H, 8W or so) in [-1, 1], not clamped; latents receive gradient."""
+        """Decode latents (B, C, H, W) to images (B, 3, vae_factor H, vae_factor W) in [-1, 1].
+
+        The images are not clamped, and gradients flow back to the latents.
+        """
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to their most likely latents, as `decode` takes them."""
+        """Encode images (B, 3, H, W) in [-1, 1] to their most likely latents, the inverse of `decode`."""
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
-        """The grid that the stock pipeline takes by default for this many steps at this size."""
+        """The stock pipeline's default grid for this number of steps and latent size."""
 
     def uniform_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
-        """The grid in which every call counts: uniform in the model's own time, then its shift."""
+        """The grid that is uniform in the model's own time before the model's time shift, so that every call counts."""
 
     def student_scheduler(self, kind: StudentKind) -> Any:
-        """The stock scheduler that takes a student's steps exactly as it was trained to take them."""
+        """The stock scheduler whose steps are exactly those that the student was trained with."""
 
     def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """Arguments of the stock pipeline with `student_scheduler` that sample a student along `grid`, unguided."""
+        """Arguments with which the stock pipeline and `student_scheduler` sample a student on `grid`, unguided."""
 
 
 def denoiser(adapter: ModelAdapter, roles: Roles, role: Role, embedded_guidance: float | None = None) -> Denoiser:
-    """The denoiser of one role: its network, entered through `roles.use`, behind the family's adapter."""
+    """Build the denoiser of a role, which calls the role's network through `roles.use` and the family's adapter."""
 
     def denoise(x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         with roles.use(role) as network:
@@ -111,7 +129,10 @@ def denoiser(adapter: ModelAdapter, roles: Roles, role: Role, embedded_guidance:
 
 
 def decoder(adapter: ModelAdapter, *, in_bf16: bool = False) -> Callable[[Tensor], Tensor]:
-    """`adapter.decode` on the device of the latents, to fp32 images: the autoencoder is moved there and stays."""
+    """Build a function that decodes latents to fp32 images on the latents' device.
+
+    The autoencoder is moved to that device and stays there. in_bf16: decode under bf16 autocast.
+    """
 
     def decode(latents: Tensor) -> Tensor:
         adapter.vae.to(latents.device)
@@ -122,7 +143,7 @@ def decoder(adapter: ModelAdapter, *, in_bf16: bool = False) -> Callable[[Tensor
 
 
 def empty_network(adapter: ModelAdapter) -> nn.Module:
-    """The denoising network on the meta device, from its configuration."""
+    """Build the denoising network on the meta device, from its configuration only."""
     with torch.device("meta"):
         return adapter.network_class.from_config(
             adapter.network_class.load_config(adapter.source, subfolder=adapter.network_name)
@@ -130,7 +151,7 @@ def empty_network(adapter: ModelAdapter) -> nn.Module:
 
 
 def feature_blocks(adapter: ModelAdapter, network: nn.Module) -> list[nn.Module]:
-    """The blocks of a network that compute with the picture, in the order of the call."""
+    """The blocks of a network that process image tokens, in calling order."""
     parts = (getattr(network, name) for name in adapter.feature_lists)
     return [block for part in parts for block in (part if isinstance(part, nn.ModuleList) else [part])]
 
@@ -144,10 +165,12 @@ def feature_reader(
     *,
     whole_calls: bool = False,
 ) -> Features:
-    """What some of a role's `feature_blocks` make of x_t.
+    """Build a function that returns the image tokens [(B, N, D), ...] after some of a role's `feature_blocks`.
 
-    The network is called without what is wrapped around it for several processes: no update of it follows.
-    whole_calls: do not leave it behind the last of the blocks where no graph is recorded.
+    indices: positions of the blocks in `feature_blocks`.
+    whole_calls: always run the whole network. By default, a call that records no graph stops after the last of the
+    blocks.
+    The network is called without its wrapper for several processes (DDP), because no update of it follows.
     """
     chosen = feature_blocks(adapter, roles.modules[role])
 
@@ -164,7 +187,7 @@ def feature_reader(
 
 
 def network_denoiser(adapter: ModelAdapter, network: nn.Module, embedded_guidance: float | None = None) -> Denoiser:
-    """The denoiser of a single network, for sampling."""
+    """Build the denoiser of a single network, for sampling; it records no gradients."""
 
     def denoise(x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         with torch.no_grad():

@@ -1,4 +1,7 @@
-"""Grids of the stock flow scheduler, and the scheduler that takes a student's; `config` as saved with a pipeline."""
+"""Grids of the stock flow scheduler, and the scheduler that samples a student on its own grid.
+
+`config` is always the scheduler configuration saved with a pipeline.
+"""
 
 import math
 from typing import Any
@@ -12,16 +15,17 @@ from dpdmd.models.base import LatentShape
 
 
 def default_grid(config: dict[str, Any], num_steps: int) -> Grid:
-    """What `set_timesteps(num_steps)` gives."""
+    """The grid that `set_timesteps(num_steps)` produces."""
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(num_steps)
     return Grid(tuple(scheduler.sigmas.tolist()))
 
 
 def size_shift(config: dict[str, Any], latent_shape: LatentShape) -> float:
-    """mu: linear in the number of tokens, base_shift at base_image_seq_len and max_shift at max_image_seq_len.
+    """The shift parameter mu for an image size.
 
-    See "resolution-dependent shifting" in arXiv 2403.03206, sec. 5.3.2.
+    mu is linear in the number of tokens: base_shift at base_image_seq_len and max_shift at max_image_seq_len.
+    Source: "resolution-dependent shifting", arXiv 2403.03206, sec. 5.3.2.
     """
     config = FlowMatchEulerDiscreteScheduler.from_config(config).config
     _, height, width = latent_shape
@@ -31,9 +35,10 @@ def size_shift(config: dict[str, Any], latent_shape: LatentShape) -> float:
 
 
 def stock_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentShape) -> Grid:
-    """What three stock pipelines take (FLUX.1, Qwen-Image, Z-Image): uniform from 1 to 1 / num_steps, then shifted.
+    """The default grid of the FLUX.1, Qwen-Image and Z-Image pipelines: uniform from 1 to 1 / num_steps, then shifted.
 
-    Up to fp32 rounding it is `uniform_grid`, unless the scheduler stretches it to end at shift_terminal (Qwen-Image).
+    It equals `uniform_grid` up to fp32 rounding, unless the scheduler stretches it to end at shift_terminal
+    (Qwen-Image).
     """
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(sigmas=[1 - i / num_steps for i in range(num_steps)], mu=size_shift(config, latent_shape))
@@ -41,7 +46,10 @@ def stock_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentShape
 
 
 def uniform_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentShape) -> Grid:
-    """Uniform, then the scheduler's shift: exp(mu), mu or a constant, as `config` says; no stretching of the end."""
+    """The uniform grid with the scheduler's time shift: exp(mu), mu or a constant, depending on `config`.
+
+    Unlike `stock_grid`, it is never stretched to end at shift_terminal.
+    """
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     shift = scheduler.config.shift
     if scheduler.config.use_dynamic_shifting:
@@ -51,7 +59,10 @@ def uniform_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentSha
 
 
 def exact_scheduler(config: dict[str, Any], kind: StudentKind) -> FlowMatchEulerDiscreteScheduler:
-    """The scheduler that takes `sigmas=` as they stand: shift 1 of any kind; "renoise" draws new noise every step."""
+    """The scheduler that uses `sigmas=` unchanged: no shift, stretching, inversion or other spacing.
+
+    kind: "ode" takes deterministic Euler steps, "renoise" draws new noise in every step.
+    """
     plain = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
     plain |= dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas"), False)
     return FlowMatchEulerDiscreteScheduler.from_config(config, **plain, stochastic_sampling=kind == "renoise")

@@ -1,4 +1,4 @@
-"""FLUX.1: flow prediction, time fed as t, packed latents; the dev model takes its guidance as an input."""
+"""FLUX.1: velocity prediction, timestep t, packed latents; the dev model takes its guidance scale as an input."""
 
 from typing import Any, ClassVar
 
@@ -14,15 +14,16 @@ from dpdmd.models.base import LatentShape
 from dpdmd.models.stock import StockAdapter
 
 NUM_T5_TOKENS = 512  # the stock pipeline's default max_sequence_length
-SAMPLE_SIZE = 128  # its default height and width in latent pixels
-EMBEDDED_GUIDANCE = 3.5  # its default guidance_scale, which is this input and no classifier-free guidance
+SAMPLE_SIZE = 128  # the stock pipeline's default height and width, in latent pixels
+EMBEDDED_GUIDANCE = 3.5  # the stock pipeline's default guidance_scale: a network input, not classifier-free guidance
 
 
 class FluxAdapter(StockAdapter):
-    """`guidance_scale` is classifier-free guidance (the stock pipeline's true_cfg_scale), off by default.
+    """Adapter of FLUX.1-dev and FLUX.1-schnell.
 
-    Guidance of a guidance-distilled network (FLUX.1-dev) is `embedded_guidance`, None for one that takes none
-    (FLUX.1-schnell).
+    `guidance_scale` is classifier-free guidance (the stock pipeline's true_cfg_scale), which is off by default.
+    `embedded_guidance` is the guidance input of a guidance-distilled network (FLUX.1-dev); it is None for a network
+    without that input (FLUX.1-schnell).
     """
 
     pipeline_class = FluxPipeline
@@ -30,7 +31,7 @@ class FluxAdapter(StockAdapter):
     vae_class = AutoencoderKL
     guidance_scale = 1.0
     num_inference_steps = 28
-    unguided: ClassVar = {}  # off unless asked for
+    unguided: ClassVar = {}  # classifier-free guidance is off unless requested
     token_limits = (("tokenizer", None), ("tokenizer_2", NUM_T5_TOKENS))
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     block_lists = ("transformer_blocks", "single_transformer_blocks")
@@ -40,7 +41,7 @@ class FluxAdapter(StockAdapter):
         self.embedded_guidance = EMBEDDED_GUIDANCE if self.network_config.get("guidance_embeds") else None
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
-        """(C, H, W), not packed."""
+        """(C, H, W) of unpacked latents; default: SAMPLE_SIZE."""
         size = self.latent_size(height, width, default=SAMPLE_SIZE, patch=2)
         return self.network_config["in_channels"] // 4, *size
 
@@ -53,7 +54,7 @@ class FluxAdapter(StockAdapter):
         return Condition({"prompt_embeds": embeds.cpu().clone(), "pooled_prompt_embeds": pooled.cpu().clone()})
 
     def blank_condition(self, num_prompts: int) -> Condition:
-        """T5's 512 tokens."""
+        """Zeros for the 512 tokens of T5 and for CLIP's pooled embedding."""
         config = self.network_config
         return Condition(
             {
@@ -65,9 +66,9 @@ class FluxAdapter(StockAdapter):
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:
-        """From the transformer's velocity.
+        """Convert the transformer's velocity to a prediction.
 
-        embedded_guidance: default the adapter's own; a network without guidance embedding is fed none.
+        embedded_guidance: default: the adapter's own; ignored by a network without a guidance embedding.
         """
         value = self.embedded_guidance if embedded_guidance is None else embedded_guidance
         embeds, (height, width) = cond.tensors["prompt_embeds"], x_t.shape[2:]
@@ -75,7 +76,7 @@ class FluxAdapter(StockAdapter):
             hidden_states=packed.pack(x_t),
             encoder_hidden_states=embeds,
             pooled_projections=cond.tensors["pooled_prompt_embeds"],
-            timestep=t,  # the network multiplies by 1000, as it does with guidance
+            timestep=t,  # the network multiplies timestep and guidance by 1000
             guidance=None if self.embedded_guidance is None else torch.full_like(t, value),
             txt_ids=torch.zeros(embeds.shape[1], 3, device=x_t.device),
             img_ids=_image_ids(height // 2, width // 2, x_t.device),
@@ -84,7 +85,7 @@ class FluxAdapter(StockAdapter):
         return from_velocity(x_t, packed.unpack(tokens, x_t.shape[1:]), t)
 
     def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """The student's sigmas and what it is fed as guidance; no classifier-free guidance, which is off by default."""
+        """The student's sigmas and guidance input; classifier-free guidance stays off, as it is by default."""
         arguments = super().call_arguments(grid)
         if self.embedded_guidance is None:
             return arguments
@@ -93,5 +94,5 @@ class FluxAdapter(StockAdapter):
 
 
 def _image_ids(height: int, width: int, device: torch.device) -> Tensor:
-    """(height * width, 3): 0, row and column of every token."""
+    """Position ids (height * width, 3) of the image tokens: 0, row, column."""
     return torch.cartesian_prod(*(torch.arange(float(n), device=device) for n in (1, height, width)))

@@ -1,12 +1,12 @@
-"""Exact attention over repeated context tokens at the price of one.
+"""Exact attention over repeated context tokens at the cost of a single token.
 
 A `StableDiffusion3Pipeline` without its T5 encoder appends `max_sequence_length` (256 by default) zero embeddings to
-every prompt. Context tokens carry no positions, so equal tokens stay equal in every block: n copies attend, and are
-attended to, as one token whose attention logit is raised by log(n),
+every prompt. Context tokens have no position embeddings, so equal tokens stay equal in every block. n copies therefore
+attend, and are attended to, like one token whose attention logit is raised by log(n):
 
     n exp(q k) = exp(q k + log n).
 
-Folding the copies into one token is therefore exact, for tiny models and for SD3.5 without T5 alike.
+Folding the copies into one token is exact, for tiny models as well as for SD3.5 without T5.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 def count_repeated_tail(prompt_embeds: Tensor) -> int:
-    """How many tokens at the end of (B, L, D) equal the last one in every row; at least 1."""
+    """Count the tokens at the end of prompt_embeds (B, L, D) that equal the last one in every row; at least 1."""
     equal = (prompt_embeds == prompt_embeds[:, -1:]).all(dim=2).all(dim=0)
     unequal = (~equal).nonzero()
     return prompt_embeds.shape[1] - (int(unequal[-1]) + 1 if len(unequal) else 0)
@@ -29,9 +29,10 @@ def _heads(states: Tensor, attn: Attention) -> Tensor:
 
 
 class FoldedJointAttention:
-    """SD3's joint attention where the last context token stands for `num_copies` equal ones.
+    """SD3's joint attention in which the last context token stands for `num_copies` equal tokens.
 
-    `num_copies` 1 is the stock attention. Projections and norms are those of the `Attention` module it serves.
+    With `num_copies` = 1 this is the stock attention. Projections and norms are those of the `Attention` module that
+    calls it. Raises ValueError if it is given an attention mask, which SD3 does not use.
     """
 
     def __init__(self, num_copies: int = 1):
@@ -45,7 +46,7 @@ class FoldedJointAttention:
         attention_mask: Tensor | None = None,
     ):
         if attention_mask is not None:
-            raise ValueError("SD3 attention takes no mask")
+            raise ValueError("SD3 attention does not support an attention_mask; pass None")
         num_image_tokens = hidden_states.shape[1]
         query, key, value = (_heads(f(hidden_states), attn) for f in (attn.to_q, attn.to_k, attn.to_v))
         if attn.norm_q is not None:

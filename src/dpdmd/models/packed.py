@@ -1,4 +1,4 @@
-"""Latents as tokens, 2 x 2 patches, as FLUX.1 and Qwen-Image take them."""
+"""Packing latents into tokens of 2 x 2 patches, as FLUX.1 and Qwen-Image expect them."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,11 +7,15 @@ from dpdmd.models.base import LatentShape
 
 
 def pack(latents: Tensor) -> Tensor:
-    """(B, C, H, W) to tokens (B, H/2 W/2, 4C), row by row; in a token the column counts fastest, then the row."""
+    """Pack latents (B, C, H, W) into tokens (B, H/2 W/2, 4C).
+
+    Tokens are ordered row by row; within a token the column index of the patch varies fastest, then its row index,
+    then the channel.
+    """
     return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
 def unpack(tokens: Tensor, latent_shape: LatentShape) -> Tensor:
-    """The inverse of `pack` for latents of `latent_shape` (C, H, W)."""
+    """Unpack tokens (B, H/2 W/2, 4C) into latents (B, C, H, W) of `latent_shape` (C, H, W); the inverse of `pack`."""
     _, height, width = latent_shape
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)

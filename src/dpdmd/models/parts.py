@@ -1,4 +1,4 @@
-"""Reading the parts of a diffusers pipeline one by one."""
+"""Load the components of a diffusers pipeline one by one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from torch import nn
 
 @contextmanager
 def reading(source: str, part: str) -> Iterator[None]:
-    """Say in one sentence, as ValueError, why a part of a pipeline cannot be read."""
+    """Turn the error of an unreadable pipeline component into a ValueError that states the reason in one sentence."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -28,14 +28,14 @@ def _reason(error: BaseException) -> str:
         if isinstance(link, GatedRepoError):
             return "the repository is gated; accept its licence on huggingface.co and log in with `hf auth login`"
         if isinstance(link, RepositoryNotFoundError):
-            return "no such repository on huggingface.co, or a private one and no token (`hf auth login`)"
+            return "huggingface.co has no such repository, or it is private and you are not logged in (`hf auth login`)"
         if isinstance(link, LocalEntryNotFoundError):
             return "it is not in the local cache and huggingface.co cannot be reached"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def local_folder(source: str) -> Path:
-    """The folder of a pipeline: `source` itself, or the snapshot of a hub id, downloaded where it is not cached."""
+    """The folder of a pipeline: `source` itself, or the snapshot of a hub id, downloaded unless it is cached."""
     if Path(source).is_dir():
         return Path(source)
     from diffusers import DiffusionPipeline
@@ -45,27 +45,30 @@ def local_folder(source: str) -> Path:
 
 
 def load_config(component_class: type, source: str, name: str) -> dict[str, Any]:
-    """The JSON configuration of one component; no weights are read. Raises ValueError when there is none."""
+    """Read the JSON configuration of one component, without its weights. Raises ValueError if it cannot be read."""
     with reading(source, f"{name} configuration"):
         return dict(component_class.load_config(source, subfolder=name))
 
 
 def load_network(component_class: type, source: str, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """One component of a pipeline, from safetensors, and nothing else of it.
+    """Load a single component of a pipeline from safetensors.
 
-    Raises ValueError when weights are missing or broken.
+    Raises ValueError if weights are missing or corrupt.
     """
     with reading(source, f"{name} weights"):
         return component_class.from_pretrained(source, subfolder=name, dtype=dtype, use_safetensors=True)
 
 
 def load_part(component_class: type, source: str, name: str) -> nn.Module:
-    """`load_network`, frozen."""
+    """Load a single component with `load_network`, frozen and in evaluation mode."""
     return load_network(component_class, source, name).eval().requires_grad_(False)
 
 
 def load_text_pipeline(pipeline_class: type, source: str, *left_out: str) -> Any:
-    """The stock pipeline with its text encoders and without the components `left_out`, for `encode_prompt`."""
+    """Load the stock pipeline without the components `left_out`, to call its `encode_prompt`.
+
+    Its text encoders are frozen, in fp32 and in evaluation mode. Raises ValueError if they cannot be read.
+    """
     with reading(source, "text encoders"):
         pipeline = pipeline_class.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, **dict.fromkeys(left_out)
@@ -78,7 +81,10 @@ def load_text_pipeline(pipeline_class: type, source: str, *left_out: str) -> Any
 
 
 def tokenizers(texts: Any, token_limits: tuple[tuple[str, int | None], ...]) -> dict[str, tuple[Any, int]]:
-    """{name: (tokenizer, most tokens)} of the tokenizers that a text pipeline has."""
+    """{name: (tokenizer, maximum number of tokens)} for the tokenizers that a text pipeline has.
+
+    token_limits: see `models.base.ModelAdapter`.
+    """
     found = ((name, getattr(texts, name, None), limit) for name, limit in token_limits)
     return {
         name: (tokenizer, limit or tokenizer.model_max_length)

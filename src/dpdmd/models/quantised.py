@@ -1,6 +1,6 @@
-"""A frozen network with 8 or 4 bits per weight, for adapters to be trained on: `model.dtype` "int8" and "nf4".
+"""Quantise a frozen network to 8 or 4 bits per weight to train LoRA adapters on it (`model.dtype` "int8" and "nf4").
 
-The linear layers of the blocks are quantised, most of any network; all other weights are in bf16.
+Only the linear layers of the blocks are quantised, which hold most of the weights; all other weights are in bf16.
 """
 
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-# model.dtype -> the package that it needs, which the extra of the same name installs.
+# model.dtype -> the package it requires; the extra of dpdmd with the name of the dtype installs it.
 PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
-NF4_BLOCK, NF4_SCALES_BLOCK = 64, 256  # weights per scale, scales per scale of scales
-MIDDLE = "mid_block"  # of a U-Net, which stands in no list
+NF4_BLOCK, NF4_SCALES_BLOCK = 64, 256  # weights per scale; scales per scale of scales (double quantisation)
+MIDDLE = "mid_block"  # the middle block of a U-Net, which belongs to none of its block lists
 
 
 def missing_package(dtype: str) -> str | None:
-    """What to install for `model.dtype`, None where all is there."""
+    """The error message if the package required by `model.dtype` is missing, else None."""
     package = PACKAGES.get(dtype)
     if package is None or find_spec(package) is not None:
         return None
@@ -24,41 +24,45 @@ def missing_package(dtype: str) -> str | None:
 
 
 def quantise(network: nn.Module, dtype: str, block_lists: tuple[str, ...], device: torch.device | str = "cpu") -> None:
-    """Quantise a frozen network in place, layer by layer on `device`; what is not quantised becomes bf16.
+    """Freeze a network and quantise it in place, layer by layer on `device`; all other weights become bf16.
 
-    int8: torchao, a scale per row. nf4: bitsandbytes, blocks of 64 whose scales are quantised as well (arXiv
-    2305.14314). block_lists: the network's attributes that hold its blocks.
+    dtype: "int8" (torchao, one scale per row) or "nf4" (bitsandbytes, one scale per block of 64 weights, with the
+    scales quantised as well; arXiv 2305.14314).
+    block_lists: names of the network's attributes that hold its blocks.
     """
-    nn.Module.to(network.requires_grad_(False), torch.bfloat16)  # diffusers' own would warn
+    nn.Module.to(network.requires_grad_(False), torch.bfloat16)  # the override in diffusers would warn
     for name, layer in list(block_layers(network, block_lists)):
         layer = _to_int8(layer, device) if dtype == "int8" else _to_nf4(layer, device)
-        # Autocast does not reach into such layers: they would compute and return what they are given.
+        # Autocast does not apply to quantised layers: without the cast they would compute in the dtype of their input.
         layer.register_forward_pre_hook(_in_bf16)
         network.set_submodule(name, layer)
-    network.is_loaded_in_4bit = dtype == "nf4"  # how peft knows which adapter to make
+    network.is_loaded_in_4bit = dtype == "nf4"  # peft reads this to choose the class of the adapter
 
 
 def block_layers(network: nn.Module, block_lists: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear]]:
-    """(name, linear layer) of all that is quantised."""
+    """Yield (name, layer) of every linear layer that `quantise` quantises."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear) and name.partition(".")[0] in (*block_lists, MIDDLE):
             yield name, module
 
 
 def weight_bytes(shape: tuple[int, int], dtype: str) -> int:
-    """What the weight of a quantised layer takes, its scales included."""
+    """Bytes of the weight of a quantised linear layer, including its scales.
+
+    shape: (out_features, in_features) of the layer.
+    """
     rows, number = shape[0], shape[0] * shape[1]
     if dtype == "int8":
-        return number + rows * (4 + 1)  # scale, and a zero point that is zero
+        return number + rows * (4 + 1)  # per row: a 4-byte scale and a 1-byte zero point (always zero)
     scales = -(-number // NF4_BLOCK)
-    tables = 4 * (16 + 256 + 1)  # values of a weight, values of a scale, the scales' mean
+    tables = 4 * (16 + 256 + 1)  # fp32 code books of weights and scales, and the mean of the scales
     return -(-number // 2) + scales + 4 * -(-scales // NF4_SCALES_BLOCK) + tables
 
 
 def _to_int8(layer: nn.Linear, device: torch.device | str) -> nn.Linear:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    # Without that, torch.compile's settings would be changed for everybody.
+    # set_inductor_config=True would change torch.compile's settings for the whole process.
     quantize_(layer, Int8WeightOnlyConfig(set_inductor_config=False), device=device)
     return layer
 
@@ -74,10 +78,10 @@ def _to_nf4(layer: nn.Linear, device: torch.device | str) -> nn.Linear:
             compute_dtype=torch.bfloat16,
             quant_type="nf4",
         )
-    # Moving it to a device quantises the weight.
+    # The weight is quantised when it is moved to a device.
     quantised.weight = bitsandbytes.nn.Params4bit(layer.weight.data, quant_type="nf4", module=quantised)
     quantised.bias = layer.bias
-    # On some processors a call without gradient would repack the weights into a form that gives none.
+    # On some CPUs a call without gradients would repack the weights into a form that does not support gradients.
     quantised.support_avx512bf16_for_cpu = False
     return quantised.to(device)
 

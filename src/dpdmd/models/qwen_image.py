@@ -1,4 +1,4 @@
-"""Qwen-Image: flow prediction, time fed as t, packed latents, guidance that keeps the conditional length."""
+"""Qwen-Image: velocity prediction, timestep t, packed latents, guidance that preserves the norm of each token."""
 
 from typing import ClassVar
 
@@ -13,13 +13,17 @@ from dpdmd.models.base import LatentShape
 from dpdmd.models.stock import StockAdapter
 
 NUM_TOKENS = 512  # the stock pipeline's default max_sequence_length
-SAMPLE_SIZE = 128  # its default height and width in latent pixels
+SAMPLE_SIZE = 128  # the stock pipeline's default height and width, in latent pixels
 
 
 def length_preserving_rule(x_t: Tensor, t: Tensor, cond: Prediction, uncond: Prediction, scale: float) -> Prediction:
-    """w = u + s (c - u) of the velocities, then w |c| / |w| in every packed token, as the stock pipeline does.
+    """Classifier-free guidance rescaled to the norm of the conditional velocity in every packed token.
 
-    x_t: (B, C, H, W); t: (B,); scale: float. Where w is zero it stays zero.
+        w = u + s (c - u),    velocity = w |c| / |w|
+
+    c and u are the conditional and unconditional velocities, s is the scale. A token in which w is zero stays zero.
+    x_t: (B, C, H, W); t: (B,).
+    Source: the stock pipeline.
     """
     conditional, unconditional = packed.pack(cond.velocity), packed.pack(uncond.velocity)
     velocity = unconditional + scale * (conditional - unconditional)
@@ -29,19 +33,20 @@ def length_preserving_rule(x_t: Tensor, t: Tensor, cond: Prediction, uncond: Pre
 
 
 def _length(tokens: Tensor) -> Tensor:
-    """(B, N, D) to (B, N, 1)."""
+    """Euclidean norm of each token: (B, N, D) to (B, N, 1)."""
     return torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
 
 
 class QwenImageAdapter(StockAdapter):
-    """The unconditional prompt is "", as for every family: the stock pipeline called with negative_prompt="".
+    """Adapter of Qwen-Image.
 
-    Its documentation suggests " ", which its chat template makes another prompt.
+    The unconditional prompt is "", as for every family: it corresponds to the stock pipeline with negative_prompt="".
+    The pipeline's documentation suggests " " instead, which gives a different prompt in its chat template.
     """
 
     pipeline_class = QwenImagePipeline
     network_class = QwenImageTransformer2DModel
-    vae_class = AutoencoderKLQwenImage  # one of videos
+    vae_class = AutoencoderKLQwenImage  # a video autoencoder
     guidance_scale = 4.0
     num_inference_steps = 50
     guidance_rule = staticmethod(length_preserving_rule)
@@ -52,23 +57,23 @@ class QwenImageAdapter(StockAdapter):
 
     @property
     def vae_factor(self) -> int:
-        """Pixels per latent pixel and side."""
+        """Pixels per latent pixel along each side."""
         return 2 ** len(self.vae_config["temperal_downsample"])
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
-        """(C, H, W), not packed."""
+        """(C, H, W) of unpacked latents; default: SAMPLE_SIZE."""
         size = self.latent_size(height, width, default=SAMPLE_SIZE, patch=2)
         return self.network_config["in_channels"] // 4, *size
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
-        """`prompt_embeds` (B, L, D), zero behind the end of shorter prompts, and `prompt_mask` (B, L), 1 = a token."""
+        """`prompt_embeds` (B, L, D) and `prompt_mask` (B, L), 1 = token; shorter prompts are padded with zeros."""
         embeds, mask = self.texts.encode_prompt(prompt=list(prompts), max_sequence_length=NUM_TOKENS)
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask  # None: all are tokens
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask  # None: no padding
         return Condition({"prompt_embeds": embeds.cpu().clone(), "prompt_mask": mask.cpu().clone()})
 
     def blank_condition(self, num_prompts: int) -> Condition:
-        """As many tokens as the encoder is given."""
+        """Zeros for NUM_TOKENS tokens, the most that the text encoder is given."""
         shape = num_prompts, NUM_TOKENS
         embeds = torch.zeros(*shape, self.network_config["joint_attention_dim"])
         return Condition({"prompt_embeds": embeds, "prompt_mask": torch.ones(shape, dtype=torch.long)})
@@ -76,7 +81,7 @@ class QwenImageAdapter(StockAdapter):
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:
-        """From the transformer's velocity."""
+        """Convert the transformer's velocity to a prediction."""
         height, width = x_t.shape[2:]
         tokens = network(
             hidden_states=packed.pack(x_t),
@@ -89,15 +94,18 @@ class QwenImageAdapter(StockAdapter):
         return from_velocity(x_t, packed.unpack(tokens, x_t.shape[1:]), t)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to images in [-1, 1]; this autoencoder clamps by itself, and passes no gradient where it does."""
+        """Decode latents to images in [-1, 1].
+
+        This autoencoder clamps its output, so no gradient flows through clamped pixels.
+        """
         config, latents = self.vae.config, latents.to(self.vae.device)
         mean, std = (latents.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
-        video = (latents * std + mean)[:, :, None]  # one frame
+        video = (latents * std + mean)[:, :, None]  # (B, C, 1, H, W), one frame
         return self.vae.decode(video, return_dict=False)[0][:, :, 0]
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """The mode of the autoencoder's distribution for a video of one frame, of zero mean and unit variance."""
+        """The mode of the autoencoder's distribution for a one-frame video, (mode - latents_mean) / latents_std."""
         config = self.vae.config
         latents = self.vae.encode(images[:, :, None].to(self.vae.device)).latent_dist.mode()[:, :, 0]
         mean, std = (latents.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))

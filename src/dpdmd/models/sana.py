@@ -1,8 +1,9 @@
-"""Sana (arXiv 2410.10629): flow prediction, time fed as 1000 t times `timestep_scale`, plain guidance, masked tokens.
+"""Sana (arXiv 2410.10629): velocity prediction, timestep 1000 t times `timestep_scale`, plain guidance, masked tokens.
 
-Released checkpoints carry a DPMSolverMultistepScheduler on a shifted flow. Its second-order steps remember the step
-before, which neither a student nor an anchor can; its shift is kept and its solver replaced by Euler steps. They start
-at 1 and feed the network 1000 t; that scheduler starts at the shifted .999 and cuts 1000 t to a whole number.
+Released checkpoints come with a DPMSolverMultistepScheduler on a shifted flow. Its second-order steps depend on the
+previous step, which neither a student nor an anchor supports. We keep its shift and replace its solver by Euler steps.
+These start at t = 1 and feed the network 1000 t, whereas the saved scheduler starts at the shifted 0.999 and truncates
+1000 t to an integer.
 """
 
 import inspect
@@ -19,12 +20,16 @@ from dpdmd.models import flow_scheduler
 from dpdmd.models.base import LatentShape
 from dpdmd.models.stock import StockAdapter
 
-# The stock call puts these sentences before every prompt, and none before the negative one.
+# The stock pipeline prepends these sentences to every prompt, but not to the negative prompt.
 INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 
 
 class SanaAdapter(StockAdapter):
-    """Guidance is the stock call's default; 28 steps are what Sana's authors take with Euler (20 with DPM-Solver)."""
+    """Adapter of Sana.
+
+    The guidance scale is the stock pipeline's default. 28 is the number of steps that Sana's authors use with an Euler
+    solver (20 with DPM-Solver).
+    """
 
     pipeline_class = SanaPipeline
     network_class = SanaTransformer2DModel
@@ -41,21 +46,21 @@ class SanaAdapter(StockAdapter):
         self.has_euler = name == FlowMatchEulerDiscreteScheduler.__name__
         is_flow = self.has_euler or self.scheduler_config.get("use_flow_sigmas")
         if not is_flow or self.scheduler_config.get("use_dynamic_shifting"):
-            raise ValueError(f"{source}: Sana needs a scheduler of a flow with a fixed shift, got {name}")
+            raise ValueError(f"{source}: Sana needs a flow-matching scheduler with a fixed shift, got {name}")
         if not self.has_euler:
-            self.scheduler_config = {"shift": self.scheduler_config["flow_shift"]}  # all that Euler steps keep of it
+            self.scheduler_config = {"shift": self.scheduler_config["flow_shift"]}  # Euler steps need nothing else
 
     @property
     def vae_factor(self) -> int:
-        """Pixels per latent pixel and side."""
+        """Pixels per latent pixel along each side."""
         return 2 ** (len(self.vae_config["encoder_block_out_channels"]) - 1)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
         """`prompt_embeds` (B, L, D) and `mask` (B, L), 1 = token.
 
-        As the stock call by default: INSTRUCTION stands before every prompt except "", the unconditional one. Tokens
-        behind the end of a prompt are left out: their attention weight is exp(-10000) = 0.
+        As in the stock pipeline, INSTRUCTION is prepended to every prompt except "", the unconditional one. Padding
+        tokens are dropped: in the stock pipeline their attention weight is exp(-10000) = 0.
         """
         return concatenate(self._encode_one(prompt) for prompt in prompts)
 
@@ -69,7 +74,7 @@ class SanaAdapter(StockAdapter):
         return Condition({"prompt_embeds": embeds[:, :num_tokens].cpu(), "mask": mask[:, :num_tokens].cpu()})
 
     def blank_condition(self, num_prompts: int) -> Condition:
-        """As many tokens as the encoder is given."""
+        """Zeros for the largest number of tokens that the text encoder is given."""
         shape = num_prompts, self.token_limits[0][1]
         embeds = torch.zeros(*shape, self.network_config["caption_channels"])
         return Condition({"prompt_embeds": embeds, "mask": torch.ones(shape, dtype=torch.long)})
@@ -77,9 +82,9 @@ class SanaAdapter(StockAdapter):
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:
-        """From the transformer's velocity.
+        """Convert the transformer's velocity to a prediction.
 
-        A network with twice the channels also returns a learned variance, which a flow has no use for.
+        A network with twice as many output channels also returns a learned variance, which a flow does not use.
         """
         out = network(
             hidden_states=x_t,
@@ -92,19 +97,20 @@ class SanaAdapter(StockAdapter):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """What its autoencoder, which has no distribution, makes of them."""
+        """The latents of the autoencoder, which is deterministic, times scaling_factor."""
         return self.vae.encode(images.to(self.vae.device), return_dict=False)[0] * self.vae.config.scaling_factor
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
-        """The stock Euler scheduler's grid; in place of DPM-Solver's, the uniform one, less than .001 away from it."""
+        """The stock Euler scheduler's grid. The uniform grid, within 0.001 of it, replaces that of DPM-Solver."""
         if not self.has_euler:
             return self.uniform_grid(num_steps)
         return flow_scheduler.default_grid(self.scheduler_config, num_steps)
 
     def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """The student's sigmas, no guidance, the model's own size.
+        """The student's sigmas, no guidance, and the model's own image size.
 
-        The stock call would make 1024 x 1024 of every model, and would draw other sizes at the nearest of its own list.
+        By default the stock pipeline would generate 1024 x 1024 images with every model, and would replace other sizes
+        by the nearest one of its own list.
         """
         size = self.network_config["sample_size"] * self.vae_factor
         own_size = {"height": size, "width": size, "use_resolution_binning": False}

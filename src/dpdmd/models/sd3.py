@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: flow prediction, time fed as 1000 t, plain guidance, latents as they are."""
+"""Stable Diffusion 3 and 3.5: velocity prediction, timestep 1000 t, plain guidance, latents passed unpacked."""
 
 from functools import cached_property
 
@@ -22,10 +22,10 @@ NUM_T5_TOKENS = 256  # the stock pipeline's default max_sequence_length
 
 
 class SD3Adapter(StockAdapter):
-    """Folds the tokens of a T5 that says nothing.
+    """Adapter of Stable Diffusion 3 and 3.5, which folds the tokens of a missing or silent T5.
 
-    Where it is missing, or its final norm is zero, its 256 equal zero tokens are folded into one (`models.folding`),
-    which is exact.
+    If the T5 encoder is missing, or if its final norm is zero, its 256 tokens are all zero. They are folded into one
+    token, which is exact (`models.folding`).
     """
 
     pipeline_class = StableDiffusion3Pipeline
@@ -40,20 +40,22 @@ class SD3Adapter(StockAdapter):
     def __init__(self, source: str):
         super().__init__(source)
         if self.scheduler_config.get("use_dynamic_shifting"):
-            raise ValueError(f"{source}: a scheduler with dynamic shifting is not supported for SD3")
+            raise ValueError(
+                f"{source}: SD3 needs a scheduler with a fixed shift; use_dynamic_shifting is not supported"
+            )
 
     @cached_property
     def _num_folded_tokens(self) -> int:
-        """How many equal tokens `encode`'s last one stands for: T5's where it is missing or says nothing, else 1."""
+        """How many equal tokens the last token of `encode` stands for: 256 if T5 is missing or silent, else 1."""
         folder = local_folder(self.source) / "text_encoder_3"
         for file in folder.glob("*.safetensors"):
             with safe_open(file, framework="pt") as weights:
-                if T5_NORM in weights.keys():  # noqa: SIM118 (it is no dictionary)
+                if T5_NORM in weights.keys():  # noqa: SIM118 (not a dictionary)
                     return 1 if weights.get_tensor(T5_NORM).any() else NUM_T5_TOKENS
         return 1 if folder.is_dir() else NUM_T5_TOKENS
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The pretrained transformer, with attention over folded tokens."""
+        """Load the pretrained transformer, with attention over folded tokens."""
         network = super().load_network(dtype)
         network.set_attn_processor(FoldedJointAttention(self._num_folded_tokens))
         return network
@@ -72,7 +74,7 @@ class SD3Adapter(StockAdapter):
         return Condition({"prompt_embeds": embeds.cpu().clone(), "pooled_prompt_embeds": pooled.cpu().clone()})
 
     def blank_condition(self, num_prompts: int) -> Condition:
-        """As with T5, the tokens of CLIP before its own."""
+        """Zeros for the tokens of CLIP and T5 (77 + 256), and for CLIP's pooled embedding."""
         config, length = self.network_config, NUM_CLIP_TOKENS + NUM_T5_TOKENS
         return Condition(
             {
@@ -84,7 +86,7 @@ class SD3Adapter(StockAdapter):
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:
-        """From the transformer's velocity."""
+        """Convert the transformer's velocity to a prediction."""
         velocity = network(
             hidden_states=x_t,
             encoder_hidden_states=cond.tensors["prompt_embeds"],
@@ -95,5 +97,5 @@ class SD3Adapter(StockAdapter):
         return from_velocity(x_t, velocity, t)
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
-        """The scheduler's default."""
+        """The default grid of the saved scheduler."""
         return flow_scheduler.default_grid(self.scheduler_config, num_steps)

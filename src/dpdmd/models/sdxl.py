@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: eps or v prediction on 1000 discrete timesteps, plain guidance, latents as they are."""
+"""Stable Diffusion XL: eps or v prediction on 1000 discrete timesteps, plain guidance, latents passed unpacked."""
 
 from typing import Any
 
@@ -24,11 +24,12 @@ CONVERSIONS = {"epsilon": ("eps", from_eps), "v_prediction": ("v", from_v)}
 
 
 class SDXLAdapter(StockAdapter):
-    """Teacher and student take DDIM steps with trailing timesteps (arXiv 2305.08891, table 2).
+    """Adapter of Stable Diffusion XL.
 
-    They go from the noisiest timestep to clean data, whatever scheduler the pipeline was saved with; its betas and
-    prediction type count. The unconditional prompt is "" and not the stock default, zeros. Guidance and steps are those
-    of arXiv 2602.03139.
+    Teacher and student take DDIM steps with trailing timesteps (arXiv 2305.08891, table 2), from the noisiest timestep
+    to clean data. Only the betas and the prediction type of the saved scheduler are used. The unconditional prompt is
+    "", whereas the stock pipeline uses zero embeddings by default. Guidance scale and number of steps are those of
+    arXiv 2602.03139.
     """
 
     pipeline_class = StableDiffusionXLPipeline
@@ -48,7 +49,9 @@ class SDXLAdapter(StockAdapter):
         self.prediction_space, self._convert = CONVERSIONS[self.noise_schedule["prediction_type"]]
         self.path = VPPath(self.student_scheduler("ode").alphas_cumprod)
         if self.network_config.get("time_cond_proj_dim") is not None:
-            raise ValueError(f"{source}: an SDXL network that is fed its guidance scale is not supported")
+            raise ValueError(
+                f"{source}: an SDXL network with a guidance embedding (time_cond_proj_dim) is not supported"
+            )
         if self.vae_config.get("latents_mean") is not None:
             raise ValueError(f"{source}: an SDXL autoencoder with latents_mean is not supported")
 
@@ -59,7 +62,7 @@ class SDXLAdapter(StockAdapter):
         return Condition({"prompt_embeds": embeds.cpu().clone(), "pooled_prompt_embeds": pooled.cpu().clone()})
 
     def blank_condition(self, num_prompts: int) -> Condition:
-        """CLIP's 77 tokens."""
+        """Zeros for CLIP's 77 tokens and its pooled embedding."""
         config = self.network_config
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
         return Condition(
@@ -72,10 +75,10 @@ class SDXLAdapter(StockAdapter):
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:
-        """From the U-Net's eps or v.
+        """Convert the U-Net's eps or v to a prediction.
 
-        It is told that the picture was made, and is to be made, at the size of x_t, not cropped (arXiv 2307.01952,
-        sec. 2.2). The time is the nearest timestep's, t = 0 counting as the first.
+        The size conditioning (arXiv 2307.01952, sec. 2.2) gives the size of x_t as original and as target size, without
+        a crop. t is rounded to the nearest timestep; t = 0 becomes the first timestep.
         """
         height, width = (self.vae_factor * side for side in x_t.shape[2:])
         time_ids = x_t.new_tensor([height, width, 0, 0, height, width])
@@ -92,28 +95,28 @@ class SDXLAdapter(StockAdapter):
         return self._convert(self.path, x_t, output, t)
 
     def picture_tokens(self, output: Any, x_t: Tensor) -> Tensor:
-        """The map of features, which a block on the way down returns before those for the way up."""
+        """The feature map as tokens; down blocks return it first, followed by their skip connections."""
         return (output[0] if isinstance(output, tuple) else output).flatten(2).transpose(1, 2)
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
-        """DDIMScheduler's trailing timesteps, t = (timestep + 1) / T, then 0."""
+        """DDIMScheduler's trailing timesteps as t = (timestep + 1) / T, followed by 0."""
         scheduler = self.student_scheduler("ode")
         scheduler.set_timesteps(num_steps)
         num_timesteps = self.noise_schedule["num_train_timesteps"]
-        # For some numbers of steps, 61 the least, stock rounding adds a timestep -1.
+        # For some numbers of steps (61 is the smallest) the stock rounding adds a timestep -1.
         timesteps = scheduler.timesteps.tolist()[:num_steps]
         return Grid((*((timestep + 1) / num_timesteps for timestep in timesteps), 0.0))
 
     def uniform_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
-        """The same: trailing timesteps are uniform in the model's own time."""
+        """The stock grid: trailing timesteps are uniform in the model's own time."""
         return self.stock_grid(num_steps)
 
     def student_scheduler(self, kind: StudentKind) -> DPMSolverMultistepScheduler | LCMScheduler:
-        """Takes `timesteps=` as they stand and ends at clean data.
+        """The scheduler that uses `timesteps=` unchanged and ends at clean data.
 
-        "ode": DDIM as the first-order DPM-Solver++ (arXiv 2211.01095), since DDIMScheduler takes no timesteps and steps
-        past them when their number does not divide T. "renoise": LCMScheduler, its boundary scalings made negligible
-        and every timestep allowed.
+        "ode": DDIM in the form of the first-order DPM-Solver++ (arXiv 2211.01095), because DDIMScheduler does not
+        accept timesteps, and steps past them when their number does not divide T.
+        "renoise": LCMScheduler with negligible boundary scalings and every timestep allowed.
         """
         if kind == "ode":
             return DPMSolverMultistepScheduler(**self.noise_schedule, solver_order=1, timestep_spacing="trailing")
@@ -121,7 +124,7 @@ class SDXLAdapter(StockAdapter):
         return LCMScheduler(**self.noise_schedule, original_inference_steps=num_timesteps, timestep_scaling=1e4)
 
     def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """The student's timesteps, no guidance. Raises ValueError for times between the model's own."""
+        """The student's timesteps, no guidance. Raises ValueError for times that are not timesteps of the model."""
         num_timesteps = self.noise_schedule["num_train_timesteps"]
         timesteps = [round(num_timesteps * t) - 1 for t in grid.times[:-1]]
         if any(abs(num_timesteps * t - (i + 1)) > 1e-3 for i, t in zip(timesteps, grid.times[:-1], strict=True)):
@@ -130,10 +133,10 @@ class SDXLAdapter(StockAdapter):
 
 
 def _noise_schedule(source: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What the saved scheduler says of training: timesteps, betas, prediction type."""
+    """The training schedule in the saved scheduler's configuration: timesteps, betas, prediction type."""
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
     if any(name not in config for name in names):
-        raise ValueError(f"{source}: the scheduler of an SDXL model needs {', '.join(names)} in its config")
+        raise ValueError(f"{source}: the scheduler config of an SDXL model must contain {', '.join(names)}")
     schedule = {name: config[name] for name in names} | {
         "trained_betas": config.get("trained_betas"),
         "prediction_type": config.get("prediction_type", "epsilon"),
@@ -144,5 +147,8 @@ def _noise_schedule(source: str, config: dict[str, Any]) -> dict[str, Any]:
             f"{source}: prediction_type must be one of {', '.join(CONVERSIONS)}, got {schedule['prediction_type']!r}"
         )
     if schedule["rescale_betas_zero_snr"] and schedule["prediction_type"] == "epsilon":
-        raise ValueError(f"{source}: at zero signal-to-noise eps says nothing of the picture; v_prediction does")
+        raise ValueError(
+            f"{source}: rescale_betas_zero_snr needs prediction_type 'v_prediction', got 'epsilon': at zero "
+            "signal-to-noise ratio, predicting eps does not determine the image"
+        )
     return schedule

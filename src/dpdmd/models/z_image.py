@@ -1,4 +1,4 @@
-"""Z-Image: flow prediction with the sign turned, time fed as 1 - t, one list entry per image and per prompt."""
+"""Z-Image: negated velocity prediction, timestep 1 - t, images and prompts passed as lists."""
 
 from typing import ClassVar
 
@@ -12,14 +12,16 @@ from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models.base import LatentShape
 from dpdmd.models.stock import StockAdapter
 
-IMAGE_SIZE = 1024  # the stock call's default height and width; no configuration says another
-PATCH_SIZE = 2  # the one that the stock call patches with
+IMAGE_SIZE = 1024  # the stock pipeline's default height and width in pixels, which no configuration changes
+PATCH_SIZE = 2  # the patch size that the stock pipeline uses
 
 
 class ZImageAdapter(StockAdapter):
-    """The stock call combines c + g (c - u) = u + (g + 1) (c - u): our scale is its scale plus 1, and its "off" is 0.
+    """Adapter of Z-Image.
 
-    Defaults are those of the stock call, g = 5 and 50 steps. Z-Image-Turbo, distilled already, wants 1 and 8 instead.
+    The stock pipeline defines guidance as c + g (c - u) = u + (g + 1) (c - u). Our guidance_scale is therefore g + 1,
+    and g = 0 turns guidance off. The defaults are those of the stock pipeline, g = 5 and 50 steps. Z-Image-Turbo, which
+    is already distilled, needs guidance_scale 1 and 8 steps instead.
     """
 
     pipeline_class = ZImagePipeline
@@ -34,20 +36,20 @@ class ZImageAdapter(StockAdapter):
     feature_lists = ("noise_refiner", "layers")
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
-        """(C, H, W); by default IMAGE_SIZE in pixels."""
+        """(C, H, W) of the latents of an image in pixels; default: IMAGE_SIZE."""
         size = self.latent_size(height, width, default=IMAGE_SIZE // self.vae_factor, patch=PATCH_SIZE)
         return self.network_config["in_channels"], *size
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
-        """`prompt_embeds` (B, L, D), L tokens of the longest prompt, and `mask` (B, L), true where there is a token."""
-        # The stock method writes into the list it is given.
+        """`prompt_embeds` (B, L, D) and `mask` (B, L), true for tokens; L is the length of the longest prompt."""
+        # The stock method modifies the list that it is given, hence the copy.
         embeds, _ = self.texts.encode_prompt(list(prompts), do_classifier_free_guidance=False)
         mask = pad_sequence([torch.ones(len(tokens), dtype=torch.bool) for tokens in embeds], batch_first=True)
         return Condition({"prompt_embeds": pad_sequence(embeds, batch_first=True).cpu(), "mask": mask})
 
     def blank_condition(self, num_prompts: int) -> Condition:
-        """As many tokens as the encoder is given."""
+        """Zeros for the largest number of tokens that the text encoder is given."""
         shape = num_prompts, self.token_limits[0][1]
         embeds = torch.zeros(*shape, self.network_config["cap_feat_dim"])
         return Condition({"prompt_embeds": embeds, "mask": torch.ones(shape, dtype=torch.bool)})
@@ -55,13 +57,13 @@ class ZImageAdapter(StockAdapter):
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:
-        """From the transformer's velocity."""
+        """Convert the transformer's negated velocity to a prediction."""
         lengths = cond.tensors["mask"].sum(dim=1).tolist()
         tokens = [embeds[:n] for embeds, n in zip(cond.tensors["prompt_embeds"], lengths, strict=True)]
         out = network(list(x_t.unsqueeze(2)), 1 - t, tokens, return_dict=False)[0]
         return from_velocity(x_t, -torch.stack(out).squeeze(2), t)
 
     def picture_tokens(self, output: Tensor, x_t: Tensor) -> Tensor:
-        """The first tokens; behind them are padding and, in most blocks, the prompt's."""
+        """The first tokens; padding and, in most blocks, the prompt's tokens follow them."""
         height, width = x_t.shape[2:]
         return output[:, : height * width // PATCH_SIZE**2]

@@ -1,1 +1,1 @@
-"""Hand a student to others: export, model card, upload."""
+"""Publish a student: export it, write its model card, upload it to the hub."""

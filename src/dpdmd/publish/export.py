@@ -1,4 +1,4 @@
-"""Hand a trained student to stock diffusers: a pipeline folder with a card whose snippet samples it."""
+"""Export a trained student as a folder that stock diffusers loads, with a model card whose snippet samples it."""
 
 import os
 import shutil
@@ -33,28 +33,32 @@ def export_run(
     license: str | None = None,
     repo_id: str | None = None,
 ) -> Path:
-    """Write the student of a finished run, or one that a run has kept, as a pipeline folder that stock diffusers loads.
+    """Write the student of a run as a folder that stock diffusers loads; returns the folder.
 
-    A student that trained a LoRA has it merged into the pipeline's network; with `lora` the folder holds, instead of a
-    pipeline, the LoRA as `load_lora_weights` takes it and the scheduler that goes with it.
-    Beside them: README.md, the model card (`dpdmd.publish.card`), and student.json, so that dpdmd knows the grid.
-    The parts that the student shares with its base (text encoders, autoencoder) are hard links to the base's files
-    where the file system allows; `copy` makes them copies.
-    metrics: what `dpdmd evaluate` wrote, for the card; default: the run's own metrics.json, if it has one.
-    license: the student's; default: what the base's card says. repo_id: where the card says that the student is to be
-    loaded from; default: `out`.
-    Raises ValueError when `run` is no finished run, `out` exists, the metrics are none of ours, or `lora` is asked of a
-    student that trained all its weights.
+    The folder is a complete pipeline, into whose network a LoRA is merged. It also contains README.md, the model card
+    (`dpdmd.publish.card`), and student.json, from which dpdmd reads the grid.
+
+    run: folder of a finished run, or of a student that a run has kept (students/best, students/step-N).
+    out: folder to write; it must not exist.
+    copy: copy the components that the student shares with its base (text encoders, autoencoder). By default they are
+        hard links to the base's files if the file system supports them.
+    lora: instead of a pipeline, write the LoRA, as `load_lora_weights` expects it, and the student's scheduler.
+    metrics: output of `dpdmd evaluate` for the card; default: the run's metrics.json, if it exists.
+    license: licence of the student, as an identifier of the hub; default: the one in the base's model card.
+    repo_id: hub id from which the card's snippet loads the student; default: `out`.
+
+    Raises ValueError if `run` is not a finished run, if `out` exists, if `metrics` was not written by `dpdmd evaluate`,
+    or if `lora` is set for a student without a LoRA.
     """
     run, out = Path(run), Path(out)
     student = find_student(run)
     if student is None:
-        raise ValueError(f"{run} is no finished run: it has no student/{STUDENT_FILE}")
+        raise ValueError(f"{run} is not a finished run: it has no student/{STUDENT_FILE}")
     if out.exists():
-        raise ValueError(f"{out} exists already; name a new folder")
+        raise ValueError(f"{out} exists already; give a new folder")
     info = read_json(student / STUDENT_FILE)
     if lora and not (student / LORA_FILE).is_file():
-        raise ValueError(f"{run} trained all weights of its student and has no LoRA; export it without --lora")
+        raise ValueError(f"{run} has no LoRA: all weights of its student were trained; export it without --lora")
     if metrics is None and (run / "metrics.json").is_file():
         metrics = run / "metrics.json"
     scores = unscored_section(run, info["base"]) if metrics is None else metrics_section(read_metrics(metrics))
@@ -71,7 +75,7 @@ def export_run(
         prompt=_example_prompt(run),
         lora_scheduler=type(scheduler).__name__ if lora else None,
     )
-    # students/best and students/step-000050 are in the run's folder.
+    # `run` may be students/best or students/step-000050, inside the folder of the run.
     recipe = next((path for place in (run, *run.parents[1:3]) if (path := place / "recipe.toml").is_file()), None)
     card = model_card(
         info,
@@ -94,7 +98,10 @@ def export_run(
 
 
 def write_pipeline(adapter: ModelAdapter, network: nn.Module, scheduler: Any, out: Path, *, copy: bool) -> None:
-    """The base's pipeline folder with another denoising network and another scheduler."""
+    """Write the base's pipeline to the folder `out`, with its denoising network and scheduler replaced.
+
+    copy: copy the other components instead of hard-linking their files.
+    """
     base = local_folder(adapter.source)
     index = read_json(base / "model_index.json")
     replaced = {adapter.network_name: network, "scheduler": scheduler}
@@ -112,7 +119,10 @@ def write_pipeline(adapter: ModelAdapter, network: nn.Module, scheduler: Any, ou
 def _snippet(
     adapter: ModelAdapter, place: str, arguments: dict[str, Any], *, prompt: str, lora_scheduler: str | None
 ) -> str:
-    """How stock diffusers samples the export at `place`; `lora_scheduler`: the class exported beside a LoRA."""
+    """The Python code with which stock diffusers samples the export at `place`.
+
+    lora_scheduler: class name of the scheduler exported with a LoRA; None for a complete pipeline.
+    """
     pipeline = adapter.pipeline_class.__name__
     if lora_scheduler is None:
         imports, load = pipeline, [f"pipe = {pipeline}.from_pretrained({place!r})"]
@@ -128,7 +138,7 @@ def _snippet(
 
 
 def _link(source: str, target: str) -> None:
-    """A hard link to the file itself, also where `source` is a link into a hub cache; a copy across file systems."""
+    """Hard-link a file, resolving symbolic links (as in a hub cache); copy it if it is on another file system."""
     try:
         os.link(os.path.realpath(source), target)
     except OSError:
@@ -136,6 +146,6 @@ def _link(source: str, target: str) -> None:
 
 
 def _example_prompt(run: Path) -> str:
-    """A prompt the card can show: the first that the run was judged on, else a plain one."""
+    """A prompt for the card's snippet: the first evaluation prompt of the run, or "a red circle" if there is none."""
     manifest = run / "samples" / "manifest.json"
     return read_json(manifest)["images"][0]["prompt"] if manifest.is_file() else "a red circle"

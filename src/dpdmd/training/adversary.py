@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpdmd.data.images import read_image
-from dpdmd.distributed.processes import everywhere
+from dpdmd.distributed.processes import on_all_processes
 from dpdmd.distributed.wrapping import kept_gathered, replicate_head
 from dpdmd.method.denoiser import Condition, concatenate
 from dpdmd.method.discriminator import Discriminator, Head, discriminator_loss
@@ -140,7 +140,7 @@ def image_samples(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -
     def make(rows: list[int]) -> Tensor:
         pixels = []
         try:
-            everywhere(lambda: pixels.extend(read_image(plan.real_images[i][0], height, width) for i in rows))
+            on_all_processes(lambda: pixels.extend(read_image(plan.real_images[i][0], height, width) for i in rows))
         except OSError as error:
             raise ValueError(f"objective.adversarial.real: {error}") from None
         return adapter.encode_images(torch.stack(pixels)).float()

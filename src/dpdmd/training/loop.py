@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dpdmd.distributed.processes import everywhere, new_accelerator, on_first, rank_and_number
+from dpdmd.distributed.processes import new_accelerator, on_all_processes, on_main_process, rank_and_world_size
 from dpdmd.models.base import ModelAdapter
 from dpdmd.planning.cost import checkpoint_bytes, network_sizes
 from dpdmd.recipe.plan import CheckpointConfig, Plan
@@ -70,7 +70,7 @@ def run_training(
         MetricsLog(run.scores).cut_after(trainer.step)
         return MetricsLog(run.metrics).cut_after(trainer.step)
 
-    last_step = on_first(begin)
+    last_step = on_main_process(begin)
     logger.info(describe(plan, parts))
     for message in [*notes, *parts.notes]:
         logger.info("note: %s", message)
@@ -95,7 +95,7 @@ def run_training(
                 f"could not write the student: {error.strerror or error}. The last checkpoint has it; make room, then "
                 "--resume writes it"
             ) from error
-    if rows := on_first(MetricsLog(run.scores).rows):
+    if rows := on_main_process(MetricsLog(run.scores).rows):
         logger.info(time_in_words(rows))
     return run.root
 
@@ -111,13 +111,13 @@ def _loop(
     hide = not (progress and accelerator.is_main_process)
     with StopRequest() as stop, tqdm(total=last, initial=trainer.step, desc=run.root.name, disable=hide) as bar:
         validate = partial(_validate, trainer, run, trackers, scores)
-        is_validated = on_first(lambda: any(row["step"] == trainer.step for row in scores.rows()))
+        is_validated = on_main_process(lambda: any(row["step"] == trainer.step for row in scores.rows()))
         if trainer.step and _is_due(trainer.step, plan.validation.every) and not is_validated:
             validate()  # the run was killed after the checkpoint of this step
         while not finished:
             row = trainer.iterate()
             # All stop at the same step or none does.
-            signum = max(everywhere(partial(_log, metrics, trackers, row, stop)))
+            signum = max(on_all_processes(partial(_log, metrics, trackers, row, stop)))
             for callback in callbacks:
                 callback(row)
             bar.set_postfix({key.removeprefix("loss/"): f"{row[key]:.3g}" for key in row if key.startswith("loss/")})
@@ -140,7 +140,7 @@ def _loop(
 
 def _log(metrics: MetricsLog, trackers: Trackers, row: dict[str, float], stop: StopRequest) -> int:
     """The first process writes the line of an update; returns the signal that this one has received, 0 for none."""
-    if rank_and_number()[0] == 0:
+    if rank_and_world_size()[0] == 0:
         metrics.append(row)
         trackers.log(row)
     return stop.signum
@@ -151,13 +151,13 @@ def _validate(trainer: Trainer, run: RunFolder, trackers: Trackers, scores: Metr
 
     What cannot be written costs only itself.
     """
-    step, before = trainer.step, on_first(scores.rows)
+    step, before = trainer.step, on_main_process(scores.rows)
     try:
         row = trainer.draw_validation(run.validation)
         started = time.perf_counter()
         is_best = _keep_best(trainer, trainer.plan.checkpoint, run, [*before, row])
         row["validation/seconds"] += time.perf_counter() - started
-        on_first(lambda: scores.append(row))
+        on_main_process(lambda: scores.append(row))
         trackers.log({key: value for key, value in row.items() if key == "step" or key.startswith("validation/")})
         trackers.log_picture(step, picture_path(run.validation, step))
     except OSError as error:

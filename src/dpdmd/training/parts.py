@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dpdmd.data.embeddings import EmbeddingCache, default_folder
 from dpdmd.data.images import images_digest
 from dpdmd.data.prompts import SCENES, lint_prompts, training_prompts
-from dpdmd.distributed.processes import everywhere, new_accelerator, on_first, require_equal
+from dpdmd.distributed.processes import new_accelerator, on_all_processes, on_main_process, require_equal
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.roles import Roles
 from dpdmd.method.rollout import GuidedTeacher
@@ -145,8 +145,8 @@ def text_encoder(
         cache.ensure([""], progress=False, say=lambda message: None)  # alone, as without a cache: equal to the bit
         cache.ensure(texts, progress=accelerator.is_main_process, say=logger.info)
 
-    on_first(ensure)
-    everywhere(ensure)
+    on_main_process(ensure)
+    on_all_processes(ensure)
     vars(adapter).pop("texts", None)
     return cache.condition
 
@@ -177,8 +177,8 @@ def sample_teacher(teacher: GuidedTeacher, batch: MicroBatch) -> Tensor:
 def new_teacher_samples(plan: Plan, adapter: ModelAdapter, teacher: GuidedTeacher) -> TeacherSamples:
     """The teacher's samples of a pool of pairs, kept in the folder of the embeddings."""
     root = Path(plan.data.cache or default_folder())
-    folder = on_first(lambda: samples_folder(root, plan, adapter))
-    return TeacherSamples(folder, partial(sample_teacher, teacher), lambda flag: any(everywhere(lambda: flag)))
+    folder = on_main_process(lambda: samples_folder(root, plan, adapter))
+    return TeacherSamples(folder, partial(sample_teacher, teacher), lambda flag: any(on_all_processes(lambda: flag)))
 
 
 def _role_updaters(plan: Plan, roles: Roles, accelerator: Accelerator) -> dict[Trained, Updater]:

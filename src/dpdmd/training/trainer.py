@@ -10,8 +10,8 @@ import torch
 from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from dpdmd.distributed.processes import everywhere, on_first
-from dpdmd.distributed.wrapping import whole
+from dpdmd.distributed.processes import on_all_processes, on_main_process
+from dpdmd.distributed.wrapping import full_tensor
 from dpdmd.method.roles import Role
 from dpdmd.models.load import BUILT_IN
 from dpdmd.models.lora import save_lora
@@ -94,7 +94,7 @@ class Trainer:
         budget = self.plan.budget
         if self.step >= budget.num_updates or budget.max_seconds is None:
             return self.step >= budget.num_updates
-        return any(everywhere(lambda: self.seconds >= budget.max_seconds))
+        return any(on_all_processes(lambda: self.seconds >= budget.max_seconds))
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint; all processes wait for it, and raise OSError when it cannot be written."""
@@ -140,10 +140,10 @@ class Trainer:
             state = get_peft_model_state_dict(network, adapter_name="student") if is_lora else network.state_dict()
             weights = self._gathered(state)
             if is_lora:
-                on_first(lambda: save_lora(adapter, weights, network.peft_config["student"], folder))
+                on_main_process(lambda: save_lora(adapter, weights, network.peft_config["student"], folder))
             else:
-                on_first(lambda: write_tensors(folder / "student.safetensors", weights))
-        on_first(lambda: write_json(folder / "student.json", self._student_info()))
+                on_main_process(lambda: write_tensors(folder / "student.safetensors", weights))
+        on_main_process(lambda: write_json(folder / "student.json", self._student_info()))
 
     def _student_info(self) -> dict[str, Any]:
         plan, teacher = self.plan, self.plan.teacher.source
@@ -178,7 +178,7 @@ class Trainer:
     def _gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors on the CPU of the main process, which writes them; every process has to ask."""
         is_main = self.accelerator.is_main_process
-        gathered = ((name, whole(tensor)) for name, tensor in tensors.items())
+        gathered = ((name, full_tensor(tensor)) for name, tensor in tensors.items())
         return {name: tensor.cpu() for name, tensor in gathered if is_main}
 
     def _mean_over_processes(self, row: dict[str, float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dpdmd.distributed.wrapping import whole
+from dpdmd.distributed.wrapping import full_tensor
 from dpdmd.method.roles import Role
 from dpdmd.recipe.plan import OptimiserPlan
 from dpdmd.training.health import mean_of
@@ -57,7 +57,7 @@ class Updater:
                 result = micro_loss()
                 self.accelerator.backward(result.total / len(micro_losses))
             logs.append(result.log)
-        norm = whole(self.accelerator.clip_grad_norm_(self.parameters, self.plan.max_grad_norm))
+        norm = full_tensor(self.accelerator.clip_grad_norm_(self.parameters, self.plan.max_grad_norm))
         log = mean_of([log | {f"grad_norm/{self.role}": norm} for log in logs])
         self._refuse_non_finite(step, log)
         rate = learning_rate_at(step, self.peak, self.plan.warmup)

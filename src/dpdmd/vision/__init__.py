@@ -1,1 +1,1 @@
-"""Networks that look at images: features, perceptual distances, quality scores."""
+"""Networks that process images: features, perceptual distances, quality scores."""

@@ -1,4 +1,4 @@
-"""Features of images: the built-in network for the built-in world, any transformers vision model for the rest."""
+"""Image features, from the built-in world's own network or from any transformers vision model."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -15,32 +15,38 @@ from dpdmd.vision.weights import Weights, find_weights
 
 SCENES = "scenes"
 CLIP_TYPES = ("clip", "clip_vision_model")
-# The network of the paper's main column; its weights are under a licence to accept on the hub.
+# The network of the paper's main results. Its licence has to be accepted on the hub before the weights can be loaded.
 DEFAULT_MODEL = "facebook/dinov3-vitl16-pretrain-lvd1689m"
-# Features at places are means over the cells of a grid of so many rows and columns: fine enough for where things are
-# and how they stand, and 16 times a pooled feature in memory.
+# Rows and columns of the grid over whose cells local features are averaged. 4 x 4 is fine enough for the position and
+# orientation of objects, and takes 16 times the memory of a pooled feature.
 GRID = 4
 
 
 @dataclass(frozen=True)
 class Features:
-    """Of N images: `pooled` (N, D), one vector for the whole; `places` (N, P, D'), one for each place of a grid, or
-    None of a network that has no places. fp32."""
+    """Features of N images, in fp32.
+
+    pooled: (N, D), one vector per image.
+    places: (N, P, D'), one vector per cell of a grid over the image; None if the network has no local features.
+    """
 
     pooled: Tensor
     places: Tensor | None = None
 
     def per_prompt(self, num_prompts: int) -> "Features":
-        """(P, R, D) and (P, R, P', D') of images that come prompt by prompt."""
+        """Group images that are ordered by prompt: `pooled` (P, R, D) and `places` (P, R, P', D'), R images each."""
         places = None if self.places is None else self.places.unflatten(0, (num_prompts, -1))
         return Features(self.pooled.unflatten(0, (num_prompts, -1)), places)
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """`extract` maps images (B, 3, H, W) in [-1, 1] to features; `name` is what was asked for.
+    """A loaded feature network.
 
-    identity: a text that changes whenever the features may; None: too cheap to keep them. source: what to record.
+    name: the name that was requested.
+    extract: maps images (B, 3, H, W) in [-1, 1] to features.
+    identity: cache key, which changes whenever the features may change; None: features too cheap to be cached.
+    source: facts about the network for the record of a result.
     """
 
     name: str
@@ -52,11 +58,11 @@ class FeatureExtractor:
 def extract_features(
     extractor: str | Path | FeatureExtractor, images: Tensor | Iterable[Tensor], *, batch_size: int = 32
 ) -> Features:
-    """Features on the CPU of images (N, 3, H, W) in [-1, 1], or of an iterable of single images (3, H, W).
+    """Compute the features of images (N, 3, H, W) in [-1, 1], or of an iterable of images (3, H, W), on the CPU.
 
-    extractor: "scenes", the folder or hub id of a transformers vision model, or a loaded one.
-    An iterable is read one batch at a time, so that a folder of large images need not fit in memory.
-    Raises ValueError like `load_extractor`, and when there are no images.
+    extractor: "scenes", the folder or hub id of a transformers vision model, or a loaded extractor.
+    An iterable is read batch by batch, so a folder of large images does not have to fit in memory.
+    Raises ValueError as `load_extractor` does, and if there are no images.
     """
     if not isinstance(extractor, FeatureExtractor):
         extractor = load_extractor(extractor)
@@ -64,31 +70,35 @@ def extract_features(
 
 
 def feature_rows(extractor: FeatureExtractor, images: Iterable[Tensor], batch_size: int) -> Iterator[dict[str, Tensor]]:
-    """The features of one image after the other."""
+    """Yield the features of each image on the CPU: "pooled" (D,) and, if there are any, "places" (P, D').
+
+    Images are processed in batches of at most `batch_size` images of equal size.
+    """
     for batch in batches(images, batch_size, alike=lambda first, other: first.shape == other.shape):
         with torch.no_grad():
             found = extractor.extract(torch.stack(batch))
         pooled = found.pooled.float().cpu()
         places = None if found.places is None else found.places.float().cpu()
         for i in range(len(batch)):
-            # Copies: a row of a batch would keep all of it in memory.
+            # Cloned because a view of one row would keep the whole batch in memory.
             yield {"pooled": pooled[i].clone()} | ({} if places is None else {"places": places[i].clone()})
 
 
 def joined_features(rows: list[dict[str, Tensor]]) -> Features:
+    """Stack the rows of `feature_rows`. Raises ValueError if there are none."""
     if not rows:
-        raise ValueError("no images to take features of")
+        raise ValueError("there are no images to compute features of")
     places = torch.stack([row["places"] for row in rows]) if "places" in rows[0] else None
     return Features(torch.stack([row["pooled"] for row in rows]), places)
 
 
 def load_extractor(name: str | Path, *, device: str = "cpu", local_files_only: bool = False) -> FeatureExtractor:
-    """The feature extractor of a name: "scenes", or the folder or hub id of a transformers vision model.
+    """Load a feature extractor by name: "scenes", or the folder or hub id of a transformers vision model.
 
-    Of a CLIP model `pooled` is the class token of its last hidden state (before the projection), of any other its
-    pooler_output, or the first token where it has none; `places` are the tokens of patches. Source: arXiv 2602.03139,
-    which measures DINOv3 and CLIP in this way.
-    Raises ValueError when weights or preprocessor_config.json cannot be found, or the model is no vision model.
+    For a CLIP model, `pooled` is the class token of the last hidden state (before the projection). For any other model
+    it is the pooler_output, or the first token if there is none. `places` are means of the patch tokens.
+    Raises ValueError if weights or preprocessor_config.json cannot be found, or if the model is not a vision model.
+    Source: arXiv 2602.03139, which uses DINOv3 and CLIP in this way.
     """
     if str(name) == SCENES:
         from dpdmd.world.features import load_scene_features
@@ -116,9 +126,9 @@ def load_extractor(name: str | Path, *, device: str = "cpu", local_files_only: b
 
 
 def load_vision_model(name: str | Path, *, local_files_only: bool = False) -> tuple[nn.Module, Preprocessing]:
-    """A transformers vision model by folder or hub id, frozen, in fp32, and what it expects of its images.
+    """Load a transformers vision model, frozen and in fp32, and its preprocessing, by folder or hub id.
 
-    Of CLIP the vision tower. Raises ValueError when a file is missing or the model is no vision model.
+    For CLIP only the vision tower is loaded. Raises ValueError if a file is missing or the model is not a vision model.
     """
     from transformers import AutoConfig, AutoModel, CLIPVisionModel
 
@@ -151,8 +161,11 @@ def _missing(name: str | Path, error: Exception) -> str:
 
 
 def _places(network: nn.Module, hidden: Tensor, size: tuple[int, int]) -> Tensor | None:
-    """Cells (B, P, D) of a last hidden state: a map (B, D, h, w), or tokens (B, N, D), of which those of patches are
-    the last."""
+    """Grid cells (B, P, D) of a last hidden state, or None if it has no known spatial layout.
+
+    hidden: a feature map (B, D, h, w), or tokens (B, N, D) that end with the patch tokens.
+    size: height and width of the network's input, in pixels.
+    """
     if hidden.ndim == 4:
         return _cells(hidden)
     patch = getattr(network.config, "patch_size", None)
@@ -166,6 +179,6 @@ def _places(network: nn.Module, hidden: Tensor, size: tuple[int, int]) -> Tensor
 
 
 def _cells(maps: Tensor) -> Tensor:
-    """Means over the cells of a grid, (B, D, h, w) to (B, P, D); of a smaller map every place is a cell."""
+    """Average feature maps (B, D, h, w) over the cells of a grid, (B, P, D); maps smaller than the grid are kept."""
     size = tuple(min(GRID, side) for side in maps.shape[-2:])
     return F.adaptive_avg_pool2d(maps, size).flatten(2).transpose(1, 2)

@@ -1,11 +1,11 @@
-"""The LPIPS-type distance of two images (arXiv 1801.03924), and the networks whose feature maps it compares.
+"""The LPIPS-type distance between two images (arXiv 1801.03924), and the backbones whose feature maps it compares.
 
-    "scenes"            the built-in world's feature network, four maps of 32 x 32 scenes
+    "scenes"            the built-in world's feature network: four feature maps of 32 x 32 scenes
     FILE.safetensors    LPIPS: a VGG16 or AlexNet trunk and its learned channel weights, in one file (`lpips_shapes`)
-    folder or hub id    any transformers vision model, the hidden states of four of its layers
+    folder or hub id    any transformers vision model: the hidden states of four of its layers
 
-A backbone maps images (B, 3, H, W) in [-1, 1] to a list of feature maps (B, C, ...) and is frozen; gradient passes
-through it to the images.
+A backbone maps images (B, 3, H, W) in [-1, 1] to a list of feature maps (B, C, ...). It is frozen, but passes gradients
+to the images.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 SCENES = "scenes"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
-# Under the root, where LPIPS adds 1e-10 behind it: the root's own derivative is infinite where a rectifier has left
-# nothing of a place. The distances differ in the seventh digit.
+# Added inside the square root, whereas LPIPS adds 1e-10 to the root: the derivative of the root is infinite at a
+# position whose features are all zero after a ReLU. The distances differ in the seventh digit.
 EPSILON = 1e-10
 NUM_HIDDEN_STATES = 4
 
@@ -27,13 +27,14 @@ NUM_HIDDEN_STATES = 4
 def perceptual_distance(
     first: Sequence[Tensor], second: Sequence[Tensor], weights: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """d (B,) = sum over layers l of mean over places p of sum over channels c of w_lc (a_lcp - b_lcp)^2.
+    """The LPIPS distance (B,) between two lists of feature maps.
 
-    a, b: the maps of two images, every place scaled to length 1 over its channels (arXiv 1801.03924, eq. 1, with
-    the weights outside of the square, as its released networks have them).
+        d = sum over layers l of mean over positions p of sum over channels c of w_lc (a_lcp - b_lcp)^2
 
-    first, second: per layer (B, C, ...), any number of axes of places. weights: per layer (C,); default 1, which makes
-    a layer's term 2 - 2 cos of the features at a place, between 0 and 4.
+    a and b are the features, scaled to unit length over the channels at every position.
+    first, second: one (B, C, ...) per layer, with any number of spatial axes.
+    weights: one (C,) per layer; default: 1. With the default, a position contributes 2 - 2 cos(a, b), between 0 and 4.
+    Source: arXiv 1801.03924, eq. 1; differs: the weights are outside the square, as in the authors' released networks.
     """
     weights = [None] * len(first) if weights is None else weights
     total = 0
@@ -49,16 +50,17 @@ def _unit(features: Tensor) -> Tensor:
 
 
 class PerceptualDistance:
-    """d(first, second) (B,) of images (B, 3, H, W) in [-1, 1], as the network `backbone` sees them.
+    """The LPIPS-type distance d(first, second) (B,) between images (B, 3, H, W) in [-1, 1], by a named backbone.
 
-    Making one reads names and shapes only; weights are loaded at the first call, to where the images are. The images
-    alone receive gradient.
+    Constructing it reads only names and shapes. The weights are loaded by the first call, to the device of the images.
+    Only the images receive gradients.
     """
 
     def __init__(self, backbone: str, image_size: tuple[int, int]):
-        """`image_size`: height and width in pixels of what will be compared.
+        """Check the backbone.
 
-        Raises ValueError for a backbone that is not there, is no such network, or cannot see images of this size.
+        backbone: see the module's docstring. image_size: height and width of the images, in pixels.
+        Raises ValueError if the backbone does not exist, is of another kind, or does not accept images of this size.
         """
         self.backbone = backbone
         _check(backbone, image_size)
@@ -74,7 +76,7 @@ class PerceptualDistance:
 
 
 class SceneBackbone(nn.Module):
-    """The four maps of `world.features.SceneFeatures`, all channels alike."""
+    """The four feature maps of `world.features.SceneFeatures`, with equal channel weights."""
 
     weights = None
 
@@ -89,13 +91,13 @@ class SceneBackbone(nn.Module):
 
 
 class Lpips(nn.Module):
-    """The maps behind five rectifiers of a trunk, and the learned weight of every channel."""
+    """The feature maps after five ReLUs of a trunk, and the learned weight of every channel."""
 
-    # LPIPS's own scaling of images in [-1, 1].
+    # The normalisation that LPIPS applies to images in [-1, 1].
     MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
     def __init__(self, tensors: dict[str, Tensor]):
-        """tensors: as `lpips_shapes` lists them. On the meta device they make a network without data."""
+        """tensors: as listed by `lpips_shapes`; tensors on the meta device give a network without data."""
         super().__init__()
         with torch.device("meta"):
             self.trunk, self.taps = TRUNKS[tuple(tensors["features.0.weight"].shape)]()
@@ -106,7 +108,7 @@ class Lpips(nn.Module):
 
     @property
     def weights(self) -> list[Tensor]:
-        """Per layer (C,)."""
+        """The channel weights, one (C,) per layer."""
         return [getattr(self, f"weight_{i}") for i in range(len(self.taps))]
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -120,7 +122,7 @@ class Lpips(nn.Module):
 
 
 def _vgg16() -> tuple[nn.Sequential, tuple[int, ...]]:
-    """Layers numbered as torchvision's `vgg16().features`, and behind which of them a map is taken."""
+    """Layers numbered as in torchvision's `vgg16().features`, and the indices of those whose output is used."""
     layers: list[nn.Module] = []
     before = 3
     for width, number in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
@@ -132,7 +134,7 @@ def _vgg16() -> tuple[nn.Sequential, tuple[int, ...]]:
 
 
 def _alexnet() -> tuple[nn.Sequential, tuple[int, ...]]:
-    """The same of torchvision's `alexnet().features`."""
+    """Layers numbered as in torchvision's `alexnet().features`, and the indices of those whose output is used."""
     layers = [nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
     layers += [nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
     for before, after in ((192, 384), (384, 256), (256, 256)):
@@ -140,16 +142,17 @@ def _alexnet() -> tuple[nn.Sequential, tuple[int, ...]]:
     return nn.Sequential(*layers), (1, 4, 7, 9, 11)
 
 
-# By the shape of the first convolution, in which the two differ.
+# Identified by the shape of the first convolution's weight, in which the two trunks differ.
 TRUNKS = {(64, 3, 3, 3): _vgg16, (64, 3, 11, 11): _alexnet}
 
 
 def lpips_shapes(first: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of every tensor that a file of LPIPS weights holds whose "features.0.weight" has the shape `first`.
+    """{name: shape} of all tensors in a file of LPIPS weights whose "features.0.weight" has the shape `first`.
 
-    `features.N.weight` and `features.N.bias` of the trunk as torchvision's VGG16 (N = 0, 2, 5, ... 28) or AlexNet
-    (N = 0, 3, 6, 8, 10) name them; `linK.model.1.weight` (1, C, 1, 1), K = 0 ... 4, as the LPIPS release (v0.1) does.
-    Raises ValueError for another shape than VGG16's (64, 3, 3, 3) and AlexNet's (64, 3, 11, 11).
+    The trunk has `features.N.weight` and `features.N.bias`, named as in torchvision's VGG16 (N = 0, 2, 5, ... 28) or
+    AlexNet (N = 0, 3, 6, 8, 10). The channel weights are `linK.model.1.weight` (1, C, 1, 1) for K = 0 ... 4, named as
+    in the LPIPS release (v0.1).
+    Raises ValueError unless `first` is that of VGG16, (64, 3, 3, 3), or of AlexNet, (64, 3, 11, 11).
     """
     if first not in TRUNKS:
         raise ValueError(
@@ -162,16 +165,15 @@ def lpips_shapes(first: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 
 
 class VisionModel(nn.Module):
-    """The hidden states of four layers of a transformers vision model, at even distances, the last one included.
+    """The hidden states of four evenly spaced layers of a transformers vision model, including the last one.
 
-    Images are stretched to the size that the model expects. Of tokens those of patches are kept; all channels count
-    alike.
+    Images are stretched to the size that the model expects. Only patch tokens are used, with equal channel weights.
     """
 
     weights = None
 
     def __init__(self, name: str):
-        """Raises ValueError when a file is missing or the model is no vision model."""
+        """Load the model. Raises ValueError if a file is missing or the model is not a vision model."""
         from dpdmd.vision.features import load_vision_model
 
         super().__init__()
@@ -186,24 +188,24 @@ class VisionModel(nn.Module):
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         states = self.network(pixel_values=(images - mean) / std, output_hidden_states=True).hidden_states
-        last = len(states) - 1  # the first is what the layers are given
+        last = len(states) - 1  # the first hidden state is the input of the layers
         chosen = [states[round(last * i / NUM_HIDDEN_STATES)] for i in range(1, NUM_HIDDEN_STATES + 1)]
         return [self._places(state, images.shape[-2:]) for state in chosen]
 
     def _places(self, state: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, C, ...) of a convolutional map, which is one already, or of tokens (B, N, C)."""
+        """(B, C, ...) from a convolutional feature map, returned unchanged, or from tokens (B, N, C)."""
         if state.ndim == 4:
             return state
         patch = getattr(self.network.config, "patch_size", 1)
         height, width = (patch, patch) if isinstance(patch, int) else patch
         num_patches = (size[0] // height) * (size[1] // width)
-        return state[:, -num_patches:].transpose(1, 2)  # class and register tokens stand before those of patches
+        return state[:, -num_patches:].transpose(1, 2)  # class and register tokens come first
 
 
 def load_backbone(name: str) -> nn.Module:
-    """The frozen network of a name, in fp32 on the CPU; `weights` are its channels', None for all alike.
+    """Load a backbone by name, frozen, in fp32, on the CPU; its `weights` are the channel weights, None if all equal.
 
-    Raises ValueError for what cannot be loaded.
+    Raises ValueError if it cannot be loaded.
     """
     if name == SCENES:
         return SceneBackbone()
@@ -217,20 +219,20 @@ def load_backbone(name: str) -> nn.Module:
 
 
 def _check(name: str, image_size: tuple[int, int]) -> None:
-    """Raises ValueError, having read no weights, unless `name` is a backbone that sees images of this size."""
+    """Raise ValueError, without reading weights, unless `name` is a backbone that accepts images of this size."""
     if name == SCENES:
         from dpdmd.world.scenes import IMAGE_SIZE
 
         if tuple(image_size) != (IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(
-                f'backbone "scenes" knows the built-in world only, {IMAGE_SIZE} x {IMAGE_SIZE} pixels, and the images '
-                f"have {image_size[0]} x {image_size[1]}: name a file of LPIPS weights or a vision model instead"
+                f'backbone "scenes" works for the built-in world only, with images of {IMAGE_SIZE} x {IMAGE_SIZE} '
+                f"pixels, got {image_size[0]} x {image_size[1]}; give a file of LPIPS weights or a vision model instead"
             )
     elif Path(name).suffix in PICKLES:
         raise ValueError(
             f"backbone {name} is a pickle, which can run code when it is opened; convert it once to a .safetensors "
-            "file with features.* of torchvision's VGG16 or AlexNet and lin*.model.1.weight of LPIPS, as "
-            "docs/perceptual.md shows"
+            "file with features.* of torchvision's VGG16 or AlexNet and lin*.model.1.weight of LPIPS, as shown in "
+            "docs/perceptual.md"
         )
     elif name.endswith(".safetensors"):
         _check_lpips(name, image_size)
@@ -245,11 +247,11 @@ def _check_lpips(name: str, image_size: tuple[int, int]) -> None:
         with safe_open(name, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"backbone {name} is no readable safetensors file ({error})") from None
+        raise ValueError(f"backbone {name} is not a readable safetensors file ({error})") from None
     try:
         wanted = lpips_shapes(shapes.get("features.0.weight", ()))
     except ValueError as error:
-        raise ValueError(f"backbone {name} holds no LPIPS weights: {error}") from None
+        raise ValueError(f"backbone {name} does not contain LPIPS weights: {error}") from None
     wrong = [
         f"{key} {shapes.get(key, 'missing')}, expected {wanted[key]}"
         for key in wanted
@@ -257,7 +259,7 @@ def _check_lpips(name: str, image_size: tuple[int, int]) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"backbone {name} holds no LPIPS weights: {len(wrong)} tensors differ, the first is {wrong[0]}"
+            f"backbone {name} does not contain LPIPS weights: {len(wrong)} tensors differ, the first is {wrong[0]}"
         )
     try:
         Lpips({key: torch.empty(shape, device="meta") for key, shape in wanted.items()})(
@@ -265,7 +267,8 @@ def _check_lpips(name: str, image_size: tuple[int, int]) -> None:
         )
     except RuntimeError:
         raise ValueError(
-            f"backbone {name} halves images too often for {image_size[0]} x {image_size[1]} pixels"
+            f"backbone {name} downsamples too often for images of {image_size[0]} x {image_size[1]} pixels; use larger "
+            "images or another backbone"
         ) from None
 
 

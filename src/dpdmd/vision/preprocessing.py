@@ -1,4 +1,4 @@
-"""From images to what a vision model expects, to the last bit as the model's own PIL processor does it."""
+"""Preprocess images for a vision model, bit-identical to the model's own PIL image processor."""
 
 import json
 from dataclasses import dataclass
@@ -10,17 +10,21 @@ from torch.nn import functional as F
 
 from dpdmd.store.png import to_uint8
 
-BILINEAR, BICUBIC = 2, 3  # Pillow's numbers, which preprocessor_config.json has
+BILINEAR, BICUBIC = 2, 3  # Pillow's codes of resampling filters, as in preprocessor_config.json
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# Its processor resizes the numbers in [0, 1], without rounding; all others resize 8-bit images.
+# The image processor of DINOv3 resizes floats in [0, 1], without rounding; all others resize 8-bit images.
 RESIZED_AS_FLOATS = ("DINOv3",)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a vision model expects: shortest edge and centre crop in pixels (None: no such step), mean and std.
+    """The preprocessing that a vision model expects.
 
-    resample: Pillow's number of the filter. as_floats: resize without rounding to 8 bits.
+    resize: (height, width), or the length of the shortest edge, in pixels; None: no resizing.
+    crop: (height, width) of the centre crop in pixels; None: no crop.
+    mean, std: normalisation of colour channels in [0, 1].
+    resample: Pillow's code of the resampling filter.
+    as_floats: resize without rounding to 8 bits.
     """
 
     resize: tuple[int, int] | int | None
@@ -31,7 +35,10 @@ class Preprocessing:
     as_floats: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to the model's input. Raises ValueError for images smaller than the crop."""
+        """Turn images (B, 3, H, W) in [-1, 1] into the model's input.
+
+        Raises ValueError if the resized images are smaller than the crop.
+        """
         size = self._size(*images.shape[-2:])
         if size is None or size == tuple(images.shape[-2:]):
             images = (images.float() + 1) / 2
@@ -43,7 +50,10 @@ class Preprocessing:
         if self.crop is not None:
             top, left = ((have - want) // 2 for have, want in zip(images.shape[-2:], self.crop, strict=True))
             if top < 0 or left < 0:
-                raise ValueError(f"the model crops to {self.crop} pixels, the images have {tuple(images.shape[-2:])}")
+                raise ValueError(
+                    f"the model crops images to {self.crop} pixels and needs images of at least this size, got "
+                    f"{tuple(images.shape[-2:])}"
+                )
             images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
         mean, std = (torch.tensor(value, device=images.device)[:, None, None] for value in (self.mean, self.std))
         return (images - mean) / std
@@ -57,7 +67,10 @@ class Preprocessing:
 
 
 def resized(images: Tensor, size: tuple[int, int], resample: int = BICUBIC) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] as 8-bit ones, resized by Pillow to (height, width); in [0, 1], on the CPU."""
+    """Round images (B, 3, H, W) in [-1, 1] to 8 bits and resize them with Pillow.
+
+    size: (height, width) in pixels. resample: Pillow's code of the filter. Returns images in [0, 1] on the CPU.
+    """
     import numpy as np
     from PIL import Image
 
@@ -69,12 +82,15 @@ def resized(images: Tensor, size: tuple[int, int], resample: int = BICUBIC) -> T
 
 
 def clip_preprocessing(size: int) -> Preprocessing:
-    """CLIP's own, for a model of `size` x `size` pixels: shortest edge, centre crop, CLIP's mean and std."""
+    """CLIP's preprocessing for a model with `size` x `size` pixels: shortest edge, centre crop, CLIP's mean and std."""
     return Preprocessing(size, (size, size), CLIP_MEAN, CLIP_STD)
 
 
 def read_preprocessing(name: str | Path, local_files_only: bool = False) -> Preprocessing:
-    """The numbers of preprocessor_config.json; transformers' own image processors may ask for torchvision."""
+    """Read the preprocessing from the preprocessor_config.json of a folder or hub id.
+
+    It is read directly because transformers' own image processors may require torchvision.
+    """
     from transformers.utils import cached_file
 
     path = cached_file(name, "preprocessor_config.json", local_files_only=local_files_only)

@@ -1,4 +1,4 @@
-"""Captions of scenes: some factors named in words, the others left free, in several wordings."""
+"""Captions of scenes, which name some factors and leave the others free, in several wordings."""
 
 import torch
 
@@ -14,10 +14,11 @@ BACKGROUND_WORDINGS = ("on a {} background", "on {}", "in front of {}")
 
 
 def caption(named: dict[str, str], wording: int = 0) -> str:
-    """One caption that names just these factors, `wording` choosing among the phrasings.
+    """Build a caption that names exactly the given factors, one of which must be the shape.
 
-    `caption({"shape": "cross", "colour": "blue", "size": "small", "background": "white"})` is
-    "a small blue cross on a white background". The shape must be named.
+    `caption({"shape": "cross", "colour": "blue", "size": "small", "background": "white"})` returns
+    "a small blue cross on a white background".
+    wording: index of the phrasing; see `num_wordings`.
     """
     words = [ARTICLES[wording % len(ARTICLES)], named.get("size", ""), named.get("colour", ""), named["shape"]]
     if "background" in named:
@@ -27,18 +28,18 @@ def caption(named: dict[str, str], wording: int = 0) -> str:
 
 
 def num_wordings(named: dict[str, str]) -> int:
-    """How many different captions name just these factors."""
+    """The number of different captions that name exactly these factors."""
     return len(ARTICLES) * (len(BACKGROUND_WORDINGS) if "background" in named else 1)
 
 
 def named_factors(text: str) -> dict[str, str]:
-    """The factors a prompt names, read from its words; unknown words are ignored. The inverse of `caption`."""
+    """Parse the factors that a prompt names, ignoring unknown words; the inverse of `caption`."""
     words = text.lower().replace(",", " ").replace(".", " ").split()
     return {factor: value for factor in NAMEABLE_FACTORS for value in DISCRETE_FACTORS[factor] if value in words}
 
 
 def sample_captions(scenes: Scenes, generator: torch.Generator) -> list[str]:
-    """A random true caption for each scene: the shape always named, the other factors now and then."""
+    """Draw a correct caption for each scene; it always names the shape, and each other factor with its *_NAMED_PROB."""
     probs = torch.tensor([1.0, COLOUR_NAMED_PROB, SIZE_NAMED_PROB, BACKGROUND_NAMED_PROB])
     keep = torch.rand(len(scenes), 4, generator=generator) < probs
     wordings = torch.randint(0, len(ARTICLES) * len(BACKGROUND_WORDINGS), (len(scenes),), generator=generator)
@@ -54,7 +55,7 @@ def sample_captions(scenes: Scenes, generator: torch.Generator) -> list[str]:
 
 
 def all_captions() -> list[str]:
-    """Every caption of the world once, in a fixed order."""
+    """List every caption of the world once, in a fixed order."""
     texts = []
     options = [[None, *DISCRETE_FACTORS[factor]] for factor in NAMEABLE_FACTORS[1:]]
     for shape in DISCRETE_FACTORS["shape"]:

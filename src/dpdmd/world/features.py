@@ -1,7 +1,7 @@
 """Perceptual features of the built-in world: a small network trained to recognise the factors of scenes.
 
-Pairwise cosine distances and Frechet distances of generated scenes are taken between these features. How the
-weights were made and how far each factor moves them stands in `weights/README.md`.
+Pairwise cosine distances and Frechet distances between generated scenes are computed on these features.
+`weights/README.md` documents how the weights were trained and how strongly each factor changes the features.
 """
 
 from importlib import resources
@@ -17,13 +17,13 @@ WEIGHTS = "scene_features.safetensors"
 
 
 class SceneFeatures(nn.Module):
-    """Four convolutions on pixels and their coordinates, the mean over positions, a linear map, minus a mean.
+    """Four convolutions on pixels and their coordinates, followed by pooling, a linear map and centring.
 
-    feature = linear(mean over positions(convolutions(image))) - mean
+        feature = linear(mean over positions of convolutions(image)) - mean
 
-    `mean` is the average feature of the world's own scenes: without it all scenes would share a large common
-    direction and every pairwise cosine would be near one. Training also scales `linear` so that every factor of a
-    scene moves the features in reasonable proportion (`pretrain/features.py`, `balance`).
+    `mean` is the average feature of the world's own scenes. Without it all scenes would share a large common component
+    and every pairwise cosine would be close to one. Training also rescales `linear` so that every factor of a scene
+    changes the features in reasonable proportion (`balance` in `tools/pretrain/features.py`).
     """
 
     def __init__(self) -> None:
@@ -40,16 +40,19 @@ class SceneFeatures(nn.Module):
         self.register_buffer("coordinates", grid, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, 64) of images (B, 3, 32, 32) in [-1, 1]. Raises ValueError for another image shape."""
+        """Features (B, 64) of images (B, 3, 32, 32) in [-1, 1]. Raises ValueError for other image shapes."""
         return self.project(self.maps(images)[-1].mean(dim=(2, 3))) - self.mean
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """What each of the four convolutions makes of the images: (B, 32, 16, 16), (B, 64, 8, 8), (B, 96, 8, 8),
-        (B, 96, 4, 4). Raises ValueError for another image shape."""
+        """Feature maps after each of the four convolutions.
+
+        Returns (B, 32, 16, 16), (B, 64, 8, 8), (B, 96, 8, 8) and (B, 96, 4, 4).
+        Raises ValueError for other image shapes.
+        """
         if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(
                 f"images must be (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) in [-1, 1], got {tuple(images.shape)}; "
-                "scene features know the built-in world only"
+                "scene features work for images of the built-in world only"
             )
         coordinates = self.coordinates.expand(len(images), -1, -1, -1)
         hidden, maps = torch.cat([images, coordinates], dim=1), []
@@ -60,9 +63,9 @@ class SceneFeatures(nn.Module):
 
 
 def load_scene_features() -> SceneFeatures:
-    """The shipped network with its trained weights, in evaluation mode, without gradients to its parameters.
+    """Load the network with the weights shipped in the package, frozen and in evaluation mode.
 
-    Raises ValueError when the weights are missing from the installation or broken.
+    Raises ValueError if the weights are missing from the installation or corrupt.
     """
     network = SceneFeatures()
     with resources.as_file(resources.files("dpdmd.world") / "weights" / WEIGHTS) as path:

@@ -1,7 +1,7 @@
-"""Exact metrics of the built-in world: what the oracle read, held against the world's own conditional distributions.
+"""Exact metrics of the built-in world: the oracle's readings compared with the world's own conditional distributions.
 
-Every number comes with what exact sampling would give (`*_true`, or `*_floor` and `*_exact` where the number of images
-matters), so that a small sample is never taken for a loss of diversity.
+Every metric comes with the value that exact sampling would give (`*_true`, or `*_floor` and `*_exact` where it depends
+on the number of images), so that a small sample cannot be mistaken for a loss of diversity.
 """
 
 import math
@@ -23,49 +23,54 @@ from dpdmd.world.scenes import (
     conditional_probability,
 )
 
-# Factors that a prompt may leave free, each with the named factor that its distribution depends on.
+# The factors that a prompt may leave free, each with the factor on which its distribution depends.
 DEPENDS_ON = {"colour": "background", "background": "colour", "size": None, "side": "shape"}
 
 
 def entropy(counts: Tensor) -> Tensor:
-    """Entropy in nats of the distribution behind counts (..., K), corrected for the small sample; (...,).
+    """Estimate the entropy (...,), in nats, of the distribution from which counts (..., K) were drawn.
 
-    H = digamma(n) - sum_i (n_i / n) digamma(n_i), n = sum_i n_i; 0 for one mode.
-    Its expectation is `expected_entropy`: short of the truth by sum over v >= n of sum_i p_i (1 - p_i)^v / v, which
-    falls exponentially in n. For the world's background given a colour (4.75 effective modes) the exponential of the
-    mean estimate is 4.08 at 8 samples, 4.58 at 16, 4.74 at 32; Miller-Madow's 3.98, 4.52, 4.72.
-    Source: Zhang 2012, "Entropy estimation in Turing's perspective"; its digamma form: Schuermann 2015, "A note on
-    entropy estimation".
+        H = digamma(n) - sum_i (n_i / n) digamma(n_i),    n = sum_i n_i
 
-    Raises ValueError when a row has no counts.
+    H is corrected for small samples, and 0 if all samples fall into one mode. Its expectation is `expected_entropy`,
+    which is below the true entropy by sum over v >= n of sum_i p_i (1 - p_i)^v / v; this bias decreases exponentially
+    in n. Example: the world's background given a colour has 4.75 effective modes. The exponential of the mean estimate
+    is 4.08 for 8 samples, 4.58 for 16 and 4.74 for 32; the Miller-Madow estimator gives 3.98, 4.52 and 4.72.
+    Raises ValueError if a row has no counts.
+    Source: Zhang 2012, "Entropy estimation in Turing's perspective"; digamma form: Schuermann 2015, "A note on entropy
+    estimation".
     """
     counts = counts.double()
     total = counts.sum(-1)
     if (total <= 0).any():
-        raise ValueError("the entropy of no samples is undefined; leave such rows out")
-    # The clamp keeps digamma's pole at 0 out; its factor is 0 there.
+        raise ValueError("the entropy of a row with no samples is undefined; remove rows whose counts are all zero")
+    # The clamp avoids the pole of digamma at 0, where the factor n_i is 0.
     weighted = counts * torch.digamma(counts.clamp_min(1))
     return torch.digamma(total) - weighted.sum(-1) / total
 
 
 def expected_entropy(probability: Tensor, num_samples: int) -> float:
-    """Expectation of `entropy` over exact samples: sum over v < n of sum_i p_i (1 - p_i)^v / v, in nats."""
+    """Expectation of `entropy`, in nats, over `num_samples` exact samples of `probability` (K,).
+
+    E[H] = sum over 1 <= v < n of sum_i p_i (1 - p_i)^v / v,    n = num_samples
+    """
     p = probability.double()[:, None]
     v = torch.arange(1, num_samples, dtype=torch.float64)
     return float((p * (1 - p) ** v / v).sum())
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
-    """1/2 sum_i |p_i - q_i| over the last dimension of two distributions, each normalised first."""
+    """Total variation 1/2 sum_i |p_i - q_i| over the last dimension; p and q are normalised first."""
     p, q = p.double(), q.double()
     return 0.5 * (p / p.sum(-1, keepdim=True) - q / q.sum(-1, keepdim=True)).abs().sum(-1)
 
 
 def total_variation_floor(probability: Tensor, num_samples: int) -> float:
-    """Mean total variation between `probability` (K,) and the empirical distribution of exact samples of it.
+    """Expected total variation between `probability` (K,) and the empirical distribution of exact samples from it.
 
-    1/2 sum_i E|X_i / n - p_i| with X_i binomial, each in de Moivre's closed form
-    E|X - n p| = 2 m C(n, m) p^m (1 - p)^(n - m + 1), m = floor(n p) + 1.
+        1/2 sum_i E|X_i / n - p_i|,    X_i ~ Binomial(n, p_i)
+
+    Each term has de Moivre's closed form E|X - n p| = 2 m C(n, m) p^m (1 - p)^(n - m + 1), m = floor(n p) + 1.
     """
     n, out = num_samples, 0.0
     for p in probability.double().tolist():
@@ -77,9 +82,9 @@ def total_variation_floor(probability: Tensor, num_samples: int) -> float:
 
 
 def named_accuracy(prompts: list[str], reading: Reading) -> dict[str, float | None]:
-    """Share of the prompts' named factors that were read right, "all" and per factor; None where none is named.
+    """Share of the factors named by the prompts that the images show, over all factors ("all") and per factor.
 
-    An invalid image counts as what it was read as.
+    An invalid image counts with the factors that the oracle read in it. None: no prompt names the factor.
     """
     right = {factor: [] for factor in NAMEABLE_FACTORS}
     for i, prompt in enumerate(prompts):
@@ -90,12 +95,15 @@ def named_accuracy(prompts: list[str], reading: Reading) -> dict[str, float | No
 
 
 def effective_modes(prompts: list[str], reading: Reading) -> dict[str, dict[str, float | None]]:
-    """Effective modes of each free factor among the valid images of one prompt.
+    """Effective number of modes of each free factor among the valid images of a prompt.
 
-    Per factor: "measured" exp(mean over prompts of `entropy`) clipped to [1, number of values], "exact" what exact
-    sampling gives in the same terms with the same counts, "true" its limit for many images. The mean is over prompts
-    that leave the factor free and have two valid images or more; None where there is no such prompt.
-    The mean is taken of entropies, so it is geometric over prompts: the exponential of single estimates is biased.
+    Returns for each factor
+        "measured": exp(mean over prompts of `entropy`), clipped to [1, number of values];
+        "exact": the same quantity for exact sampling with the same numbers of images;
+        "true": its limit for many images.
+    The mean is over prompts that leave the factor free and have at least two valid images; None if there is no such
+    prompt. Entropies are averaged (a geometric mean over prompts) because the exponential of a single estimate is
+    biased.
     """
     rows = _valid_rows(prompts, reading)
     out = {}
@@ -122,13 +130,17 @@ def effective_modes(prompts: list[str], reading: Reading) -> dict[str, dict[str,
 def total_variation_by_condition(
     prompts: list[str], reading: Reading, other_prompts: list[str] | None = None, other: Reading | None = None
 ) -> dict[str, dict[str, float | None]]:
-    """Total variation of each free factor from the truth, and from another reading when given.
+    """Total variation between the distribution of each free factor and the truth, and optionally another reading.
 
-    Valid images are pooled by the one named factor on which the free one depends (DEPENDS_ON), for the total variation
-    of few samples is mostly noise; conditions are averaged with their image counts as weights. Per factor: "true", the
-    distance from the world's conditional distribution; "floor", what exact sampling gives with the same counts;
-    "reference", the distance from the other reading under the conditions that both have, biased upwards by the noise
-    of both. None where no image counts.
+    Valid images are pooled over all prompts that share the factor on which the free one depends (DEPENDS_ON), because
+    the total variation of few samples is mostly noise. Conditions are averaged with their image counts as weights.
+
+    Returns for each factor
+        "true": the distance to the world's conditional distribution;
+        "floor": the expected distance of exact samples of the same size;
+        "reference": the distance to the other reading (if given) over the conditions that both have, biased upwards by
+            the sampling noise of both.
+    None: no image counts for the factor.
     """
     out = {}
     for factor in DEPENDS_ON:
@@ -148,11 +160,11 @@ def total_variation_by_condition(
 
 
 def spread(prompts: list[str], reading: Reading) -> dict[str, dict[str, float | None]]:
-    """Within-prompt standard deviation of the continuous factors among valid images, in pixels and degrees.
+    """Within-prompt standard deviation of the continuous factors among valid images, in pixels (rotation: degrees).
 
-    Root of the mean over prompts of the unbiased variance (the mean of standard deviations would depend on the number
-    of images), "measured" and "true" for the same prompts. Circles have no rotation and do not count for it; prompts
-    with fewer than two images do not count.
+    It is the root of the mean over prompts of the unbiased variance; a mean of standard deviations would depend on the
+    number of images. Returns for each factor "measured" and, for the same prompts, "true". Prompts with fewer than two
+    valid images do not count; circles, which have no rotation, do not count for the rotation. None: no prompt counts.
     """
     rows = _valid_rows(prompts, reading)
     out = {}
@@ -178,20 +190,27 @@ def scene_metrics(
     reference: Tensor | Reading | None = None,
     reference_prompts: list[str] | None = None,
 ) -> dict:
-    """All exact metrics of images made from prompts, as a plain dict of numbers ready for JSON.
+    """Compute all exact metrics of generated images, as a plain dict of numbers that can be written as JSON.
 
-    prompts: one per image, repeated for several images of one prompt. images: (B, 3, 32, 32) in [-1, 1], or what
-    `read_scenes` read in them. reference: images of another model (usually the teacher); its prompts default to
-    `prompts`.
+    prompts: one per image; repeat a prompt for each of its images.
+    images: (B, 3, 32, 32) in [-1, 1], or their reading by `read_scenes`.
+    reference: images or reading of another model, usually the teacher.
+    reference_prompts: one per image of `reference`; default: `prompts`.
 
-    Returns num_images; num_prompts; validity; named_accuracy (share) and named_accuracy_by_factor; effective_modes,
-    effective_modes_exact and effective_modes_true per factor (`effective_modes`) and effective_modes_mean, the
-    geometric mean over factors of measured / exact: 1 as diverse as exact sampling of as many images, less when modes
-    were lost; total_variation_true, total_variation_floor and with a reference total_variation_reference per factor
-    (`total_variation_by_condition`); spread and spread_true per continuous factor (`spread`). A number that no image
-    defines is None.
+    Returns
+        num_images, num_prompts;
+        validity: share of images that are a clean scene;
+        named_accuracy, named_accuracy_by_factor: shares, see `named_accuracy`;
+        effective_modes, effective_modes_exact, effective_modes_true: per factor, see `effective_modes`;
+        effective_modes_mean: geometric mean over factors of measured / exact; 1 means as diverse as exact sampling of
+            as many images, less than 1 means that modes were lost;
+        total_variation_true, total_variation_floor and, with a reference, total_variation_reference: per factor, see
+            `total_variation_by_condition`;
+        spread, spread_true: per continuous factor, see `spread`.
+    A value that no image determines is None.
 
-    Raises ValueError when there are no images or the numbers of prompts and images differ.
+    Raises ValueError if there are no images, if the numbers of prompts and images differ, or if reference_prompts are
+    given without a reference.
     """
     reading = _reading_of(images, prompts, "images")
     other, other_prompts = None, None
@@ -199,7 +218,7 @@ def scene_metrics(
         other_prompts = prompts if reference_prompts is None else reference_prompts
         other = _reading_of(reference, other_prompts, "reference")
     elif reference_prompts is not None:
-        raise ValueError("reference_prompts came without a reference; give both or neither")
+        raise ValueError("reference_prompts are given without a reference; give both or neither")
     accuracy = named_accuracy(prompts, reading)
     modes = effective_modes(prompts, reading)
     variation = total_variation_by_condition(prompts, reading, other_prompts, other)
@@ -226,7 +245,7 @@ def scene_metrics(
 
 
 def _reading_of(images: Tensor | Reading, prompts: list[str], name: str) -> Reading:
-    """The reading of images, checked against its prompts."""
+    """The reading of `images`, after checking that there is one prompt per image."""
     if len(images) != len(prompts) or len(prompts) == 0:
         raise ValueError(
             f"{name}: expected one prompt per image and at least one, got {len(prompts)} prompts for "
@@ -245,12 +264,15 @@ def _valid_rows(prompts: list[str], reading: Reading) -> dict[str, Tensor]:
 
 
 def _counts(reading: Reading, factor: str, index: Tensor) -> Tensor:
-    """How often each value of a factor was read in some images, (number of values,)."""
+    """How often each value of a factor was read in the images `index`, (number of values,)."""
     return torch.bincount(reading.scenes.discrete[factor][index], minlength=len(DISCRETE_FACTORS[factor]))
 
 
 def _counts_by_condition(prompts: list[str], reading: Reading, factor: str) -> dict[tuple, Tensor]:
-    """Counts of a factor over the valid images that leave it free; keys are the condition as ((factor, value),)."""
+    """Counts of a factor over the valid images whose prompt leaves it free, by condition.
+
+    A condition is ((factor, value),) for the factor in DEPENDS_ON, or () if that factor is free as well.
+    """
     counts: dict[tuple, Tensor] = {}
     for prompt, index in _valid_rows(prompts, reading).items():
         named = named_factors(prompt)
@@ -261,7 +283,7 @@ def _counts_by_condition(prompts: list[str], reading: Reading, factor: str) -> d
 
 
 def _true_variance(factor: str, named: dict[str, str]) -> float:
-    """Variance of a continuous factor given the named ones: a mixture of uniforms."""
+    """Variance of a continuous factor given the named factors, which is that of a mixture of uniforms."""
     intervals, weights = {
         "x": (list(SIDES.values()), conditional_probability("side", named).tolist()),
         "y": ([Y_RANGE], [1.0]),
@@ -274,11 +296,11 @@ def _true_variance(factor: str, named: dict[str, str]) -> float:
 
 
 def _weighted(values: dict, weights: dict) -> float | None:
-    """Mean of values under the weights of their keys."""
+    """Mean of `values` weighted by `weights`, which may have more keys; None if there are no values."""
     total = sum(weights[key] for key in values)
     return sum(value * weights[key] for key, value in values.items()) / total if values else None
 
 
 def _column(rows: dict[str, dict], name: str) -> dict:
-    """One named number of every row."""
+    """The entry `name` of every row."""
     return {key: row[name] for key, row in rows.items()}

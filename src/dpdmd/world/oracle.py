@@ -1,7 +1,8 @@
-"""Read the factors of a scene back from its pixels by fitting the renderer to them.
+"""The oracle: reads the factors of a scene from its pixels by fitting the renderer to them.
 
-Colours first (the palette entries that explain the border and the rest), then each shape's position, radius and
-rotation by Gauss-Newton on the rendered coverage; the shape that leaves the least error wins.
+It first reads the colours, as the palette entries that best explain the border and the other pixels. It then fits
+position, radius and rotation of each shape by Gauss-Newton on the rendered coverage. The shape with the smallest error
+is chosen.
 """
 
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ BORDER = 2
 SIZE_THRESHOLD = (SIZES["small"][1] + SIZES["large"][0]) / 2
 SIDE_THRESHOLD = (SIDES["left"][1] + SIDES["right"][0]) / 2
 
-# Gauss-Newton over (x, y, radius) in pixels and rotation in degrees. The bounds reach a little beyond the world's
-# ranges; a square turned by more than 22 degrees would explain a small cross whose notches a decoder filled.
+# Gauss-Newton over (x, y, radius) in pixels and rotation in degrees. The bounds are slightly wider than the world's
+# ranges. Rotations beyond 22 degrees are excluded: a square could otherwise fit a small cross whose notches the
+# decoder has filled.
 LOWEST = (6.0, 6.0, 3.0, -22.0)
 HIGHEST = (26.0, 26.0, 13.0, 22.0)
 LARGEST_STEP = (1.5, 1.5, 1.0, 10.0)
-# Coverage changes only within a pixel of the edge: wide differences see beyond it and keep the fit from stalling.
+# Coverage changes only within a pixel of the edge. Wide finite differences reach beyond it, so the fit does not stall.
 DIFFERENCES = (0.3, 0.3, 0.3, 3.0)
 DAMPING = 1e-3
 STARTING_ROTATIONS = (-16.0, 16.0)
@@ -35,13 +37,13 @@ NUM_FINE_STEPS = 5
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle read in B images.
+    """The oracle's reading of B images.
 
-    scenes: the factors of the best re-rendering, also where it explains the image badly.
+    scenes: the factors of the best re-rendering, even if it explains the image badly.
     residual: (B,) root mean square over pixels and channels of image - re-rendering, in units of [-1, 1].
     distortion: (B,) the same after a 3 x 3 box filter, divided by the contrast (root mean square over channels of
-        colour - background): structure that the scene leaves unexplained, in units of its own contrast.
-    valid: (B,) bool, residual <= VALID_RESIDUAL and distortion <= VALID_DISTORTION.
+        colour - background). It measures the structure that the scene does not explain, in units of its contrast.
+    valid: (B,) bool, true for a clean scene: residual <= VALID_RESIDUAL and distortion <= VALID_DISTORTION.
     """
 
     scenes: Scenes
@@ -58,38 +60,39 @@ class Reading:
 
 @torch.no_grad()
 def read_scenes(images: Tensor) -> Reading:
-    """Factors of images (B, 3, 32, 32) in [-1, 1] by the best fit of the renderer, with a verdict on each image.
+    """Read the factors of images (B, 3, 32, 32) in [-1, 1] by fitting the renderer, and judge which images are valid.
 
-    Deterministic; about 1.3 ms per image on one core. Runs on the CPU whatever the images' device.
-    Measured on 2048 scenes (`tests/world/test_oracle.py` holds these down); size, colour, background and side were
-    read without an error in every row. Mean absolute errors in pixels and degrees, the circle's rotation left out:
+    The result is deterministic and takes about 1.3 ms per image on one core. It is computed on the CPU for images on
+    any device. The rotation of a circle is undefined, and arbitrary in the result.
+    Raises ValueError for other image shapes, or for values that are not finite.
+
+    Accuracy, measured on 2048 scenes and checked in `tests/world/test_oracle.py`. Size, colour, background and side are
+    read without an error in every row. The next columns are mean absolute errors in pixels and degrees, without the
+    rotation of circles:
 
         images                  shape right   x and y   radius   rotation   residual   valid
-        as rendered             1.000         .00       .00      .00        .000       1.00
-        noise of std .1         1.000         .01       .01      .1         .100       .97
-        noise of std .2         1.000         .02       .02      .2         .200       .00
-        noise of std .4         1.000         .05       .04      .4         .400       .00
-        blur of sigma 1 pixel   1.000         .08       .08      1.5        .072       .95
+        as rendered             1.000         0.00      0.00     0.00       0.000      1.00
+        noise of std 0.1        1.000         0.01      0.01     0.1        0.100      0.97
+        noise of std 0.2        1.000         0.02      0.02     0.2        0.200      0.00
+        noise of std 0.4        1.000         0.05      0.04     0.4        0.400      0.00
+        blur of sigma 1 pixel   1.000         0.08      0.08     1.5        0.072      0.95
 
-    Why two thresholds: the residual alone cannot tell a shape blurred beyond recognition at low contrast (.05) from a
-    sharp one behind noise or a decoder (up to .10), so the structure that the fit leaves is also held against the
-    scene's contrast. Noise of std .08 and the built-in decoder leave a distortion of at most .063; blur of sigma 2.5
-    at least .081, blobs .070, empty images .12. Accepted are 100 % of scenes with noise up to std .08 and of the
-    decoder's reconstructions, and at most .4 % of blends of two scenes, of two shapes in one image, of blobs, of
-    empty images, of scenes blurred by 2 pixels, and of colours pushed by 1.5 (whose factors are still read right).
-
-    A circle's rotation is undefined and arbitrary here.
-
-    Raises ValueError for another image shape or values that are not finite.
+    Validity has two thresholds because the residual alone cannot distinguish a low-contrast shape blurred beyond
+    recognition (0.05) from a sharp shape with noise or decoder artefacts (up to 0.10). The distortion therefore
+    compares the unexplained structure with the contrast of the scene. It is at most 0.063 for noise of std 0.08 and for
+    the built-in decoder. It is at least 0.081 for blur of sigma 2.5, 0.070 for blobs and 0.12 for empty images.
+    All scenes with noise up to std 0.08 and all reconstructions of the decoder are valid. Of the following, at most
+    0.4 % are valid: blends of two scenes, images with two shapes, blobs, empty images, scenes blurred by 2 pixels, and
+    scenes whose colours are pushed by a factor of 1.5 (their factors are still read correctly).
     """
     if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
         raise ValueError(
             f"images must be (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) in [-1, 1], got {tuple(images.shape)}; "
-            "the oracle reads the built-in world only"
+            "the oracle can read images of the built-in world only"
         )
     images = images.detach().float().cpu()
     if not images.isfinite().all():
-        raise ValueError("images hold NaN or infinity; the model that made them has diverged")
+        raise ValueError("images contain NaN or infinity; the model that generated them has probably diverged")
     parts = [_read_chunk(chunk) for chunk in images.split(CHUNK)]
     background, colour, shape, geometry, residual, distortion = (torch.cat(part) for part in zip(*parts, strict=True))
     x, y, radius, rotation = geometry.unbind(1)
@@ -106,12 +109,12 @@ def read_scenes(images: Tensor) -> Reading:
 
 
 def _read_chunk(images: Tensor) -> tuple[Tensor, ...]:
-    """Background, colour, shape, geometry (B, 4), residual and distortion of a few images."""
+    """Background, colour, shape, geometry (B, 4), residual and distortion of at most CHUNK images."""
     background = _read_background(images)
     backdrop = _palette(BACKGROUNDS)[background]
     colour = _read_colour(images, backdrop)
     direction = _palette(COLOURS)[colour] - backdrop
-    # Least-squares coverage of every pixel: 0 on the background's colour, 1 on the shape's.
+    # Least-squares coverage of every pixel: 0 for the colour of the background, 1 for that of the shape.
     pixels = images - backdrop[:, :, None, None]
     signal = torch.einsum("bchw,bc->bhw", pixels, direction) / direction.square().sum(1)[:, None, None]
     shape, geometry = _fit(signal)
@@ -122,44 +125,44 @@ def _read_chunk(images: Tensor) -> tuple[Tensor, ...]:
 
 
 def _palette(table: dict[str, tuple[int, int, int]]) -> Tensor:
-    """Colours (N, 3) in [-1, 1]."""
+    """The colours (N, 3) of a palette in [-1, 1]."""
     return torch.tensor(list(table.values())) / 127.5 - 1
 
 
 def _read_background(images: Tensor) -> Tensor:
-    """Nearest palette entry to the median of the outermost pixels, most of which no shape reaches."""
+    """The palette entry nearest to the median of the outermost pixels, most of which no shape covers."""
     border = torch.ones(IMAGE_SIZE, IMAGE_SIZE, dtype=torch.bool)
     border[BORDER:-BORDER, BORDER:-BORDER] = False
     return torch.cdist(images[:, :, border].median(dim=2).values, _palette(BACKGROUNDS)).argmin(1)
 
 
 def _read_colour(images: Tensor, backdrop: Tensor) -> Tensor:
-    """Colour c with the least sum over pixels p of min over m in [0, 1] of |p - backdrop - m (c - backdrop)|^2."""
+    """The colour c that minimises sum over pixels p of min over m in [0, 1] of |p - backdrop - m (c - backdrop)|^2."""
     pixels = (images - backdrop[:, :, None, None]).flatten(2)
     direction = _palette(COLOURS)[None] - backdrop[:, None]
     length = direction.square().sum(2)[:, :, None]
     along = torch.bmm(direction, pixels)
     part = (along / length).clamp(0, 1)
-    # |p|^2 is left out: all candidates share it.
+    # |p|^2 is omitted because it is the same for all candidates.
     return (part.square() * length - 2 * part * along).sum(2).argmin(1)
 
 
 def _start(signal: Tensor) -> Tensor:
-    """First geometry (B, 4) from the moments of the smoothed, thresholded signal; rotation 0."""
+    """Initial geometry (B, 4) from the moments of the smoothed, thresholded signal (B, 32, 32); rotation 0."""
     smooth = F.avg_pool2d(signal[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
-    # Moments of the raw signal would be drawn to the image's centre by noise on the background.
+    # Noise in the background would pull the moments of the raw signal towards the centre of the image.
     weight = ((smooth - 0.35) / 0.3).clamp(0, 1)
     mass = weight.sum((1, 2)).clamp_min(1.0)
     centres = torch.arange(IMAGE_SIZE) + 0.5
     x = (weight.sum(1) * centres).sum(1) / mass
     y = (weight.sum(2) * centres).sum(1) / mass
-    # Every shape covers about 3 radius^2.
+    # Every shape has an area of about 3 radius^2.
     geometry = torch.stack([x, y, (mass / 3).sqrt(), torch.zeros_like(x)], dim=1)
     return geometry.clamp(torch.tensor(LOWEST), torch.tensor(HIGHEST))
 
 
 def _gauss_newton(shape: str, start: Tensor, signal: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-    """Best geometry (B, 4) met and its squared error (B,) in sum over pixels of (coverage - signal)^2."""
+    """The best geometry (B, 4) found and its error (B,), sum over pixels of (coverage - signal)^2."""
     num_free = 3 if shape == "circle" else 4
     low, high, limit, differences = (torch.tensor(v) for v in (LOWEST, HIGHEST, LARGEST_STEP, DIFFERENCES))
     current, mask = start, coverage(shape, *start.unbind(1))
@@ -182,7 +185,7 @@ def _gauss_newton(shape: str, start: Tensor, signal: Tensor, num_steps: int) -> 
 
 
 def _fit(signal: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape (B,) and geometry (B, 4) that explain the signal (B, 32, 32) best."""
+    """The shape (B,) and geometry (B, 4) that explain the signal (B, 32, 32) best."""
     start = _start(signal)
     fits, errors = [], []
     for shape in SHAPES:
@@ -201,7 +204,7 @@ def _fit(signal: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _coverage_of(shape: Tensor, geometry: Tensor) -> Tensor:
-    """Coverage (B, 32, 32) of mixed shapes."""
+    """Coverage (B, 32, 32) of scenes with different shapes; shape: (B,), geometry: (B, 4)."""
     mask = torch.empty(len(shape), IMAGE_SIZE, IMAGE_SIZE)
     for index, name in enumerate(SHAPES):
         rows = (shape == index).nonzero().squeeze(1)

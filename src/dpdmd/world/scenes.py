@@ -1,14 +1,14 @@
-"""The built-in world: scenes drawn from known factors whose distribution is known exactly.
+"""The built-in world: scenes generated from factors whose distribution is known exactly.
 
-A scene is one coloured shape on a flat background. Free factors depend on named ones, as in natural images:
-a colour has its favourite background, a shape its favourite side. Guidance and a reverse-KL objective sharpen
-exactly such dependences, so their effect on diversity can be measured against the truth.
+A scene is one coloured shape on a uniform background. As in natural images, some factors depend on others: a colour has
+a favourite background, and a shape has a favourite side. Guidance and a reverse-KL objective sharpen exactly such
+dependences, so their effect on diversity can be measured against the truth.
 
     shape       uniform over SHAPES
     colour      uniform over COLOURS
     size        uniform over SIZES ("small" or "large", each an interval of radii)
-    background  FAVOURITE_BACKGROUND[colour] with probability .46, else uniform over the other five
-    side        FAVOURITE_SIDE[shape] with probability .70, else the other one
+    background  FAVOURITE_BACKGROUND[colour] with probability 0.46, else uniform over the other five
+    side        FAVOURITE_SIDE[shape] with probability 0.70, else the other one
     x, y, radius, rotation   uniform on intervals (pixels, degrees); x on the interval of its side
 """
 
@@ -65,8 +65,11 @@ FAVOURITE_SIDE_PROB = 0.70
 
 @dataclass(frozen=True)
 class Scenes:
-    """Factors of B scenes: `discrete[name]` (B,) int64 indices into DISCRETE_FACTORS[name],
-    `continuous[name]` (B,) float32 in pixels, rotation in degrees."""
+    """The factors of B scenes.
+
+    discrete: name -> (B,) int64 indices into DISCRETE_FACTORS[name].
+    continuous: name -> (B,) float32, in pixels; rotation in degrees.
+    """
 
     discrete: dict[str, Tensor]
     continuous: dict[str, Tensor]
@@ -82,9 +85,9 @@ class Scenes:
 
 
 def joint_probability() -> Tensor:
-    """P(shape, colour, size, background, side) as one table, axes in the order of DISCRETE_FACTORS.
+    """The table P(shape, colour, size, background, side), with its axes in the order of DISCRETE_FACTORS.
 
-    Every conditional of the world is a slice and a sum of it.
+    Every conditional distribution of the world follows from it by slicing and summing.
     """
     num_shapes, num_colours, num_sizes, num_backgrounds, num_sides = (len(v) for v in DISCRETE_FACTORS.values())
     background = torch.full((num_colours, num_backgrounds), (1 - FAVOURITE_BACKGROUND_PROB) / (num_backgrounds - 1))
@@ -100,7 +103,7 @@ def joint_probability() -> Tensor:
 
 
 def conditional_probability(factor: str, named: dict[str, str]) -> Tensor:
-    """P(factor | named factors), (number of values,), exact.
+    """The exact conditional distribution P(factor | named factors), (number of values,).
 
     Raises ValueError for an unknown factor or value.
     """
@@ -110,7 +113,7 @@ def conditional_probability(factor: str, named: dict[str, str]) -> Tensor:
     table = joint_probability()
     for name, value in named.items():
         if name not in names or value not in DISCRETE_FACTORS[name]:
-            raise ValueError(f"no factor {name!r} with value {value!r} in this world")
+            raise ValueError(f"the built-in world has no factor {name!r} with value {value!r}")
         axis, index = names.index(name), DISCRETE_FACTORS[name].index(value)
         table = table.narrow(axis, index, 1)
     marginal = table.sum(dim=[axis for axis in range(len(names)) if axis != names.index(factor)])
@@ -122,7 +125,7 @@ def conditional_probability(factor: str, named: dict[str, str]) -> Tensor:
 
 
 def sample_scenes(num_scenes: int, generator: torch.Generator) -> Scenes:
-    """Draw independent scenes from the world's distribution."""
+    """Draw `num_scenes` independent scenes from the world's distribution."""
     table = joint_probability()
     flat = torch.multinomial(table.flatten(), num_scenes, replacement=True, generator=generator)
     index = torch.unravel_index(flat, table.shape)
@@ -143,16 +146,17 @@ def sample_scenes(num_scenes: int, generator: torch.Generator) -> Scenes:
 
 
 def signed_distance(shape: str, px: Tensor, py: Tensor, radius: Tensor) -> Tensor:
-    """Signed distance in pixels, negative inside, of points in the shape's own frame.
+    """Signed distance, in pixels and negative inside, from points (px, py) in the shape's own frame to its edge.
 
-    All shapes of one radius have about the same area, so that "small" and "large" look alike across shapes.
+    Shapes of equal radius have about the same area, so that "small" and "large" look alike for all shapes.
+    Raises ValueError for an unknown shape.
     """
     if shape == "circle":
         return torch.sqrt(px.square() + py.square() + 1e-12) - radius
     if shape == "square":
         return torch.maximum(px.abs(), py.abs()) - 0.88 * radius
     if shape == "triangle":
-        # Equilateral, centroid at the origin, one corner up: three half planes at distance inradius.
+        # Equilateral, centroid at the origin, one corner up: three half-planes at distance inradius.
         inradius = 0.78 * radius
         slanted = 0.8660254 * px.abs() - 0.5 * py
         return torch.maximum(slanted, py) - inradius
@@ -164,9 +168,9 @@ def signed_distance(shape: str, px: Tensor, py: Tensor, radius: Tensor) -> Tenso
 
 
 def coverage(shape: str, x: Tensor, y: Tensor, radius: Tensor, rotation: Tensor) -> Tensor:
-    """Share of each pixel that the shape covers, (B, 32, 32) in [0, 1], from the distance at the pixel's centre.
+    """Share of each pixel that a shape covers, (B, 32, 32) in [0, 1], from the distance at the centre of the pixel.
 
-    Differentiable in x, y, radius (pixels) and rotation (degrees, clockwise), each (B,).
+    x, y, radius: (B,) in pixels. rotation: (B,) in degrees, clockwise. The result is differentiable in all of them.
     """
     centres = torch.arange(IMAGE_SIZE, device=x.device) + 0.5
     dx = centres[None, None, :] - x[:, None, None]
@@ -178,7 +182,7 @@ def coverage(shape: str, x: Tensor, y: Tensor, radius: Tensor, rotation: Tensor)
 
 
 def render(scenes: Scenes) -> Tensor:
-    """Images (B, 3, 32, 32) in [-1, 1] of the scenes, antialiased."""
+    """Render scenes as antialiased images (B, 3, 32, 32) in [-1, 1]."""
     palette = torch.tensor(list(COLOURS.values())) / 127.5 - 1
     backdrop = torch.tensor(list(BACKGROUNDS.values())) / 127.5 - 1
     mask = torch.empty(len(scenes), IMAGE_SIZE, IMAGE_SIZE)

@@ -25,8 +25,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from dpdmd.distributed.processes import everywhere, on_first, rank_and_number
-from dpdmd.distributed.wrapping import spread_as
+from dpdmd.distributed.processes import on_all_processes, on_main_process, rank_and_world_size
+from dpdmd.distributed.wrapping import shard_like
 from dpdmd.store.digests import sha256_of
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import write_tensors
@@ -72,7 +72,7 @@ class Checkpoint:
         if path.is_file():
             with safe_open(path, framework="pt") as file:
                 for key, tensor in into.items():
-                    tensor.copy_(spread_as(file.get_tensor(key), tensor))
+                    tensor.copy_(shard_like(file.get_tensor(key), tensor))
             return
         with warnings.catch_warnings(), _plain_errors():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read shares
@@ -111,20 +111,20 @@ def save_checkpoint(
             shutil.rmtree(path, ignore_errors=True)
 
     try:
-        on_first(begin)
+        on_main_process(begin)
         if shares:
-            written = everywhere(lambda: _write_shares(temporary, tensors))
+            written = on_all_processes(lambda: _write_shares(temporary, tensors))
             sums = {name: digest for mine in written for name, digest in mine.items()}
         else:
-            sums = on_first(lambda: _write_all(temporary, tensors))
-        on_first(finish)
+            sums = on_main_process(lambda: _write_all(temporary, tensors))
+        on_main_process(finish)
     except OSError as error:
         raise OSError(
             f"could not write the checkpoint {final}: {error.strerror or error}. Older checkpoints are untouched; make "
             "room, then go on with --resume"
         ) from error
     finally:
-        if rank_and_number()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             shutil.rmtree(temporary, ignore_errors=True)
     return final
 
@@ -138,7 +138,7 @@ def _write_all(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> dict[str,
 
 def _write_shares(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> dict[str, str]:
     """One folder per name, in it what this process holds; returns the hashes of this process's files."""
-    rank, number = rank_and_number()
+    rank, number = rank_and_world_size()
     for name, values in tensors.items():
         files, size = {}, 0
         for key, tensor in values.items():
@@ -174,9 +174,9 @@ def latest_checkpoint(folder: str | Path) -> Checkpoint | None:
     Every process has to ask, and verifies its part of the files.
     Raises ValueError when there are checkpoints and every one is damaged.
     """
-    folders = on_first(lambda: _folders(Path(folder)))
+    folders = on_main_process(lambda: _folders(Path(folder)))
     for path in folders:
-        damages = [damage for damage in everywhere(lambda path=path: _damage(path)) if damage is not None]
+        damages = [damage for damage in on_all_processes(lambda path=path: _damage(path)) if damage is not None]
         if not damages:
             return Checkpoint(path, read_json(path / STATE_FILE))
         logger.warning("checkpoint %s is damaged (%s); trying the one before", path, damages[0])
@@ -204,7 +204,7 @@ def _damage(folder: Path) -> str | None:
         sums, _ = state["sha256"], state["step"]
     except (ValueError, KeyError, TypeError, OSError):
         return f"{STATE_FILE} is missing or broken"
-    rank, number = rank_and_number()
+    rank, number = rank_and_world_size()
     for name, expected in list(sums.items())[rank::number]:
         path = folder / name
         try:

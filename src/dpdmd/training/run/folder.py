@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dpdmd.distributed.processes import everywhere, on_first
+from dpdmd.distributed.processes import on_all_processes, on_main_process
 from dpdmd.models.load import STUDENT_FILE
 from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import flatten, load_recipe, recipe_keys
@@ -147,9 +147,9 @@ class RunFolder:
             token.touch()
             return token
 
-        token = on_first(leave_a_token)
-        there = everywhere(token.exists)
-        on_first(lambda: token.unlink())
+        token = on_main_process(leave_a_token)
+        there = on_all_processes(token.exists)
+        on_main_process(lambda: token.unlink())
         if not all(there):
             raise ValueError(
                 f"output.folder {self.root} is another folder for process {there.index(False)} than for the first: all "

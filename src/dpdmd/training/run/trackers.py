@@ -14,7 +14,7 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
-from dpdmd.distributed.processes import everywhere
+from dpdmd.distributed.processes import on_all_processes
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.png import read_png, to_uint8
 from dpdmd.training.run.folder import RunFolder
@@ -108,7 +108,7 @@ def open_trackers(
                 raise OSError(f"output.trackers: {name} does not start: {error}") from error
 
     try:
-        everywhere(start)
+        on_all_processes(start)
         yield Trackers(opened)
     except BaseException as error:
         exit_code = getattr(error, "exit_code", 1)

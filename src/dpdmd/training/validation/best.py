@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpdmd.distributed.processes import on_first
+from dpdmd.distributed.processes import on_main_process
 from dpdmd.models.load import BEST_FILE
 from dpdmd.store.files import read_json, write_json
 
@@ -86,7 +86,7 @@ def keep_best(
     when the first cannot write.
     """
     entry = entry | {"folder": f"step-{entry['step']:06d}"}
-    before = [e for e in on_first(lambda: read_best(folder)) if e["judged_by"] == entry["judged_by"]]
+    before = [e for e in on_main_process(lambda: read_best(folder)) if e["judged_by"] == entry["judged_by"]]
     ranked = rank([*(e for e in before if e["step"] != entry["step"]), entry], floor)[:number]
     seen = [e for e in seen if e["judged_by"] == entry["judged_by"]]
     seen = list({e["step"]: e for e in (*before, *seen, entry)}.values())
@@ -98,5 +98,5 @@ def keep_best(
         write_json(folder / BEST_FILE, {"diversity_floor": floor, "students": told})
         remove_strays(folder)
 
-    on_first(settle)
+    on_main_process(settle)
     return ranked[0] is entry

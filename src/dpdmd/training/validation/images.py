@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpdmd.distributed.processes import everywhere
+from dpdmd.distributed.processes import on_all_processes
 from dpdmd.method.denoiser import Condition, Denoiser
 from dpdmd.method.grids import Grid
 from dpdmd.method.randomness import image_noise
@@ -61,7 +61,7 @@ class Validation:
         self._teacher_file = self.folder / f"{self.identity}.safetensors"
         kept = _read_images(self._teacher_file)
         self._is_kept = kept is not None
-        if all(everywhere(lambda: self._is_kept)):
+        if all(on_all_processes(lambda: self._is_kept)):
             return kept
 
         def latents(rows: slice, cond: Condition) -> Tensor:

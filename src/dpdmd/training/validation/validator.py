@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from dpdmd.distributed.processes import on_first
+from dpdmd.distributed.processes import on_main_process
 from dpdmd.method.denoiser import Condition, Denoiser
 from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import ModelAdapter
@@ -33,7 +33,7 @@ class Validator:
         self._features: FeatureExtractor | None = None
         self._drawn: tuple[Validation, Tensor] | None = None
         self._judge: Judge | None = None
-        if (problem := on_first(self._load_features)) is not None:
+        if (problem := on_main_process(self._load_features)) is not None:
             raise ValueError(problem)
 
     def row(
@@ -62,8 +62,8 @@ class Validator:
         with averaged() if averaged else nullcontext():
             images = validation.student_images(student, self.student.grid, self.student.kind)
         live = validation.student_images(student, self.student.grid, self.student.kind) if averaged else None
-        on_first(lambda: validation.draw(step, of_teacher, images))
-        row = on_first(lambda: self._judged(step, images, live))
+        on_main_process(lambda: validation.draw(step, of_teacher, images))
+        row = on_main_process(lambda: self._judged(step, images, live))
         seconds = {"validation/seconds": time.perf_counter() - started}
         if once:
             seconds["once_seconds"] = prepared - started
@@ -83,7 +83,7 @@ class Validator:
             device=self.device,
         )
         images = validation.teacher_images(teacher)
-        on_first(lambda: self._prepare_judge(validation, images))
+        on_main_process(lambda: self._prepare_judge(validation, images))
         return validation, images
 
     def _prepare_judge(self, validation: Validation, teacher: Tensor) -> None:

@@ -1,1 +1,1 @@
-"""How good images are, one network a file: from images and their prompts to a score of each."""
+"""Image quality scorers, one network per file: each maps images and their prompts to one score per image."""

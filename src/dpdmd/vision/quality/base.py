@@ -1,4 +1,4 @@
-"""What a quality scorer is."""
+"""The interface of a quality scorer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,13 @@ from dpdmd.vision.weights import Weights
 
 @dataclass(frozen=True)
 class QualityScorer:
-    """`score` maps images (B, 3, H, W) in [-1, 1] and their B prompts to (B,) fp32 on the CPU; NaN where the network
-    gave no score. Higher is better, for all of them.
+    """A loaded quality network; higher scores are better for all of them.
 
-    name: the figure's. version: changes when the same weights come to give other scores.
+    name: the name of the metric.
+    score: maps images (B, 3, H, W) in [-1, 1] and their B prompts to scores (B,), fp32 on the CPU; NaN if the network
+        gave no score.
+    weights: the network's weights, for the record and as a cache key.
+    version: must be raised when the code changes so that the same weights give other scores.
     """
 
     name: str

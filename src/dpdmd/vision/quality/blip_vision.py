@@ -1,4 +1,4 @@
-"""A vision transformer under timm's names, in transformers' BLIP."""
+"""Load a vision transformer whose weights have timm's names into transformers' BlipVisionModel."""
 
 from torch import Tensor
 from transformers import BlipVisionConfig, BlipVisionModel
@@ -17,10 +17,10 @@ LAST_NORM = "post_layernorm."
 
 
 def vision_model(tensors: dict[str, Tensor], *, with_norm: bool = True) -> BlipVisionModel:
-    """The model with these weights, its shape read off them; heads are 64 wide.
+    """Build the model with these weights and infer its configuration from their shapes; heads are 64 channels wide.
 
-    with_norm: whether the last norm is among them. Raises KeyError or RuntimeError when weights are missing or do not
-    fit.
+    with_norm: whether the weights include the last norm.
+    Raises KeyError or RuntimeError if weights are missing or do not fit.
     """
     renamed = {_name(name): tensor for name, tensor in tensors.items()}
     model = BlipVisionModel(_config(renamed))

@@ -1,4 +1,4 @@
-"""Scores by CLIP-type models: CLIPScore, PickScore, HPSv2.1 and CLIP-IQA."""
+"""Scores computed with CLIP-type models: CLIPScore, PickScore, HPSv2.1 and CLIP-IQA."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,30 +19,39 @@ Score = Callable[[Tensor, list[str]], Tensor]
 
 
 def clip_score(weights: Weights, device: str) -> Score:
-    """100 max(cos(image, prompt), 0). Source: arXiv 2104.08718, in percent as torchmetrics has it; differs: the paper's
-    own weight is 2.5 instead of 100, and its model ViT-B/32."""
+    """CLIPScore, how well an image matches its prompt: 100 max(cos(image, prompt), 0).
+
+    Source: arXiv 2104.08718, in percent as in torchmetrics; differs: the paper's factor is 2.5 instead of 100, and its
+    model is ViT-B/32.
+    """
     clip = load_clip(weights, device)
     return lambda images, prompts: 100 * clip.cosine(images, prompts).clamp(min=0)
 
 
 def pick_score(weights: Weights, device: str) -> Score:
-    """exp(logit_scale) cos(image, prompt), about 18 to 24. Source: arXiv 2305.01569."""
+    """PickScore, a model of human preferences: exp(logit_scale) cos(image, prompt), about 18 to 24.
+
+    Source: arXiv 2305.01569.
+    """
     clip = load_clip(weights, device)
     return lambda images, prompts: clip.scale * clip.cosine(images, prompts)
 
 
 def hps_v21(weights: Weights, device: str) -> Score:
-    """cos(image, prompt), about .2 to .35. Source: arXiv 2306.09341, in the weights of HPSv2.1."""
+    """HPSv2.1, a model of human preferences: cos(image, prompt), about 0.2 to 0.35.
+
+    Source: arXiv 2306.09341, with the weights of HPSv2.1.
+    """
     return load_clip(weights, device).cosine
 
 
 def clip_iqa(weights: Weights, device: str) -> Score:
-    """A quality score from 0 to 1 that sees no prompt: the probability of "Good photo." against "Bad photo.".
+    """CLIP-IQA, a quality score in [0, 1] that ignores the prompt: the probability of "Good photo." over "Bad photo.".
 
         softmax(exp(logit_scale) cos(image, text))_good
 
-    Source: arXiv 2207.12396; differs: any CLIP model with its positional embedding, where the paper leaves that of a
-    ResNet-50 out, so that our numbers compare with each other alone.
+    Source: arXiv 2207.12396; differs: we use any CLIP model with its positional embedding, whereas the paper uses a
+    ResNet-50 without it. Our scores can therefore be compared only with each other.
     """
     clip = load_clip(weights, device)
     texts = clip.texts(list(ANTONYMS))
@@ -54,7 +63,7 @@ def clip_iqa(weights: Weights, device: str) -> Score:
 
 
 class Clip:
-    """A CLIP model in fp32 with its tokenizer; embeddings have length 1."""
+    """A CLIP model in fp32 with its tokenizer; its embeddings have unit length."""
 
     def __init__(self, model: CLIPModel, tokenizer: Any, device: str):
         self.model, self.tokenizer, self.device = model.to(device).eval().requires_grad_(False), tokenizer, device
@@ -62,12 +71,12 @@ class Clip:
         self.preprocess = clip_preprocessing(model.config.vision_config.image_size)
 
     def images(self, images: Tensor) -> Tensor:
-        """(B, D) of images (B, 3, H, W) in [-1, 1]."""
+        """Embeddings (B, D) of images (B, 3, H, W) in [-1, 1]."""
         pixels = self.preprocess(images.to(self.device))
         return _unit(self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output))
 
     def texts(self, texts: list[str]) -> Tensor:
-        """(B, D); a text longer than 77 tokens is cut."""
+        """Embeddings (B, D) of texts, which are truncated to 77 tokens."""
         tokens = self.tokenizer(
             texts, padding="max_length", truncation=True, max_length=self._max_tokens, return_tensors="pt"
         ).to(self.device)
@@ -76,8 +85,8 @@ class Clip:
 
     @torch.no_grad()
     def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Of each image and its prompt, (B,) on the CPU."""
-        unique = list(dict.fromkeys(prompts))  # most of a batch have one prompt
+        """Cosine (B,) between each image and its prompt, on the CPU."""
+        unique = list(dict.fromkeys(prompts))  # most images of a batch share a prompt
         texts = self.texts(unique)[[unique.index(prompt) for prompt in prompts]]
         return (self.images(images) * texts).sum(dim=1).cpu()
 
@@ -87,9 +96,10 @@ class Clip:
 
 
 def load_clip(weights: Weights, device: str = "cpu") -> Clip:
-    """The CLIP model of a folder: as transformers saves it, or one file of open_clip's, beside CLIP's tokenizer.
+    """Load the CLIP model of a folder that also contains CLIP's tokenizer.
 
-    Raises ValueError when weights or tokenizer are missing or do not fit.
+    The model is either saved by transformers, or a single .safetensors file with open_clip's names.
+    Raises ValueError if weights or tokenizer are missing or do not fit.
     """
     try:
         tokenizer = CLIPTokenizer.from_pretrained(weights.folder)
@@ -98,9 +108,11 @@ def load_clip(weights: Weights, device: str = "cpu") -> Clip:
             return Clip(model, tokenizer, device)
         tensors = read_tensors(weights_file(weights.folder))
     except (OSError, TypeError) as error:
-        raise ValueError(f"{weights.name}: no CLIP model with its tokenizer ({_first_line(error)})") from error
+        raise ValueError(
+            f"{weights.name} does not contain a CLIP model with its tokenizer ({_first_line(error)})"
+        ) from error
     if not is_open_clip(tensors):
-        raise ValueError(f"{weights.name} has no config.json, and its weights are not named as open_clip's")
+        raise ValueError(f"{weights.name} has no config.json, and its weights do not have the names of open_clip")
     return Clip(clip_from_open_clip(tensors), tokenizer, device)
 
 

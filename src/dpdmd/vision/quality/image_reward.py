@@ -1,4 +1,4 @@
-"""ImageReward: how much people like an image as an answer to its prompt, by BLIP and a linear head."""
+"""ImageReward: a BLIP model that predicts how much people prefer an image, given its prompt."""
 
 from collections.abc import Callable
 
@@ -13,20 +13,24 @@ from dpdmd.vision.quality.blip_vision import HEAD_WIDTH, vision_model
 from dpdmd.vision.quality.load import weights_file
 from dpdmd.vision.weights import Weights
 
-# Of the scores of its training set, by which the release standardises.
+# Mean and std of the scores on the training set, with which the release standardises scores.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 MAX_TOKENS = 35
 VISION, TEXT, HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp.layers."
-# Beside the text encoder's weights: it follows from their shape.
+# A buffer saved with the text encoder's weights, which follows from their shapes.
 BUFFER = "embeddings.position_ids"
 
 
 def image_reward(weights: Weights, device: str) -> Callable[[Tensor, list[str]], Tensor]:
-    """(head(h) - MEAN) / STD, h the first token of the prompt, read by BLIP's text encoder that attends to the image.
+    """ImageReward, a score of about -2 to 2.
 
-    About -2 to 2. The prompt is cut at 35 tokens. weights: the release's tensors under their own names, in one
-    .safetensors file, beside BERT's vocab.txt. Source: arXiv 2304.05977.
-    Raises ValueError when weights or vocabulary are missing or do not fit.
+        (head(h) - MEAN) / STD
+
+    h is the hidden state of the first prompt token in BLIP's text encoder, which cross-attends to the image. Prompts
+    are truncated to 35 tokens.
+    weights: a folder with the release's tensors under their own names, in one .safetensors file, and BERT's vocab.txt.
+    Raises ValueError if weights or vocabulary are missing or do not fit.
+    Source: arXiv 2304.05977.
     """
     tensors = read_tensors(weights_file(weights.folder))
     try:
@@ -34,7 +38,7 @@ def image_reward(weights: Weights, device: str) -> Callable[[Tensor, list[str]],
         network = ImageReward(tensors)
     except (OSError, TypeError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
-        raise ValueError(f"{weights.name} holds no ImageReward with BERT's vocab.txt ({reason})") from None
+        raise ValueError(f"{weights.name} does not contain ImageReward and BERT's vocab.txt ({reason})") from None
     network = network.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -48,10 +52,10 @@ def image_reward(weights: Weights, device: str) -> Callable[[Tensor, list[str]],
 
 
 class ImageReward(nn.Module):
-    """The released network, its shape read off its tensors."""
+    """The released network, with its configuration inferred from the shapes of its tensors."""
 
     def __init__(self, tensors: dict[str, Tensor]):
-        """Raises KeyError or RuntimeError when tensors are missing or do not fit."""
+        """Raises KeyError or RuntimeError if tensors are missing or do not fit."""
         super().__init__()
         vision = {name.removeprefix(VISION): t for name, t in tensors.items() if name.startswith(VISION)}
         text = {name.removeprefix(TEXT): t for name, t in tensors.items() if name.startswith(TEXT)}
@@ -59,14 +63,14 @@ class ImageReward(nn.Module):
         head = {name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)}
         self.vision = vision_model(vision)
         self.text = BlipTextModel(_text_config(text), add_pooling_layer=False)
-        # Linear layers without anything between them; the numbers that are missing are dropout's.
+        # Linear layers with only dropout between them, which accounts for the gaps in the numbering.
         self.head = nn.ModuleDict({name[:-7]: nn.Linear(*head[name].shape[::-1]) for name in head if "weight" in name})
         for module, own in ((self.text, text), (self.head, head)):
             module.load_state_dict(own)
         self.preprocess = clip_preprocessing(self.vision.config.image_size)
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Scores (B,) of images (B, 3, H, W) in [-1, 1] and tokens (B, L)."""
+        """Scores (B,) of images (B, 3, H, W) in [-1, 1] and prompt tokens (B, L)."""
         seen = self.vision(pixel_values=self.preprocess(images)).last_hidden_state
         hidden = self.text(input_ids, attention_mask=attention_mask, encoder_hidden_states=seen).last_hidden_state[:, 0]
         for name in sorted(self.head, key=int):
@@ -86,5 +90,5 @@ def _text_config(tensors: dict[str, Tensor]) -> BlipTextConfig:
         max_position_embeddings=tensors["embeddings.position_embeddings.weight"].shape[0],
         hidden_act="gelu",
         layer_norm_eps=1e-12,
-        is_decoder=True,  # gives it the layers that attend to the image; it is called as an encoder
+        is_decoder=True,  # adds the cross-attention to the image; the model is called as an encoder
     )

@@ -1,4 +1,4 @@
-"""From the name of a quality score to its scorer."""
+"""Load quality scorers by name."""
 
 import importlib
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from pathlib import Path
 from dpdmd.vision.quality.base import QualityScorer
 from dpdmd.vision.weights import Weights, find_weights
 
-# The one table of scores: name -> module of this package, function in it, and the weights where the hub has them as
-# safetensors. docs/evaluation.md says how to convert the others.
+# The table of all scores: name -> module in this package, function in it, and the hub id of the weights if the hub has
+# them as safetensors. docs/evaluation.md explains how to convert the others.
 QUALITY: dict[str, tuple[str, str, str | None]] = {
     "clip_score": ("clip", "clip_score", "openai/clip-vit-large-patch14"),
     "clip_iqa": ("clip", "clip_iqa", "openai/clip-vit-large-patch14"),
@@ -21,24 +21,24 @@ QUALITY: dict[str, tuple[str, str, str | None]] = {
 
 
 def require_known(texts: Sequence[str]) -> None:
-    """Raises ValueError, before any weights are read, for what `load_quality` does not take, or a name given twice."""
+    """Raise ValueError, without reading weights, for scores that `load_quality` does not know, or a repeated name."""
     names = [text.partition("=")[0] for text in texts]
     for text, name in zip(texts, names, strict=True):
         if name not in QUALITY:
-            raise ValueError(f"no quality score is called {name!r}; there are {', '.join(QUALITY)}")
+            raise ValueError(f"there is no quality score {name!r}; choose from {', '.join(QUALITY)}")
         if not (text.partition("=")[2] or QUALITY[name][2]):
             raise ValueError(
-                f"{name} needs a folder of its weights, {name}=FOLDER: the hub has none as safetensors, and "
-                "docs/evaluation.md says how to convert them"
+                f"{name} needs a folder with its weights, {name}=FOLDER, because the hub does not have them as "
+                "safetensors; docs/evaluation.md explains how to convert them"
             )
         if names.count(name) > 1:
-            raise ValueError(f"quality score {name} is named twice")
+            raise ValueError(f"quality score {name} is given twice; give each name once")
 
 
 def quality_weights(text: str) -> Weights:
-    """The weights of "NAME" or "NAME=WEIGHTS", WEIGHTS a folder or hub id; downloaded where they are not cached.
+    """Find the weights of "NAME" or "NAME=WEIGHTS" (WEIGHTS: folder or hub id), downloaded unless they are cached.
 
-    Raises ValueError like `require_known`, and for weights that cannot be had.
+    Raises ValueError as `require_known` does, and if the weights cannot be found.
     """
     require_known([text])
     name, _, place = text.partition("=")
@@ -46,10 +46,10 @@ def quality_weights(text: str) -> Weights:
 
 
 def load_quality(text: str, *, device: str = "cpu", weights: Weights | None = None) -> QualityScorer:
-    """The scorer of "NAME" or "NAME=WEIGHTS".
+    """Load the scorer "NAME" or "NAME=WEIGHTS".
 
-    weights: what `quality_weights` has found for it; default: looked for. Raises ValueError like `quality_weights`, and
-    for weights that do not fit.
+    weights: the result of `quality_weights(text)`, if it is known already.
+    Raises ValueError as `quality_weights` does, and if the weights do not fit.
     """
     weights = weights or quality_weights(text)
     name = text.partition("=")[0]
@@ -59,8 +59,8 @@ def load_quality(text: str, *, device: str = "cpu", weights: Weights | None = No
 
 
 def weights_file(folder: Path) -> Path:
-    """The only .safetensors file of a folder. Raises ValueError when there are several."""
+    """The only .safetensors file of a folder. Raises ValueError unless there is exactly one."""
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
-        raise ValueError(f"{folder} must hold one .safetensors file, got {len(files)}")
+        raise ValueError(f"{folder} must contain exactly one .safetensors file, got {len(files)}")
     return files[0]

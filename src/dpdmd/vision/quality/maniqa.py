@@ -1,4 +1,4 @@
-"""MANIQA: how good a picture looks, to a network trained on people's ratings of distorted ones."""
+"""MANIQA: image quality without a prompt, by a network trained on human ratings of distorted images."""
 
 from collections.abc import Callable
 
@@ -12,26 +12,28 @@ from dpdmd.vision.quality.load import weights_file
 from dpdmd.vision.weights import Weights
 
 NUM_CROPS, CROP_SEED, BATCH = 20, 0, 4
-# Blocks of the vision transformer whose outputs are looked at, counted from 0.
-LOOKED_AT = (6, 7, 8, 9)
+# Indices, from 0, of the blocks of the vision transformer whose outputs are used.
+USED_BLOCKS = (6, 7, 8, 9)
 WINDOW, SHIFT, NUM_HEADS, RESIDUAL_SCALE = 4, 2, 4, 0.8
 OUTSIDE = -100.0
-# What the release saves and its forward pass does not use, or what follows from shapes.
+# UNUSED: tensors that the release saves but does not use in its forward pass. BUFFERS: tensors that follow from shapes.
 UNUSED = ("vit.norm.", "vit.head.", "vit.fc_norm.", "vit.blocks.10.", "vit.blocks.11.", ".downsample.")
 BUFFERS = ("attn_mask", "relative_position_index")
 
 
 def maniqa(weights: Weights, device: str) -> Callable[[Tensor, list[str]], Tensor]:
-    """The mean over 20 crops of 224 x 224 pixels of a weighted mean over patches; it sees no prompt.
+    """MANIQA, a quality score that ignores the prompt: mean over 20 crops of 224 x 224 pixels.
 
-    weights: the release's tensors under their own names, in one .safetensors file. differs: the crops lie at the same
-    random places of every image of one size, where the release draws them anew. Source: arXiv 2204.08958.
-    Raises ValueError when weights are missing or do not fit, and for images smaller than a crop.
+    The score of a crop is a weighted mean over its patches.
+    weights: a folder with the release's tensors under their own names, in one .safetensors file.
+    Raises ValueError if weights are missing or do not fit, and for images smaller than a crop.
+    Source: arXiv 2204.08958; differs: all images of one size are cropped at the same random positions, whereas the
+    release draws new positions for every image.
     """
     try:
         network = Maniqa(read_tensors(weights_file(weights.folder))).to(device).eval().requires_grad_(False)
     except (KeyError, RuntimeError, IndexError) as error:
-        raise ValueError(f"{weights.name} holds no MANIQA ({str(error).splitlines()[-1].strip()})") from None
+        raise ValueError(f"{weights.name} does not contain MANIQA ({str(error).splitlines()[-1].strip()})") from None
 
     @torch.no_grad()
     def score(images: Tensor, prompts: list[str]) -> Tensor:
@@ -42,23 +44,23 @@ def maniqa(weights: Weights, device: str) -> Callable[[Tensor, list[str]], Tenso
 
 
 def crops(image: Tensor, size: int) -> Tensor:
-    """(20, 3, size, size) of an image (3, H, W), at places that depend on H and W alone.
+    """Random crops (20, 3, size, size) of an image (3, H, W), at positions that depend only on H and W.
 
-    Raises ValueError for a smaller image.
+    Raises ValueError if the image is smaller than a crop.
     """
     height, width = image.shape[-2:]
     if min(height, width) < size:
-        raise ValueError(f"maniqa needs images of {size} x {size} pixels at least, got {height} x {width}")
+        raise ValueError(f"maniqa needs images of at least {size} x {size} pixels, got {height} x {width}")
     rng = torch.Generator().manual_seed(CROP_SEED)
     tops, lefts = (torch.randint(0, side - size + 1, (NUM_CROPS,), generator=rng).tolist() for side in (height, width))
     return torch.stack([image[:, t : t + size, left : left + size] for t, left in zip(tops, lefts, strict=True)])
 
 
 class Maniqa(nn.Module):
-    """The released network, its shape read off its tensors."""
+    """The released network, with its configuration inferred from the shapes of its tensors."""
 
     def __init__(self, tensors: dict[str, Tensor]):
-        """Raises KeyError or RuntimeError when tensors are missing or do not fit."""
+        """Raises KeyError or RuntimeError if tensors are missing or do not fit."""
         super().__init__()
         tensors = {
             name: tensor.float()
@@ -82,8 +84,8 @@ class Maniqa(nn.Module):
         self.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("vit.")} | _own_vision(self))
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Scores (B,) of crops (B, 3, H, W) in [-1, 1], of the size that the network has."""
-        x = self._looked_at(crops)
+        """Scores (B,) of crops (B, 3, H, W) in [-1, 1], where H and W are the network's crop size."""
+        x = self._block_outputs(crops)
         for attentions, convolution, windows in (
             (self.tablock1, self.conv1, self.swintransformer1),
             (self.tablock2, self.conv2, self.swintransformer2),
@@ -95,18 +97,18 @@ class Maniqa(nn.Module):
         score, weight = self.fc_score(x)[..., 0], self.fc_weight(x)[..., 0]
         return (score * weight).sum(dim=1) / weight.sum(dim=1)
 
-    def _looked_at(self, crops: Tensor) -> Tensor:
-        """(B, C, patches): the outputs of four blocks, one behind the other along channels."""
+    def _block_outputs(self, crops: Tensor) -> Tensor:
+        """The outputs of the four USED_BLOCKS, concatenated along channels: (B, C, patches)."""
         hidden, seen = self.vit.embeddings(crops), []
         for number, layer in enumerate(self.vit.encoder.layers):
             hidden = layer(hidden)
-            if number in LOOKED_AT:
+            if number in USED_BLOCKS:
                 seen.append(hidden[:, 1:])
         return torch.cat(seen, dim=2).transpose(1, 2)
 
 
 class ChannelAttention(nn.Module):
-    """x + softmax(q k^T / sqrt(N)) v over channels, of x (B, C, N)."""
+    """Attention over channels, x + softmax(q k^T / sqrt(N)) v, for x (B, C, N)."""
 
     def __init__(self, num_places: int):
         super().__init__()
@@ -114,12 +116,12 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         attention = (self.c_q(x) @ self.c_k(x).transpose(1, 2) * x.shape[2] ** -0.5).softmax(dim=-1)
-        # The release turns the result before it shapes it back, and was trained so.
+        # The release transposes the result before it reshapes it, and was trained this way.
         return x + (attention @ self.c_v(x)).transpose(1, 2).reshape(x.shape)
 
 
 class Windows(nn.Module):
-    """Layers of attention within windows of 4 x 4 places, every second one shifted by 2, of x (B, C, H, W)."""
+    """Attention within windows of 4 x 4 positions, shifted by 2 in every second block, for x (B, C, H, W)."""
 
     def __init__(self, tensors: dict[str, Tensor], prefix: str, width: int, grid: int):
         super().__init__()
@@ -142,12 +144,12 @@ class Windows(nn.Module):
 
 
 class WindowBlock(nn.Module):
-    """A layer of a Swin transformer, of x (B, H, W, C) with H = W = grid."""
+    """A layer of a Swin transformer, for x (B, H, W, C) with H = W = grid."""
 
     def __init__(self, width: int, hidden: int, grid: int, shift: int):
         super().__init__()
         if grid <= WINDOW or grid % WINDOW:
-            raise RuntimeError(f"a grid of {grid} places has no windows of {WINDOW}")
+            raise RuntimeError(f"the side of the patch grid must be a larger multiple of {WINDOW}, got {grid}")
         self.shift = shift
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         table = nn.Parameter(torch.zeros((2 * WINDOW - 1) ** 2, NUM_HEADS))
@@ -164,34 +166,38 @@ class WindowBlock(nn.Module):
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
     def _attend(self, windows: Tensor) -> Tensor:
-        """(B, windows, places, C) to the same."""
+        """Attention within each window; input and output are (B, windows, positions, C)."""
         q, k, v = self.attn["qkv"](windows).unflatten(-1, (3, NUM_HEADS, -1)).movedim(-3, 0).transpose(-3, -2)
-        bias = self.attn.relative_position_bias_table[self.offsets].movedim(-1, 0)  # (heads, places, places)
+        bias = self.attn.relative_position_bias_table[self.offsets].movedim(-1, 0)  # (heads, positions, positions)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias + self.mask[:, None]
         return self.attn["proj"]((scores.softmax(dim=-1) @ v).transpose(-3, -2).flatten(-2))
 
 
 def _windowed(x: Tensor) -> Tensor:
-    """(B, H, W, C) to (B, windows, places, C)."""
+    """Divide (B, H, W, C) into windows, (B, windows, positions, C)."""
     x = x.unflatten(2, (-1, WINDOW)).unflatten(1, (-1, WINDOW))
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def _unwindowed(windows: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_windowed`; shape: (B, H, W, C)."""
     rows = shape[1] // WINDOW
     x = windows.unflatten(2, (WINDOW, WINDOW)).unflatten(1, (rows, -1))
     return x.transpose(2, 3).reshape(shape)
 
 
 def _offsets() -> Tensor:
-    """The row of the table for each pair of places of a window: how far apart they are down and across."""
+    """Index into the table of position biases for each pair of positions in a window, by their relative position."""
     place = torch.stack(torch.meshgrid(torch.arange(WINDOW), torch.arange(WINDOW), indexing="ij")).flatten(1)
     down, across = place[:, :, None] - place[:, None, :] + WINDOW - 1
     return down * (2 * WINDOW - 1) + across
 
 
 def _mask(grid: int, shift: int) -> Tensor:
-    """(windows, places, places), added to scores: places that a shift brought together do not see each other."""
+    """Attention mask (windows, positions, positions), added to the scores.
+
+    It separates positions that are neighbours only because of the cyclic shift.
+    """
     side = torch.arange(grid)
     region = (side >= grid - WINDOW).long() + (side >= grid - shift).long() if shift else torch.zeros_like(side)
     regions = _windowed((3 * region[:, None] + region[None, :])[None, :, :, None])[0, :, :, 0]

@@ -1,9 +1,9 @@
-"""Weights under open_clip's names, in transformers' CLIP."""
+"""Load weights that have open_clip's names into transformers' CLIPModel."""
 
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-# Of both towers of ViT-H-14; a state dict does not say.
+# The number of heads in both towers of ViT-H-14, which cannot be inferred from a state dict.
 NUM_HEADS = 16
 IN_BLOCK = {
     "ln_1": "layer_norm1",
@@ -26,19 +26,19 @@ NORMS = {
     "visual.ln_post": "vision_model.post_layernorm",
 }
 TOWERS = {"visual.transformer.resblocks.": "vision_model", "transformer.resblocks.": "text_model"}
-# They follow from the network's shape.
+# Buffers in a state dict that follow from the network's configuration.
 BUFFERS = ("attn_mask",)
 
 
 def is_open_clip(tensors: dict[str, Tensor]) -> bool:
-    """Whether names are those of open_clip's CLIP."""
+    """Whether the tensors have the names of open_clip's CLIP."""
     return {"visual.conv1.weight", "text_projection", "visual.proj"} <= tensors.keys()
 
 
 def clip_from_open_clip(tensors: dict[str, Tensor]) -> CLIPModel:
-    """transformers' CLIP with the weights of an open_clip model that has 16 heads and plain GELU, such as ViT-H-14.
+    """Build transformers' CLIPModel from the weights of an open_clip model with 16 heads and exact GELU (ViT-H-14).
 
-    Raises ValueError when the weights are not all there.
+    Raises ValueError if weights are missing or do not fit.
     """
     model = CLIPModel(_config(tensors))
     renamed = {}
@@ -48,7 +48,9 @@ def clip_from_open_clip(tensors: dict[str, Tensor]) -> CLIPModel:
     try:
         model.load_state_dict(renamed)
     except RuntimeError as error:
-        raise ValueError(f"no open_clip model of a known shape: {str(error).splitlines()[-1].strip()}") from None
+        raise ValueError(
+            f"the weights are not those of a supported open_clip model: {str(error).splitlines()[-1].strip()}"
+        ) from None
     return model
 
 
@@ -62,7 +64,7 @@ def _config(tensors: dict[str, Tensor]) -> CLIPConfig:
     text |= {
         "vocab_size": tensors["token_embedding.weight"].shape[0],
         "max_position_embeddings": tensors["positional_embedding"].shape[0],
-        # What makes transformers take the token with the largest number for the end, as open_clip does.
+        # With this id transformers pools at the token with the largest id, as open_clip does.
         "eos_token_id": 2,
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=tensors["visual.proj"].shape[1])
@@ -75,7 +77,7 @@ def _tower(tensors: dict[str, Tensor], prefix: str) -> dict[str, int]:
 
 
 def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One tensor under transformers' name, or its parts."""
+    """Rename a tensor as in transformers; a joint projection of q, k and v is split into its parts."""
     for prefix, tower in TOWERS.items():
         if name.startswith(prefix):
             number, _, rest = name.removeprefix(prefix).partition(".")

@@ -1,4 +1,4 @@
-"""VisualQuality-R1: a vision-language model that thinks about an image's quality and then says a number."""
+"""VisualQuality-R1: a vision-language model that reasons about an image's quality and then answers with a number."""
 
 import re
 from collections.abc import Callable
@@ -22,24 +22,25 @@ QUESTION = (
     "in <answer> </answer> tags."
 )
 IMAGE = "<|image_pad|>"
-# What the model's chat template makes of one image and QUESTION, images numbered.
+# The result of the model's chat template for one image and QUESTION, with numbered images.
 CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nPicture 1: <|vision_start|>"
     f"{IMAGE}<|vision_end|>{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 )
-# The release's limits, in pixels.
+# The release's limits of the number of pixels.
 SIZE = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16384 * 28 * 28}
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*5(?:\.0+)?)?\s*")
 
 
 def visual_quality_r1(weights: Weights, device: str) -> Callable[[Tensor, list[str]], Tensor]:
-    """The number from 1 to 5 that the model answers; it sees no prompt. NaN when it answers none.
+    """VisualQuality-R1, a quality score from 1 to 5 that ignores the prompt; NaN if the model's answer has no number.
 
-    differs: decoded greedily, where the release draws at random, so that an image has one score; and an answer without
-    a number is a failure, where the release takes a random number for it. One image at a time: a batch would pad.
-    On a GPU in bf16, as the release. Source: arXiv 2505.14460.
-    Raises ValueError when a file is missing.
+    Images are scored one at a time, because a batch would need padding. On a GPU the model runs in bf16, as in the
+    release.
+    Raises ValueError if a file is missing.
+    Source: arXiv 2505.14460; differs: answers are decoded greedily, so that an image has a single score, whereas the
+    release samples them; and an answer without a number gives NaN, whereas the release substitutes a random number.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(weights.folder)
@@ -47,7 +48,9 @@ def visual_quality_r1(weights: Weights, device: str) -> Callable[[Tensor, list[s
             weights.folder, use_safetensors=True, dtype=torch.float32 if device == "cpu" else torch.bfloat16
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"{weights.name} holds no Qwen2.5-VL model ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"{weights.name} does not contain a Qwen2.5-VL model ({str(error).splitlines()[0]})"
+        ) from error
     model = model.to(device).eval().requires_grad_(False)
 
     def score(images: Tensor, prompts: list[str]) -> Tensor:
@@ -58,7 +61,7 @@ def visual_quality_r1(weights: Weights, device: str) -> Callable[[Tensor, list[s
 
 
 def inputs(image: Tensor, tokenizer: Any, config: Any) -> dict[str, Tensor]:
-    """The model's input for QUESTION about an image (3, H, W) in [-1, 1]."""
+    """The model's inputs for QUESTION about an image (3, H, W) in [-1, 1]."""
     vision = config.vision_config
     process = Qwen2VLImageProcessorPil(
         size=SIZE,
@@ -72,7 +75,7 @@ def inputs(image: Tensor, tokenizer: Any, config: Any) -> dict[str, Tensor]:
     return {
         "input_ids": tokens["input_ids"],
         "attention_mask": tokens["attention_mask"],
-        # Without it the image's tokens would get the positions of text.
+        # Without it the image tokens would get the position ids of text tokens.
         "mm_token_type_ids": (tokens["input_ids"] == config.image_token_id).int(),
         "pixel_values": pixels["pixel_values"],
         "image_grid_thw": pixels["image_grid_thw"],
@@ -80,7 +83,7 @@ def inputs(image: Tensor, tokenizer: Any, config: Any) -> dict[str, Tensor]:
 
 
 def parse_answer(text: str) -> float:
-    """The number in the last <answer> of a text; NaN when there is none, or not one number from 1 to 5."""
+    """Parse the number in the last <answer> of a text; NaN if there is none, or if it is not a number from 1 to 5."""
     answers = ANSWER.findall(text)
     match = NUMBER.fullmatch(answers[-1]) if answers else None
     value = float(match.group(1)) if match else float("nan")
@@ -90,7 +93,7 @@ def parse_answer(text: str) -> float:
 @torch.no_grad()
 def _answer(model: Any, question: dict[str, Tensor], tokenizer: Any) -> str:
     question = {name: tensor.to(model.device) for name, tensor in question.items()}
-    # The settings that ship with the model would draw at random; its penalty on repetition stays.
+    # The generation settings shipped with the model would sample; its repetition penalty is kept.
     greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     tokens = model.generate(**question, **greedy, max_new_tokens=MAX_NEW_TOKENS)
     return tokenizer.decode(tokens[0, question["input_ids"].shape[1] :], skip_special_tokens=True)
