@@ -61,7 +61,7 @@ class Commands:
                 if code == 1:
                     write_json(folder / "failure.json", {"step": 30, "error": "loss/dmd = inf"})
                 return code
-        student = {"peak_memory_bytes": 2**20, "updates": 150}
+        student = {"base": "scenes", "grid": [1.0, 0.5, 0.0], "peak_memory_bytes": 2**20, "updates": 150}
         write_json(folder / "student" / "student.json", student)
         if recipe.checkpoint.students:
             for step in KEPT:

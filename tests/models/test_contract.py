@@ -28,8 +28,9 @@ from dpdmd.evaluate.generate import generate_folder, image_noise, sample_latents
 from dpdmd.method.denoiser import concatenate
 from dpdmd.method.paths import FlowPath, from_velocity
 from dpdmd.method.rollout import student_rollout
-from dpdmd.models.load import STUDENT_FILE, load_adapter, load_sampler
+from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.models.parts import tokenizers
+from dpdmd.models.student_file import STUDENT_FILE
 from dpdmd.publish.export import export_run
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import write_json

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 import dpdmd.training.assemble as assemble
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.method.roles import ROLES, TRAINED_ROLES, Roles
-from dpdmd.models.load import LORA_FILE, load_adapter
+from dpdmd.models.load import load_adapter
+from dpdmd.models.student_file import LORA_FILE
 from dpdmd.planning.cost import describe, network_sizes
 from dpdmd.publish.export import export_run
 from dpdmd.recipe.resolve import make_plan

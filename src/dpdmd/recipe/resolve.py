@@ -11,11 +11,10 @@ from dpdmd.method.paths import FlowPath
 from dpdmd.method.roles import Role
 from dpdmd.method.terms.perceptual import Pictures
 from dpdmd.models.base import LatentShape, ModelAdapter, decoder, empty_network, feature_blocks
-from dpdmd.models.load import STUDENT_FILE
 from dpdmd.models.quantised import missing_package
+from dpdmd.models.student_file import exported_student
 from dpdmd.recipe.objective import AdversarialConfig, anchor_stops, build_objective
 from dpdmd.recipe.schema import Recipe
-from dpdmd.store.files import read_json
 from dpdmd.training.updates import TauRange
 
 
@@ -92,19 +91,18 @@ def make_plan(recipe: Recipe, adapter: ModelAdapter) -> Plan:
 
 def _teacher(recipe: Recipe, adapter: ModelAdapter, latent_shape: LatentShape) -> tuple[float, Grid]:
     """Guidance and grid of the teacher: the recipe's, else the family's; an exported student keeps its own grid."""
-    model, card = recipe.model, FilePath(adapter.source) / STUDENT_FILE
-    if not card.is_file():
+    model, student = recipe.model, exported_student(adapter.source)
+    if student is None:
         scale = adapter.guidance_scale if model.guidance_scale is None else model.guidance_scale
         return scale, adapter.stock_grid(model.num_inference_steps or adapter.num_inference_steps, latent_shape)
-    info = read_json(card)
-    if info.get("kind", "ode") != "ode":
+    if student.kind != "ode":
         raise ValueError(f"model.teacher: {adapter.source} is a re-noising student; a teacher must be deterministic")
-    if model.num_inference_steps not in (None, len(info["grid"]) - 1):
+    if model.num_inference_steps not in (None, student.num_inference_steps):
         raise ValueError(
-            f"model.num_inference_steps: {adapter.source} is a student of {len(info['grid']) - 1} steps and takes no "
-            f"other number, got {model.num_inference_steps}"
+            f"model.num_inference_steps: {adapter.source} is a student of {student.num_inference_steps} steps and "
+            f"takes no other number, got {model.num_inference_steps}"
         )
-    return model.guidance_scale or 1.0, Grid(tuple(info["grid"]))
+    return model.guidance_scale or 1.0, Grid(student.grid)
 
 
 def _student_grid(recipe: Recipe, adapter: ModelAdapter, latent_shape: LatentShape) -> Grid:
