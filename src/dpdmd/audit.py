@@ -9,7 +9,7 @@ from dpdmd.evaluate.stock import generate_with_stock
 from dpdmd.models.load import BUILT_IN, built_in_teacher
 from dpdmd.models.student_file import exported_student, find_student
 from dpdmd.report.build import report_from_runs
-from dpdmd.store.cache import default_folder
+from dpdmd.store.cache import cache_folder
 from dpdmd.store.files import require_writable
 from dpdmd.vision.features import SCENES
 from dpdmd.vision.quality.load import require_known
@@ -63,7 +63,7 @@ def audit(
             perceptual=perceptual,
             quality=quality,
             out=out / name / "metrics.json",
-            cache=default_folder(),
+            cache=cache_folder("images"),
         )
     return report_from_runs([out], out / "report.html", title=f"{model} and its teacher {teacher}")
 

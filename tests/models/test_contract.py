@@ -295,7 +295,7 @@ def test_cached_embeddings_equal_live_ones(teacher, tmp_path):
     adapter, shape = teacher.adapter, teacher.latent_shape()
     cache = EmbeddingCache(tmp_path, adapter)
     prompts = [*PROMPTS, "one", ""]
-    cache.ensure(prompts, progress=False, say=lambda message: None)
+    cache.ensure(prompts, progress=False)
     noise, t = image_noise([0], shape), torch.tensor([0.7])
     for prompt in prompts:
         cached, live = cache.condition([prompt]), adapter.encode([prompt])

@@ -94,7 +94,7 @@ def evaluate(
         raise ValueError("--cache and --no-cache exclude each other")
 
     from dpdmd.evaluate.run import evaluate_folder, lines
-    from dpdmd.store.cache import default_folder
+    from dpdmd.store.cache import cache_folder
 
     metrics = evaluate_folder(
         folder,
@@ -103,7 +103,7 @@ def evaluate(
         perceptual=perceptual,
         quality=quality or [],
         out=out,
-        cache=None if no_cache else cache or default_folder(),
+        cache=None if no_cache else cache or cache_folder("images"),
     )
     for line in lines(metrics):
         typer.echo(line)

@@ -11,7 +11,7 @@ from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.scores import quality
 from dpdmd.models.student_file import STUDENT_FILE, StudentFile
 from dpdmd.report.runs import read_log
-from dpdmd.store.cache import default_folder
+from dpdmd.store.cache import cache_folder
 from dpdmd.store.files import read_json
 from dpdmd.training.run.folder import RunFolder
 
@@ -52,7 +52,7 @@ def _scores(run: Run, reference: Run, features: str) -> Row:
         reference=reference.folder / "samples",
         features=features,
         out=run.folder / "metrics.json",
-        cache=default_folder(),
+        cache=cache_folder("images"),
     )
     row = dict.fromkeys(HEADLINE) | {key: value for key, value in metrics.items() if key != "per_prompt"}
     estimate = quality(metrics)

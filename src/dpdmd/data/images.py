@@ -1,6 +1,5 @@
 """A folder of images with prompts: what a discriminator may take for real instead of the teacher's samples."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dpdmd.data.prompts import COLUMN
-from dpdmd.store.digests import sha256_of
+from dpdmd.store.digests import key_of, sha256_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 METADATA = "metadata.jsonl"
@@ -52,9 +51,8 @@ def read_image(path: Path, height: int, width: int) -> Tensor:
 
 
 def images_digest(images: list[tuple[Path, str]]) -> str:
-    """SHA-256 of the images' content and prompts."""
-    parts = [f"{path.name}\n{sha256_of(path)}\n{prompt}" for path, prompt in images]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    """SHA-256 over name, content and prompt of each image."""
+    return key_of(*(part for path, prompt in images for part in (path.name, sha256_of(path), prompt)))
 
 
 def _metadata(path: Path, column: str) -> dict[str, str]:

@@ -5,11 +5,14 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EISDIR
 from pathlib import Path
 from typing import Any
+
+STALE_SECONDS = 3600
 
 
 @contextmanager
@@ -36,6 +39,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Remove files that `atomic_path` began in `folder` more than an hour ago: a killed process left them behind."""
+    for path in folder.glob(".*.tmp*"):
+        with suppress(FileNotFoundError):  # its writer has renamed it
+            if path.is_file() and time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
 
 
 def require_writable(path: str | Path, what: str = "") -> Path:

@@ -41,8 +41,8 @@ def text_encoder(
     def ensure() -> None:
         if device.type != "cpu" and cache.missing([*texts, ""]):
             adapter.texts.to(device, dtype)
-        cache.ensure([""], progress=False, say=lambda message: None)  # alone, as without a cache: equal to the bit
-        cache.ensure(texts, progress=accelerator.is_main_process, say=say)
+        cache.ensure([""], progress=False)  # alone, as without a cache: equal to the bit
+        cache.ensure(texts, progress=accelerator.is_main_process)
 
     on_first(ensure)
     everywhere(ensure)

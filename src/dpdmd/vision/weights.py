@@ -1,14 +1,11 @@
 """Where a network's weights are, and which they are."""
 
-import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.store.digests import sha256_of
+from dpdmd.store.digests import files_digest, sha256_of
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
-BLOB = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,9 @@ def find_weights(name: str | Path, *, local_files_only: bool = False) -> Weights
     files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
         raise ValueError(f"{str(name)!r} holds no .safetensors file; pickles (.pt, .bin, .pth) are not read")
-    return Weights(str(name), folder, revision, _digest(files))
+    return Weights(str(name), folder, revision, files_digest({path.name: path for path in files}))
 
 
-def _digest(files: list[Path]) -> str:
-    lines = []
-    for path in files:
-        blob = path.resolve().name  # a hub cache calls a large file by its hash
-        lines.append(f"{path.name} {blob if BLOB.fullmatch(blob) else sha256_of(path)}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def weights_digest(name: str | Path) -> str:
+    """SHA-256 of a single file, or `Weights.sha256` of a folder or hub id. Raises ValueError like `find_weights`."""
+    return sha256_of(name) if Path(name).is_file() else find_weights(name).sha256
