@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpdmd.distributed.processes import new_accelerator
+from dpdmd.distributed.processes import new_accelerator, on_first
 from dpdmd.evaluate.drawing import draw_folder
 from dpdmd.evaluate.manifest import Manifest
 from dpdmd.method.denoiser import Condition
@@ -19,9 +19,10 @@ from dpdmd.method.hybrid import hybrid_samples
 from dpdmd.method.randomness import image_noise
 from dpdmd.method.rollout import student_samples, teacher_rollout
 from dpdmd.models.base import decoder, network_denoiser
+from dpdmd.models.identity import model_identity
 from dpdmd.models.load import Sampler, load_adapter, load_sampler
 from dpdmd.store.cache import batches
-from dpdmd.store.digests import fingerprint
+from dpdmd.store.digests import key_of
 
 CHUNK = 64  # prompts encoded at a time
 
@@ -129,7 +130,7 @@ def generate_folder(
     Guidance(scale)  # refuses a bad scale before anything is written
     settings: dict[str, Any] = {
         "model": model,
-        "network": fingerprint(sampler.network),
+        "identity": on_first(lambda: _identity(model, sampler.base if first else None)),
         "num_inference_steps": grid.num_steps,
         "guidance_scale": scale,
         "grid": list(grid.times),
@@ -160,6 +161,11 @@ def generate_folder(
                 yield from decode(latents).cpu()
 
     return draw_folder(out, prompts, seeds, draw, settings=settings, what=f"sampling {model}", progress=progress)
+
+
+def _identity(model: str, teacher_first: str | None) -> str:
+    """Of what draws: the model, and the teacher that takes its first step, if any."""
+    return model_identity(model) if teacher_first is None else key_of(*map(model_identity, (model, teacher_first)))
 
 
 def require_different(prompts: list[str], seeds: list[int], batch_size: int) -> None:
