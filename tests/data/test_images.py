@@ -34,9 +34,9 @@ def test_prompts_stand_in_metadata_else_beside_the_image_else_nowhere(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r'metadata\.jsonl, line 2 needs "file_name" and \'prompt\' \(data\.column\), got \{'),
+        ("{", r"metadata\.jsonl, line 2 is not valid JSON"),
         ('{"file_name": "a.png"}', r"line 2 needs"),
-        ('["a.png"]', r"line 2 needs"),
+        ('["a.png"]', r'metadata\.jsonl, line 2 needs "file_name" and \'prompt\' \(data\.column\), got \['),
         ('{"file_name": "z.png", "prompt": "x"}', r"names 1 images that are not there, the first is z\.png"),
     ],
 )

@@ -1,6 +1,5 @@
 """A folder of images with prompts: what a discriminator may take for real instead of the teacher's samples."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from dpdmd.data.prompts import COLUMN
 from dpdmd.store.digests import key_of, sha256_of
+from dpdmd.store.jsonl import parse_rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 METADATA = "metadata.jsonl"
@@ -59,15 +59,12 @@ def _metadata(path: Path, column: str) -> dict[str, str]:
     if not path.is_file():
         return {}
     prompts = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, row in parse_rows(path.read_text(encoding="utf-8"), path):
         try:
-            row = json.loads(line)
             name, prompt = row["file_name"], row[column]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise ValueError(
-                f'{path}, line {number} needs "file_name" and {column!r} (data.column), got {line}'
+                f'{path}, line {number} needs "file_name" and {column!r} (data.column), got {row}'
             ) from None
         prompts[name] = str(prompt).strip()
     return prompts

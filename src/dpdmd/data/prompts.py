@@ -1,9 +1,10 @@
 """Prompt lists: a text file, a .jsonl file, a Hugging Face dataset, or the built-in world's captions."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from dpdmd.store.jsonl import parse_rows
 
 SCENES = "scenes"
 COLUMN = "prompt"
@@ -22,12 +23,11 @@ def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     except OSError as error:
         raise ValueError(f"cannot read the prompts {path}: {error.strerror}") from None
-    # Not splitlines(): it also splits at characters such as U+2028 that may stand inside a prompt.
-    lines = [line.strip() for line in text.replace("\r\n", "\n").split("\n")]
     if Path(path).suffix == ".jsonl":
-        rows = ((f"{path}, line {number}", _json(path, number, line)) for number, line in enumerate(lines, 1) if line)
-        prompts = _take(rows, column)
+        prompts = _take(((f"{path}, line {number}", row) for number, row in parse_rows(text, path)), column)
     else:
+        # Not splitlines(): it also splits at characters such as U+2028 that may stand inside a prompt.
+        lines = (line.strip() for line in text.split("\n"))
         prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise ValueError(f"{path} holds no prompt: one per line, # starts a comment; in .jsonl the key {column!r}")
@@ -90,13 +90,6 @@ def lint_prompts(prompts: list[str], tokenizers: dict[str, tuple[Any, int]]) -> 
                 f"it ignores the rest. The longest has {max(lengths)}, the first is {cut[0][:80]!r}"
             )
     return messages
-
-
-def _json(path: str | Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number} is not valid JSON ({error})") from None
 
 
 def _take(rows: Iterable[tuple[str, Any]], column: str) -> list[str]:
