@@ -100,7 +100,7 @@ def test_what_is_missing_is_told_before_anything_is_drawn(tmp_path):
     for options, match in (
         ({"prompts": None}, "give --prompts FILE"),
         ({"quality": ["beauty"]}, "no quality score is called 'beauty'"),
-        ({"features": [str(tmp_path / "nowhere")]}, "no folder and no hub id"),
+        ({"features": [str(tmp_path / "nowhere")]}, "neither a folder nor a hub id"),
     ):
         with pytest.raises(ValueError, match=match):
             audit("someone/student", "someone/teacher", out=tmp_path / "out", **{"prompts": PROMPTS} | options)

@@ -1,4 +1,4 @@
-"""Where a network's weights are, and which they are."""
+"""Finding the weights of a network, and saying which they are."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,11 @@ FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 
 @dataclass(frozen=True)
 class Weights:
-    """The folder of a network. name: as it was asked for; revision: the hub's commit, None for a folder of one's own;
-    sha256: over the names and contents of all its files (FILES)."""
+    """The folder of a network.
+
+    name: as it was asked for. revision: the hub's commit; None for a local folder. sha256: over names and contents of
+    all files that match FILES.
+    """
 
     name: str
     folder: Path
@@ -19,14 +22,14 @@ class Weights:
     sha256: str
 
     def facts(self) -> dict[str, str | None]:
-        """What to record of it."""
+        """What provenance records."""
         return {"name": self.name, "revision": self.revision, "sha256": self.sha256}
 
 
 def find_weights(name: str | Path, *, local_files_only: bool = False) -> Weights:
-    """The folder `name`, or the snapshot of a hub id, downloaded where it is not cached.
+    """The folder `name`, or the snapshot of the hub id `name`, downloaded if it is not in the cache.
 
-    Raises ValueError, naming it, when there is none, or no safetensors file in it.
+    Raises ValueError naming it if there is no such folder or id, or no safetensors file in it.
     """
     folder, revision = Path(name), None
     if not folder.is_dir():
@@ -37,11 +40,13 @@ def find_weights(name: str | Path, *, local_files_only: bool = False) -> Weights
             folder = Path(snapshot_download(str(name), allow_patterns=FILES, local_files_only=local_files_only))
         except (OSError, ValueError, HTTPError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(f"{str(name)!r} is no folder and no hub id that can be had ({reason})") from None
+            raise ValueError(
+                f"{str(name)!r} is neither a folder nor a hub id that can be downloaded ({reason})"
+            ) from None
         revision = folder.name
     files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"{str(name)!r} holds no .safetensors file; pickles (.pt, .bin, .pth) are not read")
+        raise ValueError(f"{str(name)!r} has no .safetensors file; pickles (.pt, .bin, .pth) are not read")
     return Weights(str(name), folder, revision, files_digest({path.name: path for path in files}))
 
 
