@@ -18,11 +18,11 @@ import torch
 
 from benchmarks.pareto import GUIDANCE, HYBRIDS, hybrids, main_arms, teacher_arm
 from benchmarks.pareto_page import LABELS, OURS, RIVAL, markdown, number
-from benchmarks.seeds import provenance
 from dpdmd.compare.arms import REFERENCE, Run, arrange
 from dpdmd.compare.commands import run_all
 from dpdmd.evaluate.samples import read_samples
 from dpdmd.store.files import write_json
+from dpdmd.store.provenance import surroundings
 from dpdmd.world.captions import named_factors
 from dpdmd.world.oracle import read_scenes
 from dpdmd.world.prompts import evaluation_prompts
@@ -117,8 +117,8 @@ def main() -> None:
         name: [{"cell": cell, "images": len(images), "clean": sum(images)} for cell, images in sorted(own.items())]
         for name, own in cells.items()
     }
-    command = provenance(f"python -m benchmarks.clean_scenes --seeds {arguments.seeds}")
-    write_json(arguments.results, {"cells": found, "less": parts, "provenance": command})
+    made = surroundings(f"python -m benchmarks.clean_scenes --seeds {arguments.seeds}")
+    write_json(arguments.results, {"cells": found, "less": parts, "provenance": made})
     print(f"\nwritten to {arguments.results}")
 
 

@@ -14,13 +14,10 @@ cycle of each arm is timed by phase.
 """
 
 import argparse
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +31,7 @@ from dpdmd.compare.summary import summarise
 from dpdmd.planning.memory import LiveBytes
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import write_json
-from dpdmd.store.provenance import git_commit
+from dpdmd.store.provenance import surroundings
 from dpdmd.training.trainer import Trainer
 from tools.pretrain.autoencoder import new_autoencoder
 from tools.pretrain.pipelines import silent_t5
@@ -292,10 +289,7 @@ def main() -> None:
         "arms": arms,
         "provenance": {
             "settings": {key: value for key, value in vars(arguments).items() if key != "json"},
-            "commit": git_commit(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "versions": {name: version(name) for name in ("dpdmd", "torch", "diffusers", "accelerate")},
+            **surroundings(),
         },
     }
     print(markdown(arms))

@@ -15,12 +15,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.pareto import PUBLISHED, PUBLISHED_DMD
-from benchmarks.seeds import provenance
 from benchmarks.trainers import new_trainer
 from dpdmd.compare.summary import summarise
 from dpdmd.planning.cost import forwards_per_update
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.files import write_json
+from dpdmd.store.provenance import surroundings
 from dpdmd.training.trainer import Trainer
 
 UPDATES = 10
@@ -72,7 +72,10 @@ def main() -> None:
         }
         own = {key: summarise(values) | {"interval": "turns"} for key, values in figures.items()}
         results[name] = own | {"forwards_per_update": forward, "backwards_per_update": backward}
-    content = {"arms": results} | provenance(f"python -m benchmarks.overhead --turns {arguments.turns}")
+    content = {
+        "arms": results,
+        "provenance": surroundings(f"python -m benchmarks.overhead --turns {arguments.turns}"),
+    }
     write_json(arguments.json, content)
     print(json.dumps({name: result["ratio"] for name, result in results.items()}, indent=1))
 

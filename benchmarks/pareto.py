@@ -27,13 +27,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.seeds import FIGURES, provenance
+from benchmarks.seeds import FIGURES
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Run, arrange
 from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import Row, measure
 from dpdmd.compare.summary import PROMPTS, summarise_arms, table
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.files import read_json, write_json
+from dpdmd.store.provenance import surroundings
 from dpdmd.world.prompts import evaluation_prompts
 
 GUIDANCE = 3.5
@@ -272,7 +273,7 @@ def main() -> None:
     content = results(students, teachers, earlier)
     for name, group in content["groups"].items():
         print(f"\n{name}\n\n{table({arm: content['arms'][arm] for arm in group}, FIGURES)}")
-    made = provenance("python -m benchmarks.pareto")
+    made = surroundings("python -m benchmarks.pareto")
     # Of every call that has added to these results.
     commits = list(dict.fromkeys([*earlier.get("provenance", {}).get("commits", []), made["commit"]]))
     write_json(arguments.results, content | {"provenance": made | {"commits": commits}})

@@ -1,11 +1,7 @@
 """Students of several training seeds side by side, each seed's against the same teacher, means with intervals."""
 
 import argparse
-import os
-import platform
-import subprocess
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 from dpdmd.compare.arms import Arm, arrange
@@ -13,6 +9,7 @@ from dpdmd.compare.engine import run_and_measure
 from dpdmd.compare.measure import HEADLINE
 from dpdmd.compare.summary import summarise_arms, table
 from dpdmd.store.files import write_json
+from dpdmd.store.provenance import surroundings
 from dpdmd.world.prompts import evaluation_prompts
 
 FIGURES = (*HEADLINE, "coverage", "total_variation_true", "saturation")
@@ -42,17 +39,5 @@ def run_benchmark(
     rows = run_and_measure(runs, arguments.out, prompts=evaluation_prompts(), jobs=arguments.jobs)
     arms = summarise_arms(runs, rows)
     command = f"python -m benchmarks.{script} --seeds {arguments.seeds} --updates {arguments.updates}"
-    write_json(arguments.results, {"arms": arms, "provenance": provenance(f"{command} --jobs {arguments.jobs}")})
+    write_json(arguments.results, {"arms": arms, "provenance": surroundings(f"{command} --jobs {arguments.jobs}")})
     print(f"{table(arms, FIGURES)}\n\nwritten to {arguments.results}")
-
-
-def provenance(command: str) -> dict:
-    """What to know to repeat the numbers."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    packages = ("dpdmd", "torch", "diffusers", "transformers", "accelerate")
-    return {
-        "command": command,
-        "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in packages},
-    }

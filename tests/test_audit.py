@@ -11,8 +11,9 @@ from PIL import Image
 from dpdmd.audit import audit
 from dpdmd.evaluate.generate import sample_latents
 from dpdmd.evaluate.stock import generate_with_stock, load_pipeline
-from dpdmd.models.load import LORA_FILE, built_in_teacher, load_adapter, load_sampler
+from dpdmd.models.load import built_in_teacher, load_adapter, load_sampler
 from dpdmd.models.lora import merge_lora, save_lora
+from dpdmd.models.student_file import LORA_FILE
 from dpdmd.store.files import read_json
 from dpdmd.store.png import to_uint8
 

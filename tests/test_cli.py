@@ -189,7 +189,7 @@ def test_evaluate_passes_its_arguments_on_and_prints_figures_with_intervals(run,
     code, out, _ = run("evaluate", "images", "--reference", "teacher", "--out", tmp_path / "m.json")
     options = {
         "reference": Path("teacher"), "features": "auto", "perceptual": None, "quality": [], "out": tmp_path / "m.json",
-        "cache": tmp_path / "features",
+        "cache": tmp_path / "images",
     }  # fmt: skip
     assert code == 0 and seen == {"args": (Path("images"),), "options": options}
     assert "diversity                    0.25  [0.2, 0.3]\nleft out: kid: too few\n\nother:" in out

@@ -6,9 +6,10 @@ from pathlib import Path
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.stock import generate_with_stock
-from dpdmd.models.load import BUILT_IN, STUDENT_FILE
+from dpdmd.models.load import BUILT_IN, built_in_teacher
+from dpdmd.models.student_file import exported_student, find_student
 from dpdmd.report.build import report_from_runs
-from dpdmd.store.cache import default_folder
+from dpdmd.store.cache import cache_folder
 from dpdmd.store.files import require_writable
 from dpdmd.vision.features import SCENES
 from dpdmd.vision.quality.load import require_known
@@ -69,16 +70,13 @@ def audit(
             perceptual=perceptual,
             quality=quality,
             out=out / name / "metrics.json",
-            cache=default_folder(),
+            cache=cache_folder("images"),
         )
     return report_from_runs([out], out / "report.html", title=f"{model} and its teacher {teacher}")
 
 
 def _draw(model: str, prompts: list[str], samples: Path, base: str | None, **options) -> None:
-    is_ours = model in BUILT_IN or any(
-        (Path(model) / name).is_file() for name in (STUDENT_FILE, f"student/{STUDENT_FILE}")
-    )
-    if is_ours:
+    if model in BUILT_IN or find_student(model) is not None or exported_student(model) is not None:
         generate_folder(model, prompts, out=samples, **options)
     else:
         generate_with_stock(model, prompts, out=samples, base=_folder(base), **options)
@@ -86,6 +84,4 @@ def _draw(model: str, prompts: list[str], samples: Path, base: str | None, **opt
 
 def _folder(base: str | None) -> str | None:
     """The folder of a built-in teacher, which stock diffusers can load as well; any other base is left unchanged."""
-    from dpdmd.models.load import built_in_teacher
-
     return str(built_in_teacher(base)) if base in BUILT_IN else base

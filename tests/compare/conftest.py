@@ -10,8 +10,8 @@ from dpdmd.evaluate.manifest import ImageEntry, write_manifest
 from dpdmd.method.randomness import generator
 from dpdmd.recipe.toml import dump_recipe, load_recipe
 from dpdmd.store.files import write_json, write_text
+from dpdmd.store.jsonl import append_row
 from dpdmd.store.png import write_png
-from dpdmd.training.run.log import MetricsLog
 from dpdmd.world.scenes import render, sample_scenes
 
 PROMPTS = ["a red circle", "a blue cross"]
@@ -46,7 +46,6 @@ class Commands:
         facts = {"forwards_per_update": 32, "backwards_per_update": 9, "extra_parameters": {"judge": 7, "eye": 3}}
         write_json(folder / "provenance.json", facts)
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-        log = MetricsLog(folder / "metrics.jsonl")
         for step in range(1, 31):
             # The first update takes a second longer; one gradient leaves its usual size.
             row = {
@@ -55,13 +54,13 @@ class Commands:
                 "loss/dmd": 1.0,
                 "grad_norm/student": 9.0 if step == 20 else 1.0,
             }
-            log.append(row)
+            append_row(folder / "metrics.jsonl", row)
         for part, code in self.fails.items():
             if part in str(folder):
                 if code == 1:
                     write_json(folder / "failure.json", {"step": 30, "error": "loss/dmd = inf"})
                 return code
-        student = {"peak_memory_bytes": 2**20, "updates": 150}
+        student = {"base": "scenes", "grid": [1.0, 0.5, 0.0], "peak_memory_bytes": 2**20, "updates": 150}
         write_json(folder / "student" / "student.json", student)
         if recipe.checkpoint.students:
             for step in KEPT:

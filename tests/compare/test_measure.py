@@ -8,7 +8,7 @@ from dpdmd.compare.commands import run_all
 from dpdmd.compare.measure import measure, num_spikes, training_figures
 from dpdmd.evaluate.scores import quality
 from dpdmd.store.files import read_json
-from dpdmd.training.run.log import MetricsLog
+from dpdmd.store.jsonl import append_row
 
 ARMS = ([Arm("teacher", model="scenes")], [Arm("dmd", "scenes_dmd")])
 
@@ -66,7 +66,7 @@ def test_costs_and_steadiness_of_a_training(called, prompts, tmp_path):
 
 def test_a_run_of_an_older_version_lacks_what_it_did_not_write(tmp_path):
     run = Run(Arm("dmd", "scenes_dmd"), tmp_path, 0)
-    MetricsLog(tmp_path / "metrics.jsonl").append({"step": 1, "seconds": 2.0})
+    append_row(tmp_path / "metrics.jsonl", {"step": 1, "seconds": 2.0})
     figures = training_figures(run)
     assert figures["forwards_per_update"] is figures["extra_parameters"] is figures["training_memory_bytes"] is None
     assert (figures["updates"], figures["seconds_per_cycle"]) == (1, 2.0)

@@ -11,6 +11,7 @@ from dpdmd.data import embeddings
 from dpdmd.data.embeddings import EmbeddingCache
 from dpdmd.method.denoiser import Condition, concatenate
 from dpdmd.method.randomness import generator
+from dpdmd.store import digests, tensor_store
 
 
 class WordsAdapter:
@@ -47,10 +48,6 @@ def model(tmp_path):
 PROMPTS = ["a red circle", "a", "the small blue cross on a white background", "a red circle", "zwei Kreuze", ""]
 
 
-def quiet(message):
-    pass
-
-
 def assert_speaks(cache, adapter, prompts):
     for prompt in prompts:
         cached, live = cache.condition([prompt]).tensors, adapter.encode_one(prompt).tensors
@@ -61,7 +58,7 @@ def assert_speaks(cache, adapter, prompts):
 def test_every_prompt_is_encoded_once_and_read_back_bit_for_bit(model, tmp_path):
     adapter = WordsAdapter(model)
     cache = EmbeddingCache(tmp_path / "cache", adapter)
-    cache.ensure(PROMPTS, progress=False, say=quiet)
+    cache.ensure(PROMPTS, progress=False)
     assert sorted(adapter.encoded) == sorted(set(PROMPTS))
     assert_speaks(cache, adapter, PROMPTS)
     together, live = cache.condition(PROMPTS).tensors, concatenate(map(adapter.encode_one, PROMPTS)).tensors
@@ -69,10 +66,10 @@ def test_every_prompt_is_encoded_once_and_read_back_bit_for_bit(model, tmp_path)
 
 
 def test_another_run_encodes_only_what_is_new(model, tmp_path):
-    EmbeddingCache(tmp_path / "cache", WordsAdapter(model)).ensure(PROMPTS, progress=False, say=quiet)
+    EmbeddingCache(tmp_path / "cache", WordsAdapter(model)).ensure(PROMPTS, progress=False)
     later = WordsAdapter(model)
     cache = EmbeddingCache(tmp_path / "cache", later)
-    cache.ensure([*PROMPTS, "news"], progress=False, say=quiet)
+    cache.ensure([*PROMPTS, "news"], progress=False)
     assert later.encoded == ["news"]
     assert_speaks(cache, later, [*PROMPTS, "news"])
 
@@ -90,7 +87,7 @@ def test_other_encoders_share_nothing_and_another_network_or_scheduler_does(mode
 
 
 def test_what_was_written_before_a_kill_is_kept(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings, "SHARD", 2)
+    monkeypatch.setattr(embeddings, "GROUP", 2)
     monkeypatch.setattr(embeddings, "CHUNK", 1)
     adapter, real = WordsAdapter(model), WordsAdapter.encode
     prompts = [f"prompt {i}" for i in range(7)]
@@ -102,35 +99,35 @@ def test_what_was_written_before_a_kill_is_kept(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(WordsAdapter, "encode", dying)
     with pytest.raises(KeyboardInterrupt):
-        EmbeddingCache(tmp_path / "cache", adapter).ensure(prompts, progress=False, say=quiet)
+        EmbeddingCache(tmp_path / "cache", adapter).ensure(prompts, progress=False)
     monkeypatch.setattr(WordsAdapter, "encode", real)
     again = WordsAdapter(model)
     cache = EmbeddingCache(tmp_path / "cache", again)
-    cache.ensure(prompts, progress=False, say=quiet)
+    cache.ensure(prompts, progress=False)
     assert again.encoded == ["prompt 4", "prompt 5", "prompt 6"]
     assert_speaks(cache, again, prompts)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: data[:-1] + b"\x01", lambda data: b"no"])
-def test_damage_is_found_told_and_mended(model, tmp_path, damage):
-    EmbeddingCache(tmp_path / "cache", WordsAdapter(model)).ensure(PROMPTS, progress=False, say=quiet)
+def test_damage_is_found_told_and_mended(model, tmp_path, damage, caplog):
+    EmbeddingCache(tmp_path / "cache", WordsAdapter(model)).ensure(PROMPTS, progress=False)
     (shard,) = (tmp_path / "cache").rglob("*.safetensors")
     shard.write_bytes(damage(shard.read_bytes()))
-    adapter, said = WordsAdapter(model), []
+    adapter = WordsAdapter(model)
     cache = EmbeddingCache(tmp_path / "cache", adapter)
-    cache.ensure(PROMPTS, progress=False, say=said.append)
-    assert "damaged" in said[0] and sorted(adapter.encoded) == sorted(set(PROMPTS))
+    cache.ensure(PROMPTS, progress=False)
+    assert "damaged" in caplog.messages[0] and sorted(adapter.encoded) == sorted(set(PROMPTS))
     assert_speaks(cache, adapter, PROMPTS)
 
 
 def test_writers_at_the_same_time_do_no_harm(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings, "SHARD", 3)
+    monkeypatch.setattr(embeddings, "GROUP", 3)
     prompts = [f"prompt {i}" for i in range(30)]
     errors = []
 
     def write(order):
         try:
-            EmbeddingCache(tmp_path / "cache", WordsAdapter(model)).ensure(order, progress=False, say=quiet)
+            EmbeddingCache(tmp_path / "cache", WordsAdapter(model)).ensure(order, progress=False)
         except Exception as error:
             errors.append(error)
 
@@ -145,21 +142,20 @@ def test_writers_at_the_same_time_do_no_harm(model, tmp_path, monkeypatch):
     assert_speaks(cache, adapter, prompts)
 
 
-def test_what_another_process_removes_during_a_scan_is_passed_over(model, tmp_path, monkeypatch):
+def test_what_another_process_removes_during_a_scan_is_passed_over(model, tmp_path, monkeypatch, caplog):
     cache = EmbeddingCache(tmp_path / "cache", WordsAdapter(model))
-    cache.ensure(PROMPTS, progress=False, say=quiet)
+    cache.ensure(PROMPTS, progress=False)
     gone = [cache.folder / f"{'0' * 64}.safetensors", cache.folder / ".half.tmp"]
     glob = Path.glob
     monkeypatch.setattr(Path, "glob", lambda folder, pattern: [*glob(folder, pattern), *gone])
-    said = []
     fresh = EmbeddingCache(tmp_path / "cache", WordsAdapter(model))
-    assert fresh.missing(PROMPTS, said.append) == [] and said == []
+    assert fresh.missing(PROMPTS) == [] and caplog.messages == []
 
 
 def test_bf16_halves_the_files_and_rounds_as_bf16_does(model, tmp_path):
     adapter = WordsAdapter(model)
     cache = EmbeddingCache(tmp_path / "cache", adapter, torch.bfloat16)
-    cache.ensure(PROMPTS, progress=False, say=quiet)
+    cache.ensure(PROMPTS, progress=False)
     live = adapter.encode_one(PROMPTS[0]).tensors
     cached = cache.condition([PROMPTS[0]]).tensors
     assert cached["prompt_embeds"].dtype == torch.float32 and cached["mask"].dtype == torch.int64
@@ -167,23 +163,23 @@ def test_bf16_halves_the_files_and_rounds_as_bf16_does(model, tmp_path):
 
 
 def test_only_a_few_shards_are_open_at_a_time(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings, "SHARD", 1)
-    monkeypatch.setattr(embeddings, "MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(embeddings, "GROUP", 1)
+    monkeypatch.setattr(tensor_store, "MAX_OPEN_FILES", 2)
     adapter, prompts = WordsAdapter(model), [f"prompt {i}" for i in range(6)]
     cache = EmbeddingCache(tmp_path / "cache", adapter)
-    cache.ensure(prompts, progress=False, say=quiet)
+    cache.ensure(prompts, progress=False)
     assert_speaks(cache, adapter, prompts * 2)
-    assert len(cache._open) == 2
+    assert len(cache.groups._open) == 2
 
 
-def test_the_size_is_told_before_writing_and_a_full_disk_refused(model, tmp_path, monkeypatch):
-    said = []
+def test_the_size_is_told_before_writing_and_a_full_disk_refused(model, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="dpdmd")
     cache = EmbeddingCache(tmp_path / "cache", WordsAdapter(model))
-    cache.ensure(PROMPTS, progress=False, say=said.append)
-    assert said == [f"encoding 5 prompts once, about 0 MiB, into {cache.folder}"]
+    cache.ensure(PROMPTS, progress=False)
+    assert caplog.messages == [f"encoding 5 prompts, about 0 MiB, into {cache.folder}"]
     monkeypatch.setattr(embeddings.shutil, "disk_usage", lambda folder: embeddings.shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(OSError, match=r"need about .* GiB in .*--no-cache"):
-        cache.ensure(["another"], progress=False, say=quiet)
+        cache.ensure(["another"], progress=False)
     assert len(list(cache.folder.iterdir())) == 1
 
 
@@ -194,7 +190,12 @@ def test_a_hub_caches_blobs_are_not_hashed_again(model, tmp_path, monkeypatch):
     blob.write_text("weights")
     (model / "text_encoder" / "model.safetensors").symlink_to(blob)
     embeddings.encoders_digest(WordsAdapter(model), tmp_path)
+    plain = model / "text_encoder" / digest  # a file may be called like a blob without being one
+    plain.write_text("other weights")
+    with_plain = embeddings.encoders_digest(WordsAdapter(model), tmp_path)
+    plain.write_text("changed weights")
+    assert embeddings.encoders_digest(WordsAdapter(model), tmp_path) != with_plain
     hashed = []
-    monkeypatch.setattr(embeddings, "sha256_of", lambda path: hashed.append(path))
+    monkeypatch.setattr(digests, "sha256_of", lambda path: hashed.append(path))
     embeddings.encoders_digest(WordsAdapter(model), tmp_path)  # and the others are remembered
     assert hashed == []

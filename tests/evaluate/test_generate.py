@@ -1,7 +1,9 @@
 """Drawing a folder: once, by any number of processes, with the same images."""
 
 import json
+import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from processes import in_processes
 from dpdmd.evaluate.drawing import SETTINGS_FILE, draw_folder
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.manifest import read_manifest
+from dpdmd.models.load import built_in_teacher
+from dpdmd.store.tensors import read_tensors, write_tensors
 
 PROMPTS, SEEDS = ["a red circle", "a blue cross", "a green square"], [0, 1]
-SETTINGS = {"model": "here", "network": "1", "guidance_scale": 2.0, "grid": [1.0, 0.1 + 0.2, 0.0]}
+SETTINGS = {"model": "here", "identity": "1", "guidance_scale": 2.0, "grid": [1.0, 0.1 + 0.2, 0.0]}
 
 
 class Drawing:
@@ -66,7 +70,7 @@ def test_further_seeds_and_prompts_draw_what_is_new(tmp_path):
     assert len(_draw(tmp_path, few, prompts=PROMPTS[:1], seeds=[1]).images) == 1 and few.drawn == []
 
 
-@pytest.mark.parametrize(("key", "value"), [("network", "2"), ("guidance_scale", 3.0), ("grid", [1.0, 0.0])])
+@pytest.mark.parametrize(("key", "value"), [("identity", "2"), ("guidance_scale", 3.0), ("grid", [1.0, 0.0])])
 def test_images_made_otherwise_are_not_mixed_in(tmp_path, key, value):
     _draw(tmp_path, Drawing(), seeds=[0])
     with pytest.raises(ValueError, match=f"holds images made with {key} .* choose another folder or remove"):
@@ -102,6 +106,20 @@ def test_images_depend_neither_on_processes_nor_on_the_batch(tmp_path):
         assert max(np.abs(one[file] - other[file]).max() for file in one) <= 1
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one", "two")]
     assert manifests[0]["images"] == manifests[1]["images"]
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+def test_images_of_another_text_encoder_or_autoencoder_are_not_mixed_in(tmp_path, part):
+    shutil.copytree(built_in_teacher(), tmp_path / "model")
+    draw = partial(generate_folder, prompts=PROMPTS, out=tmp_path / "out", num_inference_steps=1, progress=False)
+    draw(str(tmp_path / "model"), seeds=[0])
+    moved = str((tmp_path / "model").rename(tmp_path / "moved"))
+    draw(moved, seeds=[0, 1])
+    (weights,) = Path(moved, part).glob("*.safetensors")
+    tensors = read_tensors(weights)
+    write_tensors(weights, {name: 1.5 * tensor for name, tensor in tensors.items()}, {"format": "pt"})
+    with pytest.raises(ValueError, match="holds images made with identity"):
+        draw(moved, seeds=[0, 1, 2])
 
 
 def test_how_many_prompts_are_encoded_at_a_time_changes_nothing(tmp_path, monkeypatch):

@@ -28,9 +28,10 @@ from dpdmd.data.prompts import lint_prompts
 from dpdmd.evaluate.generate import generate_folder, image_noise, sample_latents
 from dpdmd.method.denoiser import concatenate
 from dpdmd.method.paths import FlowPath, from_velocity
-from dpdmd.models.load import STUDENT_FILE, load_adapter, load_sampler
+from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.models.parts import tokenizers
 from dpdmd.models.sampling import student_rollout
+from dpdmd.models.student_file import STUDENT_FILE
 from dpdmd.publish.export import export_run
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import write_json
@@ -294,7 +295,7 @@ def test_cached_embeddings_equal_live_ones(teacher, tmp_path):
     adapter, shape = teacher.adapter, teacher.latent_shape()
     cache = EmbeddingCache(tmp_path, adapter)
     prompts = [*PROMPTS, "one", ""]
-    cache.ensure(prompts, progress=False, say=lambda message: None)
+    cache.ensure(prompts, progress=False)
     noise, t = image_noise([0], shape), torch.tensor([0.7])
     for prompt in prompts:
         cached, live = cache.condition([prompt]), adapter.encode([prompt])

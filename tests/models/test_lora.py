@@ -13,8 +13,9 @@ from trainers import new_trainer, train
 import dpdmd.training.networks as networks
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.method.roles import ROLES, TRAINED_ROLES
-from dpdmd.models.load import LORA_FILE, load_adapter
+from dpdmd.models.load import load_adapter
 from dpdmd.models.role_networks import make_roles
+from dpdmd.models.student_file import LORA_FILE
 from dpdmd.planning.cost import describe, network_sizes
 from dpdmd.publish.export import export_run
 from dpdmd.recipe.resolve import resolve

@@ -12,9 +12,10 @@ from dpdmd.evaluate.generate import generate_folder
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.roles import TRAINED_ROLES
 from dpdmd.models import quantised
-from dpdmd.models.load import LORA_FILE, load_adapter
+from dpdmd.models.load import load_adapter
 from dpdmd.models.quantised import PACKAGES, block_layers, quantise
 from dpdmd.models.role_networks import enable_gradient_checkpointing
+from dpdmd.models.student_file import LORA_FILE
 from dpdmd.planning.cost import network_sizes
 from dpdmd.planning.memory import AsOnGpu, LiveBytes, on_gpu, peak_bytes
 from dpdmd.publish.export import export_run

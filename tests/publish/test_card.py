@@ -8,10 +8,10 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from dpdmd.models.load import built_in_teacher
+from dpdmd.models.student_file import StudentFile
 from dpdmd.publish.card import base_licence, metrics_section, model_card, read_metrics, unscored_section
 
-GRID = (1.0, 0.9, 0.75, 0.5, 0.0)
-INFO = {"base": "some/base", "objective": "dp_dmd", "updates": 7}
+INFO = StudentFile(base="some/base", grid=(1.0, 0.9, 0.75, 0.5, 0.0), objective="dp_dmd", updates=7)
 METRICS = {
     "num_prompts": 24,
     "images_per_prompt": 16,
@@ -28,7 +28,6 @@ METRICS = {
 
 def card(**changes) -> str:
     settings = {
-        "grid": GRID,
         "snippet": "image = pipe('x')\n",
         "hub_base": "some/base",
         "licence": {"license": "mit"},
@@ -60,7 +59,7 @@ def test_the_hub_reads_the_head_of_the_card():
 
 
 def test_a_base_that_is_a_folder_is_no_base_model_for_the_hub():
-    text = card(hub_base=None, info=INFO | {"base": "/models/base"})
+    text = card(hub_base=None, info=INFO.model_copy(update={"base": "/models/base"}))
     assert "base_model" not in ModelCard(text).data.to_dict()
     assert "- Base model: `/models/base`" in text
 
@@ -159,7 +158,7 @@ def test_no_text_of_the_user_breaks_the_card():
     recipe = f'[data]\nprompts = """{nasty}\n````\n# oops\n"""\n'
     snippet = f"image = pipe({nasty!r})\n{nasty}\n"
     scores = metrics_section(METRICS | {"provenance": {"features": nasty}})
-    text = card(info=INFO | {"base": nasty}, hub_base=nasty, licence={"license": nasty}, recipe=recipe,
+    text = card(info=INFO.model_copy(update={"base": nasty}), hub_base=nasty, licence={"license": nasty}, recipe=recipe,
                 snippet=snippet, scores=scores)  # fmt: skip
     one_line = " ".join(nasty.split())
     assert ModelCard(text).data.license == nasty and ModelCard(text).data.base_model == nasty

@@ -10,7 +10,7 @@ import pytest
 import torch
 from trainers import latest_and_messages, train
 
-from dpdmd.models.load import LORA_FILE
+from dpdmd.models.student_file import LORA_FILE
 from dpdmd.recipe.schema import Recipe, TrainConfig
 from dpdmd.recipe.toml import flatten, load_recipe
 from dpdmd.store.files import read_json, write_json

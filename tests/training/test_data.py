@@ -126,7 +126,7 @@ def test_a_prompt_file_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read the prompts .*prompts\.txt"):
         read_prompts(path)
     path.write_text("# only comments\n")
-    with pytest.raises(ValueError, match="holds no prompt"):
+    with pytest.raises(ValueError, match="has no prompts"):
         read_prompts(path)
     path.write_bytes(b"\xff\xfea red circle")
     with pytest.raises(ValueError, match="not UTF-8"):

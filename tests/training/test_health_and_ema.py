@@ -1,14 +1,11 @@
 """Closed forms of what is logged and averaged."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
 
 from dpdmd.training.ema import Ema
 from dpdmd.training.health import sample_health
-from dpdmd.training.run.log import MetricsLog
 
 
 def test_sample_health_of_known_values():
@@ -46,17 +43,3 @@ def test_ema_is_applied_within_the_block_only_even_after_an_error():
         raise RuntimeError
     assert torch.equal(network.weight, own)
     assert torch.equal(ema.average["weight"], average)
-
-
-def test_log_is_cut_back_to_a_step_and_survives_a_torn_last_line(tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.cut_after(0)
-    for step in (1, 2, 3):
-        log.append({"step": step, "loss/dmd": float("nan") if step == 2 else 0.1 * step})
-    with log.path.open("a") as file:
-        file.write('{"step": 4, "lo')
-    log.cut_after(3)
-    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2, 3]
-    log.cut_after(2)
-    rows = [json.loads(line) for line in log.path.read_text().splitlines()]
-    assert rows == [{"step": 1, "loss/dmd": 0.1}, {"step": 2, "loss/dmd": None}]

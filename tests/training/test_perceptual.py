@@ -19,7 +19,7 @@ from dpdmd.recipe.toml import flatten, load_recipe
 from dpdmd.store.files import read_json
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training.run.checkpoint import latest_checkpoint
-from dpdmd.training.teacher_samples import TeacherSamples, samples_folder
+from dpdmd.training.teacher_samples import TeacherSamples
 from dpdmd.training.trainer import Trainer
 from dpdmd.training.updates import student_loss
 
@@ -208,7 +208,7 @@ def test_killed_and_resumed_with_kept_samples_equals_uninterrupted(
     for path in {"nothing": [], "half": files[::2], "everything": files}[lost]:
         path.unlink()
     folder = train(parts, adapter, resume=True, progress=False)
-    # Behind a checkpoint what was lost is made in another micro-batch, where sums are taken in another order.
+    # After a checkpoint, what was lost is made in another micro-batch, where sums are taken in another order.
     if lost == "nothing" or killed_at < 2:
         assert_same(weights_of(whole), weights_of(folder))
         assert kept_files(tmp_path / "one") == kept_files(tmp_path / "two")
@@ -252,14 +252,14 @@ def test_all_processes_sample_when_one_has_to(recipe, adapter):
     trainer = new_trainer(settings, adapter)
     batch, calls = trainer.batches.micro_batch("student", 0, 0), []
     sample = trainer.parts.teacher_samples(batch)
-    folder = samples_folder(Path(settings.data.cache), trainer.plan, adapter)
+    kept = trainer.parts.teacher_samples
 
     def again(asked):
         calls.append(asked)
         return torch.full_like(asked.noise, 7.0)
 
     # All is here, but another process lacks something: the rollout takes place, and what was kept stays.
-    assert torch.equal(TeacherSamples(folder, again, lambda mine: not mine)(batch), sample)
+    assert torch.equal(TeacherSamples(kept.store.folder, kept.teacher, again, lambda mine: not mine)(batch), sample)
     assert calls == [batch]
 
 
@@ -279,7 +279,7 @@ def test_what_cannot_work_is_refused_before_a_network_is_loaded(recipe, adapter,
             new_trainer(make_recipe(objective=objective), adapter)
     adapter.vae_factor = 2
     with pytest.raises(ValueError, match="works for the built-in world only, with images of 32 x 32 pixels, got 8 x 8"):
-        Trainer(recipe(), adapter)
+        new_trainer(recipe(), adapter)
 
 
 def test_the_pool_has_each_pair_once_a_pass_however_it_is_spread(recipe, adapter):

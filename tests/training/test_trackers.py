@@ -20,10 +20,10 @@ from trainers import train
 
 from dpdmd.recipe.toml import flatten
 from dpdmd.store.files import read_json
+from dpdmd.store.jsonl import read_rows
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training import loop
 from dpdmd.training.run import trackers
-from dpdmd.training.run.log import MetricsLog
 from dpdmd.training.run.signals import StoppedBySignal
 from dpdmd.training.run.trackers import flat_settings
 from dpdmd.training.trainer import Trainer
@@ -141,8 +141,8 @@ def kill_behind(patch, step):
 def assert_as_in_the_folder(folder, name):
     """The tracker has the rows of metrics.jsonl, each once and in order, and pictures and figures of validation."""
     _, rows, pictures = logged(folder, name)
-    expected = MetricsLog(folder / "metrics.jsonl").rows()
-    figures = {row["step"]: row for row in MetricsLog(folder / "validation/scores.jsonl").rows()}
+    expected = read_rows(folder / "metrics.jsonl")
+    figures = {row["step"]: row for row in read_rows(folder / "validation/scores.jsonl")}
     for row in expected:
         row |= {key: v for key, v in figures.get(row["step"], {}).items() if key.startswith("validation/")}
     assert [step for step, _ in rows] == [row["step"] for row in expected]

@@ -13,9 +13,9 @@ from dpdmd.evaluate.manifest import ImageEntry, write_manifest
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.scores import quality
 from dpdmd.method.randomness import generator
+from dpdmd.store.jsonl import read_rows
 from dpdmd.store.png import write_png
 from dpdmd.store.tensors import read_tensors
-from dpdmd.training.run.log import MetricsLog
 from dpdmd.training.validation.images import Validation
 from dpdmd.training.validation.scores import Figures, Judge, alarms, figures, too_slow
 from dpdmd.vision.features import load_extractor
@@ -44,7 +44,7 @@ def folder_of(path, images):
 
 
 def scores_of(folder):
-    return MetricsLog(folder / "validation/scores.jsonl").rows()
+    return read_rows(folder / "validation/scores.jsonl")
 
 
 def test_figures_are_those_of_evaluating_the_same_images_from_a_folder(tmp_path):
@@ -132,7 +132,7 @@ def test_a_run_writes_figures_of_averaged_and_live_weights_and_their_seconds(mak
     assert {"validation/quality", "validation/live_quality", "validation/saturation"} <= first.keys()
     assert 0 < first["once_seconds"] < first["validation/seconds"]
     assert "once_seconds" not in second
-    log = MetricsLog(folder / "metrics.jsonl").rows()
+    log = read_rows(folder / "metrics.jsonl")
     assert second["seconds"] == log[-1]["seconds"] and len(log) == 4
     assert "step 4: quality " in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ from dpdmd.method.grids import Grid, uniform_grid
 from dpdmd.method.guidance import linear_rule
 from dpdmd.method.paths import FlowPath, from_velocity
 from dpdmd.method.randomness import generator
-from dpdmd.models.load import LORA_FILE
+from dpdmd.models.student_file import LORA_FILE
 from dpdmd.store.files import write_json
 from dpdmd.store.tensors import write_tensors
 

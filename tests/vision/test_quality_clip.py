@@ -201,5 +201,5 @@ def test_names_without_a_scorer_or_without_weights_are_told_first():
         load_quality("clipscore")
     with pytest.raises(ValueError, match="hps_v21 needs a folder with its weights, hps_v21=FOLDER"):
         load_quality("hps_v21")
-    with pytest.raises(ValueError, match="'nowhere' is no folder and no hub id that can be had"):
+    with pytest.raises(ValueError, match="'nowhere' is neither a folder nor a hub id that can be downloaded"):
         load_quality("pick_score=nowhere")

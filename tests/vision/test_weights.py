@@ -46,5 +46,5 @@ def test_the_hash_follows_every_file_of_the_network_and_no_other(folder):
 
 def test_a_folder_without_safetensors_is_refused(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"holds no \.safetensors file; pickles \(\.pt, \.bin, \.pth\) are not read"):
+    with pytest.raises(ValueError, match=r"has no \.safetensors file; pickles \(\.pt, \.bin, \.pth\) are not read"):
         find_weights(tmp_path)

@@ -43,6 +43,9 @@ def common(
     ] = False,
 ) -> None:
     """Distil a text-to-image diffusion or flow model into a few-step student that keeps its diversity."""
+    from dpdmd.store.messages import show_messages
+
+    show_messages()
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
 

@@ -132,7 +132,7 @@ def evaluate(
         raise ValueError("--cache and --no-cache exclude each other; give only one of them")
 
     from dpdmd.evaluate.run import evaluate_folder, lines
-    from dpdmd.store.cache import default_folder
+    from dpdmd.store.cache import cache_folder
 
     metrics = evaluate_folder(
         folder,
@@ -141,7 +141,7 @@ def evaluate(
         perceptual=perceptual,
         quality=quality or [],
         out=out,
-        cache=None if no_cache else cache or default_folder(),
+        cache=None if no_cache else cache or cache_folder("images"),
     )
     for line in lines(metrics):
         typer.echo(line)

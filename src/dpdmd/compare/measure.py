@@ -9,8 +9,9 @@ from dpdmd.compare.arms import Run
 from dpdmd.compare.commands import failure
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.scores import quality
+from dpdmd.models.student_file import STUDENT_FILE, StudentFile
 from dpdmd.report.runs import read_log
-from dpdmd.store.cache import default_folder
+from dpdmd.store.cache import cache_folder
 from dpdmd.store.files import read_json
 from dpdmd.training.run.folder import RunFolder
 
@@ -51,7 +52,7 @@ def _scores(run: Run, reference: Run, features: str) -> Row:
         reference=reference.folder / "samples",
         features=features,
         out=run.folder / "metrics.json",
-        cache=default_folder(),
+        cache=cache_folder("images"),
     )
     row = dict.fromkeys(HEADLINE) | {key: value for key, value in metrics.items() if key != "per_prompt"}
     estimate = quality(metrics)
@@ -74,7 +75,7 @@ def training_figures(run: Run) -> dict[str, float | None]:
     seconds = [0.0, *(row["seconds"] for row in log)]
     counted = seconds[1:] if len(log) > 1 else seconds
     facts = read_json(folder.provenance) if folder.provenance.exists() else {}
-    student = folder.student / "student.json"
+    has_student = (folder.student / STUDENT_FILE).is_file()
     extra = facts.get("extra_parameters")
     return {
         "updates": len(log),
@@ -83,7 +84,7 @@ def training_figures(run: Run) -> dict[str, float | None]:
         "forwards_per_update": facts.get("forwards_per_update"),
         "backwards_per_update": facts.get("backwards_per_update"),
         "extra_parameters": None if extra is None else sum(extra.values()),
-        "training_memory_bytes": read_json(student)["peak_memory_bytes"] if student.exists() else None,
+        "training_memory_bytes": StudentFile.read(folder.student).peak_memory_bytes if has_student else None,
         "loss_spikes": _spikes(log, "loss/"),
         "grad_norm_spikes": _spikes(log, "grad_norm/"),
         "failed": float(failure(run) is not None),

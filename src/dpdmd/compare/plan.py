@@ -6,7 +6,8 @@ from pathlib import Path
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Budget, parse_arm, parse_settings
 from dpdmd.data.prompts import training_prompts
 from dpdmd.evaluate.run import choose_extractor
-from dpdmd.models.load import BUILT_IN, STUDENT_FILE, load_adapter
+from dpdmd.models.load import BUILT_IN, load_adapter
+from dpdmd.models.student_file import exported_student
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.world.captions import all_captions
@@ -83,12 +84,11 @@ def shared_teacher(students: list[Arm]) -> Teacher:
                 f"arm {arm.name}: a comparison samples the teacher in its own size and at its own embedded guidance; "
                 "leave model.height, model.width and model.embedded_guidance at the model's"
             )
-        is_student = (Path(adapter.source) / STUDENT_FILE).is_file()
         teachers[arm.name] = Teacher(
             recipe.model.teacher,
             plan.teacher.guidance.scale,
             plan.teacher.grid.num_steps,
-            None if is_student else plan.student.grid.num_steps,
+            None if exported_student(adapter.source) else plan.student.grid.num_steps,
         )
     if len({replace(teacher, few_steps=None) for teacher in teachers.values()}) > 1:
         each = "; ".join(

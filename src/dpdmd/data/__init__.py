@@ -1,1 +1,1 @@
-"""What a student is trained on: prompts."""
+"""What a student is trained on: prompts, their embeddings and, for a discriminator, real images."""

@@ -1,43 +1,42 @@
-"""A folder of images with prompts: what a discriminator may take for real instead of the teacher's samples."""
+"""A folder of images with prompts: real samples for a discriminator, instead of the teacher's."""
 
-import hashlib
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dpdmd.data.prompts import COLUMN
-from dpdmd.store.digests import sha256_of
+from dpdmd.store.digests import key_of, sha256_of
+from dpdmd.store.jsonl import parse_rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 METADATA = "metadata.jsonl"
 
 
 def captioned_images(folder: str | Path, column: str = COLUMN) -> list[tuple[Path, str]]:
-    """(image, prompt) of the PNG and JPEG files of a folder, by name.
+    """(image, prompt) of each PNG or JPEG file in a folder, sorted by name.
 
-    The prompt is `column` of the line of metadata.jsonl whose "file_name" is the image's, else the text of NAME.txt
-    beside NAME.png, else empty. Raises ValueError when there is no such folder, no image in it, or broken metadata.
+    The prompt of NAME.png is `column` of the line of metadata.jsonl with "file_name": "NAME.png", else the content of
+    NAME.txt, else empty. Raises ValueError if the folder is missing, has no image, or has broken metadata.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no such folder of images: {folder}")
     images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not images:
-        raise ValueError(f"{folder} holds no image: {', '.join(SUFFIXES)} are read")
+        raise ValueError(f"{folder} has no images: {', '.join(SUFFIXES)} are read")
     prompts = _metadata(folder / METADATA, column)
     if missing := sorted(prompts.keys() - {path.name for path in images}):
         raise ValueError(
-            f"{folder / METADATA} names {len(missing)} images that are not there, the first is {missing[0]}"
+            f"{folder / METADATA} names {len(missing)} images that are not in the folder, the first is {missing[0]}"
         )
     return [(path, prompts.get(path.name) or _text(path.with_suffix(".txt"))) for path in images]
 
 
 def read_image(path: Path, height: int, width: int) -> Tensor:
-    """(3, height, width) in [-1, 1]: the largest middle part of that shape, resampled.
+    """An image as (3, height, width) in [-1, 1]: the largest centre crop of that aspect ratio, resampled.
 
-    Raises OSError naming the file when it is broken.
+    Raises OSError naming the file if it is broken.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -46,30 +45,26 @@ def read_image(path: Path, height: int, width: int) -> Tensor:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
             fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError) as error:  # the second of broken PNGs
-        raise OSError(f"{path} is not a readable image ({error}); mend it or take it out of the folder") from None
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
+        raise OSError(f"{path} is not a readable image ({error}); replace it or remove it from the folder") from None
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def images_digest(images: list[tuple[Path, str]]) -> str:
-    """SHA-256 of the images' content and prompts."""
-    parts = [f"{path.name}\n{sha256_of(path)}\n{prompt}" for path, prompt in images]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    """SHA-256 over name, content and prompt of each image."""
+    return key_of(*(part for path, prompt in images for part in (path.name, sha256_of(path), prompt)))
 
 
 def _metadata(path: Path, column: str) -> dict[str, str]:
     if not path.is_file():
         return {}
     prompts = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, row in parse_rows(path.read_text(encoding="utf-8"), path):
         try:
-            row = json.loads(line)
             name, prompt = row["file_name"], row[column]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise ValueError(
-                f'{path}, line {number} needs "file_name" and {column!r} (data.column), got {line}'
+                f'{path}, line {number} needs "file_name" and {column!r} (data.column), got {row}'
             ) from None
         prompts[name] = str(prompt).strip()
     return prompts

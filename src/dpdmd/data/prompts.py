@@ -1,9 +1,10 @@
 """Prompt lists: a text file, a .jsonl file, a Hugging Face dataset, or the built-in world's captions."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from dpdmd.store.jsonl import parse_rows
 
 SCENES = "scenes"
 COLUMN = "prompt"
@@ -11,10 +12,10 @@ DATASET_PREFIX = "datasets:"
 
 
 def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
-    """Prompts of a UTF-8 file in order, nothing rewritten but the white space around them.
+    """The prompts of a UTF-8 file in their order; only surrounding white space is removed.
 
-    .jsonl: the value of `column` of every line. Any other file: one prompt per line; blank lines and lines starting
-    with # are left out. Raises ValueError naming file and line when it is missing, broken, or holds no prompt.
+    .jsonl: the value of `column` in each line. Any other file: one prompt per line; blank lines and lines starting with
+    # are skipped. Raises ValueError naming file and line if the file is missing, broken, or has no prompts.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -22,22 +23,24 @@ def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     except OSError as error:
         raise ValueError(f"cannot read the prompts {path}: {error.strerror}") from None
-    # Not splitlines(): it also splits at characters such as U+2028 that may stand inside a prompt.
-    lines = [line.strip() for line in text.replace("\r\n", "\n").split("\n")]
     if Path(path).suffix == ".jsonl":
-        rows = ((f"{path}, line {number}", _json(path, number, line)) for number, line in enumerate(lines, 1) if line)
-        prompts = _take(rows, column)
+        prompts = _take(((f"{path}, line {number}", row) for number, row in parse_rows(text, path)), column)
     else:
+        # Not splitlines(): it also splits at characters such as U+2028 that may stand inside a prompt.
+        lines = (line.strip() for line in text.split("\n"))
         prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"{path} holds no prompt: one per line, # starts a comment; in .jsonl the key {column!r}")
+        raise ValueError(
+            f"{path} has no prompts: write one per line (# starts a comment), or in .jsonl an object with {column!r}"
+        )
     return prompts
 
 
 def dataset_prompts(name: str, column: str = COLUMN) -> list[str]:
-    """Prompts of a `datasets` dataset: hub id or folder, with a split behind a colon where it is not "train".
+    """The prompts of a dataset for the package `datasets`.
 
-    Raises ValueError when the package is missing or the dataset has no such column.
+    name: hub id or folder, followed by ":SPLIT" for a split other than "train". Raises ValueError if the package is not
+    installed, the dataset cannot be loaded, or it has no such column.
     """
     try:
         from datasets import load_dataset
@@ -56,12 +59,12 @@ def dataset_prompts(name: str, column: str = COLUMN) -> list[str]:
         )
     prompts = _take(((f"{name}, row {number}", {column: text}) for number, text in enumerate(dataset[column])), column)
     if not prompts:
-        raise ValueError(f"the dataset {name} holds no prompt in column {column!r}")
+        raise ValueError(f"the dataset {name} has no prompts in column {column!r}")
     return prompts
 
 
 def training_prompts(source: str, column: str = COLUMN) -> list[str]:
-    """The prompts that `data.prompts` names: "scenes", "datasets:ID" or a file. Raises ValueError as their readers."""
+    """The prompts that `data.prompts` names: "scenes", "datasets:ID" or a file. Raises ValueError like the readers."""
     if source == SCENES:
         from dpdmd.world.prompts import training_prompts as scenes_prompts
 
@@ -72,15 +75,15 @@ def training_prompts(source: str, column: str = COLUMN) -> list[str]:
 
 
 def lint_prompts(prompts: list[str], tokenizers: dict[str, tuple[Any, int]]) -> list[str]:
-    """Plain-words warnings: repeated prompts, and prompts that a text encoder reads in part only.
+    """Warnings in plain words about repeated prompts and prompts that are too long for a text encoder.
 
-    tokenizers: {name: (tokenizer, the most tokens its encoder is given)}.
+    tokenizers: {name: (tokenizer, maximum number of tokens that its encoder is given)}.
     """
     messages = []
     unique = list(dict.fromkeys(prompts))
     if len(unique) < len(prompts):
         repeats = len(prompts) - len(unique)
-        messages.append(f"{repeats} of {len(prompts)} prompts repeat another; they are drawn that much more often")
+        messages.append(f"{repeats} of {len(prompts)} prompts repeat another one; they are drawn more often")
     for name, (tokenizer, limit) in tokenizers.items():
         lengths = [len(ids) for ids in tokenizer(unique, truncation=False, verbose=False).input_ids]
         cut = [prompt for prompt, length in zip(unique, lengths, strict=True) if length > limit]
@@ -92,15 +95,8 @@ def lint_prompts(prompts: list[str], tokenizers: dict[str, tuple[Any, int]]) -> 
     return messages
 
 
-def _json(path: str | Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number} is not valid JSON ({error})") from None
-
-
 def _take(rows: Iterable[tuple[str, Any]], column: str) -> list[str]:
-    """The non-empty texts of `column`; rows are (where, row)."""
+    """The non-empty texts in `column` of (where, row) pairs; `where` is for error messages."""
     prompts = []
     for where, row in rows:
         if not isinstance(row, dict) or not isinstance(row.get(column), str):

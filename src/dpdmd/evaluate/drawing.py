@@ -13,7 +13,7 @@ from dpdmd.store.files import read_json, write_json
 from dpdmd.store.png import write_png
 
 SETTINGS_FILE = "sampling.json"
-# A model that was moved is still the same: its network's fingerprint tells.
+# A model that was moved is still the same: "identity" says whether it is.
 PLACE = "model"
 ADVICE = "choose another folder or remove this one"
 Draw = Callable[[list[tuple[str, int]]], Iterable[Tensor]]

@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from dpdmd.evaluate.samples import Samples
-from dpdmd.store.cache import key_of, through_cache
+from dpdmd.store.cache import through_cache
+from dpdmd.store.digests import key_of
 from dpdmd.store.png import read_png
 from dpdmd.vision.features import FeatureExtractor, Features, feature_rows, joined_features
 

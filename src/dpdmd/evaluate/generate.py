@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpdmd.distributed.processes import new_accelerator
+from dpdmd.distributed.processes import new_accelerator, on_main_process
 from dpdmd.evaluate.drawing import draw_folder
 from dpdmd.evaluate.manifest import Manifest
 from dpdmd.method.denoiser import Condition
@@ -18,10 +18,11 @@ from dpdmd.method.guidance import Guidance
 from dpdmd.method.randomness import image_noise
 from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import decoder, network_denoiser
+from dpdmd.models.identity import model_identity
 from dpdmd.models.load import Sampler, load_adapter, load_sampler
 from dpdmd.models.sampling import hybrid_samples, student_samples
 from dpdmd.store.cache import batches
-from dpdmd.store.digests import fingerprint
+from dpdmd.store.digests import key_of
 
 CHUNK = 64  # prompts encoded at a time
 
@@ -122,7 +123,7 @@ def generate_folder(
     Guidance(scale)  # refuses a bad scale before anything is written
     settings: dict[str, Any] = {
         "model": model,
-        "network": fingerprint(sampler.network),
+        "identity": on_main_process(lambda: _identity(model, sampler.base if first else None)),
         "num_inference_steps": grid.num_steps,
         "guidance_scale": scale,
         "grid": list(grid.times),
@@ -177,6 +178,11 @@ def sample(model: str | Path, prompts: list[str], *, seeds: Sequence[int] = (0,)
         latents = sample_latents(sampler, cond.to(device), expanded, batch, shape, **options)
         images.append(decode(latents).clamp(-1, 1).cpu())
     return torch.cat(images)
+
+
+def _identity(model: str, teacher_first: str | None) -> str:
+    """Of what draws: the model, and the teacher that takes its first step, if any."""
+    return model_identity(model) if teacher_first is None else key_of(*map(model_identity, (model, teacher_first)))
 
 
 def require_different(prompts: list[str], seeds: list[int], batch_size: int) -> None:

@@ -1,7 +1,6 @@
 """Scoring a folder of images: everything that is measured, in one dict of plain numbers."""
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from dpdmd.evaluate.scorers.saturation import saturation
 from dpdmd.evaluate.scorers.scenes import is_world, scene_scores
 from dpdmd.evaluate.scores import Scores, together
 from dpdmd.store.files import require_writable, write_json
+from dpdmd.store.provenance import versions
 from dpdmd.vision.features import DEFAULT_MODEL, SCENES, FeatureExtractor, Features, load_extractor
 from dpdmd.vision.quality.load import load_quality, quality_weights, require_known
 
@@ -136,20 +136,6 @@ def _features(
 
 def _provenance(extractors: list[FeatureExtractor]) -> dict[str, Any]:
     """Which networks were used, and with which versions; "features" is the main one's name."""
-    is_own = all(extractor.name == SCENES for extractor in extractors)
-    packages = ("dpdmd", "torch") + (() if is_own else ("transformers",))
-    facts: dict[str, Any] = {
-        "features": extractors[0].name if extractors else None,
-        "versions": {name: _version(name) for name in packages},
-    }
+    facts: dict[str, Any] = {"features": extractors[0].name if extractors else None, "versions": versions()}
     weights = [extractor.source for extractor in extractors if extractor.name != SCENES]
     return facts | ({"weights": weights} if weights else {})
-
-
-def _version(package: str) -> str:
-    if package == "torch":
-        return torch.__version__
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

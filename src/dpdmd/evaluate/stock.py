@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpdmd.distributed.processes import on_main_process
 from dpdmd.evaluate.drawing import draw_folder
 from dpdmd.evaluate.generate import require_different, start_processes
 from dpdmd.evaluate.manifest import Manifest
+from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.parts import reading
 from dpdmd.store.cache import batches
-from dpdmd.store.digests import fingerprint
 
 NETWORKS = ("transformer", "unet")
 
@@ -45,8 +46,13 @@ def generate_with_stock(
     for name in ("prompt", "generator", "output_type", *options):
         if name not in known:
             raise ValueError(f"{model}: a {type(pipeline).__name__} takes no {name}")
-    network = next(part for part in (getattr(pipeline, name, None) for name in NETWORKS) if part is not None)
-    settings: dict[str, Any] = {"model": model, "network": fingerprint(network), "pipeline": type(pipeline).__name__}
+    settings: dict[str, Any] = {
+        "model": model,
+        "identity": on_main_process(
+            lambda: model_identity(model) if is_pipeline(model) else lora_identity(model, base)
+        ),
+        "pipeline": type(pipeline).__name__,
+    }
     for name in ("num_inference_steps", "guidance_scale"):
         settings[name] = options.get(name, known[name].default if name in known else None)
     pipeline.to(device)
@@ -72,29 +78,34 @@ def load_pipeline(model: str, base: str | None = None) -> Any:
     """
     from diffusers import DiffusionPipeline
 
-    place, is_pipeline = Path(model), True
-    if place.is_file():
-        is_pipeline = False
-        if place.suffix != ".safetensors":
-            raise ValueError(f"{model}: a LoRA must be a .safetensors file; pickles are not read")
-    elif place.is_dir():
-        is_pipeline = (place / "model_index.json").is_file()
-    else:
-        try:
-            DiffusionPipeline.load_config(model)
-        except OSError:
-            is_pipeline = False
-    if not is_pipeline and base is None:
+    is_lora = not is_pipeline(model)
+    if is_lora and Path(model).is_file() and Path(model).suffix != ".safetensors":
+        raise ValueError(f"{model}: a LoRA must be a .safetensors file; pickles are not read")
+    if is_lora and base is None:
         raise ValueError(f"{model} is no diffusers pipeline; a LoRA needs the pipeline it was made for")
-    source = model if is_pipeline else base
+    source = base if is_lora else model
     with reading(source, "pipeline"):
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-    if not is_pipeline:
+    if is_lora:
         _merge_lora(pipeline, model, source)
     if not any(getattr(pipeline, name, None) is not None for name in NETWORKS):
         raise ValueError(f"{source}: a {type(pipeline).__name__} has no denoising network; it cannot be audited")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def is_pipeline(model: str) -> bool:
+    """Whether a folder, file or hub id is a diffusers pipeline; if not, it may be a LoRA."""
+    from diffusers import DiffusionPipeline
+
+    place = Path(model)
+    if place.exists():
+        return (place / "model_index.json").is_file()
+    try:
+        DiffusionPipeline.load_config(model)
+    except OSError:
+        return False
+    return True
 
 
 def _merge_lora(pipeline: Any, model: str, base: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dpdmd.method.roles import Role
 from dpdmd.models.base import ModelAdapter
-from dpdmd.models.load import LORA_FILE
+from dpdmd.models.student_file import LORA_FILE
 from dpdmd.store.tensors import safetensors_errors
 
 

@@ -3,11 +3,11 @@
 import math
 import re
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dpdmd.evaluate.intervals import LEVEL
+from dpdmd.models.student_file import StudentFile
 from dpdmd.store.files import read_json
 
 CARD = """\
@@ -75,9 +75,8 @@ UNKNOWN = "unknown"
 
 
 def model_card(
-    info: dict[str, Any],
+    info: StudentFile,
     *,
-    grid: Sequence[float],
     snippet: str,
     hub_base: str | None,
     licence: dict[str, Any],
@@ -86,7 +85,7 @@ def model_card(
 ) -> str:
     """The text of README.md: a YAML head that the hub reads, then Markdown.
 
-    info: student.json; grid: the student's times; hub_base: the base's hub id, None for a folder, which the hub would
+    info: the student's student.json; hub_base: the base's hub id, None for a folder, which the hub would
     refuse as `base_model`; licence: as `base_licence` returns it; scores: `metrics_section` or `unscored_section`;
     recipe: the run's recipe.toml.
     """
@@ -101,11 +100,11 @@ def model_card(
     )
     card = CARD.format(
         head=head.to_yaml(),
-        num_steps=len(grid) - 1,
-        base=_code(info["base"]),
-        method=METHODS.get(info["objective"], _code(info["objective"])),
-        updates=info["updates"],
-        grid=", ".join(f"{t:.4g}" for t in grid),
+        num_steps=info.num_inference_steps,
+        base=_code(info.base),
+        method=METHODS.get(info.objective, _code(info.objective)),
+        updates=info.updates,
+        grid=", ".join(f"{t:.4g}" for t in info.grid),
         snippet=_fenced(snippet, "python"),
         scores=scores,
         licence=_licence_section(licence),

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from dpdmd.models.base import ModelAdapter
-from dpdmd.models.load import LORA_FILE, STUDENT_FILE, find_student, load_sampler
+from dpdmd.models.load import load_sampler
 from dpdmd.models.parts import local_folder
+from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, STUDENT_FOLDER, StudentFile, find_student
 from dpdmd.publish.card import base_licence, metrics_section, model_card, read_metrics, unscored_section
 from dpdmd.store.files import atomic_folder, read_json, write_json, write_text
 
@@ -53,20 +54,19 @@ def export_run(
     run, out = Path(run), Path(out)
     student = find_student(run)
     if student is None:
-        raise ValueError(f"{run} is not a finished run: it has no student/{STUDENT_FILE}")
+        raise ValueError(f"{run} is not a finished run: it has no {STUDENT_FOLDER}/{STUDENT_FILE}")
     if out.exists():
         raise ValueError(f"{out} exists already; give a new folder")
-    info = read_json(student / STUDENT_FILE)
+    info = StudentFile.read(student)
     if lora and not (student / LORA_FILE).is_file():
         raise ValueError(f"{run} has no LoRA: all weights of its student were trained; export it without --lora")
     if metrics is None and (run / "metrics.json").is_file():
         metrics = run / "metrics.json"
-    scores = unscored_section(run, info["base"]) if metrics is None else metrics_section(read_metrics(metrics))
+    scores = unscored_section(run, info.base) if metrics is None else metrics_section(read_metrics(metrics))
     sampler = load_sampler(str(run))
     adapter = sampler.adapter
     arguments = adapter.call_arguments(sampler.grid, sampler.embedded_guidance)
-    if sampler.image_size is not None:
-        arguments |= dict(zip(("height", "width"), sampler.image_size, strict=True))
+    arguments |= {key: value for key in ("height", "width") if (value := getattr(info, key)) is not None}
     scheduler = adapter.student_scheduler(sampler.kind)
     snippet = _snippet(
         adapter,
@@ -79,7 +79,6 @@ def export_run(
     recipe = next((path for place in (run, *run.parents[1:3]) if (path := place / "recipe.toml").is_file()), None)
     card = model_card(
         info,
-        grid=sampler.grid.times,
         snippet=snippet,
         hub_base=None if Path(adapter.source).is_dir() else adapter.source,
         licence={"license": license} if license else base_licence(adapter.source),
@@ -93,7 +92,7 @@ def export_run(
         else:
             write_pipeline(adapter, sampler.network, scheduler, folder, copy=copy)
         write_text(folder / "README.md", card)
-        write_json(folder / STUDENT_FILE, info)
+        info.write(folder)
     return out
 
 

@@ -12,15 +12,14 @@ from dpdmd.method.roles import Role
 from dpdmd.method.terms.anchor import DiversityAnchor
 from dpdmd.method.terms.perceptual import Pictures
 from dpdmd.models.base import LatentShape, ModelAdapter, decoder, empty_network, feature_blocks
-from dpdmd.models.load import STUDENT_FILE
 from dpdmd.models.lora import LoraSettings
 from dpdmd.models.quantised import missing_package
+from dpdmd.models.student_file import exported_student
 from dpdmd.recipe.lint import lint_grids
 from dpdmd.recipe.objectives import ObjectiveFunction, ObjectiveSetting, find_objective, name_of
 from dpdmd.recipe.plan import Budget, ComputePlan, DataPlan, OptimiserPlan, Plan, StudentPlan, TauRange, TeacherPlan
 from dpdmd.recipe.schema import NO_CACHE, DataConfig, ModelConfig, Recipe, StudentConfig, TrainConfig
 from dpdmd.recipe.toml import dump_recipe, flatten
-from dpdmd.store.files import read_json
 
 
 def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFunction | None = None) -> Plan:
@@ -128,19 +127,18 @@ def _optimiser(train: TrainConfig) -> OptimiserPlan:
 
 def _teacher(model: ModelConfig, adapter: ModelAdapter, latent_shape: LatentShape) -> tuple[float, Grid]:
     """Guidance and grid of the teacher: the recipe's, else the family's; an exported student keeps its own grid."""
-    card = FilePath(adapter.source) / STUDENT_FILE
-    if not card.is_file():
+    student = exported_student(adapter.source)
+    if student is None:
         scale = adapter.guidance_scale if model.guidance_scale is None else model.guidance_scale
         return scale, adapter.stock_grid(model.num_inference_steps or adapter.num_inference_steps, latent_shape)
-    info = read_json(card)
-    if info.get("kind", "ode") != "ode":
+    if student.kind != "ode":
         raise ValueError(f"model.teacher: {adapter.source} is a re-noising student; a teacher must be deterministic")
-    if model.num_inference_steps not in (None, len(info["grid"]) - 1):
+    if model.num_inference_steps not in (None, student.num_inference_steps):
         raise ValueError(
-            f"model.num_inference_steps: {adapter.source} is a student of {len(info['grid']) - 1} steps and takes no "
-            f"other number, got {model.num_inference_steps}"
+            f"model.num_inference_steps: {adapter.source} is a student of {student.num_inference_steps} steps and "
+            f"takes no other number, got {model.num_inference_steps}"
         )
-    return model.guidance_scale or 1.0, Grid(tuple(info["grid"]))
+    return model.guidance_scale or 1.0, Grid(student.grid)
 
 
 def _student_grid(student: StudentConfig, adapter: ModelAdapter, latent_shape: LatentShape) -> Grid:

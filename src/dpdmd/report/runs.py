@@ -1,6 +1,5 @@
 """Reading what runs left behind: samples, metrics and training log of each row of a report."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from dpdmd.evaluate.manifest import MANIFEST_NAME, Manifest, read_manifest
 from dpdmd.store.files import read_json
+from dpdmd.store.jsonl import read_rows
 
 LABELS = {
     "teacher": "Teacher",
@@ -93,28 +93,8 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The training log, one dict per line; [] when there is none.
-
-    The last line may be cut off by a killed run and is then left out. Raises ValueError for any other broken line.
-    """
-    path = Path(path)
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number} is not valid JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} must be a JSON object")
-        rows.append(row)
-    return rows
+    """The training log, one dict per line; see `store.jsonl.read_rows`."""
+    return read_rows(path)
 
 
 def read_runs(runs: list[str | Path]) -> dict[str, ArmReport]:

@@ -1,1 +1,1 @@
-"""Files: written atomically, read with clear errors, named and verified by content."""
+"""What stands on disk: files written atomically and read with clear errors, caches and hashes of their content."""

@@ -1,61 +1,65 @@
-"""What networks made of images, on disk: computed once, whatever is scored again, and wherever scoring was stopped.
+"""Caches: where they are by default, and computing through one what is not there yet."""
 
-    FOLDER/KE/KEY.safetensors
-
-KEY is a hash of everything that the result depends on: the image's content, the network's weights, its preprocessing.
-A file is one image's results; it is written when they are there, so that an interrupted scoring goes on.
-"""
-
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from torch import Tensor
 from tqdm import tqdm
 
-from dpdmd.store.tensors import read_tensors, write_tensors
+from dpdmd.store.tensor_store import TensorStore
 
 T = TypeVar("T")
+Kind = Literal["prompts", "images", "teacher_samples", "hashes"]
 Row = dict[str, Tensor]
 
 
-def default_folder() -> Path:
-    """$DPDMD_CACHE/features, else dpdmd/features in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("DPDMD_CACHE") or Path(home, "dpdmd")) / "features"
+def cache_folder(kind: Kind) -> Path:
+    """The default folder of a cache.
 
+        $DPDMD_CACHE/KIND, else $XDG_CACHE_HOME/dpdmd/KIND, else ~/.cache/dpdmd/KIND
 
-def key_of(*parts: str) -> str:
-    """One key for several texts, in this order."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    kind: "prompts" (embeddings), "images" (what networks make of images), "teacher_samples" or "hashes" (of files).
+    Raises ValueError when neither variable is set and no home directory is known.
+    """
+    if own := os.environ.get("DPDMD_CACHE"):
+        return Path(own) / kind
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "dpdmd" / kind
+    try:
+        return Path.home() / ".cache" / "dpdmd" / kind
+    except RuntimeError:
+        raise ValueError(
+            "no home directory is known, so there is no default folder for caches; set the environment variable "
+            "DPDMD_CACHE to a folder"
+        ) from None
 
 
 def through_cache(
     folder: Path | None, keys: list[str], compute: Callable[[list[int]], Iterable[Row]], *, what: str
 ) -> list[Row]:
-    """The row of each key: from `folder`, or computed and kept there.
+    """The row of each key: read from the `TensorStore` in `folder`, or computed and stored there.
 
-    compute: rows of the items with these numbers, in their order, one after the other. Items with the same key are
-    computed once; a damaged file counts as missing. folder: None keeps nothing. what: of what, for the progress bar.
-    Raises OSError when the folder cannot be written to.
+    compute: yields the rows of the items with the given numbers, in their order. Items with the same key are computed
+    once. Each row is stored as soon as it is there, so that an interrupted call continues where it was. folder: None
+    stores nothing. what: label of the progress bar. Raises OSError when the folder cannot be written to.
     """
-    rows = {} if folder is None else _read(folder, keys)
+    store = None if folder is None else TensorStore(folder)
+    known = {} if store is None else {key: store.read(key) for key in dict.fromkeys(keys)}
+    rows = {key: row for key, row in known.items() if row is not None}
     missing = {key: number for number, key in enumerate(keys) if key not in rows}
     numbers = sorted(missing.values())
     found = compute(numbers) if numbers else []
     for number, row in tqdm(zip(numbers, found, strict=True), what, len(numbers), leave=False, unit="image"):
         rows[keys[number]] = row
-        if folder is not None:
-            path = _place(folder, keys[number])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, row)
+        if store is not None:
+            store.write(keys[number], row)
     return [rows[key] for key in keys]
 
 
 def batches(items: Iterable[T], size: int, alike: Callable[[T, T], bool] = lambda first, other: True) -> Iterator[list]:
-    """Items in lists of at most `size`, all of one list `alike` its first."""
+    """Items in lists of at most `size`; the items of a list are all `alike` its first."""
     batch: list[T] = []
     for item in items:
         if batch and (len(batch) == size or not alike(batch[0], item)):
@@ -64,19 +68,3 @@ def batches(items: Iterable[T], size: int, alike: Callable[[T, T], bool] = lambd
         batch.append(item)
     if batch:
         yield batch
-
-
-def _read(folder: Path, keys: list[str]) -> dict[str, Row]:
-    rows = {}
-    for key in dict.fromkeys(keys):
-        path = _place(folder, key)
-        if path.exists():
-            try:
-                rows[key] = read_tensors(path)
-            except ValueError:
-                path.unlink(missing_ok=True)
-    return rows
-
-
-def _place(folder: Path, key: str) -> Path:
-    return folder / key[:2] / f"{key}.safetensors"

@@ -1,19 +1,97 @@
-"""Content as hashes: of files and of networks."""
+"""Identity by content: hashes of texts, files, tensors and networks, by which caches and runs are told apart."""
 
 import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from dpdmd.store.files import read_json, write_json
+
+HASHES_FILE = "hashes.json"
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def key_of(*texts: str) -> str:
+    """SHA-256 of several texts in their order."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def sha256_of(path: str | Path) -> str:
-    """Hex digest of a file's content."""
+    """SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_digests(paths: Iterable[Path], memo: Path | None = None) -> list[str]:
+    """SHA-256 of the content of each file.
+
+    A link into the blobs/ of a hub cache is not read: the hub names a large file by its hash. No other name is trusted.
+    memo: a folder whose hashes.json remembers hashes by path, size and modification time; None reads every file. A memo
+    that cannot be read or written is done without.
+    """
+    known = _read_memo(memo)
+    fresh: dict[str, str] = {}
+    digests = []
+    for path in paths:
+        digest = _blob_name(path)
+        if digest is None:
+            stat = path.stat()
+            place = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+            digest = known.get(place) or fresh.get(place)
+            if digest is None:
+                digest = fresh[place] = sha256_of(path)
+        digests.append(digest)
+    if memo is not None and fresh:
+        with suppress(OSError):
+            write_json(memo / HASHES_FILE, known | fresh)
+    return digests
+
+
+def files_digest(files: Mapping[str, Path], *facts: str, memo: Path | None = None) -> str:
+    """SHA-256 over `facts`, then the name and content of each file, by name.
+
+    files: name to path, for example the path within a model's folder, so that a folder can be moved. memo: see
+    `file_digests`.
+    """
+    names = sorted(files)
+    digests = file_digests([files[name] for name in names], memo)
+    lines = [*facts, *(f"{name} {digest}" for name, digest in zip(names, digests, strict=True))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], *facts: str) -> str:
+    """SHA-256 over `facts`, then the name, dtype, shape and bytes of each tensor, by name."""
+    digest = hashlib.sha256("\0".join(facts).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def fingerprint(network: nn.Module) -> str:
-    """A hash of the beginnings of all parameters, by which to tell another model from this one."""
+    """A hash of the first 16 values of every parameter: cheap, and enough to notice another network."""
     beginnings = torch.cat([parameter.detach().flatten()[:16].float() for parameter in network.parameters()])
     return hashlib.sha256(beginnings.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def _blob_name(path: Path) -> str | None:
+    """The SHA-256 that a hub cache has named the file by, None for a file that is not a link into one."""
+    if not path.is_symlink():
+        return None
+    target = path.resolve()
+    return target.name if target.parent.name == "blobs" and SHA256.fullmatch(target.name) else None
+
+
+def _read_memo(memo: Path | None) -> dict[str, str]:
+    if memo is None or not (memo / HASHES_FILE).is_file():
+        return {}
+    try:
+        known = read_json(memo / HASHES_FILE)
+    except (ValueError, OSError):
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -1,20 +1,23 @@
-"""Writing files so that a reader never meets half of one: temporary name in the same folder, then rename."""
+"""Atomic writing: to a temporary name in the same folder, then renamed, so that no reader sees half a file."""
 
 import json
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
+STALE_SECONDS = 3600
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary sibling of `path` to write to; renamed to `path` on success, removed on failure."""
+    """A temporary file beside `path` to write to. It is renamed to `path` on success and removed on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
@@ -27,7 +30,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary sibling folder to fill; renamed to `path`, which must not exist, on success, removed on failure."""
+    """A temporary folder beside `path` to fill. It is renamed to `path` on success and removed on failure.
+
+    `path` must not exist.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
@@ -38,10 +44,18 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def require_writable(path: str | Path, what: str = "") -> Path:
-    """Raises OSError, naming `what`, when the file `path` could not be written; returns the folder that it would be in.
+def remove_stale_temporaries(folder: Path) -> None:
+    """Remove files that `atomic_path` began in `folder` more than an hour ago: a killed process left them behind."""
+    for path in folder.glob(".*.tmp*"):
+        with suppress(FileNotFoundError):  # its writer has renamed it
+            if path.is_file() and time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
 
-    Found out by writing a byte beside it, or into the nearest folder that exists: permissions say nothing to root, to a
+
+def require_writable(path: str | Path, what: str = "") -> Path:
+    """Raises OSError, naming `what`, if the file `path` cannot be written; returns the nearest folder that exists.
+
+    It tries: a byte is written to a temporary file in that folder. Permissions alone do not tell, for root, on a
     read-only file system or on a full disk. Nothing is left behind.
     """
     path = Path(path)
@@ -63,12 +77,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinity are refused (ValueError), since JSON has no such numbers."""
+    """Write JSON atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON. Raises ValueError naming the file when it is missing or broken."""
+    """Read JSON. Raises ValueError naming the file if it is missing or broken."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Images in [-1, 1] and PNG files."""
+"""Images in [-1, 1] to and from PNG files."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from dpdmd.store.files import atomic_path
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8, clamped: what a PNG keeps."""
+    """Images (B, 3, H, W) in [-1, 1] as (B, H, W, 3) uint8 on the CPU, clamped and rounded as in a PNG."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
 def write_png(path: str | Path, image: Tensor) -> None:
-    """Write one image (3, H, W) in [-1, 1] as PNG atomically."""
+    """Write one image (3, H, W) in [-1, 1] as a PNG atomically."""
     from PIL import Image
 
     with atomic_path(path) as temporary:
@@ -22,7 +22,7 @@ def write_png(path: str | Path, image: Tensor) -> None:
 
 
 def read_png(path: str | Path) -> Tensor:
-    """Read an image as (3, H, W) fp32 in [-1, 1]. Raises ValueError naming the file when it is missing or broken."""
+    """Read an image as (3, H, W) fp32 in [-1, 1]. Raises ValueError naming the file if it is missing or broken."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 

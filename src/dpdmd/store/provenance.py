@@ -1,4 +1,4 @@
-"""What a result was made with: versions, commit, command, machine, memory."""
+"""What a result was made with: versions, commit, command, hardware, memory."""
 
 import os
 import platform
@@ -15,12 +15,15 @@ import dpdmd
 PACKAGES = ("dpdmd", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
 
 
-def surroundings() -> dict[str, Any]:
-    """Versions, commit and hardware this process runs with."""
+def surroundings(command: str | None = None) -> dict[str, Any]:
+    """Versions, commit, command and hardware of this process.
+
+    command: what to run to get the same result; default: this process's own command line, as a list.
+    """
     return {
         "versions": versions(),
         "commit": git_commit(),
-        "command": sys.argv,
+        "command": sys.argv if command is None else command,
         "hardware": {
             "platform": platform.platform(),
             "processor": _processor(),
@@ -32,12 +35,12 @@ def surroundings() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages whose numbers matter."""
+    """Versions of Python and of the packages that results depend on; None for one that is not installed."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, "+" appended when files differ; None outside of one."""
+    """The commit of the checkout that this package runs from, with "+" if files were changed; None if not in one."""
     package = Path(dpdmd.__file__).parent
     if not (package.parents[1] / ".git").exists():
         return None
@@ -49,7 +52,7 @@ def git_commit() -> str | None:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory this process has used: of the GPU when there is one, else resident."""
+    """The most memory that this process has used so far: of the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     import resource

@@ -1,4 +1,4 @@
-"""safetensors, written atomically and read with errors that name the file."""
+"""safetensors files, written atomically and read with errors that name the file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from dpdmd.store.files import atomic_path
 
 @contextmanager
 def safetensors_errors(path: str | Path) -> Iterator[None]:
-    """What safetensors raises when it cannot write, to a full disk say, as an OSError that names `path`."""
+    """Turn the error of safetensors for a failed write, for example to a full disk, into an OSError naming `path`."""
     from safetensors import SafetensorError
 
     try:
@@ -21,7 +21,7 @@ def safetensors_errors(path: str | Path) -> Iterator[None]:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors atomically. Raises OSError when they cannot be written."""
+    """Write tensors to a safetensors file atomically. Raises OSError when they cannot be written."""
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary, safetensors_errors(path):
@@ -29,7 +29,7 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read safetensors. Raises ValueError naming the file when it is missing or broken."""
+    """Read a safetensors file to the CPU. Raises ValueError naming the file if it is missing or broken."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

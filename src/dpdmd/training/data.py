@@ -4,7 +4,6 @@ Every draw is a function of (seed, role, step, update, micro-batch of all proces
 resumed run draws what an uninterrupted one would, and two objectives with one seed see the same prompts and noise.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,6 +14,7 @@ from torch import Tensor
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.randomness import generator, image_noise
 from dpdmd.method.roles import Role
+from dpdmd.store.digests import key_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class MicroBatch:
 
 def prompts_digest(prompts: list[str]) -> str:
     """SHA-256 of the prompts in their order."""
-    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    return key_of(*prompts)
 
 
 def stratified_levels(size: int, number: int, count: int, of_update: torch.Generator, own: torch.Generator) -> Tensor:

@@ -13,11 +13,12 @@ from dpdmd.distributed.processes import new_accelerator, on_all_processes, on_ma
 from dpdmd.models.base import ModelAdapter
 from dpdmd.planning.cost import checkpoint_bytes, network_sizes
 from dpdmd.recipe.plan import CheckpointConfig, Plan
+from dpdmd.store.jsonl import cut_after, read_rows
 from dpdmd.training.facts import describe, facts, setup
 from dpdmd.training.parts import build_parts
 from dpdmd.training.run.checkpoint import latest_checkpoint
 from dpdmd.training.run.folder import RunFolder
-from dpdmd.training.run.log import MetricsLog
+from dpdmd.training.run.log import log_row
 from dpdmd.training.run.signals import StoppedBySignal, StopRequest
 from dpdmd.training.run.trackers import Trackers, open_trackers, require_trackers
 from dpdmd.training.trainer import Trainer
@@ -67,8 +68,8 @@ def run_training(
         run.prepare(plan.recipe_toml, overwrite=overwrite)
         run.write_provenance(facts(plan, parts), {**setup(plan, parts), "changed": changed}, from_step=trainer.step)
         run.forget_after(trainer.step)
-        MetricsLog(run.scores).cut_after(trainer.step)
-        return MetricsLog(run.metrics).cut_after(trainer.step)
+        cut_after(run.scores, trainer.step)
+        return cut_after(run.metrics, trainer.step)
 
     last_step = on_main_process(begin)
     logger.info(describe(plan, parts))
@@ -95,7 +96,7 @@ def run_training(
                 f"could not write the student: {error.strerror or error}. The last checkpoint has it; make room, then "
                 "--resume writes it"
             ) from error
-    if rows := on_main_process(MetricsLog(run.scores).rows):
+    if rows := on_main_process(lambda: read_rows(run.scores)):
         logger.info(time_in_words(rows))
     return run.root
 
@@ -105,19 +106,18 @@ def _loop(
 ) -> None:
     """Iterate to the last update or second, with log, checkpoints and pictures at their intervals."""
     plan, checkpoint, accelerator = trainer.plan, trainer.plan.checkpoint, trainer.accelerator
-    metrics, scores = MetricsLog(run.metrics), MetricsLog(run.scores)
     last, finished = plan.budget.num_updates, trainer.is_finished()
     saved_step = trainer.step if trainer.step else None
     hide = not (progress and accelerator.is_main_process)
     with StopRequest() as stop, tqdm(total=last, initial=trainer.step, desc=run.root.name, disable=hide) as bar:
-        validate = partial(_validate, trainer, run, trackers, scores)
-        is_validated = on_main_process(lambda: any(row["step"] == trainer.step for row in scores.rows()))
+        validate = partial(_validate, trainer, run, trackers)
+        is_validated = on_main_process(lambda: any(row["step"] == trainer.step for row in read_rows(run.scores)))
         if trainer.step and _is_due(trainer.step, plan.validation.every) and not is_validated:
             validate()  # the run was killed after the checkpoint of this step
         while not finished:
             row = trainer.iterate()
             # All stop at the same step or none does.
-            signum = max(on_all_processes(partial(_log, metrics, trackers, row, stop)))
+            signum = max(on_all_processes(partial(_log, run, trackers, row, stop)))
             for callback in callbacks:
                 callback(row)
             bar.set_postfix({key.removeprefix("loss/"): f"{row[key]:.3g}" for key in row if key.startswith("loss/")})
@@ -138,26 +138,26 @@ def _loop(
     assert saved_step == trainer.step
 
 
-def _log(metrics: MetricsLog, trackers: Trackers, row: dict[str, float], stop: StopRequest) -> int:
+def _log(run: RunFolder, trackers: Trackers, row: dict[str, float], stop: StopRequest) -> int:
     """The first process writes the line of an update; returns the signal that this one has received, 0 for none."""
     if rank_and_world_size()[0] == 0:
-        metrics.append(row)
+        log_row(run.metrics, row)
         trackers.log(row)
     return stop.signum
 
 
-def _validate(trainer: Trainer, run: RunFolder, trackers: Trackers, scores: MetricsLog) -> None:
+def _validate(trainer: Trainer, run: RunFolder, trackers: Trackers) -> None:
     """Picture, best student, scores, whose line comes last: without it a resumed run validates this step again.
 
     What cannot be written costs only itself.
     """
-    step, before = trainer.step, on_main_process(scores.rows)
+    step, before = trainer.step, on_main_process(lambda: read_rows(run.scores))
     try:
         row = trainer.draw_validation(run.validation)
         started = time.perf_counter()
         is_best = _keep_best(trainer, trainer.plan.checkpoint, run, [*before, row])
         row["validation/seconds"] += time.perf_counter() - started
-        on_main_process(lambda: scores.append(row))
+        on_main_process(lambda: log_row(run.scores, row))
         trackers.log({key: value for key, value in row.items() if key == "step" or key.startswith("validation/")})
         trackers.log_picture(step, picture_path(run.validation, step))
     except OSError as error:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dpdmd.data.embeddings import EmbeddingCache, default_folder
+from dpdmd.data.embeddings import EmbeddingCache
 from dpdmd.data.images import images_digest
 from dpdmd.data.prompts import SCENES, lint_prompts, training_prompts
 from dpdmd.distributed.processes import new_accelerator, on_all_processes, on_main_process, require_equal
@@ -22,13 +22,14 @@ from dpdmd.models.base import ModelAdapter
 from dpdmd.models.parts import tokenizers
 from dpdmd.models.quantised import missing_package
 from dpdmd.recipe.plan import Plan
+from dpdmd.store.cache import cache_folder
 from dpdmd.store.provenance import versions
 from dpdmd.training.adversary import Adversary, RealSamples, image_samples, teacher_samples
 from dpdmd.training.data import BatchSource, EncodedPrompts, MicroBatch, prompts_digest
 from dpdmd.training.ema import Ema
 from dpdmd.training.networks import new_roles, role_denoiser
 from dpdmd.training.run.folder import binding_digest
-from dpdmd.training.teacher_samples import TeacherSamples, samples_folder
+from dpdmd.training.teacher_samples import TeacherSamples, samples_folder, teacher_identity
 from dpdmd.training.updater import Trained, Updater
 from dpdmd.training.updates import Denoisers
 from dpdmd.training.validation.images import default_prompts
@@ -137,13 +138,13 @@ def text_encoder(
             adapter.texts.to(device)
         return adapter.encode
     dtype = torch.bfloat16 if plan.compute.in_bf16 else torch.float32
-    cache = EmbeddingCache(plan.data.cache or default_folder(), adapter, dtype)
+    cache = EmbeddingCache(plan.data.cache or cache_folder("prompts"), adapter, dtype)
 
     def ensure() -> None:
         if device.type != "cpu" and cache.missing([*texts, ""]):
             adapter.texts.to(device, dtype)
-        cache.ensure([""], progress=False, say=lambda message: None)  # alone, as without a cache: equal to the bit
-        cache.ensure(texts, progress=accelerator.is_main_process, say=logger.info)
+        cache.ensure([""], progress=False)  # alone, as without a cache: equal to the bit
+        cache.ensure(texts, progress=accelerator.is_main_process)
 
     on_main_process(ensure)
     on_all_processes(ensure)
@@ -175,10 +176,11 @@ def sample_teacher(teacher: GuidedTeacher, batch: MicroBatch) -> Tensor:
 
 
 def new_teacher_samples(plan: Plan, adapter: ModelAdapter, teacher: GuidedTeacher) -> TeacherSamples:
-    """The teacher's samples of a pool of pairs, kept in the folder of the embeddings."""
-    root = Path(plan.data.cache or default_folder())
-    folder = on_main_process(lambda: samples_folder(root, plan, adapter))
-    return TeacherSamples(folder, partial(sample_teacher, teacher), lambda flag: any(on_all_processes(lambda: flag)))
+    """The teacher's samples of a pool of pairs, kept on disk."""
+    memo = Path(plan.data.cache) if plan.data.cache else None
+    identity = on_main_process(lambda: teacher_identity(plan, adapter, memo))
+    sample, on_any = partial(sample_teacher, teacher), lambda flag: any(on_all_processes(lambda: flag))
+    return TeacherSamples(samples_folder(plan.data.cache), identity, sample, on_any)
 
 
 def _role_updaters(plan: Plan, roles: Roles, accelerator: Accelerator) -> dict[Trained, Updater]:

@@ -10,10 +10,10 @@ from dpdmd.recipe.objectives import ObjectiveFunction
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import load_recipe
+from dpdmd.store.jsonl import read_rows
 from dpdmd.store.messages import show_messages
 from dpdmd.training.loop import Callback, run_training
 from dpdmd.training.run.folder import RunFolder
-from dpdmd.training.run.log import MetricsLog
 from dpdmd.training.validation.best import read_best
 
 
@@ -30,7 +30,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The log, one row per student update: "step", "seconds", "loss/dmd" and so on."""
-        return MetricsLog(RunFolder(self.folder).metrics).rows()
+        return read_rows(RunFolder(self.folder).metrics)
 
     def best(self) -> list[dict[str, Any]]:
         """The best students in validation, the best first: their "folder" in students/best, scores, and why."""

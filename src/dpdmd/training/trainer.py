@@ -15,8 +15,8 @@ from dpdmd.distributed.wrapping import full_tensor
 from dpdmd.method.roles import Role
 from dpdmd.models.load import BUILT_IN
 from dpdmd.models.lora import save_lora
+from dpdmd.models.student_file import WEIGHTS_FILE, StudentFile
 from dpdmd.recipe.plan import Plan
-from dpdmd.store.files import write_json
 from dpdmd.store.provenance import peak_memory_bytes
 from dpdmd.store.tensors import write_tensors
 from dpdmd.training.data import MicroBatch
@@ -142,28 +142,26 @@ class Trainer:
             if is_lora:
                 on_main_process(lambda: save_lora(adapter, weights, network.peft_config["student"], folder))
             else:
-                on_main_process(lambda: write_tensors(folder / "student.safetensors", weights))
-        on_main_process(lambda: write_json(folder / "student.json", self._student_info()))
+                on_main_process(lambda: write_tensors(folder / WEIGHTS_FILE, weights))
+        on_main_process(lambda: self._student_file().write(folder))
 
-    def _student_info(self) -> dict[str, Any]:
+    def _student_file(self) -> StudentFile:
         plan, teacher = self.plan, self.plan.teacher.source
         is_folder = teacher not in BUILT_IN and Path(teacher).is_dir()
         height, width = plan.image_size or (None, None)
-        return {
+        return StudentFile(
             # Absolute, so that the student can be sampled from any working directory.
-            "base": str(Path(teacher).resolve()) if is_folder else teacher,
-            "grid": list(plan.student.grid.times),
-            "num_inference_steps": plan.student.grid.num_steps,
-            "guidance_scale": 1.0,
-            "kind": plan.student.kind,
-            "embedded_guidance": plan.embedded_guidance["student"],
-            "height": height,
-            "width": width,
-            "objective": plan.objective_name,
-            "updates": self.step,
-            "seconds": self.seconds,
-            "peak_memory_bytes": self._peak(),
-        }
+            base=str(Path(teacher).resolve()) if is_folder else teacher,
+            grid=plan.student.grid.times,
+            kind=plan.student.kind,
+            embedded_guidance=plan.embedded_guidance["student"],
+            height=height,
+            width=width,
+            objective=plan.objective_name,
+            updates=self.step,
+            seconds=self.seconds,
+            peak_memory_bytes=self._peak(),
+        )
 
     def draw_validation(self, folder: Path) -> dict[str, Any]:
         """Write the picture of this step; returns the line of its scores (`Validator.row`)."""

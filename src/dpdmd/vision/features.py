@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpdmd.store.cache import batches, key_of
+from dpdmd.store.cache import batches
+from dpdmd.store.digests import key_of
 from dpdmd.vision.preprocessing import Preprocessing, read_preprocessing
 from dpdmd.vision.weights import Weights, find_weights
 

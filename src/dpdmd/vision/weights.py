@@ -1,20 +1,20 @@
-"""Where a network's weights are, and which they are."""
+"""Finding the weights of a network, and saying which they are."""
 
-import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.store.digests import sha256_of
+from dpdmd.store.digests import files_digest, sha256_of
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
-BLOB = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The folder of a network. name: as it was asked for; revision: the hub's commit, None for a folder of one's own;
-    sha256: over the names and contents of all its files (FILES)."""
+    """The folder of a network.
+
+    name: as it was asked for. revision: the hub's commit; None for a local folder. sha256: over names and contents of
+    all files that match FILES.
+    """
 
     name: str
     folder: Path
@@ -22,14 +22,14 @@ class Weights:
     sha256: str
 
     def facts(self) -> dict[str, str | None]:
-        """What to record of it."""
+        """What provenance records."""
         return {"name": self.name, "revision": self.revision, "sha256": self.sha256}
 
 
 def find_weights(name: str | Path, *, local_files_only: bool = False) -> Weights:
-    """The folder `name`, or the snapshot of a hub id, downloaded where it is not cached.
+    """The folder `name`, or the snapshot of the hub id `name`, downloaded if it is not in the cache.
 
-    Raises ValueError, naming it, when there is none, or no safetensors file in it.
+    Raises ValueError naming it if there is no such folder or id, or no safetensors file in it.
     """
     folder, revision = Path(name), None
     if not folder.is_dir():
@@ -40,17 +40,16 @@ def find_weights(name: str | Path, *, local_files_only: bool = False) -> Weights
             folder = Path(snapshot_download(str(name), allow_patterns=FILES, local_files_only=local_files_only))
         except (OSError, ValueError, HTTPError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(f"{str(name)!r} is no folder and no hub id that can be had ({reason})") from None
+            raise ValueError(
+                f"{str(name)!r} is neither a folder nor a hub id that can be downloaded ({reason})"
+            ) from None
         revision = folder.name
     files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"{str(name)!r} holds no .safetensors file; pickles (.pt, .bin, .pth) are not read")
-    return Weights(str(name), folder, revision, _digest(files))
+        raise ValueError(f"{str(name)!r} has no .safetensors file; pickles (.pt, .bin, .pth) are not read")
+    return Weights(str(name), folder, revision, files_digest({path.name: path for path in files}))
 
 
-def _digest(files: list[Path]) -> str:
-    lines = []
-    for path in files:
-        blob = path.resolve().name  # a hub cache calls a large file by its hash
-        lines.append(f"{path.name} {blob if BLOB.fullmatch(blob) else sha256_of(path)}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def weights_digest(name: str | Path) -> str:
+    """SHA-256 of a single file, or `Weights.sha256` of a folder or hub id. Raises ValueError like `find_weights`."""
+    return sha256_of(name) if Path(name).is_file() else find_weights(name).sha256

@@ -10,11 +10,12 @@ from torch import Tensor
 from dpdmd.evaluate.intervals import mean_estimate, ratio_estimate
 from dpdmd.evaluate.samples import Samples
 from dpdmd.evaluate.scores import Scores
-from dpdmd.store.cache import key_of, through_cache
-from dpdmd.store.digests import sha256_of
+from dpdmd.store.cache import through_cache
+from dpdmd.store.digests import key_of
 from dpdmd.store.png import read_png
 from dpdmd.vision.perceptual import SCENES, PerceptualDistance, perceptual_distance
 from dpdmd.vision.preprocessing import resized
+from dpdmd.vision.weights import weights_digest
 
 # LPIPS was fitted on patches of 64 and is quoted at 256: larger images are reduced to it, which also bounds memory.
 LONGEST_SIDE = 256
@@ -35,7 +36,7 @@ def perceptual_scores(
         few = f"it needs at least 2 images per prompt, got {samples.images_per_prompt}"
         return Scores(skipped={"perceptual diversity": few})
     distance = distance_for(samples, backbone)
-    digest = _digest(backbone)
+    digest = None if backbone == SCENES else weights_digest(backbone)
     ours = _by_prompt(samples, distance, digest, device, cache)
     estimates, rows = {"perceptual_diversity": mean_estimate(ours)}, [{"perceptual_diversity": v} for v in ours]
     if teacher is not None:
@@ -83,14 +84,3 @@ def _image(path: Path) -> Tensor:
     if scale >= 1:
         return image
     return 2 * resized(image[None], (round(height * scale), round(width * scale)))[0] - 1
-
-
-def _digest(backbone: str) -> str | None:
-    """The hash of a backbone's weights; None of the built-in one."""
-    if backbone == SCENES:
-        return None
-    if Path(backbone).is_file():
-        return sha256_of(backbone)
-    from dpdmd.vision.weights import find_weights
-
-    return find_weights(backbone).sha256

@@ -10,7 +10,8 @@ from torch import Tensor
 from dpdmd.evaluate.intervals import mean_estimate
 from dpdmd.evaluate.samples import Samples
 from dpdmd.evaluate.scores import Scores
-from dpdmd.store.cache import batches, key_of, through_cache
+from dpdmd.store.cache import batches, through_cache
+from dpdmd.store.digests import key_of
 from dpdmd.store.png import read_png
 from dpdmd.vision.quality.base import QualityScorer
 

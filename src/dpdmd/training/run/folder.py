@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.distributed.processes import on_all_processes, on_main_process
-from dpdmd.models.load import STUDENT_FILE
+from dpdmd.models.student_file import STUDENT_FILE
 from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import flatten, load_recipe, recipe_keys
 from dpdmd.store.files import read_json, require_writable, write_json, write_text

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.distributed.processes import on_main_process
-from dpdmd.models.load import BEST_FILE
+from dpdmd.models.student_file import BEST_FILE
 from dpdmd.store.files import read_json, write_json
 
 Entry = dict[str, Any]

@@ -1,6 +1,5 @@
-"""Validation pictures: the same prompts and seeds from the teacher (above) and from the student (below)."""
+"""Validation pictures: the same prompts and seeds from the teacher (upper row) and from the student (lower row)."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from dpdmd.method.randomness import image_noise
 from dpdmd.method.rollout import GuidedTeacher, StudentKind
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.sampling import student_samples
+from dpdmd.store.digests import key_of
 from dpdmd.store.png import write_png
 from dpdmd.store.tensors import read_tensors, write_tensors
 
@@ -57,7 +57,7 @@ class Validation:
         """The guided teacher's images: those in the folder if they were made with the same settings."""
         grid, scale = teacher.grid, teacher.guidance.scale
         settings = [self.prompts, self.num_seeds, list(self.latent_shape), grid.times, scale]
-        self.identity = f"teacher-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+        self.identity = f"teacher-{key_of(json.dumps(settings))[:12]}"
         self._teacher_file = self.folder / f"{self.identity}.safetensors"
         kept = _read_images(self._teacher_file)
         self._is_kept = kept is not None
@@ -104,7 +104,7 @@ class Validation:
         return images
 
     def draw(self, step: int, teacher: Tensor, student: Tensor) -> Path:
-        """Two rows per prompt, teacher above student, one column per seed; keeps the teacher's images as well.
+        """Two rows per prompt, the teacher's above the student's, one column per seed; keeps the teacher's images as well.
 
         Raises OSError when they cannot be written.
         """

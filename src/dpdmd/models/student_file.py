@@ -1,0 +1,106 @@
+"""`student.json`, which stands beside a student's weights, and the folders in which students are found.
+
+    RUN/student/                   the student of a finished run
+    RUN/students/step-000050/      a student kept during training
+    RUN/students/best/             the best ones; best.json lists them, the best first
+    EXPORT/                        a diffusers pipeline with student.json in it
+
+The first three hold student.safetensors (all weights) or pytorch_lora_weights.safetensors (a LoRA for the base).
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, field_validator
+
+from dpdmd.method.grids import Grid
+from dpdmd.method.rollout import StudentKind
+from dpdmd.store.files import read_json, write_json
+
+STUDENT_FOLDER = "student"
+STUDENT_FILE = "student.json"
+WEIGHTS_FILE = "student.safetensors"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+BEST_FILE = "best.json"
+
+
+class StudentFile(BaseModel):
+    """What a student was made of and how it is sampled; only `base` and `grid` are required.
+
+    Keys that this version does not know are ignored, so that files of other versions can be read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    base: str = Field(description="The teacher: a built-in name, an absolute folder or a hub id.")
+    grid: tuple[float, ...] = Field(description="Times of the steps, N + 1 values from noise (at most 1) to data (0).")
+    guidance_scale: float = Field(1.0, description="Classifier-free guidance when sampling; 1 = off.")
+    kind: StudentKind = Field("ode", description='How a step is taken: "ode" or "renoise".')
+    embedded_guidance: float | None = Field(
+        None, description="Guidance that the network is fed as an input; null for a network that takes none."
+    )
+    height: int | None = Field(None, description="Height of the images in pixels; null for the base's own.")
+    width: int | None = Field(None, description="Width of the images in pixels; null for the base's own.")
+    objective: str = Field("unknown", description="Name of the objective that the student was trained with.")
+    updates: int = Field(0, description="Student updates done.")
+    seconds: float | None = Field(None, description="Training time in seconds, without validation.")
+    peak_memory_bytes: int | None = Field(
+        None, description="Most memory of the main process in bytes: of the GPU if there is one, else resident."
+    )
+
+    @computed_field(description="N, the number of network calls per image.")
+    @property
+    def num_inference_steps(self) -> int:
+        """N, the number of network calls per image."""
+        return len(self.grid) - 1
+
+    @field_validator("grid")
+    @classmethod
+    def _is_grid(cls, times: tuple[float, ...]) -> tuple[float, ...]:
+        return Grid(times).times
+
+    @property
+    def image_size(self) -> tuple[int | None, int | None] | None:
+        """(height, width), or None if both are the base's own."""
+        return None if self.height is None and self.width is None else (self.height, self.width)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "StudentFile":
+        """Read `folder`/student.json. Raises ValueError naming the file when it is missing or broken."""
+        path = Path(folder) / STUDENT_FILE
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(
+                f"{path} does not describe a student: {where}{': ' if where else ''}{first['msg']}"
+            ) from None
+
+    def write(self, folder: str | Path) -> None:
+        """Write `folder`/student.json atomically."""
+        write_json(Path(folder) / STUDENT_FILE, self.model_dump(mode="json"))
+
+
+def find_student(folder: str | Path) -> Path | None:
+    """The folder that holds a student's weights: of a finished run, of students/best, or `folder` itself.
+
+    Returns None for anything else, an export included. Raises ValueError for a broken best.json.
+    """
+    folder = Path(folder)
+    if (folder / STUDENT_FOLDER / STUDENT_FILE).is_file():
+        return folder / STUDENT_FOLDER
+    if (folder / BEST_FILE).is_file():
+        try:
+            return folder / read_json(folder / BEST_FILE)["students"][0]["folder"]
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"{folder / BEST_FILE} lists no student") from None
+    is_student = (folder / STUDENT_FILE).is_file()
+    return folder if is_student and any((folder / name).is_file() for name in (WEIGHTS_FILE, LORA_FILE)) else None
+
+
+def exported_student(source: str | Path) -> StudentFile | None:
+    """The student.json of an exported pipeline; None for any other pipeline folder and for a hub id.
+
+    Raises ValueError for a broken file.
+    """
+    return StudentFile.read(source) if (Path(source) / STUDENT_FILE).is_file() else None

@@ -1,0 +1,84 @@
+"""student.json: written and read as one, files of older versions included."""
+
+import json
+
+import pytest
+
+from dpdmd.models.student_file import BEST_FILE, STUDENT_FILE, StudentFile, exported_student, find_student
+from dpdmd.store.files import read_json, write_json
+
+GRID = (1.0, 0.75, 0.5, 0.0)
+# As the first version that wrote one had it.
+OLD = {"base": "scenes", "grid": list(GRID), "num_inference_steps": 3, "objective": "dp_dmd", "updates": 1}
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    written = StudentFile(
+        base="some/base", grid=GRID, kind="renoise", embedded_guidance=3.5, height=64, width=32, objective="dmd",
+        updates=7, seconds=1.5, peak_memory_bytes=2**33,
+    )  # fmt: skip
+    written.write(tmp_path)
+    assert StudentFile.read(tmp_path) == written
+    assert read_json(tmp_path / STUDENT_FILE)["num_inference_steps"] == 3
+    assert all(field.description for field in StudentFile.model_fields.values())
+
+
+def test_a_file_without_the_newer_keys_or_with_unknown_ones_can_be_read(tmp_path):
+    write_json(tmp_path / STUDENT_FILE, OLD | {"key of a later version": 1})
+    student = StudentFile.read(tmp_path)
+    assert (student.base, student.grid, student.updates) == ("scenes", GRID, 1)
+    assert (student.kind, student.guidance_scale, student.image_size, student.num_inference_steps) == (
+        "ode",
+        1,
+        None,
+        3,
+    )
+    write_json(tmp_path / STUDENT_FILE, {"base": "scenes", "grid": list(GRID)})
+    assert StudentFile.read(tmp_path).objective == "unknown"
+
+
+def test_a_side_that_is_not_given_is_the_models_own(tmp_path):
+    assert StudentFile(base="scenes", grid=GRID, width=64).image_size == (None, 64)
+    assert StudentFile(base="scenes", grid=GRID, height=64).image_size == (64, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{half", "not valid JSON"),
+        ("[]", "does not describe a student: Input should be a valid dictionary"),
+        (json.dumps({"grid": GRID}), "does not describe a student: base: Field required"),
+        (json.dumps(OLD | {"grid": [1.0, 1.0, 0.0]}), "does not describe a student: grid: .*descend strictly"),
+        (json.dumps(OLD | {"grid": "abc"}), "does not describe a student: grid: "),
+        (json.dumps(OLD | {"kind": "sde"}), "does not describe a student: kind: "),
+    ],
+)
+def test_a_broken_file_is_one_clear_error_that_names_it(tmp_path, content, reason):
+    (tmp_path / STUDENT_FILE).write_text(content)
+    with pytest.raises(ValueError, match=rf"{STUDENT_FILE} .*{reason}") as caught:
+        StudentFile.read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_students_are_found_in_runs_among_the_best_and_by_their_own_folder(tmp_path):
+    student, kept = tmp_path / "run" / "student", tmp_path / "run" / "students" / "best" / "step-000005"
+    for folder, name in ((student, "student.safetensors"), (kept, "pytorch_lora_weights.safetensors")):
+        StudentFile(base="scenes", grid=GRID).write(folder)
+        (folder / name).touch()
+    write_json(kept.parent / BEST_FILE, {"students": [{"folder": kept.name}, {"folder": "step-000001"}]})
+    assert find_student(tmp_path / "run") == find_student(student) == student
+    assert find_student(kept.parent) == find_student(kept) == kept
+    assert find_student(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [{"students": []}, {}, [], {"students": [{}]}])
+def test_a_broken_list_of_the_best_students_is_named(tmp_path, content):
+    write_json(tmp_path / BEST_FILE, content)
+    with pytest.raises(ValueError, match=r"best\.json lists no student"):
+        find_student(tmp_path)
+
+
+def test_an_export_has_its_file_but_no_weights_of_a_run(tmp_path):
+    StudentFile(base="scenes", grid=GRID).write(tmp_path)
+    assert exported_student(tmp_path).grid == GRID and find_student(tmp_path) is None
+    assert exported_student("scenes") is None and exported_student("some/hub-id") is None

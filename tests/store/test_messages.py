@@ -1,0 +1,49 @@
+"""What is logged is printed once, by the first process, beside progress bars."""
+
+import logging
+import sys
+
+import pytest
+from tqdm import tqdm
+
+from dpdmd.store.messages import show_messages
+
+
+@pytest.fixture(autouse=True)
+def own_logger(monkeypatch):
+    logger = logging.getLogger("dpdmd")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", False)  # pytest's own handler
+    yield
+    logger.setLevel(logging.NOTSET)
+
+
+def log_all():
+    logger = logging.getLogger("dpdmd.somewhere")
+    logger.debug("not shown")
+    logger.info("100 %% of %d", 3)
+    logger.warning("careful")
+
+
+@pytest.mark.parametrize("rank", [None, "0"])
+def test_messages_are_plain_lines_on_stdout_however_often_it_is_asked(capsys, monkeypatch, rank):
+    monkeypatch.delenv("RANK", raising=False) if rank is None else monkeypatch.setenv("RANK", rank)
+    show_messages()
+    show_messages()
+    log_all()
+    assert capsys.readouterr() == ("100 % of 3\ncareful\n", "")
+
+
+def test_other_processes_are_silent(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    show_messages()
+    log_all()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_progress_bar_is_cleared_before_a_line_and_drawn_again_below_it(capsys):
+    show_messages()
+    with tqdm(total=2, desc="bar", file=sys.stdout):
+        logging.getLogger("dpdmd.somewhere").info("a line")
+    before, after = capsys.readouterr().out.split("a line\n")
+    assert before.endswith(" \r") and "bar" in after
