@@ -1,10 +1,11 @@
 """From one row per run to one per arm: means over training seeds with intervals, and as a Markdown table."""
 
+from statistics import stdev
 from typing import Any
 
 from dpdmd.compare.arms import Run
 from dpdmd.compare.measure import HEADLINE, Row
-from dpdmd.evaluate.intervals import deviation, t_estimate
+from dpdmd.evaluate.intervals import t_estimate
 
 FIGURES = (
     *HEADLINE,
@@ -52,7 +53,7 @@ def summarise(values: list[float | None], over_prompts: list[float] | None = Non
     estimate = t_estimate(known)
     summary: Summary = {"mean": estimate.value}
     if estimate.interval is not None:
-        summary |= {"low": estimate.low, "high": estimate.high, "interval": SEEDS, "deviation": deviation(known)}
+        summary |= {"low": estimate.low, "high": estimate.high, "interval": SEEDS, "deviation": stdev(known)}
     elif over_prompts is not None:
         summary |= {"low": over_prompts[0], "high": over_prompts[1], "interval": PROMPTS}
     return summary | {"values": values}
