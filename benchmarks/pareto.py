@@ -24,7 +24,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.seeds import FIGURES, provenance
+from benchmarks.seeds import SHOWN, provenance
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Run, arrange
 from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import Row, measure
@@ -282,7 +282,7 @@ def main() -> None:
     students["main"] = teachers + students["main"] + hybrids(students["main"])
     content = results(students, teachers, earlier)
     for name, group in content["groups"].items():
-        print(f"\n{name}\n\n{table({arm: content['arms'][arm] for arm in group}, FIGURES)}")
+        print(f"\n{name}\n\n{table({arm: content['arms'][arm] for arm in group}, SHOWN)}")
     made = provenance("python -m benchmarks.pareto")
     # Of every call that has added to these results.
     commits = list(dict.fromkeys([*earlier.get("provenance", {}).get("commits", []), made["commit"]]))

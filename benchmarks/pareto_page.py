@@ -8,7 +8,7 @@ tables is written by hand.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from benchmarks.pareto import ANCHOR_SCALE, ANCHOR_SCALES, COMMON, GROUPS, INTERVALS, SCALES, teacher_arm
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE
 from dpdmd.compare.summary import PROMPTS, SEEDS, Summary, summarise
+from dpdmd.evaluate.metrics import metric_of
 from dpdmd.report.colours import INK, OTHER_COLOURS, arm_colours
 from dpdmd.report.comparison import Comparison
 from dpdmd.report.pareto import pareto
@@ -43,7 +44,7 @@ LABELS = {
     "dmd_adversarial": "DMD + adversarial",
     "dmd_published": "DMD, schedule as published",
     "dmd_high_noise": "the same, tau shifted by 6",
-    "dp_dmd_published": "DP-DMD as published (K 5, lambda .05, stock grid)",
+    "dp_dmd_published": "DP-DMD as published (K 5, lambda 0.05, stock grid)",
     "dp_dmd_script": "the same, K 10",
     "dmd_renoise": "DMD, re-noising",
     "renoise_anchor_guidance_2": "DP-DMD, re-noising, anchor guided by 2",
@@ -66,40 +67,42 @@ PICTURED = {
     "dp_dmd_published": "DP-DMD as published",
 }
 IN_SHORT = (REFERENCE, "teacher_guidance_2", "teacher_few_steps_4", *PICTURED)
-# Figure, heading, digits.
-COLUMNS = (
-    ("diversity_share", "diversity, share of the teacher's", 2),
-    ("prompts_near_reference", "prompts within 20 % of it", 2),
-    ("effective_modes", "effective modes", 2),
-    ("total_variation_reference", "off the teacher (total variation)", 3),
-    ("frechet", "Frechet to the teacher", 2),
-    ("named_accuracy", "named factors right", 3),
-    ("validity", "clean scenes", 3),
-    ("loss_spikes", "spikes of losses", 1),
-    ("failed", "failed runs", 0),
-)
+# Metrics of the tables, and the digits after the point.
+COLUMNS = {
+    "diversity_share": 2,
+    "prompts_near_reference": 2,
+    "effective_modes": 2,
+    "total_variation_reference": 3,
+    "frechet": 2,
+    "named_accuracy": 3,
+    "validity": 3,
+    "loss_spikes": 1,
+    "failed": 0,
+}
 SHORT = ("diversity_share", "total_variation_reference", "frechet", "named_accuracy", "validity")
-FEWER = tuple(column for column in COLUMNS if column[0] in SHORT)
+WITHOUT_STABILITY = tuple(key for key in COLUMNS if key not in ("loss_spikes", "failed"))
 DIFFERENCES = ("effective_modes", *SHORT)
 
 Arms = dict[str, dict[str, Summary]]
 
 
-def number(value: float, digits: int) -> str:
-    """Without the zero before the point."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
-
-
 def cell(summary: Summary | None, digits: int) -> str:
-    """Mean and interval: over seeds half of it, over prompts its ends."""
+    """Mean and interval: over seeds half its width, over prompts its ends."""
     if summary is None:
         return ""
-    text = number(summary["mean"], digits)
+    text = f"{summary['mean']:.{digits}f}"
     if summary.get("interval") == SEEDS:
-        return f"{text} ± {number((summary['high'] - summary['low']) / 2, digits)}"
+        return f"{text} ± {(summary['high'] - summary['low']) / 2:.{digits}f}"
     if summary.get("interval") == PROMPTS and summary["low"] < summary["high"]:
-        return f"{text} [{number(summary['low'], digits)}, {number(summary['high'], digits)}]"
+        return f"{text} [{summary['low']:.{digits}f}, {summary['high']:.{digits}f}]"
     return text
+
+
+def metric_cell(arm: dict[str, Summary], key: str) -> str:
+    """The cell of one metric; of failed runs their number, and not a mean over runs."""
+    if key == "failed" and key in arm:
+        return f"{sum(arm[key]['values']):.0f}"
+    return cell(arm.get(key), COLUMNS[key])
 
 
 def calls(arm: dict[str, Summary]) -> str:
@@ -119,15 +122,14 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def table(arms: Arms, labels: dict[str, str], columns: tuple[tuple[str, str, int], ...]) -> str:
-    """The arms of `labels` that there are, in that order."""
+def table(arms: Arms, labels: dict[str, str], keys: Sequence[str]) -> str:
+    """The metrics `keys` of the arms in `labels` that there are, in that order."""
     rows = [
-        [label, num_seeds(name, arms[name]), *(cell(arms[name].get(key), digits) for key, _, digits in columns)]
-        + [calls(arms[name])]
+        [label, num_seeds(name, arms[name]), *(metric_cell(arms[name], key) for key in keys), calls(arms[name])]
         for name, label in labels.items()
         if name in arms
     ]
-    return markdown(["arm", "seeds", *(heading for _, heading, _ in columns), "calls, forward / backward"], rows)
+    return markdown(["arm", "seeds", *(metric_of(key).heading for key in keys), "calls, forward / backward"], rows)
 
 
 def changed(group: str) -> dict[str, str]:
@@ -175,8 +177,7 @@ def sweep_differences(arms: Arms) -> str:
 
 
 def _differences(corner: str, rows: dict[str, list[str]]) -> str:
-    headings = {key: heading for key, heading, _ in COLUMNS}
-    header = [corner, "seeds", *(headings[key] for key in DIFFERENCES)]
+    header = [corner, "seeds", *(metric_of(key).heading for key in DIFFERENCES)]
     return markdown(header, [[label, *cells] for label, cells in rows.items()])
 
 
@@ -240,17 +241,17 @@ def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
     less_dmd = {NOISE_PREDICTION_LABELS[name]: paired(noise_prediction[name], noise_prediction["dmd"]) for name in ours}
     return {
         "main": table(arms, LABELS, COLUMNS),
-        "short": table(arms, {name: LABELS[name] for name in IN_SHORT}, FEWER),
+        "short": table(arms, {name: LABELS[name] for name in IN_SHORT}, SHORT),
         "differences": differences(arms),
-        "rivals": table(arms, rivals | changed("rivals"), FEWER),
+        "rivals": table(arms, rivals | changed("rivals"), SHORT),
         "option_differences": option_differences(arms),
-        "options": table(alike, {OURS: base[OURS]} | changed("options"), FEWER),
-        "frontier": table(alike, base | changed("frontier"), FEWER),
-        "sweeps": table(alike, base | changed("sweeps"), FEWER),
+        "options": table(alike, {OURS: base[OURS]} | changed("options"), SHORT),
+        "frontier": table(alike, base | changed("frontier"), SHORT),
+        "sweeps": table(alike, base | changed("sweeps"), SHORT),
         "sweep_differences": sweep_differences(arms),
-        "longer": table(alike, base | changed("longer"), FEWER),
-        "noise_prediction": table(noise_prediction, NOISE_PREDICTION_LABELS, COLUMNS[:-2]),
-        "noise_prediction_short": table(noise_prediction, NOISE_PREDICTION_LABELS, FEWER),
+        "longer": table(alike, base | changed("longer"), SHORT),
+        "noise_prediction": table(noise_prediction, NOISE_PREDICTION_LABELS, WITHOUT_STABILITY),
+        "noise_prediction_short": table(noise_prediction, NOISE_PREDICTION_LABELS, SHORT),
         "noise_prediction_differences": _differences("less DMD", less_dmd),
     }
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from dpdmd.compare.arms import Arm, arrange
 from dpdmd.compare.engine import run_and_measure
-from dpdmd.compare.measure import HEADLINE
 from dpdmd.compare.summary import summarise_arms, table
+from dpdmd.evaluate.metrics import HEADLINE
 from dpdmd.store.files import write_json
 from dpdmd.world.prompts import evaluation_prompts
 
-FIGURES = (*HEADLINE, "coverage", "total_variation_true", "saturation")
+# Keys of the metrics in the tables that benchmarks print.
+SHOWN = (*HEADLINE, "coverage", "total_variation_true", "saturation")
 
 
 def run_benchmark(
@@ -43,7 +44,7 @@ def run_benchmark(
     arms = summarise_arms(runs, rows)
     command = f"python -m benchmarks.{script} --seeds {arguments.seeds} --updates {arguments.updates}"
     write_json(arguments.results, {"arms": arms, "provenance": provenance(f"{command} --jobs {arguments.jobs}")})
-    print(f"{table(arms, FIGURES)}\n\nwritten to {arguments.results}")
+    print(f"{table(arms, SHOWN)}\n\nwritten to {arguments.results}")
 
 
 def provenance(command: str) -> dict:

@@ -183,7 +183,7 @@ def test_the_table_begins_with_what_collapsed_and_sorts_by_any_column(opened):
     sort_by(opened, 2)
     assert texts(opened, "#prompts-table tbody th")[:3] == prompts[:-4:-1]
     sort_by(opened, 0)
-    opened.find_element("css selector", "#figure option:last-child").click()
+    opened.find_element("css selector", "#metric option:last-child").click()
     type_filter(opened, PLAIN[-1])
     assert texts(opened, "#prompts-table tbody td") == ["35"] * 3
 

@@ -141,7 +141,7 @@ def test_what_no_column_is_known_for_is_shown_under_its_key(demo):
     assert "new score" in page.text and "0.123" in page.text and "Vendi score" in page.text
     assert "Measured with facebook/<dino>" in page.text and "61 %" in page.text and "no number" not in page.text
     rows = read_csv(demo / "report_files" / "numbers.csv")
-    assert {row["figure"]: row["value"] for row in rows} == {"new_score": "0.12345", "vendi": "3.2"} | {
+    assert {row["metric"]: row["value"] for row in rows} == {"new_score": "0.12345", "vendi": "3.2"} | {
         "num_inference_steps": "4"
     }
     assert read_csv(demo / "report_files" / "numbers_1.csv")[0]["value"] == "0.61"
@@ -164,7 +164,7 @@ def test_what_is_said_of_the_teacher_is_shown_where_there_is_no_row_of_it_and_fa
 def test_the_tables_beside_the_page_hold_all_numbers_unrounded(demo):
     report_from_runs([demo], demo / "report.html")
     rows = read_csv(demo / "report_files" / "numbers.csv")
-    share = next(row for row in rows if row["arm"] == "DMD" and row["figure"] == "diversity_share")
+    share = next(row for row in rows if row["arm"] == "DMD" and row["metric"] == "diversity_share")
     assert [float(share[key]) for key in ("value", "low", "high")] == [sum(SHARES["dmd"]) / 3, 0.5, 1.0]
     rows = read_csv(demo / "report_files" / "prompts.csv")
     found = {(row["prompt"], row["arm"]): float(row["diversity_share"]) for row in rows}

@@ -7,7 +7,7 @@ import pytest
 
 from dpdmd.report.colours import ARM_COLOURS, OTHER_COLOURS
 from dpdmd.report.curves import _smooth, curves, thinned
-from dpdmd.report.points import quality_column, spread_rows, trade_off_rows
+from dpdmd.report.points import quality_metric, spread_rows, trade_off_rows
 from dpdmd.report.runs import ArmReport
 
 COLOURS = (*ARM_COLOURS.values(), *OTHER_COLOURS)
@@ -70,11 +70,11 @@ def test_the_best_known_quality_that_two_rows_have_is_drawn():
         "dmd": ArmReport("DMD", metrics={"diversity_share": 0.5, "clip_score": 30.0, "image_reward": 0.1}),
         "none": ArmReport("none", metrics={"clip_score": 30.0}),
     }
-    quality = quality_column(arms)
+    quality = quality_metric(arms)
     assert quality.heading == "CLIPScore"
     points = [(row["arm"], row["diversity_share"], row["clip_score"]) for row in trade_off_rows(arms, quality)]
     assert points == [("Teacher", 1.0, 31.0), ("DMD", 0.5, 30.0)]
-    assert quality_column({"dmd": arms["dmd"]}) is None
+    assert quality_metric({"dmd": arms["dmd"]}) is None
 
 
 def test_prompts_are_lined_up_by_what_they_kept():

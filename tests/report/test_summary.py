@@ -94,7 +94,7 @@ def test_scores_of_networks_are_told_and_compared_prompt_by_prompt():
     teacher = ArmReport("Teacher", metrics={"clip_score": 31.25})
     arms = {"teacher": teacher, "dmd": arm("DMD", [score + 0.5 for score in base]), "dp_dmd": arm("DP-DMD", base)}
     text = " ".join(summary_sentences(arms))
-    assert "CLIPScore (more is better): 31 for DMD and 30.5 for DP-DMD (the teacher: 31.2)" in text
+    assert "CLIPScore (higher is better): 31 for DMD and 30.5 for DP-DMD (the teacher: 31.2)" in text
     assert "DMD has a better CLIPScore than DP-DMD, by 0.500 (95 % interval 0.500 to 0.500)" in text
 
 

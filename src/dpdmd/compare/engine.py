@@ -7,8 +7,9 @@ from dpdmd.compare.arms import REFERENCE, Budget, Run, arrange
 from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import Row, measure
 from dpdmd.compare.plan import Teacher, plan_students, prompts_of, require_features, shared_teacher
-from dpdmd.compare.summary import FIGURES, summarise_arms, summarise_rows, table
+from dpdmd.compare.summary import summarise_arms, summarise_rows, table
 from dpdmd.compare.trade_off import on_axes, path_runs, paths, step_of
+from dpdmd.evaluate.metrics import METRICS
 from dpdmd.report.build import report_from_runs
 from dpdmd.report.spreadsheet import write_rows
 from dpdmd.store.files import write_json
@@ -127,5 +128,5 @@ def _place(run: Run, out: Path) -> dict[str, Any]:
 
 
 def _line(run: Run, row: Row) -> dict[str, Any]:
-    known = {figure: row.get(figure) for figure in FIGURES}
+    known = {metric.key: row[metric.key] for metric in METRICS if metric.key in row}
     return {"arm": run.arm.name, "seed": run.seed, "images_per_prompt": row.get("images_per_prompt"), **known}

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from dpdmd.compare.arms import Run
 from dpdmd.compare.commands import failure
+from dpdmd.evaluate.metrics import HEADLINE
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.scores import quality
 from dpdmd.report.runs import read_log
@@ -15,16 +16,6 @@ from dpdmd.store.files import read_json
 from dpdmd.training.run.folder import RunFolder
 
 SPIKE, WINDOW, FEWEST = 5.0, 50, 10
-HEADLINE = (
-    "diversity",
-    "diversity_share",
-    "prompts_near_reference",
-    "named_accuracy",
-    "validity",
-    "effective_modes",
-    "total_variation_reference",
-    "frechet",
-)
 
 Row = dict[str, Any]
 

@@ -4,37 +4,10 @@ from statistics import stdev
 from typing import Any
 
 from dpdmd.compare.arms import Run
-from dpdmd.compare.measure import HEADLINE, Row
+from dpdmd.compare.measure import Row
 from dpdmd.evaluate.intervals import t_estimate
+from dpdmd.evaluate.metrics import HEADLINE, METRICS, metric_of
 
-FIGURES = (
-    *HEADLINE,
-    "quality",
-    "diversity_share_worst_tenth",
-    "vendi",
-    "vendi_share",
-    "spatial_diversity",
-    "spatial_diversity_share",
-    "kid",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "total_variation_true",
-    "saturation",
-    "seconds",
-    "peak_memory_bytes",
-    "updates",
-    "training_seconds",
-    "seconds_per_cycle",
-    "forwards_per_update",
-    "backwards_per_update",
-    "extra_parameters",
-    "training_memory_bytes",
-    "loss_spikes",
-    "grad_norm_spikes",
-    "failed",
-)
 SEEDS, PROMPTS = "training seeds", "prompts"
 
 Summary = dict[str, Any]
@@ -60,7 +33,7 @@ def summarise(values: list[float | None], over_prompts: list[float] | None = Non
 
 
 def summarise_arms(runs: list[Run], rows: list[Row]) -> dict[str, dict[str, Summary]]:
-    """{arm: {figure: summary}} of all FIGURES that an arm has, given the row of each run."""
+    """{arm: {metric: summary}} of all METRICS that an arm has, given the row of each run."""
     by_arm: dict[str, list[Row]] = {}
     for run, row in zip(runs, rows, strict=True):
         by_arm.setdefault(run.arm.name, []).append(row)
@@ -68,17 +41,17 @@ def summarise_arms(runs: list[Run], rows: list[Row]) -> dict[str, dict[str, Summ
 
 
 def summarise_rows(rows: list[Row]) -> dict[str, Summary]:
-    """All FIGURES of one arm, given the row of each of its runs; those that no run has are left out."""
+    """All METRICS of one arm, given the row of each of its runs; those that no run has are left out."""
     summaries = {}
-    for figure in FIGURES:
-        intervals = [row["intervals"].get(figure) for row in rows if row.get(figure) is not None and "intervals" in row]
-        summary = summarise([row.get(figure) for row in rows], intervals[0] if len(intervals) == 1 else None)
+    for key in (metric.key for metric in METRICS):
+        intervals = [row["intervals"].get(key) for row in rows if row.get(key) is not None and "intervals" in row]
+        summary = summarise([row.get(key) for row in rows], intervals[0] if len(intervals) == 1 else None)
         if summary is not None:
-            summaries[figure] = summary
+            summaries[key] = summary
     return summaries
 
 
-def table(arms: dict[str, dict[str, Summary]], figures: tuple[str, ...] = HEADLINE) -> str:
+def table(arms: dict[str, dict[str, Summary]], keys: tuple[str, ...] = HEADLINE) -> str:
     """A Markdown table of means, one arm a row: ± half the interval over training seeds, [interval] over prompts."""
 
     def cell(summary: Summary | None) -> str:
@@ -93,10 +66,10 @@ def table(arms: dict[str, dict[str, Summary]], figures: tuple[str, ...] = HEADLI
     def whole(summary: Summary | None, unit: float = 1) -> str:
         return "-" if summary is None else f"{summary['mean'] / unit:.0f}"
 
-    lines = [f"| arm | {' | '.join(figure.replace('_', ' ') for figure in figures)} | seconds | MiB |"]
-    lines.append("|---" * (len(figures) + 3) + "|")
+    lines = [f"| arm | {' | '.join(metric_of(key).heading for key in keys)} | seconds | MiB |"]
+    lines.append("|---" * (len(keys) + 3) + "|")
     for name, arm in arms.items():
-        cells = [cell(arm.get(figure)) for figure in figures]
+        cells = [cell(arm.get(key)) for key in keys]
         cells += [whole(arm.get("seconds")), whole(arm.get("peak_memory_bytes"), 2**20)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

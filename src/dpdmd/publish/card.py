@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.evaluate.intervals import LEVEL
+from dpdmd.evaluate.metrics import SCORES
 from dpdmd.store.files import read_json
 
 CARD = """\
@@ -41,34 +42,6 @@ METHODS = {
     "[arXiv 2602.03139](https://arxiv.org/abs/2602.03139))",
     "dmd_adversarial": "distribution matching distillation with an adversarial loss (DMD2, "
     "[arXiv 2405.14867](https://arxiv.org/abs/2405.14867))",
-}
-
-# The rows of the table: what `evaluate_folder` calls a figure, and what it says.
-FIGURES = {
-    "diversity": "how different the images of one prompt are: 1 - mean cosine similarity of their features",
-    "diversity_share": "the same as a share of the teacher's, same prompts and seeds",
-    "diversity_share_worst_tenth": "the same in the tenth of prompts with the least",
-    "spatial_diversity_share": "diversity of what is where, as a share of the teacher's",
-    "prompts_near_reference": "share of prompts whose diversity is within 20 % of the teacher's",
-    "vendi": "effective number of different images per prompt",
-    "named_accuracy": "share of what the prompts name that is drawn right",
-    "validity": "share of images that are a clean scene of the built-in world",
-    "effective_modes": "effective number of values of a factor that the prompt leaves open",
-    "total_variation_reference": "distance (0 to 1) of what is left open from the teacher's distribution",
-    "frechet": "Frechet distance to the teacher's images in feature space, 0 = the same",
-    "kid": "kernel distance to the teacher's images in feature space, 0 = the same",
-    "clip_score": "CLIPScore, agreement of image and prompt",
-    "clip_iqa": "CLIP-IQA, quality without a reference",
-    "pick_score": "PickScore, human preference",
-    "hps_v21": "HPSv2.1, human preference",
-    "image_reward": "ImageReward, human preference",
-    "visual_quality_r1": "VisualQuality-R1, quality without a reference",
-    "maniqa": "MANIQA, quality without a reference",
-    "precision": "share of images that are like the teacher's",
-    "recall": "share of the teacher's images that the student has a like of",
-    "density": "how deep images lie among the teacher's",
-    "coverage": "share of the teacher's images with one of the student's near",
-    "saturation": "share of colour values that are exactly 0 or 255",
 }
 
 UNKNOWN = "unknown"
@@ -121,12 +94,14 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     kinds = {"num_prompts": int, "images_per_prompt": int, "intervals": dict, "provenance": dict}
     for key, kind in kinds.items():
         if not isinstance(metrics, dict) or not isinstance(metrics.get(key), kind):
-            raise ValueError(f'{path} is no file that `dpdmd evaluate` wrote: it has no valid "{key}"')
-    for key in FIGURES:
-        figure, interval = metrics.get(key), metrics["intervals"].get(key)
+            raise ValueError(f'{path} was not written by `dpdmd evaluate`: it has no valid "{key}"')
+    for key in (metric.key for metric in SCORES):
+        value, interval = metrics.get(key), metrics["intervals"].get(key)
         is_pair = interval is None or (isinstance(interval, list) and len(interval) == 2)
-        if not (is_pair and all(map(_is_number, [0 if figure is None else figure, *(interval or [])]))):
-            raise ValueError(f'{path} is no file that `dpdmd evaluate` wrote: its "{key}" is no figure with interval')
+        if not (is_pair and all(map(_is_number, [0 if value is None else value, *(interval or [])]))):
+            raise ValueError(
+                f'{path} was not written by `dpdmd evaluate`: its "{key}" is not a number with an interval'
+            )
     return metrics
 
 
@@ -138,13 +113,14 @@ def metrics_section(metrics: dict[str, Any]) -> str:
         + (f"features {_code(features)}" if features else "no features, so that diversity was not measured")
         + f". Intervals: {100 * LEVEL:g} % bootstrap over prompts, of this one training run.",
         "",
-        "| figure | value | interval | what it is |",
+        "| metric | value | interval | meaning |",
         "|---|---|---|---|",
     ]
-    for key, meaning in FIGURES.items():
-        if metrics.get(key) is not None:
-            interval = " to ".join(f"{bound:.3f}" for bound in metrics["intervals"].get(key) or [])
-            lines.append(f"| {key} | {metrics[key]:.3f} | {interval} | {meaning} |")
+    for metric in SCORES:
+        value = metrics.get(metric.key)
+        if value is not None:
+            interval = " to ".join(f"{bound:.3f}" for bound in metrics["intervals"].get(metric.key) or [])
+            lines.append(f"| {metric.key} | {value:.3f} | {interval} | {metric.explanation} |")
     if metrics.get("frechet_reliable") is False:
         lines += ["", "Do not rely on the Frechet distance: there are fewer images than the features have dimensions."]
     return "\n".join(lines)

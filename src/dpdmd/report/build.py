@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from dpdmd.evaluate.metrics import COST, GROUPS, REFERENCE, STABILITY, metric_of
 from dpdmd.report.colours import arm_colours
-from dpdmd.report.columns import COST, REFERENCE, STABILITY, column_of, shown_columns
 from dpdmd.report.comparison import COMPARISON_FILE, ONE_SEED, Comparison, read_comparison
 from dpdmd.report.galleries import PromptRow, prompt_rows, write_overview_png
 from dpdmd.report.plots import Plot, draw_plots
@@ -17,7 +17,7 @@ from dpdmd.report.provenance import provenance_facts, provenance_files
 from dpdmd.report.runs import ArmReport, encodable, is_number, read_runs
 from dpdmd.report.spreadsheet import write_rows
 from dpdmd.report.summary import summary_sentences
-from dpdmd.report.tables import Table, make_table, table_rows
+from dpdmd.report.tables import Table, make_table, shown_metrics, table_rows
 from dpdmd.store.files import require_writable, write_text
 
 DEFAULT_TITLE = "Few-step students and their teacher"
@@ -130,10 +130,13 @@ def _plots(arms: dict[str, ArmReport], comparison: Comparison | None, folder: Pa
 
 
 def _tables(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[Table]:
-    tables = [make_table("numbers", "Numbers", shown_columns(arms), arms, _notes(arms, comparison))]
+    tables = [make_table("numbers", "Numbers", shown_metrics(arms), arms, _notes(arms, comparison))]
     for number, (network, measured) in enumerate(_further_features(arms).items(), start=1):
-        tables.append(make_table(f"numbers_{number}", f"Measured with {network}", shown_columns(measured), measured))
-    tables += [make_table("cost", "Cost", COST, arms), make_table("stability", "Stability", STABILITY, arms)]
+        tables.append(make_table(f"numbers_{number}", f"Measured with {network}", shown_metrics(measured), measured))
+    tables += [
+        make_table("cost", COST, GROUPS[COST], arms),
+        make_table("stability", STABILITY, GROUPS[STABILITY], arms),
+    ]
     return [table for table in tables if table is not None]
 
 
@@ -162,7 +165,7 @@ def _notes(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[st
             notes.append(f"{arm.label}: {what} left out: {why}.")
         for key, number in arm.metrics.items():
             if key.endswith("_failures") and not key.startswith(REFERENCE) and is_number(number) and number > 0:
-                what = column_of(key.removesuffix("_failures")).heading
+                what = metric_of(key.removesuffix("_failures")).heading
                 notes.append(f"{arm.label}: {number:.0f} images got no {what} and count for nothing there.")
     return notes
 

@@ -71,7 +71,9 @@ def _arm(folder: Path, name: str, figures: dict[str, dict[str, Any]], places: li
     for key in ("diversity_share", "quality"):
         metrics[f"{key}_deviation"] = figures.get(key, {}).get("deviation")
     if "failed" in figures:
-        metrics["failed_runs"] = sum(figures["failed"]["values"])
+        # A number of runs, not a mean over them.
+        metrics["failed"] = sum(figures["failed"]["values"])
+        metrics["intervals"].pop("failed", None)
     place = _shown(places)
     label = LABELS.get(name, name)
     if place is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpdmd.evaluate.metrics import BY_KEY
 from dpdmd.report.colours import INK, arm_colours, plain
 from dpdmd.report.runs import ArmReport, is_number
 
@@ -31,9 +32,7 @@ PANEL_TITLES = {
     "grad_norm/student": "gradient norm, student",
     "grad_norm/fake_score": "gradient norm, fake score",
     "grad_norm/discriminator": "gradient norm, discriminator",
-    "validation/diversity_share": "share of the teacher's diversity",
-    "validation/quality": "quality",
-    "validation/saturation": "saturated share of colour values",
+    **{f"validation/{key}": BY_KEY[key].heading for key in ("diversity_share", "quality", "saturation")},
 }
 # A panel is about 250 pixels wide: more points would be a larger page that looks the same.
 MOST_POINTS = 250

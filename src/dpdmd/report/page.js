@@ -49,7 +49,7 @@ zoom.addEventListener("keydown", event => {
 });
 zoom.addEventListener("close", () => shown.focus());
 
-// Every prompt: a figure at a time, sorted, a first part of it until all of it is asked for.
+// Every prompt: a metric at a time, sorted, a first part of it until all of it is asked for.
 const FIRST = 50;
 const sections = [...document.querySelectorAll(".prompt")].map(section => {
   const prompt = section.querySelector("h3").textContent;
@@ -58,7 +58,7 @@ const sections = [...document.querySelectorAll(".prompt")].map(section => {
 const pictures = new Map(sections.map(({section, prompt}) => [prompt, section.id]));
 const data = at("data") ? JSON.parse(at("data").textContent) : null;
 const lower = data ? data.prompts.map(prompt => prompt.toLowerCase()) : [];
-const view = {figure: 0, column: data ? data.decides : -1, rising: true, all: false, words: []};
+const view = {metric: 0, column: data ? data.decides : -1, rising: true, all: false, words: []};
 
 const written = (value, style) => {
   if (value === null) return "–";
@@ -104,9 +104,9 @@ const drawHead = () => {
 
 const drawTable = () => {
   if (!data) return 0;
-  const figure = data.figures[view.figure];
-  const rows = sorted(figure.values);
-  const largest = Math.max(...figure.values.flat().map(value => value ?? 0), Number.MIN_VALUE);
+  const metric = data.metrics[view.metric];
+  const rows = sorted(metric.values);
+  const largest = Math.max(...metric.values.flat().map(value => value ?? 0), Number.MIN_VALUE);
   const lines = rows.slice(0, view.all ? rows.length : FIRST).map(row => {
     const line = document.createElement("tr");
     const head = element("th", "", line);
@@ -114,8 +114,8 @@ const drawTable = () => {
     const picture = pictures.get(data.prompts[row]);
     const text = element(picture ? "a" : "bdi", data.prompts[row], head);
     if (picture) text.href = `#${picture}`;
-    figure.values.forEach((values, arm) => {
-      const cell = element("td", written(values[row], figure.style), line);
+    metric.values.forEach((values, arm) => {
+      const cell = element("td", written(values[row], metric.style), line);
       if (values[row] > 0) {
         const bar = element("i", "", cell);
         bar.style.background = data.arms[arm].colour;
@@ -125,7 +125,7 @@ const drawTable = () => {
     return line;
   });
   drawHead();
-  at("meaning").textContent = figure.explanation;
+  at("meaning").textContent = metric.meaning;
   at("prompts-table").tBodies[0].replaceChildren(...lines);
   at("more").hidden = rows.length <= FIRST;
   at("more").textContent = view.all ? `Show the first ${FIRST}` : `Show all ${rows.length}`;
@@ -156,8 +156,8 @@ at("filter")?.addEventListener("input", () => {
   view.words = at("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   draw();
 });
-at("figure")?.addEventListener("change", () => {
-  view.figure = Number(at("figure").value);
+at("metric")?.addEventListener("change", () => {
+  view.metric = Number(at("metric").value);
   drawTable();
 });
 at("more")?.addEventListener("click", () => {

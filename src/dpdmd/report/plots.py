@@ -11,7 +11,7 @@ from dpdmd.report.colours import INK, arm_colours, follow_page
 from dpdmd.report.comparison import Comparison
 from dpdmd.report.curves import curve_rows, curves
 from dpdmd.report.pareto import pareto, pareto_rows
-from dpdmd.report.points import quality_column, spread, spread_rows, trade_off, trade_off_rows
+from dpdmd.report.points import quality_metric, spread, spread_rows, trade_off, trade_off_rows
 from dpdmd.report.runs import ArmReport
 from dpdmd.report.spreadsheet import write_rows
 from dpdmd.store.files import atomic_path
@@ -108,7 +108,7 @@ def _drawings(arms: dict[str, ArmReport], comparison: Comparison | None) -> list
 
 
 def _trade_off(arms: dict[str, ArmReport]) -> _Drawing | None:
-    quality = quality_column(arms)
+    quality = quality_metric(arms)
     if quality is None:
         return None
     return _Drawing(

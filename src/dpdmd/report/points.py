@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpdmd.evaluate.metrics import Metric, metric_of
 from dpdmd.report.colours import INK, arm_colours, plain
-from dpdmd.report.columns import Column, column_of
 from dpdmd.report.runs import ArmReport, is_number, shares_of
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 QUALITY = ("quality", "named_accuracy", "image_reward", "pick_score", "hps_v21", "clip_score", "precision")
 
 
-def quality_column(arms: dict[str, ArmReport]) -> Column | None:
+def quality_metric(arms: dict[str, ArmReport]) -> Metric | None:
     """The figure that stands for quality; None when fewer than two rows have one and a share of diversity."""
-    return next((column_of(key) for key in QUALITY if len(trade_off_rows(arms, column_of(key))) > 1), None)
+    return next((metric_of(key) for key in QUALITY if len(trade_off_rows(arms, metric_of(key))) > 1), None)
 
 
-def trade_off_rows(arms: dict[str, ArmReport], quality: Column) -> list[dict[str, Any]]:
+def trade_off_rows(arms: dict[str, ArmReport], quality: Metric) -> list[dict[str, Any]]:
     """A row for each arm that has both figures, with their intervals."""
     rows = []
     for name, arm in arms.items():
@@ -36,7 +36,7 @@ def trade_off_rows(arms: dict[str, ArmReport], quality: Column) -> list[dict[str
     return rows
 
 
-def trade_off(arms: dict[str, ArmReport], quality: Column) -> "Figure":
+def trade_off(arms: dict[str, ArmReport], quality: Metric) -> "Figure":
     """Diversity kept against quality, a point for each row, with intervals both ways."""
     from matplotlib.figure import Figure
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from dpdmd.report.columns import NUMBERS, REFERENCE, column_of
+from dpdmd.evaluate.metrics import METRICS, REFERENCE, metric_of
 from dpdmd.report.galleries import deciding_arm
 from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of
 
@@ -13,7 +13,7 @@ Values = dict[str, dict[str, dict[str, float]]]
 def prompt_data(arms: dict[str, ArmReport], colours: dict[str, str]) -> dict[str, Any] | None:
     """What the page's table is made from; None when no row has figures per prompt.
 
-    {"prompts": [...], "arms": [{"label", "colour"}], "figures": [a Column as a dict, with "values": a list for each arm
+    {"prompts": [...], "arms": [{"label", "colour"}], "metrics": [a Metric as a dict, with "values": a list for each arm
     of a number or None for each prompt]}, the first figure being the one to begin with. "decides" is the place of the
     arm by which prompts are sorted at first.
     """
@@ -23,17 +23,17 @@ def prompt_data(arms: dict[str, ArmReport], colours: dict[str, str]) -> dict[str
     prompts = list(dict.fromkeys(row["prompt"] for arm in arms.values() for row in per_prompt(arm.metrics)))
     shown = [name for name in arms if any(name in of_arm for of_arm in values.values())]
     decides = deciding_arm(arms)
-    figures = []
+    metrics = []
     for key, of_arm in values.items():
         name, _, own = key.rpartition(": ")
-        column = column_of(own)
-        heading = f"{column.heading}, by {name}" if name else column.heading
+        metric = metric_of(own)
+        heading = f"{metric.heading}, by {name}" if name else metric.heading
         numbers = [[_short(of_arm.get(arm, {}).get(prompt)) for prompt in prompts] for arm in shown]
-        figures.append(asdict(column) | {"key": key, "heading": heading, "values": numbers})
+        metrics.append(asdict(metric) | {"key": key, "heading": heading, "values": numbers})
     return {
         "prompts": prompts,
         "arms": [{"label": arms[name].label, "colour": colours[name]} for name in shown],
-        "figures": figures,
+        "metrics": metrics,
         "decides": next((i for i, name in enumerate(shown) if arms[name] is decides), 0),
     }
 
@@ -60,7 +60,7 @@ def prompt_values(arms: dict[str, ArmReport]) -> Values:
         further = arm.metrics.get("further_features")
         for network, metrics in (further if isinstance(further, dict) else {}).items():
             _add(values, name, metrics, f"{network}: ")
-    order = {column.key: place for place, column in enumerate(NUMBERS)}
+    order = {metric.key: place for place, metric in enumerate(METRICS)}
     return {key: values[key] for key in sorted(values, key=lambda key: (": " in key, order.get(key, len(order))))}
 
 

@@ -1,7 +1,7 @@
 """What the numbers say, in plain words and whatever they are."""
 
 from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate, t_estimate
-from dpdmd.report.columns import column_of
+from dpdmd.evaluate.metrics import metric_of
 from dpdmd.report.runs import ArmReport, is_number, per_prompt
 
 # Share of colour values at the ends of their range, beyond the teacher's, from which a reader should know.
@@ -142,7 +142,7 @@ def _scores(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str |
         teacher = arms["teacher"].metrics.get(key) if "teacher" in arms else None
         if parts:
             aside = f" (the teacher: {teacher:.3g})" if is_number(teacher) else ""
-            sentences.append(f"{column_of(key).heading} (more is better): {_join(parts)}{aside}.")
+            sentences.append(f"{metric_of(key).heading} ({metric_of(key).better}): {_join(parts)}{aside}.")
     return " ".join(sentences) or None
 
 
@@ -150,7 +150,7 @@ def _quality_verdict(a: ArmReport, b: ArmReport) -> str | None:
     metrics = (
         ("named_accuracy", "follows the prompt better than", "in following the prompt"),
         ("validity", "draws more clean scenes than", "in drawing clean scenes"),
-        *((key, f"has a better {column_of(key).heading} than", f"in {column_of(key).heading}") for key in SCORES),
+        *((key, f"has a better {metric_of(key).heading} than", f"in {metric_of(key).heading}") for key in SCORES),
     )
     gaps = [(difference(a, b, key), key, more, where) for key, more, where in metrics]
     sentences = [
