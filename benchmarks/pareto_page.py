@@ -187,8 +187,8 @@ def picture(arms: Arms) -> Figure | None:
     labels = {name: PICTURED[name] for name in there}
     curve = [{"guidance_scale": scale, **arms[teacher_arm(scale).name]} for scale in SCALES]
     comparison = Comparison(
-        title="", arms={name: ArmReport(label, metrics={}) for name, label in labels.items()}, figures=there, paths={},
-        curve=curve, sentences=[], intervals="", picture="", shown="", provenance={},
+        title="", arms={name: ArmReport(label, metrics={}) for name, label in labels.items()}, metrics=there, paths={},
+        curve=curve, sentences=[], intervals="", caption="", shown="", provenance={},
     )  # fmt: skip
     colours = arm_colours(["teacher", "dmd", "dp_dmd", *there])
     return pareto(comparison, colours | {OURS: colours["dp_dmd"]})

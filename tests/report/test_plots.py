@@ -32,13 +32,13 @@ def lab(colour):
 
 
 @pytest.mark.parametrize("page", [LIGHT_PAGE, DARK_PAGE])
-def test_every_colour_of_a_row_is_seen_on_a_light_and_on_a_dark_page(page):
+def test_every_colour_of_an_arm_is_seen_on_a_light_and_on_a_dark_page(page):
     for colour in COLOURS:
         light, dark = sorted((luminance(colour), luminance(page)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 3
 
 
-def test_colours_of_rows_are_told_apart():
+def test_colours_of_arms_can_be_told_apart():
     assert min(np.linalg.norm(lab(a) - lab(b)) for a, b in combinations(COLOURS, 2)) >= 24
 
 
@@ -56,7 +56,7 @@ def test_the_moving_average_is_the_mean_of_what_lies_around():
     assert _smooth(values) == pytest.approx(expected)
 
 
-def test_a_long_log_makes_no_large_figure():
+def test_a_long_log_makes_no_large_plot():
     pytest.importorskip("matplotlib")
     log = [{"step": i, "loss/dmd": float(i % 7)} for i in range(20_000)]
     figure = curves({"dmd": ArmReport("DMD", log=log)}, ("loss/",))
@@ -64,7 +64,7 @@ def test_a_long_log_makes_no_large_figure():
     assert max(line.get_xdata()[-1] for line in figure.axes[0].lines) == 19_999
 
 
-def test_the_best_known_quality_that_two_rows_have_is_drawn():
+def test_the_best_known_quality_that_two_arms_have_is_drawn():
     arms = {
         "teacher": ArmReport("Teacher", metrics={"diversity": 0.4, "clip_score": 31.0, "precision": 1.0}),
         "dmd": ArmReport("DMD", metrics={"diversity_share": 0.5, "clip_score": 30.0, "image_reward": 0.1}),

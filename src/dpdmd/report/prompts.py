@@ -1,4 +1,4 @@
-"""The table of prompts: every figure that is known of each prompt, by every row of the report."""
+"""The table of prompts: every metric that is known for each prompt and arm."""
 
 from dataclasses import asdict
 from typing import Any
@@ -11,11 +11,11 @@ Values = dict[str, dict[str, dict[str, float]]]
 
 
 def prompt_data(arms: dict[str, ArmReport], colours: dict[str, str]) -> dict[str, Any] | None:
-    """What the page's table is made from; None when no row has figures per prompt.
+    """What the page's table is made from; None when no arm has metrics per prompt.
 
     {"prompts": [...], "arms": [{"label", "colour"}], "metrics": [a Metric as a dict, with "values": a list for each arm
-    of a number or None for each prompt]}, the first figure being the one to begin with. "decides" is the place of the
-    arm by which prompts are sorted at first.
+    of a number or None for each prompt]}. The page starts with the first metric. "decides" is the place of the arm by
+    which prompts are sorted at first.
     """
     values = prompt_values(arms)
     if not values:
@@ -39,7 +39,7 @@ def prompt_data(arms: dict[str, ArmReport], colours: dict[str, str]) -> dict[str
 
 
 def prompt_table_rows(arms: dict[str, ArmReport]) -> list[dict[str, Any]]:
-    """The same as rows of a CSV file: one for each prompt and arm, unrounded."""
+    """The table as rows of a CSV file, one for each prompt and arm, unrounded."""
     values = prompt_values(arms)
     prompts = list(dict.fromkeys(row["prompt"] for arm in arms.values() for row in per_prompt(arm.metrics)))
     rows = []
@@ -52,8 +52,8 @@ def prompt_table_rows(arms: dict[str, ArmReport]) -> list[dict[str, Any]]:
 
 
 def prompt_values(arms: dict[str, ArmReport]) -> Values:
-    """{figure: {arm: {prompt: number}}}: what was kept first, then known figures in their order, then others; those of
-    further feature networks as "NETWORK: figure"."""
+    """{metric: {arm: {prompt: number}}}: known metrics in the order of the table of metrics, then others, then those
+    of further feature networks, called "NETWORK: metric"."""
     values: Values = {}
     for name, arm in arms.items():
         _add(values, name, arm.metrics, "")
@@ -70,11 +70,11 @@ def _add(values: Values, name: str, metrics: dict[str, Any], prefix: str) -> Non
         values.setdefault(f"{prefix}diversity_share", {})[name] = shares
     for row in per_prompt(metrics):
         for key, value in row.items():
-            # The teacher's own row says what these do.
+            # The teacher's own arm shows the same.
             if is_number(value) and key != "diversity_share" and not key.startswith(REFERENCE):
                 values.setdefault(prefix + key, {}).setdefault(name, {})[row["prompt"]] = value
 
 
 def _short(value: float | None) -> float | None:
-    """Four digits: a page of a thousand prompts is read, not computed with."""
+    """Four digits, which keep the page of a thousand prompts small; the CSV file has all of them."""
     return None if value is None else float(f"{value:.4g}")
