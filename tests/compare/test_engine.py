@@ -22,7 +22,7 @@ RECIPES = ["scenes_dmd", "scenes_dp_dmd:objective.anchor.depth=2"]
 
 @pytest.fixture
 def fast(called, monkeypatch):
-    """Commands that are not run, images that are not looked at, figures that are not drawn."""
+    """Commands that are not run, images that are not looked at, plots that are not drawn."""
 
     def evaluate(folder, *, reference, out, **_):
         assert (reference / "manifest.json").exists()
@@ -142,7 +142,7 @@ def test_changed_arguments_are_refused_before_anything_runs(fast, prompts, tmp_p
     assert len(fast.calls) == number + 2 * 4  # the new seed alone: trained, sampled, two points on the way
 
 
-def test_failed_runs_are_counted_and_told(fast, prompts, tmp_path):
+def test_failed_runs_are_counted_and_reported(fast, prompts, tmp_path):
     fast.fails = {"seed-3/scenes_dmd": 1}
     page = compare(tmp_path, prompts).read_text()
     arms = read_json(tmp_path / "comparison.json")["arms"]
@@ -166,7 +166,7 @@ def test_one_seed_is_called_one_seed(fast, prompts, tmp_path):
     assert "one training seed (2)" in page and "Every student was trained once" in page
 
 
-def test_a_budget_of_seconds_is_told_as_one(fast, prompts, tmp_path):
+def test_a_budget_of_seconds_is_explained(fast, prompts, tmp_path):
     page = compare(tmp_path, prompts, budget=Budget(2.5, "seconds"), jobs=2).read_text()
     trained = next(call for call in fast.calls if call[0] == "train")
     assert "train.max_seconds=2.5" in trained
@@ -200,7 +200,7 @@ def test_what_cannot_be_compared_leaves_nothing_behind(fast, prompts, tmp_path, 
 
 @pytest.mark.slow
 def test_two_arms_of_the_built_in_teacher_are_compared(in_process, prompts, tmp_path):
-    """Two updates of batch two, two seeds, two prompts: files, figures, page; then nothing is left to do."""
+    """Two updates of batch two, two seeds, two prompts: files, plots, page; then nothing is left to do."""
     options = {
         "names": ["dmd", "dp_dmd"], "seeds": [0, 1], "budget": Budget(2, "steps"), "images_per_prompt": 3,
         "sets": ["train.batch_size=2", "train.fake_updates=2", "checkpoint.every=1"], "guidance": [1.0],

@@ -1,10 +1,10 @@
-"""From one row per run to one per arm: means over training seeds with intervals, and as a Markdown table."""
+"""From runs to arms: means over training seeds with intervals, also as a Markdown table."""
 
 from statistics import stdev
 from typing import Any
 
 from dpdmd.compare.arms import Run
-from dpdmd.compare.measure import Row
+from dpdmd.compare.measure import RunMetrics
 from dpdmd.evaluate.intervals import t_estimate
 from dpdmd.evaluate.metrics import HEADLINE, METRICS, metric_of
 
@@ -14,11 +14,11 @@ Summary = dict[str, Any]
 
 
 def summarise(values: list[float | None], over_prompts: list[float] | None = None) -> Summary | None:
-    """{"mean", "low", "high", "interval", "deviation", "values"} of one figure, one value per training seed.
+    """{"mean", "low", "high", "interval", "deviation", "values"} of one metric, given its value for each training seed.
 
-    low, high: 95 % by Student's t over seeds ("interval": "training seeds"); of a single seed `over_prompts`, its
-    bootstrap interval ("prompts"), if there is one. A value of None (a run without the figure) counts for nothing.
-    Returns None when all are None.
+    low, high: the 95 % interval by Student's t over seeds ("interval": "training seeds"), or for a single seed
+    `over_prompts`, its bootstrap interval over prompts ("interval": "prompts"), if there is one. A run without the
+    metric has the value None and is left out of the mean. Returns None when all are None.
     """
     known = [value for value in values if value is not None]
     if not known:
@@ -32,27 +32,28 @@ def summarise(values: list[float | None], over_prompts: list[float] | None = Non
     return summary | {"values": values}
 
 
-def summarise_arms(runs: list[Run], rows: list[Row]) -> dict[str, dict[str, Summary]]:
-    """{arm: {metric: summary}} of all METRICS that an arm has, given the row of each run."""
-    by_arm: dict[str, list[Row]] = {}
-    for run, row in zip(runs, rows, strict=True):
-        by_arm.setdefault(run.arm.name, []).append(row)
-    return {name: summarise_rows(own) for name, own in by_arm.items()}
+def summarise_arms(runs: list[Run], measured: list[RunMetrics]) -> dict[str, dict[str, Summary]]:
+    """{arm: {metric: summary}} of the metrics that each arm has, given what was measured of each run."""
+    by_arm: dict[str, list[RunMetrics]] = {}
+    for run, metrics in zip(runs, measured, strict=True):
+        by_arm.setdefault(run.arm.name, []).append(metrics)
+    return {name: summarise_runs(own) for name, own in by_arm.items()}
 
 
-def summarise_rows(rows: list[Row]) -> dict[str, Summary]:
-    """All METRICS of one arm, given the row of each of its runs; those that no run has are left out."""
+def summarise_runs(measured: list[RunMetrics]) -> dict[str, Summary]:
+    """{metric: summary} of one arm, given what was measured of each of its runs; without metrics that no run has."""
     summaries = {}
     for key in (metric.key for metric in METRICS):
-        intervals = [row["intervals"].get(key) for row in rows if row.get(key) is not None and "intervals" in row]
-        summary = summarise([row.get(key) for row in rows], intervals[0] if len(intervals) == 1 else None)
+        having = [metrics for metrics in measured if metrics.get(key) is not None]
+        intervals = [metrics["intervals"].get(key) for metrics in having if "intervals" in metrics]
+        summary = summarise([metrics.get(key) for metrics in measured], intervals[0] if len(intervals) == 1 else None)
         if summary is not None:
             summaries[key] = summary
     return summaries
 
 
 def table(arms: dict[str, dict[str, Summary]], keys: tuple[str, ...] = HEADLINE) -> str:
-    """A Markdown table of means, one arm a row: ± half the interval over training seeds, [interval] over prompts."""
+    """A Markdown table of means, a line for each arm; ± half the interval over seeds, [interval over prompts]."""
 
     def cell(summary: Summary | None) -> str:
         if summary is None:
