@@ -1,10 +1,10 @@
-"""What README.md and docs/results.md show of `benchmarks.pareto`: its tables, between markers, and its pictures.
+"""Write the tables and plots of `benchmarks.pareto` in README.md and docs/results.md.
 
     python -m benchmarks.pareto_page
 
-Reads benchmarks/results/pareto.json and noise_prediction_recipe.json; rewrites what stands between markers,
-`<!-- pareto NAME -->` and `<!-- end -->`, draws docs/images/pareto.png and docs/images/frontier.png. Nothing in the
-tables is written by hand.
+Reads benchmarks/results/pareto.json and noise_prediction_recipe.json, rewrites what stands between
+`<!-- pareto NAME -->` and `<!-- end -->`, and draws docs/images/pareto.png and docs/images/frontier.png. Nothing in
+the tables is written by hand.
 """
 
 import re
@@ -106,14 +106,14 @@ def metric_cell(arm: dict[str, Summary], key: str) -> str:
 
 
 def calls(arm: dict[str, Summary]) -> str:
-    """Network calls per sample and update."""
+    """Network calls per sample and cycle, forward and backward."""
     if "forwards_per_update" not in arm:
         return ""
     return f"{arm['forwards_per_update']['mean']:g} / {arm['backwards_per_update']['mean']:g}"
 
 
 def num_seeds(name: str, arm: dict[str, Summary]) -> str:
-    """Of training; a teacher has none."""
+    """The number of training seeds; a teacher has none."""
     return "" if name.startswith("teacher") else str(len(arm["diversity_share"]["values"]))
 
 
@@ -133,7 +133,7 @@ def table(arms: Arms, labels: dict[str, str], keys: Sequence[str]) -> str:
 
 
 def changed(group: str) -> dict[str, str]:
-    """What the arms of a group have of their own, as settings."""
+    """The settings that distinguish each arm of a group."""
     arms, _ = GROUPS[group]
     labels = {}
     for arm in arms():
@@ -144,12 +144,12 @@ def changed(group: str) -> dict[str, str]:
 
 
 def first_seeds(arm: dict[str, Summary], number: int) -> dict[str, Summary]:
-    """Its figures over the first training seeds only."""
+    """Its metrics over the first training seeds only."""
     return {key: summarise(summary["values"][:number]) for key, summary in arm.items()}
 
 
 def paired(a: dict[str, Summary], b: dict[str, Summary]) -> list[str]:
-    """Of a less b, seed by seed: the number of seeds that both have, then DIFFERENCES."""
+    """a minus b, paired by seed: the number of seeds that both have, then DIFFERENCES."""
     cells = []
     for key in DIFFERENCES:
         pairs = list(zip(a[key]["values"], b[key]["values"], strict=False))
@@ -158,22 +158,22 @@ def paired(a: dict[str, Summary], b: dict[str, Summary]) -> list[str]:
 
 
 def differences(arms: Arms) -> str:
-    """DP-DMD less each student."""
+    """DP-DMD minus each student."""
     others = [name for name in LABELS if name in arms and name != OURS and not name.startswith("teacher")]
-    return _differences("DP-DMD less", {LABELS[name]: paired(arms[OURS], arms[name]) for name in others})
+    return _differences("DP-DMD minus", {LABELS[name]: paired(arms[OURS], arms[name]) for name in others})
 
 
 def option_differences(arms: Arms) -> str:
-    """Each option less DP-DMD."""
+    """Each option minus DP-DMD."""
     labels = {name: label for name, label in changed("options").items() if name in arms}
-    return _differences("less the recipe", {label: paired(arms[name], arms[OURS]) for name, label in labels.items()})
+    return _differences("minus the recipe", {label: paired(arms[name], arms[OURS]) for name, label in labels.items()})
 
 
 def sweep_differences(arms: Arms) -> str:
-    """DP-DMD less DMD at the same setting, wherever both have been swept."""
+    """DP-DMD minus DMD at the same setting, wherever both have been swept."""
     labels = {name: label for name, label in changed("sweeps").items() if f"dp_{name}" in arms}
     rows = {label.removeprefix("dmd: "): paired(arms[f"dp_{name}"], arms[name]) for name, label in labels.items()}
-    return _differences("DP-DMD less DMD", rows)
+    return _differences("DP-DMD minus DMD", rows)
 
 
 def _differences(corner: str, rows: dict[str, list[str]]) -> str:
@@ -182,7 +182,7 @@ def _differences(corner: str, rows: dict[str, list[str]]) -> str:
 
 
 def picture(arms: Arms) -> Figure | None:
-    """Diversity against clean scenes: the main arms, their seeds, the teacher's curve over guidance."""
+    """Diversity against quality: the main arms, their seeds, the teacher's curve over guidance."""
     there = {name: arms[name] for name in PICTURED if name in arms}
     labels = {name: PICTURED[name] for name in there}
     curve = [{"guidance_scale": scale, **arms[teacher_arm(scale).name]} for scale in SCALES]
@@ -195,7 +195,7 @@ def picture(arms: Arms) -> Figure | None:
 
 
 def frontier(arms: Arms) -> Figure | None:
-    """Of each noise interval a line over the anchor's guidance, and DMD as a square."""
+    """For each noise interval a line over the anchor's guidance, and DMD as a square."""
     lines = {}
     for name in INTERVALS:
         points = [(f"{scale:g}", _frontier_arm(name, scale)) for scale in ANCHOR_SCALES]
@@ -232,10 +232,10 @@ def _frontier_arm(interval: str, scale: float) -> str:
 
 
 def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
-    """{name: Markdown} of all that the pages show."""
+    """{name: Markdown} of all tables on the pages."""
     base = {OURS: "dp_dmd, as in the recipe", RIVAL: "dmd, as in the recipe"}
     rivals = {name: LABELS[name] for name in ("dmd_perceptual", "dmd_adversarial")}
-    # Beside arms of three seeds the same three of the recipes.
+    # The recipes, with the three seeds of the arms that they are compared with.
     alike = arms | {name: first_seeds(arms[name], 3) for name in base}
     ours = [name for name in NOISE_PREDICTION_LABELS if name.startswith("dp_dmd")]
     less_dmd = {NOISE_PREDICTION_LABELS[name]: paired(noise_prediction[name], noise_prediction["dmd"]) for name in ours}
@@ -252,12 +252,12 @@ def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
         "longer": table(alike, base | changed("longer"), SHORT),
         "noise_prediction": table(noise_prediction, NOISE_PREDICTION_LABELS, WITHOUT_STABILITY),
         "noise_prediction_short": table(noise_prediction, NOISE_PREDICTION_LABELS, SHORT),
-        "noise_prediction_differences": _differences("less DMD", less_dmd),
+        "noise_prediction_differences": _differences("minus DMD", less_dmd),
     }
 
 
 def fill(page: str, texts: dict[str, str]) -> str:
-    """The page with what stands between its markers made anew. Raises KeyError for a marker of an unknown name."""
+    """The page with new text between its markers. Raises KeyError for a marker of an unknown name."""
 
     def section(match: re.Match) -> str:
         return f"<!-- pareto {match[1]} -->\n\n{texts[match[1]]}\n\n<!-- end -->"

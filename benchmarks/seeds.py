@@ -1,4 +1,4 @@
-"""Students of several training seeds side by side, each seed's against the same teacher, means with intervals."""
+"""Compare students of several training seeds with one teacher: means with intervals over the seeds."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ def run_benchmark(
 ) -> None:
     """Parse the command line, train, sample and score all arms, write the results and print the table.
 
-    students: from the settings that all of them share to the arms; the seed comes on top.
+    students: makes the arms from the settings that all of them share; the seed is added to these.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="training seeds 0 ... N-1")
@@ -48,7 +48,7 @@ def run_benchmark(
 
 
 def provenance(command: str) -> dict:
-    """What to know to repeat the numbers."""
+    """What is needed to repeat the numbers."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     packages = ("dpdmd", "torch", "diffusers", "transformers", "accelerate")
     return {

@@ -96,7 +96,7 @@ def test_the_first_weight_of_a_rival_is_its_recipes():
         assert getattr(load_recipe(f"scenes_dmd_{name}").objective, name).weight == weight
 
 
-def test_figures_of_the_first_seeds_forget_the_others():
+def test_metrics_of_the_first_seeds_ignore_the_others():
     arm = {"validity": summarise([0.9, 0.8, 0.1]), "forwards_per_update": summarise([13, 13, 13])}
     assert first_seeds(arm, 2) == {"validity": summarise([0.9, 0.8]), "forwards_per_update": summarise([13, 13])}
 

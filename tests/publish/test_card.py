@@ -75,7 +75,7 @@ def test_the_table_holds_the_measured_figures_with_their_intervals():
         "frechet": ("0.613", ""),
         "saturation": ("0.062", ""),
     }
-    assert "24 prompts, 16 images each, features `scenes`" in text and "95 % bootstrap" in text
+    assert "24 prompts, 16 images each, features of `scenes`" in text and "95 % bootstrap" in text
     assert "Do not rely on the Frechet distance" in text
     assert "Do not rely" not in metrics_section(METRICS | {"frechet_reliable": True})
     assert "diversity was not measured" in metrics_section(METRICS | {"provenance": {"features": None}})

@@ -1,4 +1,4 @@
-"""The model card of an export: where the student comes from, how to sample it, how good it is, under which licence."""
+"""The model card of an export: origin of the student, how to sample it, its scores, its licence."""
 
 import math
 import re
@@ -18,8 +18,8 @@ CARD = """\
 # {num_steps}-step student of {base}
 
 - Base model: {base}
-- Method: {method}, {updates} student updates, by dpdmd
-- Grid: t = {grid} (1 = noise, 0 = data); sampled without guidance, on this grid only
+- Method: {method}, {updates} student updates, trained with dpdmd
+- Grid: t = {grid} (1 = noise, 0 = data). Sample it on this grid only, and without guidance
 
 ## Use
 
@@ -57,11 +57,11 @@ def model_card(
     scores: str,
     recipe: str | None,
 ) -> str:
-    """The text of README.md: a YAML head that the hub reads, then Markdown.
+    """The text of README.md: a YAML head for the hub, then Markdown.
 
-    info: student.json; grid: the student's times; hub_base: the base's hub id, None for a folder, which the hub would
-    refuse as `base_model`; licence: as `base_licence` returns it; scores: `metrics_section` or `unscored_section`;
-    recipe: the run's recipe.toml.
+    info: the contents of student.json. grid: the student's times. hub_base: hub id of the base, or None for a folder,
+    which the hub would refuse as `base_model`. licence: as `base_licence` returns it. scores: `metrics_section` or
+    `unscored_section`. recipe: the text of the run's recipe.toml.
     """
     from huggingface_hub import ModelCardData
 
@@ -87,10 +87,10 @@ def model_card(
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
-    """What `dpdmd evaluate` wrote. Raises ValueError when the file is another one."""
+    """Read what `dpdmd evaluate` wrote. Raises ValueError for any other file."""
     metrics = read_json(path)
     if isinstance(metrics, dict) and isinstance(metrics.get("arms"), dict):
-        raise ValueError(f"{path} holds the metrics of several arms; name the metrics.json in the folder of one")
+        raise ValueError(f"{path} has the metrics of several arms; name the metrics.json in the folder of one arm")
     kinds = {"num_prompts": int, "images_per_prompt": int, "intervals": dict, "provenance": dict}
     for key, kind in kinds.items():
         if not isinstance(metrics, dict) or not isinstance(metrics.get(key), kind):
@@ -106,12 +106,13 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
 
 
 def metrics_section(metrics: dict[str, Any]) -> str:
-    """What was measured on what, and a table of the figures with their intervals."""
+    """The table of metrics with their intervals, and what they were measured on."""
     features = metrics["provenance"].get("features")
     lines = [
         f"{metrics['num_prompts']} prompts, {metrics['images_per_prompt']} images each, "
-        + (f"features {_code(features)}" if features else "no features, so that diversity was not measured")
-        + f". Intervals: {100 * LEVEL:g} % bootstrap over prompts, of this one training run.",
+        + (f"features of {_code(features)}" if features else "no features, so diversity was not measured")
+        + f". Intervals are {100 * LEVEL:g} % bootstrap intervals over prompts, of this one training run. They do not "
+        "show how another training seed would differ.",
         "",
         "| metric | value | interval | meaning |",
         "|---|---|---|---|",
@@ -127,7 +128,7 @@ def metrics_section(metrics: dict[str, Any]) -> str:
 
 
 def unscored_section(run: str | Path, base: str) -> str:
-    """That nothing was measured, and the commands that do it."""
+    """A note that nothing was measured, and the commands that do it."""
     samples, teacher, metrics = (str(Path(run, name)) for name in ("samples", "teacher_samples", "metrics.json"))
     same = ["--prompts", "prompts.txt", "--images-per-prompt", "16", "--out"]
     commands = [
@@ -135,15 +136,15 @@ def unscored_section(run: str | Path, base: str) -> str:
         ["dpdmd", "sample", str(run), *same, samples],
         ["dpdmd", "evaluate", samples, "--reference", teacher, "--out", metrics],
     ]
-    return "This student has not been evaluated yet. This does it; export again afterwards.\n\n" + _fenced(
+    return "This student has not been evaluated yet. These commands evaluate it; then export it again.\n\n" + _fenced(
         "\n".join(map(shlex.join, commands)), "bash"
     )
 
 
 def base_licence(source: str) -> dict[str, Any]:
-    """The licence fields in the card of a base model, a folder or a hub id; {} when it cannot be read or names none.
+    """The licence fields in the card of a base model (folder or hub id); {} when it cannot be read or names none.
 
-    A `license_link` to a file of the base's repository becomes a full address; of a folder, it is left out.
+    A `license_link` to a file in the base's hub repository becomes a full address; for a folder it is left out.
     """
     from huggingface_hub import hf_hub_download, metadata_load
     from yaml import YAMLError
@@ -167,7 +168,7 @@ def base_licence(source: str) -> dict[str, Any]:
 def _licence_section(licence: dict[str, Any]) -> str:
     if not licence:
         return (
-            "Unknown: the base model's card names none that could be read. A student inherits the licence of its base "
+            "Unknown: no licence could be read from the base model's card. A student inherits the licence of its base "
             "model, so look there before you use this one."
         )
     name, link = licence.get("license_name") or licence["license"], licence.get("license_link")
@@ -179,7 +180,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _code(text: str) -> str:
-    """A code span that no text can leave."""
+    """A code span, whatever the text contains."""
     text = " ".join(text.split())
     ticks = "`" * (_longest_ticks(text) + 1)
     space = " " if "`" in text else ""
@@ -187,7 +188,7 @@ def _code(text: str) -> str:
 
 
 def _fenced(text: str, language: str) -> str:
-    """A code block that no text can leave."""
+    """A code block, whatever the text contains."""
     ticks = "`" * max(3, _longest_ticks(text) + 1)
     return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
 
