@@ -27,10 +27,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.seeds import FIGURES
+from benchmarks.seeds import SHOWN
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Run, arrange
 from dpdmd.compare.commands import failure, run_all
-from dpdmd.compare.measure import Row, measure
+from dpdmd.compare.measure import RunMetrics, measure
 from dpdmd.compare.summary import PROMPTS, summarise_arms, table
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.files import read_json, write_json
@@ -210,7 +210,7 @@ def settings(name: str) -> dict[str, Any]:
     return keys
 
 
-def recorded(earlier: dict[str, Any], run: Run) -> Row | None:
+def recorded(earlier: dict[str, Any], run: Run) -> RunMetrics | None:
     """The row that earlier results hold of a student's run with these settings; None when there is none."""
     made = earlier["students"].get(run.arm.name)
     if made is None or run.seed not in made["seeds"] or made["settings"] != settings(run.arm.name):
@@ -220,7 +220,7 @@ def recorded(earlier: dict[str, Any], run: Run) -> Row | None:
     return {key: own["values"][i] for key, own in arm.items()} | {"intervals": over_prompts}
 
 
-def scored(runs: list[Run], teachers: list[Run]) -> list[Row]:
+def scored(runs: list[Run], teachers: list[Run]) -> list[RunMetrics]:
     """A row for each run, which is compared with the teacher at its own guidance."""
     by_name = {run.arm.name: run for run in teachers}
     references = [by_name[teacher_arm(run.arm.overrides.get("model.guidance_scale", GUIDANCE)).name] for run in runs]
@@ -272,7 +272,7 @@ def main() -> None:
     students["main"] = teachers + students["main"] + hybrids(students["main"])
     content = results(students, teachers, earlier)
     for name, group in content["groups"].items():
-        print(f"\n{name}\n\n{table({arm: content['arms'][arm] for arm in group}, FIGURES)}")
+        print(f"\n{name}\n\n{table({arm: content['arms'][arm] for arm in group}, SHOWN)}")
     made = surroundings("python -m benchmarks.pareto")
     # Of every call that has added to these results.
     commits = list(dict.fromkeys([*earlier.get("provenance", {}).get("commits", []), made["commit"]]))

@@ -1,14 +1,14 @@
-"""What README.md and docs/results.md show of `benchmarks.pareto`: its tables, between markers, and its pictures.
+"""Write the tables and plots of `benchmarks.pareto` in README.md and docs/results.md.
 
     python -m benchmarks.pareto_page
 
-Reads benchmarks/results/pareto.json and noise_prediction_recipe.json; rewrites what stands between markers,
-`<!-- pareto NAME -->` and `<!-- end -->`, draws docs/images/pareto.png and docs/images/frontier.png. Nothing in the
-tables is written by hand.
+Reads benchmarks/results/pareto.json and noise_prediction_recipe.json, rewrites what stands between
+`<!-- pareto NAME -->` and `<!-- end -->`, and draws docs/images/pareto.png and docs/images/frontier.png. Nothing in
+the tables is written by hand.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from benchmarks.pareto import ANCHOR_SCALE, ANCHOR_SCALES, COMMON, GROUPS, SCALES, teacher_arm
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE
 from dpdmd.compare.summary import PROMPTS, SEEDS, Summary, summarise
+from dpdmd.evaluate.metrics import metric_of
 from dpdmd.report.colours import INK, OTHER_COLOURS, arm_colours
 from dpdmd.report.comparison import Comparison
 from dpdmd.report.pareto import pareto
@@ -43,7 +44,7 @@ LABELS = {
     "dmd_adversarial": "DMD + adversarial",
     "dmd_published": "DMD, schedule as published",
     "dmd_high_noise": "the same, tau shifted by 6",
-    "dp_dmd_published": "DP-DMD as published (K 5, lambda .05, stock grid)",
+    "dp_dmd_published": "DP-DMD as published (K 5, lambda 0.05, stock grid)",
     "dp_dmd_script": "the same, K 10",
     "dmd_renoise": "DMD, re-noising",
     "renoise_anchor_guidance_2": "DP-DMD, re-noising, anchor guided by 2",
@@ -66,51 +67,53 @@ PICTURED = {
     "dp_dmd_published": "DP-DMD as published",
 }
 IN_SHORT = (REFERENCE, "teacher_guidance_2", "teacher_few_steps_4", *PICTURED)
-# Figure, heading, digits.
-COLUMNS = (
-    ("diversity_share", "diversity, share of the teacher's", 2),
-    ("prompts_near_reference", "prompts within 20 % of it", 2),
-    ("effective_modes", "effective modes", 2),
-    ("total_variation_reference", "off the teacher (total variation)", 3),
-    ("frechet", "Frechet to the teacher", 2),
-    ("named_accuracy", "named factors right", 3),
-    ("validity", "clean scenes", 3),
-    ("loss_spikes", "spikes of losses", 1),
-    ("failed", "failed runs", 0),
-)
+# Metrics of the tables, and the digits after the point.
+COLUMNS = {
+    "diversity_share": 2,
+    "prompts_near_reference": 2,
+    "effective_modes": 2,
+    "total_variation_reference": 3,
+    "frechet": 2,
+    "named_accuracy": 3,
+    "validity": 3,
+    "loss_spikes": 1,
+    "failed": 0,
+}
 SHORT = ("diversity_share", "total_variation_reference", "frechet", "named_accuracy", "validity")
-FEWER = tuple(column for column in COLUMNS if column[0] in SHORT)
+WITHOUT_STABILITY = tuple(key for key in COLUMNS if key not in ("loss_spikes", "failed"))
 DIFFERENCES = ("effective_modes", *SHORT)
 
 Arms = dict[str, dict[str, Summary]]
 
 
-def number(value: float, digits: int) -> str:
-    """Without the zero before the point."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
-
-
 def cell(summary: Summary | None, digits: int) -> str:
-    """Mean and interval: over seeds half of it, over prompts its ends."""
+    """Mean and interval: over seeds half its width, over prompts its ends."""
     if summary is None:
         return ""
-    text = number(summary["mean"], digits)
+    text = f"{summary['mean']:.{digits}f}"
     if summary.get("interval") == SEEDS:
-        return f"{text} ± {number((summary['high'] - summary['low']) / 2, digits)}"
+        return f"{text} ± {(summary['high'] - summary['low']) / 2:.{digits}f}"
     if summary.get("interval") == PROMPTS and summary["low"] < summary["high"]:
-        return f"{text} [{number(summary['low'], digits)}, {number(summary['high'], digits)}]"
+        return f"{text} [{summary['low']:.{digits}f}, {summary['high']:.{digits}f}]"
     return text
 
 
+def metric_cell(arm: dict[str, Summary], key: str) -> str:
+    """The cell of one metric; of failed runs their number, and not a mean over runs."""
+    if key == "failed" and key in arm:
+        return f"{sum(arm[key]['values']):.0f}"
+    return cell(arm.get(key), COLUMNS[key])
+
+
 def calls(arm: dict[str, Summary]) -> str:
-    """Network calls per sample and update."""
+    """Network calls per sample and cycle, forward and backward."""
     if "forwards_per_update" not in arm:
         return ""
     return f"{arm['forwards_per_update']['mean']:g} / {arm['backwards_per_update']['mean']:g}"
 
 
 def num_seeds(name: str, arm: dict[str, Summary]) -> str:
-    """Of training; a teacher has none."""
+    """The number of training seeds; a teacher has none."""
     return "" if name.startswith("teacher") else str(len(arm["diversity_share"]["values"]))
 
 
@@ -119,19 +122,18 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def table(arms: Arms, labels: dict[str, str], columns: tuple[tuple[str, str, int], ...]) -> str:
-    """The arms of `labels` that there are, in that order."""
+def table(arms: Arms, labels: dict[str, str], keys: Sequence[str]) -> str:
+    """The metrics `keys` of the arms in `labels` that there are, in that order."""
     rows = [
-        [label, num_seeds(name, arms[name]), *(cell(arms[name].get(key), digits) for key, _, digits in columns)]
-        + [calls(arms[name])]
+        [label, num_seeds(name, arms[name]), *(metric_cell(arms[name], key) for key in keys), calls(arms[name])]
         for name, label in labels.items()
         if name in arms
     ]
-    return markdown(["arm", "seeds", *(heading for _, heading, _ in columns), "calls, forward / backward"], rows)
+    return markdown(["arm", "seeds", *(metric_of(key).heading for key in keys), "calls, forward / backward"], rows)
 
 
 def changed(group: str) -> dict[str, str]:
-    """What the arms of a group have of their own, as settings."""
+    """The settings that distinguish each arm of a group."""
     arms, _ = GROUPS[group]
     labels = {}
     for arm in arms():
@@ -142,12 +144,12 @@ def changed(group: str) -> dict[str, str]:
 
 
 def first_seeds(arm: dict[str, Summary], number: int) -> dict[str, Summary]:
-    """Its figures over the first training seeds only."""
+    """Its metrics over the first training seeds only."""
     return {key: summarise(summary["values"][:number]) for key, summary in arm.items()}
 
 
 def paired(a: dict[str, Summary], b: dict[str, Summary]) -> list[str]:
-    """Of a less b, seed by seed: the number of seeds that both have, then DIFFERENCES."""
+    """a minus b, paired by seed: the number of seeds that both have, then DIFFERENCES."""
     cells = []
     for key in DIFFERENCES:
         pairs = list(zip(a[key]["values"], b[key]["values"], strict=False))
@@ -156,45 +158,44 @@ def paired(a: dict[str, Summary], b: dict[str, Summary]) -> list[str]:
 
 
 def differences(arms: Arms) -> str:
-    """DP-DMD less each student."""
+    """DP-DMD minus each student."""
     others = [name for name in LABELS if name in arms and name != OURS and not name.startswith("teacher")]
-    return _differences("DP-DMD less", {LABELS[name]: paired(arms[OURS], arms[name]) for name in others})
+    return _differences("DP-DMD minus", {LABELS[name]: paired(arms[OURS], arms[name]) for name in others})
 
 
 def option_differences(arms: Arms) -> str:
-    """Each option less DP-DMD."""
+    """Each option minus DP-DMD."""
     labels = {name: label for name, label in changed("options").items() if name in arms}
-    return _differences("less the recipe", {label: paired(arms[name], arms[OURS]) for name, label in labels.items()})
+    return _differences("minus the recipe", {label: paired(arms[name], arms[OURS]) for name, label in labels.items()})
 
 
 def sweep_differences(arms: Arms) -> str:
-    """DP-DMD less DMD at the same setting, wherever both have been swept."""
+    """DP-DMD minus DMD at the same setting, wherever both have been swept."""
     labels = {name: label for name, label in changed("sweeps").items() if f"dp_{name}" in arms}
     rows = {label.removeprefix("dmd: "): paired(arms[f"dp_{name}"], arms[name]) for name, label in labels.items()}
-    return _differences("DP-DMD less DMD", rows)
+    return _differences("DP-DMD minus DMD", rows)
 
 
 def _differences(corner: str, rows: dict[str, list[str]]) -> str:
-    headings = {key: heading for key, heading, _ in COLUMNS}
-    header = [corner, "seeds", *(headings[key] for key in DIFFERENCES)]
+    header = [corner, "seeds", *(metric_of(key).heading for key in DIFFERENCES)]
     return markdown(header, [[label, *cells] for label, cells in rows.items()])
 
 
 def picture(arms: Arms) -> Figure | None:
-    """Diversity against clean scenes: the main arms, their seeds, the teacher's curve over guidance."""
+    """Diversity against quality: the main arms, their seeds, the teacher's curve over guidance."""
     there = {name: arms[name] for name in PICTURED if name in arms}
     labels = {name: PICTURED[name] for name in there}
     curve = [{"guidance_scale": scale, **arms[teacher_arm(scale).name]} for scale in SCALES]
     comparison = Comparison(
-        title="", arms={name: ArmReport(label, metrics={}) for name, label in labels.items()}, figures=there, paths={},
-        curve=curve, sentences=[], intervals="", picture="", shown="", provenance={},
+        title="", arms={name: ArmReport(label, metrics={}) for name, label in labels.items()}, metrics=there, paths={},
+        curve=curve, sentences=[], intervals="", caption="", shown="", provenance={},
     )  # fmt: skip
     colours = arm_colours(["teacher", "dmd", "dp_dmd", *there])
     return pareto(comparison, colours | {OURS: colours["dp_dmd"]})
 
 
 def frontier(arms: Arms) -> Figure | None:
-    """Of each noise interval a line over the anchor's guidance, and DMD as a square."""
+    """For each noise interval a line over the anchor's guidance, and DMD as a square."""
     lines = {}
     for name in ("everywhere",):
         points = [(f"{scale:g}", _frontier_arm(name, scale)) for scale in ANCHOR_SCALES]
@@ -231,32 +232,32 @@ def _frontier_arm(interval: str, scale: float) -> str:
 
 
 def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
-    """{name: Markdown} of all that the pages show."""
+    """{name: Markdown} of all tables on the pages."""
     base = {OURS: "dp_dmd, as in the recipe", RIVAL: "dmd, as in the recipe"}
     rivals = {name: LABELS[name] for name in ("dmd_perceptual", "dmd_adversarial")}
-    # Beside arms of three seeds the same three of the recipes.
+    # The recipes, with the three seeds of the arms that they are compared with.
     alike = arms | {name: first_seeds(arms[name], 3) for name in base}
     ours = [name for name in NOISE_PREDICTION_LABELS if name.startswith("dp_dmd")]
     less_dmd = {NOISE_PREDICTION_LABELS[name]: paired(noise_prediction[name], noise_prediction["dmd"]) for name in ours}
     return {
         "main": table(arms, LABELS, COLUMNS),
-        "short": table(arms, {name: LABELS[name] for name in IN_SHORT}, FEWER),
+        "short": table(arms, {name: LABELS[name] for name in IN_SHORT}, SHORT),
         "differences": differences(arms),
-        "rivals": table(arms, rivals | changed("rivals"), FEWER),
+        "rivals": table(arms, rivals | changed("rivals"), SHORT),
         "option_differences": option_differences(arms),
-        "options": table(alike, {OURS: base[OURS]} | changed("options"), FEWER),
-        "frontier": table(alike, base | changed("frontier"), FEWER),
-        "sweeps": table(alike, base | changed("sweeps"), FEWER),
+        "options": table(alike, {OURS: base[OURS]} | changed("options"), SHORT),
+        "frontier": table(alike, base | changed("frontier"), SHORT),
+        "sweeps": table(alike, base | changed("sweeps"), SHORT),
         "sweep_differences": sweep_differences(arms),
-        "longer": table(alike, base | changed("longer"), FEWER),
-        "noise_prediction": table(noise_prediction, NOISE_PREDICTION_LABELS, COLUMNS[:-2]),
-        "noise_prediction_short": table(noise_prediction, NOISE_PREDICTION_LABELS, FEWER),
-        "noise_prediction_differences": _differences("less DMD", less_dmd),
+        "longer": table(alike, base | changed("longer"), SHORT),
+        "noise_prediction": table(noise_prediction, NOISE_PREDICTION_LABELS, WITHOUT_STABILITY),
+        "noise_prediction_short": table(noise_prediction, NOISE_PREDICTION_LABELS, SHORT),
+        "noise_prediction_differences": _differences("minus DMD", less_dmd),
     }
 
 
 def fill(page: str, texts: dict[str, str]) -> str:
-    """The page with what stands between its markers made anew. Raises KeyError for a marker of an unknown name."""
+    """The page with new text between its markers. Raises KeyError for a marker of an unknown name."""
 
     def section(match: re.Match) -> str:
         return f"<!-- pareto {match[1]} -->\n\n{texts[match[1]]}\n\n<!-- end -->"

@@ -1,4 +1,4 @@
-"""Students of several training seeds side by side, each seed's against the same teacher, means with intervals."""
+"""Compare students of several training seeds with one teacher: means with intervals over the seeds."""
 
 import argparse
 from collections.abc import Callable
@@ -6,13 +6,14 @@ from pathlib import Path
 
 from dpdmd.compare.arms import Arm, arrange
 from dpdmd.compare.engine import run_and_measure
-from dpdmd.compare.measure import HEADLINE
 from dpdmd.compare.summary import summarise_arms, table
+from dpdmd.evaluate.metrics import HEADLINE
 from dpdmd.store.files import write_json
 from dpdmd.store.provenance import surroundings
 from dpdmd.world.prompts import evaluation_prompts
 
-FIGURES = (*HEADLINE, "coverage", "total_variation_true", "saturation")
+# Keys of the metrics in the tables that benchmarks print.
+SHOWN = (*HEADLINE, "coverage", "total_variation_true", "saturation")
 
 
 def run_benchmark(
@@ -20,7 +21,7 @@ def run_benchmark(
 ) -> None:
     """Parse the command line, train, sample and score all arms, write the results and print the table.
 
-    students: from the settings that all of them share to the arms; the seed comes on top.
+    students: makes the arms from the settings that all of them share; the seed is added to these.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="training seeds 0 ... N-1")
@@ -40,4 +41,4 @@ def run_benchmark(
     arms = summarise_arms(runs, rows)
     command = f"python -m benchmarks.{script} --seeds {arguments.seeds} --updates {arguments.updates}"
     write_json(arguments.results, {"arms": arms, "provenance": surroundings(f"{command} --jobs {arguments.jobs}")})
-    print(f"{table(arms, FIGURES)}\n\nwritten to {arguments.results}")
+    print(f"{table(arms, SHOWN)}\n\nwritten to {arguments.results}")

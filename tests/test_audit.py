@@ -43,7 +43,7 @@ def test_a_stock_pipeline_draws_what_we_draw_and_goes_on(tmp_path):
     manifest = generate_with_stock(folder, PROMPTS[:1], out=tmp_path, seeds=[3, 4], batch_size=2, **options)
     assert np.abs(_pixels(tmp_path) - _our_pixels(load_sampler("scenes"), [3, 4])).max() <= 1
     assert (manifest.info["pipeline"], manifest.info["guidance_scale"]) == ("StableDiffusion3Pipeline", SCALE)
-    with pytest.raises(ValueError, match="made with num_inference_steps 2, now 3"):
+    with pytest.raises(ValueError, match="made with num_inference_steps 2, not 3"):
         generate_with_stock(
             folder, PROMPTS[:1], out=tmp_path, seeds=[3], num_inference_steps=3, guidance_scale=SCALE, progress=False
         )
@@ -78,7 +78,7 @@ def test_a_lora_is_drawn_merged_into_its_teacher(form, lora, tmp_path):
     expected = _our_pixels(replace(plain, network=network.eval()), [3])
     assert np.abs(_pixels(tmp_path / "out") - expected).max() <= 1
     assert np.abs(_our_pixels(plain, [3]) - expected).max() > 10
-    with pytest.raises(ValueError, match="a LoRA needs the pipeline it was made for"):
+    with pytest.raises(ValueError, match="a LoRA needs the pipeline that it was made for"):
         load_pipeline(model)
 
 
@@ -100,7 +100,7 @@ def test_what_is_missing_is_told_before_anything_is_drawn(tmp_path):
     for options, match in (
         ({"prompts": None}, "give --prompts FILE"),
         ({"quality": ["beauty"]}, "there is no quality score 'beauty'"),
-        ({"features": [str(tmp_path / "nowhere")]}, "no folder and no hub id"),
+        ({"features": [str(tmp_path / "nowhere")]}, "neither a folder nor a hub id"),
     ):
         with pytest.raises(ValueError, match=match):
             audit("someone/student", "someone/teacher", out=tmp_path / "out", **{"prompts": PROMPTS} | options)

@@ -225,7 +225,7 @@ def test_report_export_pretrain_and_demo_pass_their_arguments_on(run, called, tm
 def test_compare_reads_seeds_budget_and_guidance(run, called, tmp_path):
     called["replace"]("dpdmd.compare.engine", "compare_recipes")
     code, _, err = run("compare", "scenes_dmd", "--budget", "10 minutes")
-    assert code == 2 and "--budget reads" in err
+    assert code == 2 and "--budget must be like" in err
     assert run("compare", "scenes_dmd", "--budget", "9 steps", "--seeds", "a")[0] == 2
     assert "compare_recipes" not in called
     file = tmp_path / "prompts.txt"

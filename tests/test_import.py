@@ -10,7 +10,7 @@ started = time.perf_counter()
 import dpdmd
 seconds = time.perf_counter() - started
 import json
-heavy = ("diffusers", "transformers", "accelerate", "peft", "pydantic", "typer", "PIL", "matplotlib", "jinja2")
+heavy = ("diffusers", "transformers", "accelerate", "peft", "scipy", "pydantic", "typer", "PIL", "matplotlib", "jinja2")
 print(json.dumps({"seconds": seconds, "heavy": [name for name in heavy if name in sys.modules and name not in before]}))
 """
 

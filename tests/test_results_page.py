@@ -26,7 +26,7 @@ from benchmarks.pareto_page import (
     differences,
     fill,
     first_seeds,
-    number,
+    metric_cell,
     option_differences,
     picture,
     sections,
@@ -60,20 +60,24 @@ def test_what_stands_between_markers_is_replaced_and_nothing_else():
 
 
 def test_cells_show_mean_and_interval():
-    assert [number(v, 2) for v in (0.5, -0.25, 1.0, 10.5)] == [".50", "-.25", "1.00", "10.50"]
     # Student's t of three values 0, 1, 2: 4.303 / sqrt(3).
     assert cell(summarise([0.0, 1.0, 2.0]), 2) == "1.00 ± 2.48"
-    assert cell(summarise([0.5], [0.25, 0.75]), 2) == ".50 [.25, .75]"
-    assert cell(summarise([0.5]), 2) == ".50" and cell(None, 2) == ""
+    assert cell(summarise([0.5], [0.25, 0.75]), 2) == "0.50 [0.25, 0.75]"
+    assert cell(summarise([0.5]), 2) == "0.50" and cell(None, 2) == ""
+
+
+def test_failed_runs_are_counted_not_averaged():
+    assert metric_cell({"failed": summarise([0.0, 1.0, 0.0, 1.0, 0.0])}, "failed") == "2"
+    assert metric_cell({}, "failed") == ""
 
 
 def test_differences_are_paired_by_seed():
     ours = {key: summarise([3.0, 5.0, 100.0]) for key in DIFFERENCES}
     dmd = {key: summarise([1.0, 3.0]) for key in DIFFERENCES}
     row = differences({OURS: ours, "dmd": dmd}).splitlines()[-1]
-    assert row == "| DMD | 2 |" + " 2.000 ± .000 |" * len(DIFFERENCES)
+    assert row == "| DMD | 2 |" + " 2.000 ± 0.000 |" * len(DIFFERENCES)
     (row,) = option_differences({OURS: ours, "depth_2": dmd}).splitlines()[2:]
-    assert row == "| dp_dmd: `anchor.depth = 2` | 2 |" + " -2.000 ± .000 |" * len(DIFFERENCES)
+    assert row == "| dp_dmd: `anchor.depth = 2` | 2 |" + " -2.000 ± 0.000 |" * len(DIFFERENCES)
 
 
 def test_every_arm_has_a_name_of_its_own_and_every_main_arm_a_label(arms):
@@ -92,7 +96,7 @@ def test_the_first_weight_of_a_rival_is_its_recipes():
         assert getattr(load_recipe(f"scenes_dmd_{name}").objective, name).weight == weight
 
 
-def test_figures_of_the_first_seeds_forget_the_others():
+def test_metrics_of_the_first_seeds_ignore_the_others():
     arm = {"validity": summarise([0.9, 0.8, 0.1]), "forwards_per_update": summarise([13, 13, 13])}
     assert first_seeds(arm, 2) == {"validity": summarise([0.9, 0.8]), "forwards_per_update": summarise([13, 13])}
 
@@ -102,7 +106,7 @@ def test_sweeps_are_compared_at_the_same_setting(arms):
     for name, share in (("dp_dmd_rate_0.001", [1.0, 0.9, 0.8]), ("dmd_rate_0.001", [0.5, 0.5, 0.5])):
         changed[name]["diversity_share"]["values"] = share
     (row,) = [line for line in sweep_differences(changed).splitlines() if "`train.learning_rate = 0.001`" in line]
-    assert row.split(" | ")[1] == "3" and row.split(" | ")[3] == ".400 ± .248"
+    assert row.split(" | ")[1] == "3" and row.split(" | ")[3] == "0.400 ± 0.248"
 
 
 def test_recorded_results_stand_for_runs_that_are_not_there(tmp_path):
@@ -111,7 +115,17 @@ def test_recorded_results_stand_for_runs_that_are_not_there(tmp_path):
     groups["main"] += hybrids(groups["main"])
     assert not any(finished(runs) for runs in groups.values())
     again = results(groups, [], earlier)
-    assert again["arms"] == {name: arm for name, arm in earlier["arms"].items() if not name.startswith("teacher")}
+    expected = {name: arm for name, arm in earlier["arms"].items() if not name.startswith("teacher")}
+    assert again["arms"].keys() == expected.keys()
+    for name, arm in expected.items():
+        assert again["arms"][name].keys() == arm.keys()
+        for key, summary in arm.items():
+            found = again["arms"][name][key]
+            # What was measured is the same; scipy's t may round its last digit otherwise from version to version.
+            assert found["values"] == summary["values"] and found.keys() == summary.keys()
+            ends = {end: value for end, value in summary.items() if isinstance(value, float)}
+            assert {end: found[end] for end in ends} == pytest.approx(ends, rel=1e-9, abs=1e-12)
+            assert found.get("interval") == summary.get("interval")
     assert again["students"].keys() == again["arms"].keys() == STUDENTS.keys() | SOURCES.keys()
     assert all(again["students"][name] == earlier["students"][name] for name in again["students"])
 

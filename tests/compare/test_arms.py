@@ -32,8 +32,8 @@ def test_a_file_is_a_recipe_whatever_its_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scenes_dmd:depth=2", "a setting reads SECTION.KEY=VALUE, such as .* got 'depth=2'"),
-        ("scenes_dmd:train.warmup", "a setting reads SECTION.KEY=VALUE"),
+        ("scenes_dmd:depth=2", "a setting must be SECTION.KEY=VALUE, such as .* got 'depth=2'"),
+        ("scenes_dmd:train.warmup", "a setting must be SECTION.KEY=VALUE"),
         ("scenes_dmd:train.seed=2", "train.seed is the same for all arms, set by --seeds"),
         (
             "scenes_dmd:train.warmup=1,train.max_seconds=2",
@@ -69,7 +69,7 @@ def test_budgets():
     recipe = load_recipe("scenes_dmd", Arm("a", "scenes_dmd", seconds.settings()).settings())
     assert recipe.train.max_seconds == 0.5 and recipe.train.num_updates > 10**8
     for text in ("", "150", "steps", "0 steps", "1.5 steps", "-3 seconds", "10 minutes", "nan seconds"):
-        with pytest.raises(ValueError, match='--budget reads "150 steps" or "600 seconds"'):
+        with pytest.raises(ValueError, match='--budget must be like "150 steps" or "600 seconds"'):
             parse_budget(text)
 
 
@@ -77,7 +77,7 @@ def test_guidance_scales():
     assert parse_scales("5,1,2,3.5,1") == [1, 2, 3.5, 5]
     assert parse_scales("") == []
     for text in ("0.5", "a", "1;2", "nan", "inf"):
-        with pytest.raises(ValueError, match="--guidance reads"):
+        with pytest.raises(ValueError, match="--guidance must be like"):
             parse_scales(text)
 
 

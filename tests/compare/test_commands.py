@@ -59,8 +59,11 @@ def test_an_interrupted_training_is_resumed(called, prompts, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"overrides": {"train.num_updates": 4}}, "was made by `dpdmd train .* now asked for .* choose another folder"),
-        ({"sampling": ("--num-inference-steps", "4")}, "was made by `dpdmd sample .* now asked for"),
+        (
+            {"overrides": {"train.num_updates": 4}},
+            "was made by `dpdmd train .* this comparison needs .* choose another folder",
+        ),
+        ({"sampling": ("--num-inference-steps", "4")}, "was made by `dpdmd sample .* and this comparison needs"),
         ({"overrides": {"train.num_updates": 3, "train.warmup": 9}}, "was made by"),
     ],
 )
@@ -86,7 +89,7 @@ def test_a_recipe_file_that_has_changed_since_is_refused(called, prompts, tmp_pa
 
 def test_other_prompts_are_refused(called, prompts, tmp_path):
     run_all([Run(TEACHER, tmp_path / "t")], tmp_path, prompts=prompts, images_per_prompt=4)
-    with pytest.raises(ValueError, match=r"prompts.txt has other prompts: choose another folder"):
+    with pytest.raises(ValueError, match=r"prompts.txt has other prompts; choose another folder"):
         run_all([Run(TEACHER, tmp_path / "t")], tmp_path, prompts=prompts[:1], images_per_prompt=4)
 
 
@@ -191,7 +194,7 @@ def test_while_a_command_of_a_killed_comparison_lives_no_other_begins(monkeypatc
     comparison.kill()
     comparison.wait()
     run = Run(TEACHER, out / "t")
-    with pytest.raises(ValueError, match="another process is at work in"):
+    with pytest.raises(ValueError, match="another process works in"):
         run_all([run], out, prompts=prompts, images_per_prompt=1)
     os.kill(int(pid.read_text()), signal.SIGKILL)
     _python(monkeypatch, tmp_path, "exit 0")

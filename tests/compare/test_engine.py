@@ -22,7 +22,7 @@ RECIPES = ["scenes_dmd", "scenes_dp_dmd:objective.anchor.every=2"]
 
 @pytest.fixture
 def fast(called, monkeypatch):
-    """Commands that are not run, images that are not looked at, figures that are not drawn."""
+    """Commands that are not run, images that are not looked at, plots that are not drawn."""
 
     def evaluate(folder, *, reference, out, **_):
         assert (reference / "manifest.json").exists()
@@ -96,7 +96,7 @@ def test_all_arms_and_seeds_end_in_one_report(fast, prompts, tmp_path):
     assert content["curve"][1]["diversity_share"]["mean"] == pytest.approx(1.0)
     assert [point["step"] for point in content["paths"]["scenes_dmd"]] == [50, 100]
     page = report.read_text()
-    for text in ("Numbers", "Cost", "Stability", "2 training seeds (0, 3), 150 steps each"):
+    for text in ("Metrics", "Cost", "Stability", "2 training seeds (0, 3), 150 steps each"):
         assert text in page
     # Teacher, few steps and guidance 1; two arms of two seeds, each with two points on the way.
     rows = lines(tmp_path)
@@ -142,13 +142,13 @@ def test_changed_arguments_are_refused_before_anything_runs(fast, prompts, tmp_p
     assert len(fast.calls) == number + 2 * 4  # the new seed alone: trained, sampled, two points on the way
 
 
-def test_failed_runs_are_counted_and_told(fast, prompts, tmp_path):
+def test_failed_runs_are_counted_and_reported(fast, prompts, tmp_path):
     fast.fails = {"seed-3/scenes_dmd": 1}
     page = compare(tmp_path, prompts).read_text()
     arms = read_json(tmp_path / "comparison.json")["arms"]
     assert arms["scenes_dmd"]["failed"]["values"] == [0.0, 1.0]
     assert arms["scenes_dmd"]["quality"]["values"][1] is None and arms["scenes_dmd"]["quality"]["interval"] == "prompts"
-    assert "scenes_dmd failed with seed 3 behind update 30: loss/dmd = inf." in page
+    assert "scenes_dmd failed with seed 3 after update 30: loss/dmd = inf." in page
 
 
 def test_arms_that_all_failed_leave_a_report_of_the_others(fast, prompts, tmp_path):
@@ -166,11 +166,11 @@ def test_one_seed_is_called_one_seed(fast, prompts, tmp_path):
     assert "one training seed (2)" in page and "Every student was trained once" in page
 
 
-def test_a_budget_of_seconds_is_told_as_one(fast, prompts, tmp_path):
+def test_a_budget_of_seconds_is_explained(fast, prompts, tmp_path):
     page = compare(tmp_path, prompts, budget=Budget(2.5, "seconds"), jobs=2).read_text()
     trained = next(call for call in fast.calls if call[0] == "train")
     assert "train.max_seconds=2.5" in trained
-    assert "what costs more per update gets fewer of them" in page and "2 runs shared the machine" in page
+    assert "the more an update costs, the fewer of them fit" in page and "2 runs shared the machine" in page
 
 
 def test_names_that_a_user_typed_stay_text(fast, prompts, tmp_path):
@@ -200,7 +200,7 @@ def test_what_cannot_be_compared_leaves_nothing_behind(fast, prompts, tmp_path, 
 
 @pytest.mark.slow
 def test_two_arms_of_the_built_in_teacher_are_compared(in_process, prompts, tmp_path):
-    """Two updates of batch two, two seeds, two prompts: files, figures, page; then nothing is left to do."""
+    """Two updates of batch two, two seeds, two prompts: files, plots, page; then nothing is left to do."""
     options = {
         "names": ["dmd", "dp_dmd"], "seeds": [0, 1], "budget": Budget(2, "steps"), "images_per_prompt": 3,
         "sets": ["train.batch_size=2", "train.fake_updates=2", "checkpoint.every=1"], "guidance": [1.0],
@@ -217,7 +217,7 @@ def test_two_arms_of_the_built_in_teacher_are_compared(in_process, prompts, tmp_
         assert [point["step"] for point in content["paths"][name]] == [1]
         assert (tmp_path / "seed-1" / name / "students" / "step-000002" / "student.safetensors").exists()
     assert len(lines(tmp_path)) == 3 + 4 + 4
-    assert re.search(r"Diversity against quality.*Numbers.*Cost.*Stability.*The same prompt", page, re.DOTALL)
+    assert re.search(r"Diversity against quality.*Metrics.*Cost.*Stability.*The same prompt", page, re.DOTALL)
     assert "DP-DMD" in page and page.count("<svg") == 4
     assert (tmp_path / "report_files" / "pareto.png").stat().st_size > 10_000
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png") if "report_files" not in str(path)}

@@ -5,7 +5,7 @@ import torch
 
 from dpdmd.compare.arms import Arm, Run, arrange
 from dpdmd.compare.commands import run_all
-from dpdmd.compare.measure import measure, num_spikes, training_figures
+from dpdmd.compare.measure import measure, num_spikes, training_metrics
 from dpdmd.evaluate.scores import quality
 from dpdmd.store.files import read_json
 from dpdmd.store.jsonl import append_row
@@ -46,11 +46,11 @@ def test_a_quantity_without_a_usual_size_has_no_spikes():
     assert num_spikes([-1.0, 1.0] * 30 + [50.0]) == 0
 
 
-def test_costs_and_steadiness_of_a_training(called, prompts, tmp_path):
+def test_cost_and_stability_of_a_training(called, prompts, tmp_path):
     (run,) = arrange(tmp_path, [], ARMS[1], [0])
     run_all([run], tmp_path, prompts=prompts, images_per_prompt=2)
-    figures = training_figures(run)
-    assert figures == {
+    metrics = training_metrics(run)
+    assert metrics == {
         "updates": 30,
         "training_seconds": 16.0,
         "seconds_per_cycle": pytest.approx(0.5),
@@ -67,9 +67,9 @@ def test_costs_and_steadiness_of_a_training(called, prompts, tmp_path):
 def test_a_run_of_an_older_version_lacks_what_it_did_not_write(tmp_path):
     run = Run(Arm("dmd", "scenes_dmd"), tmp_path, 0)
     append_row(tmp_path / "metrics.jsonl", {"step": 1, "seconds": 2.0})
-    figures = training_figures(run)
-    assert figures["forwards_per_update"] is figures["extra_parameters"] is figures["training_memory_bytes"] is None
-    assert (figures["updates"], figures["seconds_per_cycle"]) == (1, 2.0)
+    metrics = training_metrics(run)
+    assert metrics["forwards_per_update"] is metrics["extra_parameters"] is metrics["training_memory_bytes"] is None
+    assert (metrics["updates"], metrics["seconds_per_cycle"]) == (1, 2.0)
 
 
 def test_every_run_is_scored_against_the_reference(called, prompts, tmp_path):

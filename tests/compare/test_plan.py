@@ -30,9 +30,9 @@ def test_names():
         (
             ["scenes_dmd", "scenes_dmd"],
             [],
-            "arms need different names, got scenes_dmd, scenes_dmd; name them by --name",
+            "arms need different names, got scenes_dmd, scenes_dmd; name them with --name",
         ),
-        (["scenes_dmd", "scenes_dp_dmd"], ["a"], "give --name once for each of the 2 recipes, or not at all; got 1"),
+        (["scenes_dmd", "scenes_dp_dmd"], ["a"], "give --name once for each of the 2 recipes or not at all; got 1"),
         (["scenes_dmd"], ["teacher"], "an arm cannot be called 'teacher'"),
         (["scenes_dmd"], ["../x"], "an arm cannot be called '../x'"),
         (["scenes_dmd"], [".."], "an arm cannot be called"),
@@ -101,7 +101,7 @@ def test_without_features_nothing_begins(monkeypatch):
     world, other = Teacher("scenes", 3.5, 30), Teacher("some/model", 3.5, 30)
     require_features("auto", world, evaluation_prompts())
     for teacher, prompts in ((world, ["a photo of a dog"]), (other, evaluation_prompts())):
-        with pytest.raises(ValueError, match="none was found; name one by --features"):
+        with pytest.raises(ValueError, match="none was found; name one with --features"):
             require_features("auto", teacher, prompts)
     with pytest.raises(ValueError, match="cannot load mine"):
         require_features("mine", world, evaluation_prompts())

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from dpdmd.compare.arms import Arm, Run
-from dpdmd.compare.summary import summarise, summarise_arms, summarise_rows, table
+from dpdmd.compare.summary import summarise, summarise_arms, summarise_runs, table
 
 
 @pytest.mark.parametrize("number", [2, 3, 5, 12])
@@ -23,16 +23,16 @@ def test_one_seed_has_the_interval_over_prompts_and_says_so():
     assert summarise([0.5]) == {"mean": 0.5, "values": [0.5]}
 
 
-def test_runs_without_a_figure_keep_their_place_and_count_for_nothing():
+def test_runs_without_a_metric_keep_their_place_and_are_left_out():
     summary = summarise([0.2, None, 0.4])
     assert summary["mean"] == pytest.approx(0.3) and summary["values"] == [0.2, None, 0.4]
     assert summary["high"] - summary["mean"] == pytest.approx(12.7062 * 0.1, rel=1e-4)
     assert summarise([None, None]) is None
 
 
-def test_of_two_runs_one_failed_the_others_prompts_tell():
+def test_of_two_runs_one_failed_the_other_has_its_interval_over_prompts():
     rows = [{"failed": 1.0}, {"failed": 0.0, "diversity": 0.3, "intervals": {"diversity": [0.2, 0.4]}}]
-    summaries = summarise_rows(rows)
+    summaries = summarise_runs(rows)
     assert summaries["diversity"] == {
         "mean": 0.3, "low": 0.2, "high": 0.4, "interval": "prompts", "values": [None, 0.3],
     }  # fmt: skip
@@ -49,7 +49,7 @@ def test_arms_are_summed_up_in_their_order(tmp_path):
     assert list(arms) == ["b", "a"]
 
 
-def test_the_table_tells_both_kinds_of_intervals_apart():
+def test_the_table_shows_both_kinds_of_intervals():
     seeds, prompts = summarise([0.5, 0.5 + 1e-9]), summarise([1.0], [0.9, 1.1])
     lines = table(
         {"a": {"diversity": seeds, "seconds": summarise([12.2, 12.2])}, "b": {"diversity": prompts}}, ("diversity",)

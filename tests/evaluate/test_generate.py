@@ -73,7 +73,7 @@ def test_further_seeds_and_prompts_draw_what_is_new(tmp_path):
 @pytest.mark.parametrize(("key", "value"), [("identity", "2"), ("guidance_scale", 3.0), ("grid", [1.0, 0.0])])
 def test_images_made_otherwise_are_not_mixed_in(tmp_path, key, value):
     _draw(tmp_path, Drawing(), seeds=[0])
-    with pytest.raises(ValueError, match=f"holds images made with {key} .* choose another folder or remove"):
+    with pytest.raises(ValueError, match=f"has images made with {key} .* choose another folder or remove"):
         _draw(tmp_path, Drawing(), **{key: value})
     assert len(_pixels(tmp_path)) == 3
     _draw(tmp_path, Drawing(), model="moved")  # the same network at another place
@@ -81,10 +81,10 @@ def test_images_made_otherwise_are_not_mixed_in(tmp_path, key, value):
 
 def test_other_prompts_and_images_of_unknown_origin_are_refused(tmp_path):
     _draw(tmp_path, Drawing())
-    with pytest.raises(ValueError, match="holds images of 'a blue cross' where 'a cross' is now asked for"):
+    with pytest.raises(ValueError, match="has images of the prompt 'a blue cross' in place of 'a cross'"):
         _draw(tmp_path, Drawing(), prompts=["a red circle", "a cross"])
     (tmp_path / SETTINGS_FILE).unlink()
-    with pytest.raises(ValueError, match=r"holds images and no sampling\.json"):
+    with pytest.raises(ValueError, match=r"has images but no sampling\.json"):
         _draw(tmp_path, Drawing())
 
 
@@ -118,7 +118,7 @@ def test_images_of_another_text_encoder_or_autoencoder_are_not_mixed_in(tmp_path
     (weights,) = Path(moved, part).glob("*.safetensors")
     tensors = read_tensors(weights)
     write_tensors(weights, {name: 1.5 * tensor for name, tensor in tensors.items()}, {"format": "pt"})
-    with pytest.raises(ValueError, match="holds images made with identity"):
+    with pytest.raises(ValueError, match="has images made with identity"):
         draw(moved, seeds=[0, 1, 2])
 
 

@@ -1,9 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from dpdmd.evaluate.intervals import deviation, mean_estimate, ratio_estimate, t_estimate, t_quantile
+from dpdmd.evaluate import intervals
+from dpdmd.evaluate.intervals import mean_estimate, ratio_estimate, t_estimate
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_approximation():
@@ -34,6 +37,24 @@ def test_ratio_agrees_with_a_naive_numpy_bootstrap():
     assert estimate.interval == pytest.approx(expected.tolist(), abs=0.004)
 
 
+def test_resamples_without_a_denominator_are_left_out():
+    # Of two prompts one resample in four draws the second twice, 0 / 0; the others are 1 / 2 and 2 / 4.
+    estimate = ratio_estimate([0.1, 0.0], [0.2, 0.0])
+    assert (estimate.value, estimate.low, estimate.high) == (0.5, 0.5, 0.5)
+
+
+def test_the_interval_of_two_prompts_is_their_range():
+    """The mean of a resample is a, (a + b) / 2 or b with probabilities 1/4, 1/2, 1/4."""
+    assert mean_estimate([0.2, 0.6]).interval == pytest.approx([0.2, 0.6])
+
+
+def test_many_prompts_are_resampled_in_parts_and_all_the_same(monkeypatch):
+    values = np.random.default_rng(5).normal(size=300).tolist()
+    at_once = mean_estimate(values)
+    monkeypatch.setattr(intervals, "MOST_DRAWN", 300 * 7)
+    assert mean_estimate(values) == at_once
+
+
 def test_same_input_same_interval():
     assert mean_estimate([0.1, 0.4, 0.3]) == mean_estimate([0.1, 0.4, 0.3])
 
@@ -44,7 +65,7 @@ def test_one_prompt_has_no_interval():
 
 
 def test_impossible_inputs_are_refused():
-    with pytest.raises(ValueError, match="one pair of figures per prompt"):
+    with pytest.raises(ValueError, match="one pair of numbers per prompt"):
         mean_estimate([])
     with pytest.raises(ValueError, match="must be finite"):
         mean_estimate([0.1, float("nan")])
@@ -52,9 +73,21 @@ def test_impossible_inputs_are_refused():
         ratio_estimate([0.1, 0.2], [0.0, 0.0])
 
 
-@pytest.mark.parametrize("degrees", [*range(1, 12), 30, 31, 200])
-def test_students_quantile_is_scipys(degrees):
-    assert t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-10)
+@pytest.mark.parametrize("degrees", [1, 2])
+def test_students_quantile_has_its_closed_form(degrees):
+    """Of 1 degree of freedom tan(pi (p - 1/2)), the Cauchy quantile; of 2 degrees (2p - 1) sqrt(2 / (4p (1 - p)))."""
+    p = 0.975
+    expected = {1: math.tan(math.pi * (p - 0.5)), 2: (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))}
+    values = [0.3, 0.7, 0.4][: degrees + 1]
+    estimate = t_estimate(values)
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    assert (estimate.high - estimate.value) / error == pytest.approx(expected[degrees], rel=1e-10)
+    assert (estimate.value - estimate.low) / error == pytest.approx(expected[degrees], rel=1e-10)
+
+
+def test_seeds_that_agree_have_an_interval_of_no_width():
+    estimate = t_estimate([0.5, 0.5, 0.5])
+    assert (estimate.value, estimate.low, estimate.high) == (0.5, 0.5, 0.5)
 
 
 def test_interval_over_seeds_is_students():
@@ -63,7 +96,6 @@ def test_interval_over_seeds_is_students():
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (estimate.value, estimate.n) == (pytest.approx(np.mean(values)), 5)
     assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
-    assert deviation(values) == pytest.approx(np.std(values, ddof=1))
     assert t_estimate([0.3]).interval is None
     with pytest.raises(ValueError, match="at least one"):
         t_estimate([])

@@ -92,7 +92,7 @@ def test_the_card_tells_what_is_known_of_the_run(run, sd3_folder, tmp_path):
 
     third = export_run(run, tmp_path / "third", metrics=tmp_path / "m.json")
     assert "| diversity | 0.375 | 0.125 to 0.500 |" in (third / "README.md").read_text()
-    with pytest.raises(ValueError, match="no file that `dpdmd evaluate` wrote"):
+    with pytest.raises(ValueError, match="was not written by `dpdmd evaluate`"):
         export_run(run, tmp_path / "fourth", metrics=run / "student" / "student.json")
     assert not (tmp_path / "fourth").exists()
 
@@ -139,7 +139,7 @@ def test_a_hybrid_begins_with_the_base_not_the_student(form, run, sd3_folder, tm
     )
     expected = to_uint8(adapter.decode(latents))[0].numpy().astype(int)
     assert np.abs(pixels(tmp_path / "a")[0] - expected).max() <= 1
-    with pytest.raises(ValueError, match="--teacher-first is for a deterministic student"):
+    with pytest.raises(ValueError, match="--teacher-first needs a deterministic student"):
         generate_folder(sd3_folder, ["one cross"], out=tmp_path / "b", teacher_first=True, **settings)
     assert not (tmp_path / "b").exists()
 
@@ -227,7 +227,7 @@ def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):
 def test_a_student_refuses_another_number_of_steps(run, tmp_path):
     with pytest.raises(ValueError, match="trained for 4 steps"):
         generate_folder(str(run), ["one cross"], out=tmp_path / "x", seeds=[0], num_inference_steps=8)
-    with pytest.raises(ValueError, match="different values"):
+    with pytest.raises(ValueError, match="no value twice"):
         generate_folder(str(run), ["a", "a"], out=tmp_path / "x", seeds=[0])
     with pytest.raises(ValueError, match="guidance_scale must be >= 1"):
         generate_folder(str(run), ["one cross"], out=tmp_path / "x", seeds=[0], guidance_scale=0.5)

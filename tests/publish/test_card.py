@@ -74,7 +74,7 @@ def test_the_table_holds_the_measured_figures_with_their_intervals():
         "frechet": ("0.613", ""),
         "saturation": ("0.062", ""),
     }
-    assert "24 prompts, 16 images each, features `scenes`" in text and "95 % bootstrap" in text
+    assert "24 prompts, 16 images each, features of `scenes`" in text and "95 % bootstrap" in text
     assert "Do not rely on the Frechet distance" in text
     assert "Do not rely" not in metrics_section(METRICS | {"frechet_reliable": True})
     assert "diversity was not measured" in metrics_section(METRICS | {"provenance": {"features": None}})
@@ -98,10 +98,10 @@ def test_a_student_without_scores_names_the_commands_that_make_them():
         ([], 'no valid "num_prompts"'),
         ({"loss": 1}, 'no valid "num_prompts"'),
         (METRICS | {"intervals": None}, 'no valid "intervals"'),
-        (METRICS | {"diversity": "0.3"}, 'its "diversity" is no figure'),
-        (METRICS | {"diversity": float("nan")}, 'its "diversity" is no figure'),
-        (METRICS | {"intervals": {"diversity": [0.1]}}, 'its "diversity" is no figure'),
-        (METRICS | {"intervals": {"diversity": [0.1, None]}}, 'its "diversity" is no figure'),
+        (METRICS | {"diversity": "0.3"}, 'its "diversity" is not a number'),
+        (METRICS | {"diversity": float("nan")}, 'its "diversity" is not a number'),
+        (METRICS | {"intervals": {"diversity": [0.1]}}, 'its "diversity" is not a number'),
+        (METRICS | {"intervals": {"diversity": [0.1, None]}}, 'its "diversity" is not a number'),
     ],
 )
 def test_metrics_that_are_none_of_ours_are_refused_in_one_sentence(content, message, tmp_path):

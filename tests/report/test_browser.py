@@ -37,7 +37,7 @@ HOSTILE = (
     "\u202eevil \u2028 &lt;b&gt;",
 )
 COLOURS = (*ARM_COLOURS.values(), *OTHER_COLOURS)
-# What the browser makes of colours of text in a figure.
+# What the browser makes of the colours of text in a plot.
 FILLS = """const text = document.querySelector("svg text"), own = text.style.fill;
 const fills = arguments[0].map(fill => { text.style.fill = fill; return [fill, getComputedStyle(text).fill]; });
 text.style.fill = own;
@@ -68,7 +68,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The report of 1,000 prompts, some of them hostile, three of which have nine pictures of every arm."""
+    """The report of 1,000 prompts, some of them hostile, three of which have nine images of every arm."""
     pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("browser")
     prompts = [*HOSTILE, *PLAIN]
@@ -131,7 +131,7 @@ def test_it_renders_and_asks_for_nothing(opened):
     assert len(texts(opened, "svg")) == 3 and opened.find_element("tag name", "svg").rect["height"] > 100
     assert texts(opened, "#numbers + .wide thead bdi") == ["Teacher", "DMD", ARMS[2]]
     assert texts(opened, "#prompts-table thead bdi")[1:] == ["Teacher", "DMD", ARMS[2]]
-    # Pictures wait until they are near.
+    # Images are loaded when they come near.
     opened.execute_script("document.getElementById('shown-1').scrollIntoView()")
     widths = "return [...document.querySelectorAll('#shown-1 img')].map(image => image.naturalWidth)"
     WebDriverWait(opened, 20).until(lambda driver: driver.execute_script(widths) == [8] * 27)
@@ -162,8 +162,8 @@ def test_hostile_text_is_shown_as_it_is(opened):
     assert len(refused) == 1 and "Content Security Policy" in refused[0]["message"]
 
 
-def test_the_filter_holds_for_pictures_and_table(opened):
-    assert texts(opened, "#found") == ["1000 of 1000 prompts, 12 of 12 with pictures"]
+def test_the_filter_applies_to_images_and_table(opened):
+    assert texts(opened, "#found") == ["1000 of 1000 prompts, 12 of 12 with images"]
     type_filter(opened, "CROSS blue 31")
     expected = sum("blue cross" in prompt and "31" in prompt for prompt in PLAIN)
     assert len(texts(opened, "#prompts-table tbody tr")) == expected > 0
@@ -183,7 +183,7 @@ def test_the_table_begins_with_what_collapsed_and_sorts_by_any_column(opened):
     sort_by(opened, 2)
     assert texts(opened, "#prompts-table tbody th")[:3] == prompts[:-4:-1]
     sort_by(opened, 0)
-    opened.find_element("css selector", "#figure option:last-child").click()
+    opened.find_element("css selector", "#metric option:last-child").click()
     type_filter(opened, PLAIN[-1])
     assert texts(opened, "#prompts-table tbody td") == ["35"] * 3
 
@@ -198,7 +198,7 @@ def test_the_whole_table_is_shown_when_it_is_asked_for(opened):
     assert opened.execute_script(rows) == 50
 
 
-def test_the_keyboard_enlarges_an_image_and_goes_to_the_same_seed_of_the_next_row(opened):
+def test_the_keyboard_enlarges_an_image_and_goes_to_the_same_seed_of_the_next_arm(opened):
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.wait import WebDriverWait
 
@@ -218,7 +218,7 @@ def test_the_keyboard_enlarges_an_image_and_goes_to_the_same_seed_of_the_next_ro
     WebDriverWait(opened, 10).until(lambda _: opened.execute_script(FOCUSED) == left, f"the focus is not at {left}")
 
 
-def test_every_image_and_figure_has_a_name_and_every_text_enough_contrast(opened):
+def test_every_image_and_plot_has_a_name_and_every_text_enough_contrast(opened):
     assert opened.execute_script("return [...document.querySelectorAll('.grid img')].every(e => e.alt.length > 0)")
     named = "return [...document.querySelectorAll('svg, input, dialog, .wide')].every(e => e.ariaLabel)"
     assert opened.execute_script(named)

@@ -14,7 +14,7 @@ import torch
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
 from dpdmd.report import build
 from dpdmd.report.build import build_report, report_from_runs
-from dpdmd.report.galleries import choose_prompts, prompt_rows, write_overview_png
+from dpdmd.report.galleries import choose_prompts, prompt_galleries, write_overview_png
 from dpdmd.report.runs import ArmReport, read_arm, read_runs
 from dpdmd.store.files import write_json
 from dpdmd.store.png import write_png
@@ -76,9 +76,9 @@ def test_the_report_holds_everything_and_refers_to_nothing_outside(demo):
     assert page.tags.count("svg") == 4 and page.tags.count("figure") == 9
     assert sum(address.startswith("data:image") for address in page.addresses) == 81
     assert "DP-DMD is more diverse than DMD" in page.text and "abc123" in page.text
-    figures = {f"{name}.{suffix}" for name in ("trade_off", "spread", "losses", "health") for suffix in ("png", "csv")}
+    plots = {f"{name}.{suffix}" for name in ("trade_off", "spread", "losses", "health") for suffix in ("png", "csv")}
     tables = {"numbers.csv", "prompts.csv", "galleries.png"}
-    assert {path.name for path in (demo / "report_files").iterdir()} == figures | tables
+    assert {path.name for path in (demo / "report_files").iterdir()} == plots | tables
 
 
 def test_a_hostile_prompt_stays_text(demo):
@@ -133,7 +133,7 @@ def test_without_matplotlib_the_page_says_so(demo, monkeypatch):
     assert "svg" not in page.tags and "matplotlib is not installed" in page.text
 
 
-def test_what_no_column_is_known_for_is_shown_under_its_key(demo):
+def test_an_unknown_metric_is_shown_under_its_key(demo):
     further = {"facebook/<dino>": {"diversity_share": 0.61, "per_prompt": [{"prompt": "a cross", "diversity": 0.123}]}}
     arms = {"dmd": {"new_score": 0.12345, "vendi": 3.2, "further_features": further, "no number": float("nan")}}
     write_any_json(demo / "metrics.json", {"arms": arms})
@@ -141,7 +141,7 @@ def test_what_no_column_is_known_for_is_shown_under_its_key(demo):
     assert "new score" in page.text and "0.123" in page.text and "Vendi score" in page.text
     assert "Measured with facebook/<dino>" in page.text and "61 %" in page.text and "no number" not in page.text
     rows = read_csv(demo / "report_files" / "numbers.csv")
-    assert {row["figure"]: row["value"] for row in rows} == {"new_score": "0.12345", "vendi": "3.2"} | {
+    assert {row["metric"]: row["value"] for row in rows} == {"new_score": "0.12345", "vendi": "3.2"} | {
         "num_inference_steps": "4"
     }
     assert read_csv(demo / "report_files" / "numbers_1.csv")[0]["value"] == "0.61"
@@ -151,11 +151,11 @@ def test_what_no_column_is_known_for_is_shown_under_its_key(demo):
     ]
 
 
-def test_what_is_said_of_the_teacher_is_shown_where_there_is_no_row_of_it_and_failures_are_told(demo):
+def test_the_teachers_scores_are_shown_where_it_is_no_arm_and_failures_are_reported(demo):
     scores = {"clip_score": 30.25, "reference_clip_score": 31.75, "clip_score_failures": 3}
     write_any_json(demo / "metrics.json", {"arms": {"dmd": scores}})
     text = _Page(report_from_runs([demo], demo / "report.html").read_text()).text
-    assert "31.8" not in text and "DMD: 3 images got no CLIPScore" in text
+    assert "31.8" not in text and "DMD: 3 images have no CLIPScore" in text
     write_any_json(demo / "dmd" / "metrics.json", scores)
     text = _Page(report_from_runs([demo / "dmd"], demo / "report.html").read_text()).text
     assert "CLIPScore, the teacher's" in text and "31.8" in text
@@ -164,7 +164,7 @@ def test_what_is_said_of_the_teacher_is_shown_where_there_is_no_row_of_it_and_fa
 def test_the_tables_beside_the_page_hold_all_numbers_unrounded(demo):
     report_from_runs([demo], demo / "report.html")
     rows = read_csv(demo / "report_files" / "numbers.csv")
-    share = next(row for row in rows if row["arm"] == "DMD" and row["figure"] == "diversity_share")
+    share = next(row for row in rows if row["arm"] == "DMD" and row["metric"] == "diversity_share")
     assert [float(share[key]) for key in ("value", "low", "high")] == [sum(SHARES["dmd"]) / 3, 0.5, 1.0]
     rows = read_csv(demo / "report_files" / "prompts.csv")
     found = {(row["prompt"], row["arm"]): float(row["diversity_share"]) for row in rows}
@@ -191,16 +191,16 @@ def test_the_policy_names_the_one_script_and_lets_nothing_be_loaded(demo):
     assert directives["script-src"] == f"'sha256-{digest}'"
 
 
-def test_pictures_weigh_no_more_than_they_may_and_the_page_says_what_is_left_out(demo, monkeypatch):
+def test_images_stay_below_their_limit_and_the_page_says_what_is_left_out(demo, monkeypatch):
     arms = read_runs([demo])
-    everything = prompt_rows(arms)
+    everything = prompt_galleries(arms)
     assert [row.prompt for row in everything] == [HOSTILE, "a cross", "a red circle"]
-    weight = sum(len(p.data) for g in everything[0].galleries for p in g.pictures)
+    weight = sum(len(p.data) for g in everything[0].galleries for p in g.images)
     # The most and the least collapsed come first, whatever is left out between them.
-    assert [row.prompt for row in prompt_rows(arms, most_bytes=int(2.5 * weight))] == [HOSTILE, "a cross"]
-    assert [row.prompt for row in prompt_rows(arms, most_bytes=1)] == [HOSTILE]
-    monkeypatch.setattr(build, "prompt_rows", partial(prompt_rows, most_bytes=1))
-    assert "Pictures of 1 of 3 prompts are on this page" in report_from_runs([demo], demo / "report.html").read_text()
+    assert [row.prompt for row in prompt_galleries(arms, most_bytes=int(2.5 * weight))] == [HOSTILE, "a cross"]
+    assert [row.prompt for row in prompt_galleries(arms, most_bytes=1)] == [HOSTILE]
+    monkeypatch.setattr(build, "prompt_galleries", partial(prompt_galleries, most_bytes=1))
+    assert "This page has images of 1 of 3 prompts" in report_from_runs([demo], demo / "report.html").read_text()
 
 
 def test_large_images_are_shrunk_and_small_ones_kept_exactly(tmp_path):
@@ -210,8 +210,8 @@ def test_large_images_are_shrunk_and_small_ones_kept_exactly(tmp_path):
         noise = torch.rand(3, edge, edge // 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
         write_png(tmp_path / "samples" / "0.png", noise)
         write_manifest(tmp_path / "samples", [ImageEntry("a", 0, "0.png")])
-        (row,) = prompt_rows({"a": read_arm(tmp_path, "a")})
-        kind, _, data = row.galleries[0].pictures[0].data.partition(";base64,")
+        (row,) = prompt_galleries({"a": read_arm(tmp_path, "a")})
+        kind, _, data = row.galleries[0].images[0].data.partition(";base64,")
         with Image.open(io.BytesIO(base64.b64decode(data))) as shown, Image.open(tmp_path / "samples/0.png") as image:
             if edge == 128:
                 assert kind == "data:image/png" and shown.tobytes() == image.convert("RGB").tobytes()
@@ -219,8 +219,8 @@ def test_large_images_are_shrunk_and_small_ones_kept_exactly(tmp_path):
                 assert kind == "data:image/webp" and shown.size == (160, 320)
 
 
-def test_no_rows_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least one row"):
+def test_no_arms_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least one arm"):
         build_report(tmp_path / "r.html", arms={})
 
 
@@ -235,7 +235,7 @@ def test_the_overview_shows_the_seeds_in_order(demo, tmp_path):
     shown = [pixels.getpixel((left + s % 3 * pitch + 30, top + s // 3 * pitch + 30)) for s in range(9)]
     # fp32 may round a half either way.
     assert shown == pytest.approx([(s / 9 + 1) * 127.5 for s in range(9)], abs=0.51)
-    with pytest.raises(ValueError, match="images in every row"):
+    with pytest.raises(ValueError, match="every arm has images"):
         write_overview_png(tmp_path / "o.png", read_runs([demo]), prompts=["a prompt that nobody drew"])
 
 

@@ -73,13 +73,13 @@ def drawn(folder):
     return pareto(comparison, arm_colours(comparison.arms)), comparison
 
 
-def test_every_arm_is_in_the_picture_with_its_name_beside_it(tmp_path):
+def test_every_arm_is_in_the_plot_with_its_name_beside_it(tmp_path):
     figure, comparison = drawn(write_comparison(tmp_path, CROWD))
     axes = figure.axes[0]
     texts = {text.get_text(): text for text in axes.texts if text.get_text()}
     assert set(texts) == {arm.label for arm in comparison.arms.values()} | {"guidance 3.5", "guidance 8"}
     for name, arm in comparison.arms.items():
-        mean = [100 * comparison.figures[name][key]["mean"] for key in ("diversity_share", "quality")]
+        mean = [100 * comparison.metrics[name][key]["mean"] for key in ("diversity_share", "quality")]
         point = axes.transData.transform(mean)
         assert axes.bbox.contains(*point)
         box = texts[arm.label].get_window_extent()
@@ -99,7 +99,7 @@ def test_the_paths_end_in_the_means_and_grow_stronger(tmp_path):
         if line.get_color() == colour and line.get_alpha() and len(line.get_xdata()) == 2
     ]
     assert len(segments) == 3
-    mean = [100 * comparison.figures["dmd"][key]["mean"] for key in ("diversity_share", "quality")]
+    mean = [100 * comparison.metrics["dmd"][key]["mean"] for key in ("diversity_share", "quality")]
     assert [segments[-1].get_xdata()[1], segments[-1].get_ydata()[1]] == pytest.approx(mean)
     assert all(a.get_alpha() < b.get_alpha() for a, b in pairwise(segments))
 
@@ -110,7 +110,7 @@ def test_a_point_of_the_curve_that_is_far_away_does_not_squeeze_the_arms(tmp_pat
     assert low < 60 < 100 < high < 130
 
 
-def test_up_to_fourteen_rows_have_colours_of_their_own():
+def test_up_to_fourteen_arms_have_colours_of_their_own():
     names = ["teacher", "teacher_few_steps", "dmd", "dp_dmd", *(f"arm {i}" for i in range(10))]
     assert len(set(arm_colours({name: ArmReport(name) for name in names}).values())) == 14
 
@@ -119,23 +119,24 @@ def test_the_best_students_are_those_that_no_other_beats_on_both_axes(tmp_path):
     ends = {"diverse": (0.9, 0.5), "good": (0.5, 0.9), "beaten": (0.45, 0.45)}
     sentences = read_comparison(write_comparison(tmp_path, ends)).sentences
     assert (
-        "By their means no other student has both more diversity and better quality than diverse and good." in sentences
+        "Judged by the means, no other student has both more diversity and better quality than diverse and good."
+        in sentences
     )
 
 
-def test_the_page_shows_picture_and_tables_and_keeps_names_as_text(tmp_path):
+def test_the_page_shows_plot_and_tables_and_keeps_names_as_text(tmp_path):
     pytest.importorskip("matplotlib")
     write_comparison(tmp_path, {HOSTILE: (0.7, 0.7), "dp_dmd": (0.8, 0.8)})
     text = report_from_runs([tmp_path], tmp_path / "report.html").read_text()
     assert HOSTILE not in text and "&lt;script&gt;" in text
     assert not re.search(r"https?:|url\((?!#)|@import", text) and text.count("<svg") == 1
-    assert "95 % intervals over these (Student's t)".replace("'", "&#39;") in text
-    assert "what costs more per update gets fewer of them" in text
+    assert "95 % intervals over the seeds (Student's t)".replace("'", "&#39;") in text
+    assert "the more an update costs, the fewer of them fit" in text
     again = report_from_runs([tmp_path], tmp_path / "again" / "report.html")
     assert again.read_text() == text
 
 
-def test_figures_of_one_seed_do_not_stand_among_means_over_seeds(tmp_path):
+def test_metrics_of_one_seed_do_not_stand_among_means_over_seeds(tmp_path):
     write_comparison(tmp_path, {"dmd": (0.7, 0.7)})
     rows = [{"prompt": "a", "diversity": 0.1, "reference_diversity": 0.4}]
     write_json(tmp_path / "seed-0" / "dmd" / "metrics.json", {"recall": 0.123, "quality": 0.1, "per_prompt": rows})
@@ -151,7 +152,7 @@ def test_a_file_that_is_no_comparison_is_refused(tmp_path):
     content = read_json(write_comparison(tmp_path, CROWD) / "comparison.json")
     for broken in ({}, [], {key: value for key, value in content.items() if key != "setup"}):
         write_json(tmp_path / "comparison.json", broken)
-        with pytest.raises(ValueError, match="is not what dpdmd compare writes"):
+        with pytest.raises(ValueError, match="was not written by dpdmd compare"):
             report_from_runs([tmp_path], tmp_path / "report.html")
 
 
@@ -170,4 +171,4 @@ def test_students_of_several_seeds_are_compared_seed_by_seed():
     gap = difference(_arm("A", [*a, None]), _arm("B", [*b, 0.1]), "diversity_share")
     assert (gap.low, gap.high) == pytest.approx((expected.low, expected.high))
     mixed = {"dmd": _arm("DMD", [0.8, 0.6, 0.7]), "dp_dmd": _arm("DP-DMD", [0.7, 0.75, 0.72])}
-    assert "3 training seeds show no difference in diversity" in " ".join(summary_sentences(mixed))
+    assert "in diversity is not settled by these 3 training seeds" in " ".join(summary_sentences(mixed))

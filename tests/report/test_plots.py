@@ -7,7 +7,7 @@ import pytest
 
 from dpdmd.report.colours import ARM_COLOURS, OTHER_COLOURS
 from dpdmd.report.curves import _smooth, curves, thinned
-from dpdmd.report.points import quality_column, spread_rows, trade_off_rows
+from dpdmd.report.points import quality_metric, spread_rows, trade_off_rows
 from dpdmd.report.runs import ArmReport
 
 COLOURS = (*ARM_COLOURS.values(), *OTHER_COLOURS)
@@ -32,13 +32,13 @@ def lab(colour):
 
 
 @pytest.mark.parametrize("page", [LIGHT_PAGE, DARK_PAGE])
-def test_every_colour_of_a_row_is_seen_on_a_light_and_on_a_dark_page(page):
+def test_every_colour_of_an_arm_is_seen_on_a_light_and_on_a_dark_page(page):
     for colour in COLOURS:
         light, dark = sorted((luminance(colour), luminance(page)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 3
 
 
-def test_colours_of_rows_are_told_apart():
+def test_colours_of_arms_can_be_told_apart():
     assert min(np.linalg.norm(lab(a) - lab(b)) for a, b in combinations(COLOURS, 2)) >= 24
 
 
@@ -56,7 +56,7 @@ def test_the_moving_average_is_the_mean_of_what_lies_around():
     assert _smooth(values) == pytest.approx(expected)
 
 
-def test_a_long_log_makes_no_large_figure():
+def test_a_long_log_makes_no_large_plot():
     pytest.importorskip("matplotlib")
     log = [{"step": i, "loss/dmd": float(i % 7)} for i in range(20_000)]
     figure = curves({"dmd": ArmReport("DMD", log=log)}, ("loss/",))
@@ -64,17 +64,17 @@ def test_a_long_log_makes_no_large_figure():
     assert max(line.get_xdata()[-1] for line in figure.axes[0].lines) == 19_999
 
 
-def test_the_best_known_quality_that_two_rows_have_is_drawn():
+def test_the_best_known_quality_that_two_arms_have_is_drawn():
     arms = {
         "teacher": ArmReport("Teacher", metrics={"diversity": 0.4, "clip_score": 31.0, "precision": 1.0}),
         "dmd": ArmReport("DMD", metrics={"diversity_share": 0.5, "clip_score": 30.0, "image_reward": 0.1}),
         "none": ArmReport("none", metrics={"clip_score": 30.0}),
     }
-    quality = quality_column(arms)
+    quality = quality_metric(arms)
     assert quality.heading == "CLIPScore"
     points = [(row["arm"], row["diversity_share"], row["clip_score"]) for row in trade_off_rows(arms, quality)]
     assert points == [("Teacher", 1.0, 31.0), ("DMD", 0.5, 30.0)]
-    assert quality_column({"dmd": arms["dmd"]}) is None
+    assert quality_metric({"dmd": arms["dmd"]}) is None
 
 
 def test_prompts_are_lined_up_by_what_they_kept():

@@ -15,7 +15,7 @@ def _samples(folder, prompt="a red circle"):
     write_manifest(folder, [ImageEntry(prompt, 0, "0.png")], {"num_inference_steps": 4})
 
 
-def test_a_folder_of_runs_gives_its_rows_in_the_known_order(tmp_path):
+def test_a_folder_of_runs_gives_its_arms_in_the_known_order(tmp_path):
     for name in ("zeta", "dp_dmd", "teacher", "dmd"):
         _samples(tmp_path / name / "samples")
     write_json(tmp_path / "dmd" / "metrics.json", {"diversity": 0.1, "vendi": 2.0})
@@ -27,7 +27,7 @@ def test_a_folder_of_runs_gives_its_rows_in_the_known_order(tmp_path):
     assert arms["zeta"].images.info == {"num_inference_steps": 4}
 
 
-def test_single_runs_are_rows_and_equal_names_stay_apart(tmp_path):
+def test_single_runs_are_arms_and_equal_names_stay_apart(tmp_path):
     for parent in ("a", "b"):
         _samples(tmp_path / parent / "run")
     assert list(read_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])) == ["run", "run (2)"]
@@ -50,7 +50,7 @@ def test_folders_without_anything_to_report_are_refused(tmp_path):
         read_runs([tmp_path / "nowhere"])
 
 
-def test_a_report_that_could_not_be_written_is_told_before_anything_is_read(tmp_path, monkeypatch):
+def test_a_report_that_could_not_be_written_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "read_runs", lambda runs: pytest.fail("began to read"))
     (tmp_path / "file").write_text("")
     for out in (tmp_path, tmp_path / "file" / "report.html"):
@@ -58,7 +58,7 @@ def test_a_report_that_could_not_be_written_is_told_before_anything_is_read(tmp_
             build.report_from_runs([tmp_path], out)
 
 
-def test_figures_of_validation_are_behind_the_log_of_updates(tmp_path):
+def test_metrics_of_validation_come_after_the_log_of_updates(tmp_path):
     (tmp_path / "run/validation").mkdir(parents=True)
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "loss/dmd": 2}\n')
     (tmp_path / "run/validation/scores.jsonl").write_text('{"step": 1, "validation/quality": 0.5}\n')

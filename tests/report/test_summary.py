@@ -29,22 +29,22 @@ def test_a_student_that_keeps_more_is_named():
     text = _text(_arm("DMD", [0.7 * r for r in REFERENCE]), _arm("DP-DMD", [0.9 * r for r in REFERENCE]))
     assert "DMD has 70 % and DP-DMD has 90 %" in text
     assert "DP-DMD is more diverse than DMD, by 20.0 percentage points" in text
-    assert "do not differ in following the prompt" in text
+    assert "have equal scores in following the prompt" in text
 
 
-def test_the_outcome_that_nobody_hoped_for_is_told_as_plainly():
+def test_the_outcome_that_nobody_hoped_for_is_reported_as_plainly():
     text = _text(_arm("DMD", [0.9 * r for r in REFERENCE]), _arm("DP-DMD", [0.7 * r for r in REFERENCE]))
     assert "DMD is more diverse than DP-DMD, by 20.0 percentage points" in text
     assert "DP-DMD is more diverse" not in text
 
 
-def test_a_difference_within_the_interval_is_no_difference():
+def test_a_difference_whose_interval_spans_zero_is_not_settled():
     mixed = [r * (0.7 + (0.05 if i % 2 else -0.05)) for i, r in enumerate(REFERENCE)]
     text = _text(_arm("DMD", [0.7 * r for r in REFERENCE]), _arm("DP-DMD", mixed))
-    assert "show no difference in diversity" in text and "more diverse" not in text
+    assert "in diversity is not settled by these prompts" in text and "more diverse" not in text
 
 
-def test_worse_quality_is_told():
+def test_worse_quality_is_reported():
     dmd = _arm("DMD", [0.2] * 6, [0.95, 0.97, 0.96, 0.95, 0.99, 0.94])
     dp_dmd = _arm("DP-DMD", [0.3] * 6, [0.85, 0.87, 0.85, 0.86, 0.88, 0.84])
     assert "DMD follows the prompt better than DP-DMD, by 10.2 percentage points" in _text(dmd, dp_dmd)
@@ -75,7 +75,7 @@ def test_durations():
     assert [duration(s) for s in (7.46, 59.6, 200, 7500)] == ["7.5 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]
 
 
-def test_overdriven_colours_are_told_only_where_they_are():
+def test_overdriven_colours_are_reported_only_where_they_are():
     def text(saturation):
         arms = {"teacher": ArmReport("Teacher", metrics={"saturation": 0.01}),
                 "dmd": ArmReport("DMD", metrics={"saturation": saturation})}  # fmt: skip
@@ -85,7 +85,7 @@ def test_overdriven_colours_are_told_only_where_they_are():
     assert text(0.02) == ""
 
 
-def test_scores_of_networks_are_told_and_compared_prompt_by_prompt():
+def test_scores_of_networks_are_reported_and_compared_prompt_by_prompt():
     def arm(label, scores):
         rows = [{"prompt": str(i), "clip_score": score} for i, score in enumerate(scores)]
         return ArmReport(label, metrics={"clip_score": sum(scores) / len(scores), "per_prompt": rows})
@@ -94,12 +94,12 @@ def test_scores_of_networks_are_told_and_compared_prompt_by_prompt():
     teacher = ArmReport("Teacher", metrics={"clip_score": 31.25})
     arms = {"teacher": teacher, "dmd": arm("DMD", [score + 0.5 for score in base]), "dp_dmd": arm("DP-DMD", base)}
     text = " ".join(summary_sentences(arms))
-    assert "CLIPScore (more is better): 31 for DMD and 30.5 for DP-DMD (the teacher: 31.2)" in text
+    assert "CLIPScore (higher is better): 31 for DMD and 30.5 for DP-DMD (the teacher: 31.2)" in text
     assert "DMD has a better CLIPScore than DP-DMD, by 0.500 (95 % interval 0.500 to 0.500)" in text
 
 
-def test_the_worst_tenth_is_told():
+def test_the_worst_tenth_is_reported():
     arms = {"dmd": ArmReport("DMD", metrics={"diversity_share": 0.7, "diversity_share_worst_tenth": 0.12})}
-    assert "On the tenth of prompts that lost most, this is left of it: 12 % for DMD." in " ".join(
+    assert "In the tenth of prompts that lost most diversity, 12 % is left for DMD." in " ".join(
         summary_sentences(arms)
     )

@@ -46,7 +46,7 @@ def test_a_failure_counts_for_nothing_and_is_counted(tmp_path):
     assert rows["a cow"]["brightness"] is None
     assert scores.estimates["brightness"].value == pytest.approx((5.3 + 5.8) / 2, abs=0.01)
     assert scores.estimates["brightness"].n == 2
-    assert scores.figures == {"brightness_failures": 3, "reference_brightness_failures": 0}
+    assert scores.values == {"brightness_failures": 3, "reference_brightness_failures": 0}
     assert scores.estimates["reference_brightness"].value == pytest.approx(5.0, abs=0.01)
     assert scores.sources["brightness"] == {"name": "here", "revision": None, "sha256": "0"}
 

@@ -1,14 +1,14 @@
-"""What is compared: arms, their runs with one seed each, and how a user names both."""
+"""What is compared: an arm is a recipe or a model, a run is an arm with one training seed; and how users name them."""
 
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-# The arm that all others are compared with.
+# The name of the arm that all others are compared with.
 REFERENCE = "teacher"
 FEW_STEPS = "teacher_few_steps"
-# What the comparison itself sets, so that all arms have it alike.
+# Keys that the comparison itself sets to the same value for all arms, and the option that sets them.
 SETTLED = {
     "train.seed": "--seeds",
     "train.num_updates": "--budget",
@@ -19,9 +19,9 @@ SETTLED = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One row: a `recipe` (file or shipped name) with `overrides`, trained first, or a `model` that is only sampled.
+    """One thing to compare: a `recipe` (file or shipped name) with `overrides`, or a `model` that is only sampled.
 
-    `sampling`: further arguments of `dpdmd sample`. The arm called "teacher" is what the others are compared with.
+    sampling: further arguments of `dpdmd sample`. The arm called "teacher" is what the others are compared with.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Run:
-    """An arm in a folder of its own, trained with `seed`; None: a model that is only sampled."""
+    """An arm in a folder of its own, trained with `seed`; None for a model that is only sampled."""
 
     arm: Arm
     folder: Path
@@ -47,16 +47,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Budget:
-    """What every run may take: a number of student updates, or training seconds."""
+    """What each run may spend: student updates, or seconds of training."""
 
     amount: float
     unit: Literal["steps", "seconds"]
 
     def settings(self) -> dict[str, Any]:
-        """The recipe's keys that it sets."""
+        """The keys of the recipe that it sets."""
         if self.unit == "steps":
             return {"train.num_updates": int(self.amount)}
-        # Seconds alone end the run.
+        # Only the time ends the run.
         return {"train.num_updates": 10**9, "train.max_seconds": self.amount}
 
     def __str__(self) -> str:
@@ -73,10 +73,10 @@ def arrange(out: Path, models: list[Arm], students: list[Arm], seeds: list[int])
 
 
 def parse_arm(text: str) -> Arm:
-    """An arm from "RECIPE" or "RECIPE:SECTION.KEY=VALUE,SECTION.KEY=VALUE", named by it.
+    """An arm from "RECIPE" or "RECIPE:SECTION.KEY=VALUE,SECTION.KEY=VALUE", named after this text.
 
-    A comma parts two settings only where a key follows, so that a value may be a list. Raises ValueError for settings
-    that are none or that the comparison makes itself.
+    A comma separates two settings only where a key follows, so that a value may be a list. Raises ValueError for a
+    malformed setting and for one that the comparison makes itself.
     """
     recipe, colon, settings = (text, "", "") if Path(text).is_file() else text.partition(":")
     overrides = parse_settings(re.split(r",(?=\w+(?:\.\w+)+=)", settings) if colon else [], where=f"arm {text!r}")
@@ -93,7 +93,7 @@ def parse_settings(texts: list[str], *, where: str) -> dict[str, str]:
         key = key.strip()
         if not equals or "." not in key:
             raise ValueError(
-                f"{where}: a setting reads SECTION.KEY=VALUE, such as train.learning_rate=2e-4; got {text!r}"
+                f"{where}: a setting must be SECTION.KEY=VALUE, such as train.learning_rate=2e-4; got {text!r}"
             )
         if key in SETTLED:
             raise ValueError(f"{where}: {key} is the same for all arms, set by {SETTLED[key]}; leave it out")
@@ -107,11 +107,11 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match:
-            raise ValueError(f'--seeds reads "0-4" or "0,2,5", got {text!r}')
+            raise ValueError(f'--seeds must be like "0-4" or "0,2,5", got {text!r}')
         first = int(match[1])
         seeds += range(first, int(match[2] or first) + 1)
     if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"--seeds must name different seeds, at least one, got {text!r}")
+        raise ValueError(f"--seeds must name at least one seed and none of them twice, got {text!r}")
     return seeds
 
 
@@ -120,7 +120,7 @@ def parse_budget(text: str) -> Budget:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(step|second)s?\s*", text)
     amount = float(match[1]) if match else 0
     if not match or not amount or (match[2] == "step" and not amount.is_integer()):
-        raise ValueError(f'--budget reads "150 steps" or "600 seconds", got {text!r}')
+        raise ValueError(f'--budget must be like "150 steps" or "600 seconds", got {text!r}')
     return Budget(amount, f"{match[2]}s")
 
 
@@ -131,5 +131,5 @@ def parse_scales(text: str) -> list[float]:
     except ValueError:
         scales = [0.0]
     if any(not 1 <= scale < float("inf") for scale in scales):
-        raise ValueError(f'--guidance reads "1,2,3.5", each at least 1 (1 = off), got {text!r}')
+        raise ValueError(f'--guidance must be like "1,2,3.5", each at least 1 (1 = off), got {text!r}')
     return sorted(set(scales))

@@ -1,6 +1,6 @@
 """Train and sample by the commands that a user would type, each in a process of its own and never twice.
 
-Its own process, so that time and peak memory are its own. What a finished command left behind is not made again.
+A process of its own makes time and peak memory those of the command. A finished command is not repeated.
 """
 
 import fcntl
@@ -37,18 +37,18 @@ def run_all(
     batch_size: int | None = None,
     jobs: int = 1,
 ) -> None:
-    """Train and sample every run, `jobs` side by side, each on its share of the cores and on one of the GPUs.
+    """Train and sample every run, `jobs` at a time, each on its share of the cores and on one of the GPUs.
 
-    Side by side on one core each is faster than one after the other on all of them: networks this small do not fill
-    several cores. A training whose losses are no longer finite has failed: `failure` tells, and the others go on. When
-    a command fails otherwise, or on Ctrl-C, those under way finish or save, and no other is begun. batch_size: images
+    Small networks do not fill several cores, so that two jobs on a core each are faster than one after the other on
+    both. A run whose losses are no longer finite has failed (see `failure`), and the others go on. When a command fails
+    for another reason, or on Ctrl-C, the commands under way finish or save, and no other starts. batch_size: images
     sampled at once.
-    Raises ValueError, before any is begun, when `out` or a run's folder holds what other arguments made or another
-    process is at work in `out`, and for a command that is refused; ChildProcessError for one that fails.
+    Raises ValueError, before anything starts, when `out` or a run's folder was made by other arguments or another
+    process works in `out`, and for a command that refuses its arguments; ChildProcessError for a command that fails.
     """
     prompt_file, text = out / "prompts.txt", "\n".join(prompts) + "\n"
     if prompt_file.exists() and prompt_file.read_text(encoding="utf-8") != text:
-        raise ValueError(f"{prompt_file} has other prompts: choose another folder or remove this one")
+        raise ValueError(f"{prompt_file} has other prompts; choose another folder or remove this one")
     commands = [_commands(run, prompt_file, images_per_prompt) for run in runs]
     for run, own in zip(runs, commands, strict=True):
         _refuse_other(run, own)
@@ -59,7 +59,7 @@ def run_all(
 
 
 def failure(run: Run) -> dict[str, Any] | None:
-    """{"step", "error"} of a training that has failed, else None."""
+    """{"step", "error"} of a training that failed, else None."""
     record = _record(run, "train")
     return read_json(record).get("failure") if record.exists() else None
 
@@ -80,7 +80,7 @@ def _settings(run: Run) -> list[str]:
 
 
 def _record(run: Run, name: str) -> Path:
-    """What a finished command cost, and which it was."""
+    """The file that says which command finished and what it cost."""
     return run.folder / f"cost_{name}.json"
 
 
@@ -90,8 +90,8 @@ def _refuse_other(run: Run, commands: list[Command]) -> None:
         made_by = read_json(record)["command"] if record.exists() else list(command)
         if made_by != list(command):
             raise ValueError(
-                f"{run.folder} was made by `dpdmd {shlex.join(made_by)}`, now asked for `dpdmd {shlex.join(command)}`; "
-                "choose another folder or remove this one"
+                f"{run.folder} was made by `dpdmd {shlex.join(made_by)}`, and this comparison needs "
+                f"`dpdmd {shlex.join(command)}`; choose another folder or remove this one"
             )
     # The recipe's file may have changed since.
     if run.arm.recipe is not None and (run.folder / "recipe.toml").exists():
@@ -101,9 +101,9 @@ def _refuse_other(run: Run, commands: list[Command]) -> None:
 
 @contextmanager
 def _alone_in(out: Path) -> Iterator[int]:
-    """Within it no other process works in `out`; gives the lock for commands to inherit.
+    """Keep other processes from working in `out`; yields the lock, which commands inherit.
 
-    So a command that outlives a comparison that was killed is not started a second time beside itself.
+    A command that outlives its killed comparison keeps the lock, so that it is not started twice.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
@@ -111,8 +111,8 @@ def _alone_in(out: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(
-                f"another process is at work in {out}, maybe a command of a comparison that was killed: wait for it, "
-                "end it, or choose another folder"
+                f"another process works in {out}, perhaps a command of a comparison that was killed; wait for it, end "
+                "it, or choose another folder"
             ) from None
         yield file.fileno()
 
@@ -145,7 +145,7 @@ def _side_by_side(works: list[tuple[Run, list[Command]]], jobs: int, call: Call)
 
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:
-    """Variables of the commands in one of `jobs` slots, on top of this process's own."""
+    """Environment variables of the commands in one of `jobs` slots, in addition to those of this process."""
     if jobs == 1:
         return {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -155,7 +155,7 @@ def _environment(slot: int, jobs: int) -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    """Names of the GPUs that this process may use."""
+    """Identifiers of the GPUs that this process may use."""
     import torch
 
     number, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -163,9 +163,9 @@ def _gpus() -> list[str]:
 
 
 def _run_one(run: Run, commands: list[Command], call: Call) -> None:
-    """Run the commands that are not finished; resumes a training that was interrupted.
+    """Run the commands that have not finished; an interrupted training is resumed.
 
-    Writes cost.json: wall-clock "seconds" of all commands, the largest "peak_memory_bytes" of any.
+    Writes cost.json: wall-clock "seconds" of all commands, and the largest "peak_memory_bytes" of any of them.
     """
     costs = []
     for command in commands:
@@ -180,7 +180,7 @@ def _run_one(run: Run, commands: list[Command], call: Call) -> None:
 
 
 def _once(run: Run, command: Command, call: Call) -> dict[str, Any]:
-    """Run a command unless it has been finished before; returns what it cost then or now."""
+    """Run a command unless it has finished before; returns what it cost then or now."""
     record = _record(run, command[0])
     if record.exists():
         return read_json(record)
@@ -190,7 +190,7 @@ def _once(run: Run, command: Command, call: Call) -> dict[str, Any]:
     cost = {"command": list(command), **cost}
     if code == STOPPED_ERROR and command[0] == "train" and failed.exists():
         cost["failure"] = read_json(failed)
-        print(f"{run.folder} has failed and is left out: {cost['failure']['error']}", flush=True)
+        print(f"{run.folder} failed and is left out: {cost['failure']['error']}", flush=True)
     elif code:
         kind = ValueError if code == USER_ERROR else ChildProcessError
         raise kind(f"dpdmd {shlex.join(command)} ended with exit code {code}")
@@ -203,7 +203,7 @@ def _call(
 ) -> dict[str, Any]:
     """Run `dpdmd ARGUMENTS` in a process of its own; returns its "seconds", "peak_memory_bytes" and "exit_code".
 
-    sampling: what `sample` is given beside them, which changes no image. lock: the file that it keeps locked.
+    sampling: further arguments of `sample`, which change no image. lock: the file that the process keeps locked.
     """
     arguments = [*arguments, *(sampling if arguments[0] == "sample" else ())]
     print(f"\n$ dpdmd {shlex.join(arguments)}", flush=True)
@@ -214,7 +214,7 @@ def _call(
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt:
-        # The terminal has sent Ctrl-C to the child as well: let it save before we go.
+        # The terminal sends Ctrl-C to the child as well: let it save first.
         os.wait4(process.pid, 0)
         raise
     process.returncode = os.waitstatus_to_exitcode(status)

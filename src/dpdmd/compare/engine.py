@@ -1,21 +1,22 @@
-"""A comparison from arms to report: run, score, sum up. `dpdmd compare`, the demo and the benchmarks share it."""
+"""A comparison from arms to report: run, score, summarise. `dpdmd compare`, the demo and the benchmarks share it."""
 
 from pathlib import Path
 from typing import Any
 
 from dpdmd.compare.arms import REFERENCE, Budget, Run, arrange
 from dpdmd.compare.commands import failure, run_all
-from dpdmd.compare.measure import Row, measure
+from dpdmd.compare.measure import RunMetrics, measure
 from dpdmd.compare.plan import Teacher, plan_students, prompts_of, require_features, shared_teacher
-from dpdmd.compare.summary import FIGURES, summarise_arms, summarise_rows, table
+from dpdmd.compare.summary import summarise_arms, summarise_runs, table
 from dpdmd.compare.trade_off import on_axes, path_runs, paths, step_of
+from dpdmd.evaluate.metrics import METRICS
 from dpdmd.report.build import report_from_runs
 from dpdmd.report.spreadsheet import write_rows
 from dpdmd.store.files import write_json
 from dpdmd.store.provenance import surroundings
 
 IMAGES_PER_PROMPT = 16
-# Of students on the way, which are points of a picture: of the same seeds, the first ones.
+# For students kept during training, which are points of a plot: the first ones of the same seeds.
 PATH_IMAGES_PER_PROMPT = 4
 
 
@@ -28,10 +29,10 @@ def run_and_measure(
     features: str = "auto",
     batch_size: int | None = None,
     jobs: int = 1,
-) -> list[Row]:
-    """Train, sample and score all runs, going on where that was interrupted; returns a row for each (see `measure`).
+) -> list[RunMetrics]:
+    """Train, sample and score all runs, or what is left to do of it; returns the metrics of each (see `measure`).
 
-    One must be called "teacher": the others are compared with it. Raises ValueError without, and like `run_all`.
+    The others are compared with the arm called "teacher". Raises ValueError when there is none, and like `run_all`.
     """
     reference = next((run for run in runs if run.arm.name == REFERENCE), None)
     if reference is None:
@@ -57,9 +58,9 @@ def compare_recipes(
 ) -> Path:
     """Train every recipe with every seed under one budget and write one report into `out`; returns its path.
 
-    guidance: scales at which the teacher is sampled beside the recipes' own. prompts: default those of the built-in
-    world. Beside report.html: comparison.json ({"arms": {name: {figure: summary}}, "setup", "runs", "paths", "curve",
-    "provenance"}) and comparison.csv, a line for all that was scored. Called again it goes on where it was interrupted.
+    guidance: scales at which the teacher is sampled in addition to the recipes' own. prompts: default those of the
+    built-in world. Also writes comparison.json ({"arms": {name: {metric: summary}}, "setup", "runs", "paths", "curve",
+    "provenance"}) and comparison.csv, a line for each folder of images that was scored. Called again, it continues.
     Raises ValueError, before anything runs, for what cannot be compared.
     """
     if images_per_prompt < 2:
@@ -74,13 +75,14 @@ def compare_recipes(
     runs, curve = arrange(out, teacher.arms(), students, seeds), _curve_runs(out, teacher, guidance)
     how: dict[str, Any] = {"prompts": prompts, "batch_size": batch_size, "jobs": jobs}
     all_runs = [*runs, *curve.values()]
-    all_rows = run_and_measure(all_runs, out, images_per_prompt=images_per_prompt, features=features, **how)
-    rows, curve_rows = all_rows[: len(runs)], dict(zip(curve, all_rows[len(runs) :], strict=True))
+    all_measured = run_and_measure(all_runs, out, images_per_prompt=images_per_prompt, features=features, **how)
+    measured = all_measured[: len(runs)]
+    of_curve = dict(zip(curve, all_measured[len(runs) :], strict=True))
     points = path_runs(runs)
     run_all(points, out, images_per_prompt=path_images, **how)
-    point_rows = measure(points, runs[0], features=features)
+    of_points = measure(points, runs[0], features=features)
 
-    arms = summarise_arms(runs, rows)
+    arms = summarise_arms(runs, measured)
     content = {
         "arms": arms,
         "setup": {
@@ -96,13 +98,13 @@ def compare_recipes(
             "students": {arm.name: {"recipe": arm.recipe, **arm.overrides} for arm in students},
         },
         "runs": {name: [_place(run, out) for run in runs if run.arm.name == name] for name in arms},
-        "paths": paths(points, point_rows),
-        "curve": _curve({teacher.guidance_scale: rows[0]} | curve_rows),
+        "paths": paths(points, of_points),
+        "curve": _curve({teacher.guidance_scale: measured[0]} | of_curve),
         "provenance": surroundings(),
     }
     write_json(out / "comparison.json", content)
-    lines = [_line(run, row) for run, row in zip(all_runs, all_rows, strict=True)]
-    lines += [_line(run, row) | {"updates": step_of(run.folder)} for run, row in zip(points, point_rows, strict=True)]
+    lines = [_line(run, metrics) for run, metrics in zip(all_runs, all_measured, strict=True)]
+    lines += [_line(run, own) | {"updates": step_of(run.folder)} for run, own in zip(points, of_points, strict=True)]
     write_rows(out / "comparison.csv", lines)
     report = report_from_runs([out], out / "report.html")
     print(f"\n{table(arms)}\n\nreport: {report.resolve()}")
@@ -110,22 +112,22 @@ def compare_recipes(
 
 
 def _curve_runs(out: Path, teacher: Teacher, scales: list[float]) -> dict[float, Run]:
-    """The teacher at every scale but its own."""
+    """Runs of the teacher at every scale but its own."""
     names = {scale: f"guidance-{scale:g}" for scale in scales if scale != teacher.guidance_scale}
     return {scale: Run(teacher.arm(name, scale), out / "teachers" / name) for scale, name in names.items()}
 
 
-def _curve(rows: dict[float, Row]) -> list[dict[str, Any]]:
-    """The teacher's points by rising scale; none where it was sampled at its own alone."""
-    if len(rows) < 2:
+def _curve(measured: dict[float, RunMetrics]) -> list[dict[str, Any]]:
+    """The teacher's points by rising scale; none when it was sampled at its own scale only."""
+    if len(measured) < 2:
         return []
-    return [{"guidance_scale": scale} | on_axes(summarise_rows([rows[scale]])) for scale in sorted(rows)]
+    return [{"guidance_scale": scale} | on_axes(summarise_runs([measured[scale]])) for scale in sorted(measured)]
 
 
 def _place(run: Run, out: Path) -> dict[str, Any]:
     return {"seed": run.seed, "folder": str(run.folder.relative_to(out)), "failure": failure(run)}
 
 
-def _line(run: Run, row: Row) -> dict[str, Any]:
-    known = {figure: row.get(figure) for figure in FIGURES}
-    return {"arm": run.arm.name, "seed": run.seed, "images_per_prompt": row.get("images_per_prompt"), **known}
+def _line(run: Run, metrics: RunMetrics) -> dict[str, Any]:
+    known = {metric.key: metrics[metric.key] for metric in METRICS if metric.key in metrics}
+    return {"arm": run.arm.name, "seed": run.seed, "images_per_prompt": metrics.get("images_per_prompt"), **known}

@@ -1,4 +1,4 @@
-"""What one run scored, what it cost and how steadily it trained: one dict of plain numbers."""
+"""What one run scored, what it cost and how steadily it trained, as one dict of plain numbers."""
 
 from statistics import median
 from typing import Any
@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from dpdmd.compare.arms import Run
 from dpdmd.compare.commands import failure
+from dpdmd.evaluate.metrics import HEADLINE
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.scores import quality
 from dpdmd.models.student_file import STUDENT_FILE, StudentFile
@@ -16,37 +17,27 @@ from dpdmd.store.files import read_json
 from dpdmd.training.run.folder import RunFolder
 
 SPIKE, WINDOW, FEWEST = 5.0, 50, 10
-HEADLINE = (
-    "diversity",
-    "diversity_share",
-    "prompts_near_reference",
-    "named_accuracy",
-    "validity",
-    "effective_modes",
-    "total_variation_reference",
-    "frechet",
-)
 
-Row = dict[str, Any]
+RunMetrics = dict[str, Any]
 
 
-def measure(runs: list[Run], reference: Run, *, features: str = "auto") -> list[Row]:
-    """Score runs that have been sampled against `reference`; writes metrics.json into each folder.
+def measure(runs: list[Run], reference: Run, *, features: str = "auto") -> list[RunMetrics]:
+    """Score sampled runs against `reference`; writes metrics.json into each folder.
 
-    Returns a row for each: the metrics of `evaluate_folder` without those per prompt (a headline that cannot be had,
-    for want of a valid image, say, is None), "quality", cost.json and, of what was trained, `training_figures`. The row
-    of a failed run holds the last alone.
+    Returns a dict for each run: the metrics of `evaluate_folder` without those per prompt (a headline metric that could
+    not be measured is None), "quality", the contents of cost.json and, for what was trained, `training_metrics`. A
+    failed run has the last of these only.
     """
-    rows = []
+    measured = []
     for run in tqdm(runs, desc="scoring", unit="run"):
-        row: Row = training_figures(run) if run.arm.recipe else {}
+        metrics: RunMetrics = training_metrics(run) if run.arm.recipe else {}
         if failure(run) is None:
-            row |= _scores(run, reference, features) | read_json(run.folder / "cost.json")
-        rows.append(row)
-    return rows
+            metrics |= _scores(run, reference, features) | read_json(run.folder / "cost.json")
+        measured.append(metrics)
+    return measured
 
 
-def _scores(run: Run, reference: Run, features: str) -> Row:
+def _scores(run: Run, reference: Run, features: str) -> RunMetrics:
     metrics = evaluate_folder(
         run.folder / "samples",
         reference=reference.folder / "samples",
@@ -54,21 +45,19 @@ def _scores(run: Run, reference: Run, features: str) -> Row:
         out=run.folder / "metrics.json",
         cache=cache_folder("images"),
     )
-    row = dict.fromkeys(HEADLINE) | {key: value for key, value in metrics.items() if key != "per_prompt"}
+    found = dict.fromkeys(HEADLINE) | {key: value for key, value in metrics.items() if key != "per_prompt"}
     estimate = quality(metrics)
-    row["quality"] = estimate and estimate.value
+    found["quality"] = estimate and estimate.value
     if estimate and estimate.interval:
-        row["intervals"] = {**row["intervals"], "quality": estimate.interval}
-    return row
+        found["intervals"] = {**found["intervals"], "quality": estimate.interval}
+    return found
 
 
-def training_figures(run: Run) -> dict[str, float | None]:
-    """Costs and steadiness of a training, from its log, its provenance and its student.
+def training_metrics(run: Run) -> dict[str, float | None]:
+    """Cost and stability of a training, from its log, its provenance and its student.
 
-    "updates", "training_seconds", "seconds_per_cycle" (mean over all updates but the first, which makes what later ones
-    use), "forwards_per_update", "backwards_per_update" (network calls per sample), "extra_parameters" (of networks
-    beside teacher, student and fake score), "training_memory_bytes", "loss_spikes", "grad_norm_spikes" (see
-    `num_spikes`), "failed" (1 or 0).
+    The keys are those of the groups COST and STABILITY in `evaluate.metrics`; "failed" is 1 or 0. "seconds_per_cycle"
+    leaves out the first update, which prepares what later ones use. What an older version did not write is None.
     """
     folder = RunFolder(run.folder)
     log = read_log(folder.metrics)
@@ -92,13 +81,13 @@ def training_figures(run: Run) -> dict[str, float | None]:
 
 
 def num_spikes(values: list[float]) -> int:
-    """How often a loss or gradient norm leaves its usual size: is above SPIKE = 5 times its running median.
+    """How often a loss or gradient norm rises above SPIKE = 5 times its running median.
 
-    The running median is that of the WINDOW = 50 values before it, or of as many as there are, from FEWEST = 10 on; it
-    follows a trend and is not moved by the spikes themselves. Values above it in a row are one spike. Why 5: in fifteen
-    runs on the built-in teacher (benchmarks/collapse.py) all losses, and the fake score's gradient norm, stayed below 2
-    times their median from batch to batch, while the student's gradient norm left it by up to 27 times: 5 lies clear of
-    the one and finds the other. A quantity that changes its sign (a generator's hinge loss) has no usual size: 0.
+    The median is taken over the WINDOW = 50 values before, or over as many as there are, from FEWEST = 10 on. It
+    follows a trend and is not moved by spikes. Consecutive values above the limit are one spike. A quantity that
+    changes its sign, such as a generator's hinge loss, has no usual size: 0.
+    Why 5: in fifteen runs on the built-in teacher (benchmarks/collapse.py) all losses and the gradient norm of the fake
+    score stayed below 2 times their median, while the gradient norm of the student reached 27 times.
     """
     if any(value < 0 for value in values):
         return 0
@@ -110,7 +99,7 @@ def num_spikes(values: list[float]) -> int:
     return count
 
 
-def _spikes(log: list[Row], prefix: str) -> int:
-    """Spikes of all quantities of the log whose names begin with `prefix`."""
+def _spikes(log: list[dict[str, Any]], prefix: str) -> int:
+    """Spikes of all logged quantities whose names start with `prefix`."""
     names = {key for row in log for key in row if key.startswith(prefix)}
     return sum(num_spikes([row[name] for row in log if row.get(name) is not None]) for name in names)

@@ -1,4 +1,4 @@
-"""From what a user asks for to arms that can be compared, all of it checked before anything runs."""
+"""From what a user asks for to arms that can be compared, checked before anything runs."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from dpdmd.recipe.toml import load_recipe
 from dpdmd.world.captions import all_captions
 from dpdmd.world.prompts import evaluation_prompts
 
-# Of every run, unless the user sets them: students are kept for the picture, validation pictures are nobody's.
+# Defaults of every run: students are kept for the plot, and nobody looks at validation images.
 DEFAULTS = {"checkpoint.students": "true", "checkpoint.keep": "1", "validation.every": "0"}
 
 
@@ -21,8 +21,8 @@ DEFAULTS = {"checkpoint.students": "true", "checkpoint.keep": "1", "validation.e
 class Teacher:
     """The teacher that all arms share, and how it is sampled.
 
-    few_steps: the number of steps of all students, at which it is sampled as well; None where students differ or a
-    teacher takes no other number of steps than its own.
+    few_steps: the students' number of steps, at which it is sampled as well; None when students differ in it or the
+    teacher cannot take another number of steps.
     """
 
     model: str
@@ -31,34 +31,35 @@ class Teacher:
     few_steps: int | None = None
 
     def arm(self, name: str = REFERENCE, guidance_scale: float | None = None, num_steps: int | None = None) -> Arm:
-        """It as an arm: the reference, or at another guidance scale or number of steps."""
+        """The teacher as an arm: the reference, or another guidance scale or number of steps."""
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         steps = num_steps or self.num_inference_steps
         sampling = ("--guidance-scale", f"{scale:g}", "--num-inference-steps", str(steps))
         return Arm(name, model=self.model, sampling=sampling)
 
     def arms(self) -> list[Arm]:
-        """The reference and, if it can be had, the teacher at the students' number of steps."""
+        """The reference and, if possible, the teacher at the students' number of steps."""
         return [self.arm()] + ([self.arm(FEW_STEPS, num_steps=self.few_steps)] if self.few_steps else [])
 
 
 def plan_students(recipes: list[str], *, names: list[str], sets: list[str], budget: Budget) -> list[Arm]:
-    """The arms that a user asks for (see `parse_arm`), each with what all are given: `sets` and the budget.
+    """The arms that a user asks for (see `parse_arm`), each with the settings `sets` and the budget of all.
 
-    names: none, or one for each. Raises ValueError for names that are repeated, too few or no folder's.
+    names: none, or one for each arm. Raises ValueError for repeated names, too few of them, or one that cannot be the
+    name of a folder.
     """
     arms = [parse_arm(text) for text in recipes]
     if names and len(names) != len(arms):
-        raise ValueError(f"give --name once for each of the {len(arms)} recipes, or not at all; got {len(names)}")
+        raise ValueError(f"give --name once for each of the {len(arms)} recipes or not at all; got {len(names)}")
     if names:
         arms = [replace(arm, name=name) for arm, name in zip(arms, names, strict=True)]
     for name in (arm.name for arm in arms):
         if name != Path(name).name or name in ("", "..", REFERENCE, FEW_STEPS):
             raise ValueError(
-                f"an arm cannot be called {name!r}: its name becomes a folder's and must not be a teacher's"
+                f"an arm cannot be called {name!r}: the name must be that of a folder and not a teacher's; use --name"
             )
     if len({arm.name for arm in arms}) < len(arms):
-        raise ValueError(f"arms need different names, got {', '.join(arm.name for arm in arms)}; name them by --name")
+        raise ValueError(f"arms need different names, got {', '.join(arm.name for arm in arms)}; name them with --name")
     common = DEFAULTS | parse_settings(sets, where="--set")
     return [replace(arm, overrides=common | arm.overrides | budget.settings()) for arm in arms]
 
@@ -66,8 +67,8 @@ def plan_students(recipes: list[str], *, names: list[str], sets: list[str], budg
 def shared_teacher(students: list[Arm]) -> Teacher:
     """The teacher of all arms; reads and plans every recipe.
 
-    Raises ValueError for a recipe that cannot be trained, for arms that do not share the teacher, its guidance and its
-    number of steps, and for a teacher that `dpdmd sample` would not draw as the recipe has it.
+    Raises ValueError for a recipe that cannot be trained, for arms that differ in the teacher, its guidance or its
+    number of steps, and for a teacher that `dpdmd sample` would sample in another way than the recipe does.
     """
     teachers: dict[str, Teacher] = {}
     for arm in students:
@@ -82,7 +83,7 @@ def shared_teacher(students: list[Arm]) -> Teacher:
         if plan.latent_shape != adapter.latent_shape() or embedded != adapter.embedded_guidance:
             raise ValueError(
                 f"arm {arm.name}: a comparison samples the teacher in its own size and at its own embedded guidance; "
-                "leave model.height, model.width and model.embedded_guidance at the model's"
+                "leave out model.height, model.width and model.embedded_guidance"
             )
         teachers[arm.name] = Teacher(
             recipe.model.teacher,
@@ -101,17 +102,17 @@ def shared_teacher(students: list[Arm]) -> Teacher:
 
 
 def prompts_of(teacher: Teacher) -> list[str]:
-    """What arms are judged on by default. Raises ValueError for a teacher that is not built in."""
+    """The default prompts to judge arms on. Raises ValueError for a teacher that is not built in."""
     if teacher.model not in BUILT_IN:
-        raise ValueError(f"give --prompts FILE: there are prompts for the built-in teachers only, got {teacher.model}")
+        raise ValueError(f"give --prompts FILE: only the built-in teachers have default prompts, got {teacher.model}")
     return evaluation_prompts()
 
 
 def require_features(features: str, teacher: Teacher, prompts: list[str]) -> None:
-    """Raises ValueError when there is no feature network for these images: without one no diversity is seen."""
+    """Raises ValueError when there is no feature network for these images: diversity cannot be measured without."""
     is_world = teacher.model in BUILT_IN and set(prompts) <= set(all_captions())
     if choose_extractor(features, is_world)[0] is None:
         raise ValueError(
-            "diversity is measured in the features of a vision model, and none was found; name one by --features, a "
+            "diversity is measured in the features of a vision model, and none was found; name one with --features, a "
             "folder or hub id such as facebook/dinov2-large"
         )

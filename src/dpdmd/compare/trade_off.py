@@ -1,12 +1,12 @@
-"""Diversity against quality on the way: the students kept while training."""
+"""Diversity against quality during training, from the students that were kept."""
 
 from pathlib import Path
 from typing import Any
 
 from dpdmd.compare.arms import Arm, Run
 from dpdmd.compare.commands import failure
-from dpdmd.compare.measure import Row
-from dpdmd.compare.summary import Summary, summarise_rows
+from dpdmd.compare.measure import RunMetrics
+from dpdmd.compare.summary import Summary, summarise_runs
 from dpdmd.training.run.folder import RunFolder
 
 AXES = ("diversity_share", "quality")
@@ -14,10 +14,10 @@ MOST_POINTS = 8
 
 
 def path_runs(runs: list[Run]) -> list[Run]:
-    """The students kept on the way, each to be sampled into RUN/path/step-000050.
+    """Runs that sample the students kept during training, each into RUN/path/step-000050.
 
-    Of an arm those steps that all its runs have kept (failed runs aside) before their last one, and if they are many,
-    MOST_POINTS = 8 spread evenly over them.
+    Of each arm they are those of the steps that all its runs, failed ones aside, have kept before their last one; of
+    many steps MOST_POINTS = 8, evenly spaced.
     """
     points = []
     for name in dict.fromkeys(run.arm.name for run in runs if run.arm.recipe):
@@ -31,14 +31,14 @@ def path_runs(runs: list[Run]) -> list[Run]:
     return points
 
 
-def paths(points: list[Run], rows: list[Row]) -> dict[str, list[dict[str, Any]]]:
-    """{arm: [{"step", "diversity_share", "quality"}, early to late]}, both figures as summaries over seeds."""
-    by_place: dict[tuple[str, int], list[Row]] = {}
-    for run, row in zip(points, rows, strict=True):
-        by_place.setdefault((run.arm.name, step_of(run.folder)), []).append(row)
+def paths(points: list[Run], measured: list[RunMetrics]) -> dict[str, list[dict[str, Any]]]:
+    """{arm: [{"step", "diversity_share", "quality"}, early to late]}, both metrics as summaries over seeds."""
+    by_place: dict[tuple[str, int], list[RunMetrics]] = {}
+    for run, metrics in zip(points, measured, strict=True):
+        by_place.setdefault((run.arm.name, step_of(run.folder)), []).append(metrics)
     found: dict[str, list[dict[str, Any]]] = {}
     for name, step in sorted(by_place):
-        found.setdefault(name, []).append({"step": step} | on_axes(summarise_rows(by_place[name, step])))
+        found.setdefault(name, []).append({"step": step} | on_axes(summarise_runs(by_place[name, step])))
     return found
 
 
@@ -48,7 +48,7 @@ def step_of(folder: Path) -> int:
 
 
 def on_axes(summaries: dict[str, Summary]) -> dict[str, Summary]:
-    """Those of an arm's figures that the picture shows."""
+    """The two metrics of the plot, of those that were summarised."""
     return {axis: summaries[axis] for axis in AXES if axis in summaries}
 
 

@@ -1,1 +1,1 @@
-"""Metrics of folders of images: diversity, fidelity, and the exact ones of the built-in world."""
+"""Sample and score folders of images: diversity, likeness to a teacher, quality."""

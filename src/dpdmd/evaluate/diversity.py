@@ -9,8 +9,8 @@ def pairwise_diversity(features: Tensor) -> Tensor:
 
         D = 1 - 2 / (R (R - 1)) sum_{i < j} <f_i, f_j>,   f L2-normalised
 
-    features: (P, R, D) of P prompts with R samples each. Returns (P,) fp64; 0: all samples alike, 1: orthogonal.
-    Raises ValueError when R < 2 or a feature vector is zero or not finite.
+    features: (P, R, D) of P prompts with R samples each. Returns (P,) fp64: 0 when all samples are alike, 1
+    when they are orthogonal. Raises ValueError when R < 2, or when a feature vector is zero or not finite.
     Source: arXiv 2602.03139, section on metrics.
     """
     _require_samples(features, 3, "(prompts, samples, dimensions)")
@@ -18,7 +18,7 @@ def pairwise_diversity(features: Tensor) -> Tensor:
 
 
 def vendi_score(features: Tensor) -> Tensor:
-    """Effective number of different samples of each prompt, between 1 and R.
+    """Effective number of different samples of each prompt, from 1 to R.
 
         V = exp(-sum_k l_k log l_k),   l the eigenvalues of the cosine kernel / R
 
@@ -32,17 +32,17 @@ def vendi_score(features: Tensor) -> Tensor:
 
 
 def spatial_diversity(features: Tensor) -> Tensor:
-    """1 - mean cosine over pairs of samples of a prompt, place by place, in the mean over places.
+    """1 - mean cosine over pairs of samples of each prompt, place by place, averaged over places.
 
         S = 1/P' sum_p D(f_p),   D as in `pairwise_diversity`, f_p the features at place p
 
-    Two images count as alike only where the same thing is at the same place: a figure that moves or turns changes S,
-    though a pooled feature may not see it. features: (P, R, P', D) of P' places. Returns (P,) fp64.
-    Raises like `pairwise_diversity`; a place without feature in one image (all zero) is refused too.
+    Two images are alike only where they show the same thing at the same place. An object that moves or turns raises S,
+    which a pooled feature may not notice. features: (P, R, P', D) of P' places. Returns (P,) fp64.
+    Raises ValueError like `pairwise_diversity`, also when the feature of one place in one image is zero.
     Ours, after the pooled one of arXiv 2602.03139.
     """
     _require_samples(features, 4, "(prompts, samples, places, dimensions)")
-    # One prompt after the other: in fp64 all of them would be twice as large again.
+    # One prompt at a time, because all of them in fp64 would take twice the memory.
     return torch.stack([_pair_means(_unit(prompt.transpose(0, 1))).mean() for prompt in features])
 
 

@@ -1,4 +1,4 @@
-"""A folder of images that is drawn once, by any number of processes, and gone on with where it was interrupted."""
+"""Draw a folder of images once, with any number of processes, and continue where it was interrupted."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -29,13 +29,13 @@ def draw_folder(
     what: str,
     progress: bool = True,
 ) -> Manifest:
-    """Draw what `out` lacks of every prompt with every seed, then write manifest.json; returns it.
+    """Draw the images of every prompt and seed that `out` lacks, then write and return the manifest.
 
-    draw: images (3, H, W) in [-1, 1] of (prompt, seed) pairs, one after the other. settings: all that the images
-    depend on, kept in sampling.json; a folder begun with others is refused, further prompts and seeds are not. Under
-    torchrun every process draws a share of the images, and the first writes the manifest; its "seconds" are those of
-    the slowest process, of all calls so far. what: for the progress bar.
-    Raises ValueError for a folder with other images, OSError when it cannot be written to.
+    draw: from (prompt, seed) pairs to their images (3, H, W) in [-1, 1], one after the other. settings: everything that
+    the images depend on; sampling.json keeps it. what: the label of the progress bar. Further prompts and seeds may be
+    added to a folder. Under torchrun each process draws a share of the images, and the first one writes the manifest,
+    whose "seconds" are those of the slowest process, summed over all calls.
+    Raises ValueError for a folder with images made by other settings, OSError when it cannot be written to.
     """
     from dpdmd.distributed.processes import on_all_processes, on_main_process, rank_and_world_size
 
@@ -56,13 +56,13 @@ def draw_folder(
 def _missing(
     out: Path, prompts: list[str], files: dict[tuple[str, int], str], settings: dict[str, Any]
 ) -> list[tuple[str, int]]:
-    """What has yet to be drawn; writes sampling.json before there is an image."""
+    """What has yet to be drawn; writes sampling.json before the first image."""
     out.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in out.glob("*.png")}
     path = out / SETTINGS_FILE
     known = read_json(path) if path.exists() else {}
     if not known and there & set(files.values()):
-        raise ValueError(f"{out} holds images and no {SETTINGS_FILE} that says how they were made; {ADVICE}")
+        raise ValueError(f"{out} has images but no {SETTINGS_FILE} that says how they were made; {ADVICE}")
     if known:
         _refuse_other(out, known, prompts, settings)
     longer = max(known.get("prompts", []), prompts, key=len)
@@ -73,10 +73,10 @@ def _missing(
 def _refuse_other(out: Path, known: dict[str, Any], prompts: list[str], settings: dict[str, Any]) -> None:
     for key, value in settings.items():
         if key != PLACE and known.get(key) != value:
-            raise ValueError(f"{out} holds images made with {key} {known.get(key)!r}, now {value!r}; {ADVICE}")
+            raise ValueError(f"{out} has images made with {key} {known.get(key)!r}, not {value!r}; {ADVICE}")
     for before, now in zip(known.get("prompts", []), prompts, strict=False):
         if before != now:
-            raise ValueError(f"{out} holds images of {before!r} where {now!r} is now asked for; {ADVICE}")
+            raise ValueError(f"{out} has images of the prompt {before!r} in place of {now!r}; {ADVICE}")
 
 
 def _seconds_before(out: Path) -> float:

@@ -11,8 +11,11 @@ BLOCK = 1024
 
 @dataclass(frozen=True)
 class FrechetDistance:
-    """The distance and whether to believe it: `reliable` is False when either set has no more images than
-    dimensions, for then a covariance has no full rank and the distance mostly measures the number of images."""
+    """The distance, and whether to believe it.
+
+    `reliable` is False when either set has no more images than there are dimensions: its covariance then lacks full
+    rank, and the distance mostly measures the number of images.
+    """
 
     value: float
     reliable: bool
@@ -51,10 +54,10 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
 
         mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-    Unbiased, whatever the number of images, so that it may be slightly negative where there is no difference; the
-    Frechet distance of few images is too large. features: (N, D), reference: (M, D); fp64 throughout.
-    Raises ValueError like `frechet_distance`. Source: arXiv 1801.01401 (KID, there on Inception features and in the
-    mean over random subsets; here over all pairs, which has the same expectation and less noise).
+    It is unbiased for any number of images, so it may be slightly negative for sets that are alike; the Frechet
+    distance of few images is too large. features: (N, D), reference: (M, D); fp64 throughout.
+    Raises ValueError like `frechet_distance`. Source: arXiv 1801.01401 (KID, there on Inception features and averaged
+    over random subsets; here over all pairs, which has the same expectation and less noise).
     """
     features, reference = _pair(features, reference, minimum=2)
     within = sum(_mean_kernel(own, own) for own in (features, reference))
@@ -64,8 +67,9 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
 def neighbours(features: Tensor, reference: Tensor, *, num_neighbours: int = 5) -> Neighbours:
     """Whether two sets lie in each other's k-nearest-neighbour balls.
 
-    precision: share of features inside some ball of the reference; recall: the same the other way round;
-    density: mean number of reference balls around a feature, over k; coverage: share of reference balls that hold one.
+    precision: share of features inside any ball of the reference; recall: share of the reference inside any ball of the
+    features; density: mean number of reference balls around a feature, divided by k; coverage: share of reference balls
+    that contain a feature.
     features: (N, D), reference: (M, D). Raises ValueError when N or M <= k, or D differs.
     """
     features, reference = _pair(features, reference, minimum=num_neighbours + 1)
@@ -92,8 +96,8 @@ def _pair(features: Tensor, reference: Tensor, minimum: int) -> tuple[Tensor, Te
 
 
 def _mean_kernel(x: Tensor, y: Tensor) -> float:
-    """Mean of the kernel over pairs; of a set with itself over pairs of different members."""
-    # A block of rows at a time: the whole matrix of 30,000 images would be 7 GB.
+    """Mean of the kernel over all pairs; for a set with itself, over pairs of different members."""
+    # In blocks: the whole matrix of 30,000 images would take 7 GB.
     total = math.fsum(float(_kernel(rows @ y.T, x).sum()) for rows in x.split(BLOCK))
     if x is not y:
         return total / (len(x) * len(y))

@@ -1,4 +1,4 @@
-"""Features of a folder of images, kept on disk."""
+"""Features of a folder of images, cached on disk."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from dpdmd.vision.features import FeatureExtractor, Features, feature_rows, join
 def folder_features(
     extractor: FeatureExtractor, samples: Samples, *, cache: Path | None = None, batch_size: int = 32
 ) -> Features:
-    """Features of a folder's images, in their order; with `cache`, a folder, none is computed twice."""
+    """Features of a folder's images, in their order; with the folder `cache` none is computed twice."""
     identity = extractor.identity
     if identity is None:
         cache = None

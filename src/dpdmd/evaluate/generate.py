@@ -1,4 +1,4 @@
-"""Generate once to a folder: PNGs and a manifest that every metric reads."""
+"""Sample one of our models into a folder: PNGs, and the manifest that every metric reads."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ CHUNK = 64  # prompts encoded at a time
 
 @dataclass(frozen=True)
 class Teacher:
-    """What draws the first part of a hybrid."""
+    """The teacher that replaces the first step of a student (a hybrid)."""
 
     network: nn.Module
     grid: Grid
@@ -37,14 +37,15 @@ class Teacher:
 
 
 def load_teacher(sampler: Sampler, num_inference_steps: int | None, guidance_scale: float | None) -> Teacher:
-    """The teacher of a student, by default as its family samples it. Raises ValueError where a hybrid cannot be."""
+    """The teacher of a student, by default with its own steps and guidance.
+
+    Raises ValueError for a student that cannot become a hybrid: a teacher, or one that adds noise between its steps.
+    """
     if sampler.grid is None or sampler.kind != "ode":
-        raise ValueError(
-            "--teacher-first is for a deterministic student: the teacher takes the place of its first step"
-        )
+        raise ValueError("--teacher-first needs a deterministic student: the teacher replaces its first step")
     adapter = load_adapter(sampler.base)
     scale = adapter.guidance_scale if guidance_scale is None else guidance_scale
-    Guidance(scale)  # refuses a bad scale
+    Guidance(scale)  # raises for a bad scale
     grid = adapter.stock_grid(num_inference_steps or adapter.num_inference_steps, sampler.latent_shape())
     return Teacher(adapter.load_network().eval().requires_grad_(False), grid, scale)
 
@@ -61,9 +62,9 @@ def sample_latents(
     first: Teacher | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Final latents (B, C, H, W) along `grid`, one per seed: a teacher's guided, a student's unguided.
+    """Final latents (B, C, H, W) along `grid`, one for each seed: with guidance for a teacher, without for a student.
 
-    first: a teacher that takes the place of the student's first step.
+    first: a teacher that replaces the student's first step.
     """
     adapter = sampler.adapter
     denoise = network_denoiser(adapter, sampler.network, sampler.embedded_guidance)
@@ -82,7 +83,10 @@ def sample_latents(
 def sampling_grid(
     sampler: Sampler, num_inference_steps: int | None, latent_shape: tuple[int, int, int] | None = None
 ) -> Grid:
-    """A student's own grid, a teacher's stock grid. Raises ValueError for a student asked for other steps."""
+    """The grid of a student, or the stock grid of a teacher.
+
+    Raises ValueError when a student is asked for another number of steps than its own.
+    """
     if sampler.grid is None:
         return sampler.adapter.stock_grid(num_inference_steps or sampler.adapter.num_inference_steps, latent_shape)
     if num_inference_steps not in (None, sampler.grid.num_steps):
@@ -105,13 +109,14 @@ def generate_folder(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Manifest:
-    """Sample every prompt with every seed into `out`: PNGs and manifest.json. Goes on with a folder that was begun.
+    """Sample every prompt with every seed into `out`: PNGs and manifest.json. Continues an unfinished folder.
 
-    model: a name `models.load.load_sampler` takes. Defaults: a student's own grid without guidance; a teacher's own
-    number of steps and guidance scale. teacher_first: the student's teacher takes the place of its first step (a
-    hybrid, no training), with `num_inference_steps` and `guidance_scale` of its own. On a GPU where there is one;
-    started by torchrun, each process draws a share. Raises ValueError for empty or repeated prompts or seeds, an
-    unknown model, and a folder that holds images made otherwise.
+    model: as `models.load.load_sampler` takes it. num_inference_steps, guidance_scale: by default the model's own; a
+    student has its own grid and no guidance. teacher_first: the student's teacher replaces its first step (a hybrid,
+    without training) and takes `num_inference_steps` and `guidance_scale`. batch_size: changes speed and memory only.
+    It runs on a GPU where there is one. Under torchrun each process draws a share of the images.
+    Raises ValueError for empty or repeated prompts or seeds, an unknown model, and a folder with images that were made
+    with other settings.
     """
     require_different(prompts, seeds, batch_size)
     device = start_processes()
@@ -120,7 +125,7 @@ def generate_folder(
     first = load_teacher(sampler, num_inference_steps, guidance_scale) if teacher_first else None
     grid = sampling_grid(sampler, None if first else num_inference_steps, shape)
     scale = sampler.guidance_scale if guidance_scale is None or first else guidance_scale
-    Guidance(scale)  # refuses a bad scale before anything is written
+    Guidance(scale)  # raises for a bad scale before anything is written
     settings: dict[str, Any] = {
         "model": model,
         "identity": on_main_process(lambda: _identity(model, sampler.base if first else None)),
@@ -189,13 +194,15 @@ def require_different(prompts: list[str], seeds: list[int], batch_size: int) -> 
     """Raises ValueError for empty or repeated prompts or seeds, and for a batch size below 1."""
     for name, values in (("prompts", prompts), ("seeds", seeds)):
         if not values or len(set(values)) != len(values):
-            raise ValueError(f"{name} must be a list of different values, at least one, got {len(values)}")
+            raise ValueError(
+                f"{name} must be a list of at least one value and no value twice, got {len(values)} of them"
+            )
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
 
 
 def start_processes() -> torch.device:
-    """This process's device; joins the others that torchrun has started, if any."""
+    """The device of this process; joins the other processes of torchrun, if there are any."""
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return new_accelerator().device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -204,7 +211,7 @@ def start_processes() -> torch.device:
 def _encoded_batches(
     sampler: Sampler, jobs: list[tuple[str, int]], batch_size: int
 ) -> Iterator[tuple[Condition, list[int]]]:
-    """Conditions and seeds, a batch at a time; CHUNK prompts are encoded at once, for embeddings may be large."""
+    """Conditions and seeds, one batch at a time; only CHUNK prompts are encoded at once, since embeddings are large."""
     prompts = list(dict.fromkeys(prompt for prompt, _ in jobs))
     for start in range(0, len(prompts), CHUNK):
         rows = {prompt: row for row, prompt in enumerate(prompts[start : start + CHUNK])}

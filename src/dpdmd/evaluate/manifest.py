@@ -1,4 +1,4 @@
-"""A folder of generated images and its manifest.json: what generation hands to every metric and to the report."""
+"""A folder of images and its manifest.json, which sampling writes and every metric and the report read."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image: the prompt and seed that name it and its file, relative to the folder."""
+    """One image: its prompt and seed, which identify it, and its file relative to the folder."""
 
     prompt: str
     seed: int
@@ -21,13 +21,13 @@ class ImageEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The images of a folder, and how they were made (`info`: model, num_inference_steps, guidance_scale, grid ...)."""
+    """The images of a folder; `info` says how they were made (model, num_inference_steps, guidance_scale, grid ...)."""
 
     images: list[ImageEntry]
     info: dict[str, Any] = field(default_factory=dict)
 
     def by_prompt(self) -> dict[str, list[ImageEntry]]:
-        """Images of each prompt by rising seed; prompts in the order in which they first appear."""
+        """The images of each prompt by rising seed; prompts in the order of their first appearance."""
         groups: dict[str, list[ImageEntry]] = {}
         for entry in self.images:
             groups.setdefault(entry.prompt, []).append(entry)
@@ -35,13 +35,13 @@ class Manifest:
 
 
 def write_manifest(folder: str | Path, images: list[ImageEntry], info: dict[str, Any] | None = None) -> Manifest:
-    """Write `folder`/manifest.json for images that already lie there; returns what was written.
+    """Write `folder`/manifest.json for images that are already there; returns the manifest.
 
     Raises ValueError like `read_manifest`, and when `info` has a key "images".
     """
     info = dict(info or {})
     if "images" in info:
-        raise ValueError('info must not have a key "images": the manifest keeps the list of images under it')
+        raise ValueError('info must not have a key "images": this is the key of the list of images')
     manifest = Manifest(list(images), info)
     _check(Path(folder), manifest)
     rows = [{"prompt": entry.prompt, "seed": entry.seed, "file": entry.file} for entry in manifest.images]
@@ -52,11 +52,11 @@ def write_manifest(folder: str | Path, images: list[ImageEntry], info: dict[str,
 def read_manifest(folder: str | Path) -> Manifest:
     """Read the manifest of a folder of images.
 
-    A folder without manifest.json is read as one sub-folder of images per prompt, named as the prompt; the seed of an
-    image is then its file name where all names of that prompt are whole numbers, else its place in their order.
+    A folder without manifest.json must have one sub-folder of images for each prompt, named after the prompt. The seed
+    of an image is then its file name if all file names of the prompt are whole numbers, else its place among them.
 
-    Raises ValueError for a folder that is missing or without images; a manifest that is broken JSON or lacks a field;
-    a listed file that is missing or outside the folder; a file, or a (prompt, seed), listed twice.
+    Raises ValueError for a folder that is missing or has no images; a manifest that is broken JSON or lacks a field; a
+    listed file that is missing or outside the folder; and a file or a (prompt, seed) that is listed twice.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -92,8 +92,8 @@ def _from_sub_folders(folder: Path) -> Manifest:
             images.append(ImageEntry(sub_folder.name, seed, f"{sub_folder.name}/{path.name}"))
     if not images:
         raise ValueError(
-            f"{folder} has neither {MANIFEST_NAME} nor a sub-folder of images per prompt; "
-            "make one with `dpdmd sample ... --out`"
+            f"{folder} has neither {MANIFEST_NAME} nor a sub-folder of images for each prompt; make such a folder with "
+            "`dpdmd sample ... --out FOLDER`"
         )
     return Manifest(images)
 

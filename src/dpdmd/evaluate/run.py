@@ -1,4 +1,4 @@
-"""Scoring a folder of images: everything that is measured, in one dict of plain numbers."""
+"""Score a folder of images: everything that is measured, as one dict of plain numbers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,28 +31,29 @@ def evaluate_folder(
     device: str | None = None,
     cache: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Score the images of a folder, and against a reference (the teacher's images for the same prompts and seeds;
-    further seeds of the reference are left out).
+    """Score the images of a folder, also against a reference: the teacher's images of the same prompts and seeds.
 
-    features: "scenes", the folder or hub id of a transformers vision model, or "auto": the built-in network for
-    captions of the built-in world at 32 x 32, else DINOv3 if it is in the local hub cache, else no feature metrics,
-    and the result says so under "skipped". Of several the first is the main one; what the others tell is under
-    "further_features", by name. perceptual: what the LPIPS-type distance is taken by, as `perceptual_scores` has it;
-    None: it is left out. quality: scores of single images, each "NAME" or "NAME=WEIGHTS" as `load_quality` takes it.
-    out: JSON file to write as well. device: default a GPU if there is one. cache: a folder in which what networks made
-    of an image is kept, so that it is computed once.
-    Returns "num_prompts", "images_per_prompt", what each scorer of `evaluate.scorers` documents, "intervals" over
-    prompts, "per_prompt" rows, "skipped" (what was left out and why) and "provenance". The same input gives the same
-    output. Figures are defined in docs/evaluation.md.
-    Raises ValueError like `read_samples`, `read_reference`, `load_extractor` and `load_quality`; OSError when `out`
-    could not be written.
+    reference: its further seeds are ignored.
+    features: "scenes", the folder or hub id of a transformers vision model, or "auto". "auto" is the built-in network
+    for captions of the built-in world at 32 x 32, else DINOv3 if the local hub cache has it, else nothing, and then the
+    feature metrics are "skipped". The first of several networks is the main one; the metrics of the others are under
+    "further_features", by name.
+    perceptual: backbone of the LPIPS-type distance, as `perceptual_scores` takes it; None leaves it out.
+    quality: scores of single images, each "NAME" or "NAME=WEIGHTS" as `load_quality` takes it.
+    out: a JSON file to write. device: default a GPU if there is one. cache: a folder for the outputs of networks, so
+    that none is computed twice.
+    Returns "num_prompts", "images_per_prompt", the metrics that each scorer of `evaluate.scorers` documents,
+    "intervals" over prompts, "per_prompt", "skipped" (what was left out and why) and "provenance". The same input gives
+    the same output. docs/evaluation.md defines the metrics.
+    Raises ValueError like `read_samples`, `read_reference`, `load_extractor` and `load_quality`, and OSError when `out`
+    cannot be written.
     """
     if out is not None:
         require_writable(out)
     require_known(quality)
     samples = read_samples(folder)
     teacher = read_reference(reference, samples) if reference is not None else None
-    # What is missing is told before hours of scoring, not behind them.
+    # Report missing weights before hours of scoring, not after them.
     if perceptual is not None:
         distance_for(samples, perceptual)
     weights = {text: quality_weights(text) for text in quality}
@@ -75,7 +76,7 @@ def evaluate_folder(
     if perceptual is not None:
         scores.append(perceptual_scores(samples, teacher, perceptual, device=device, cache=cache))
     for text, found in weights.items():
-        # Without a name of its own a scorer is gone before the next one is loaded.
+        # The scorer has no name here, so that its memory is free before the next one is loaded.
         scores.append(quality_scores(samples, teacher, load_quality(text, device=device, weights=found), cache=cache))
     if of_world:
         scores.append(scene_scores(samples, teacher))
@@ -92,7 +93,7 @@ def evaluate_folder(
 
 
 def lines(metrics: dict[str, Any]) -> list[str]:
-    """Every figure with its interval, of further networks too, and what was left out: for a terminal."""
+    """Every metric with its interval, also of further networks, and what was left out: for a terminal."""
     found = _lines(metrics)
     for name, further in metrics.get("further_features", {}).items():
         found += ["", f"{name}:", *_lines(further)]
@@ -112,7 +113,10 @@ def _lines(metrics: dict[str, Any]) -> list[str]:
 def choose_extractor(
     features: str, is_world: bool, device: str = "cpu"
 ) -> tuple[FeatureExtractor | None, dict[str, str]]:
-    """What `features` names (see `evaluate_folder`), or None and why. Raises ValueError like `load_extractor`."""
+    """The network that `features` names (see `evaluate_folder`), or None and {"feature metrics": why}.
+
+    Raises ValueError like `load_extractor`.
+    """
     if features != "auto":
         return load_extractor(features, device=device), {}
     if is_world:

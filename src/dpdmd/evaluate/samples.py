@@ -1,4 +1,4 @@
-"""A folder's images in a fixed order, and the teacher's of the same prompts and seeds."""
+"""The images of a folder in a fixed order, and the teacher's images of the same prompts and seeds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from dpdmd.store.png import read_png
 
 @dataclass(frozen=True)
 class Samples:
-    """A folder's images in a fixed order: prompt by prompt, within a prompt by rising seed."""
+    """The images of a folder in a fixed order: prompt by prompt, within a prompt by rising seed."""
 
     folder: Path
     prompts: list[str]
@@ -23,7 +23,7 @@ class Samples:
 
     @property
     def images_per_prompt(self) -> int:
-        """As many of every prompt."""
+        """The number of images, which is the same for every prompt."""
         return len(self.files) // len(self.prompts)
 
     @property
@@ -37,12 +37,12 @@ class Samples:
         return [sha256_of(path) for path in self.files]
 
     def images(self) -> Iterator[Tensor]:
-        """Each image (3, H, W) in [-1, 1], read when it is asked for."""
+        """Each image (3, H, W) in [-1, 1], read when it is needed."""
         return (read_png(path) for path in self.files)
 
 
 def read_samples(folder: str | Path, like: Samples | None = None) -> Samples:
-    """The images of a folder; with `like`, those of its prompts and seeds where the folder has all of them.
+    """The images of a folder; with `like`, only those of its prompts and seeds, if the folder has all of them.
 
     Raises ValueError like `read_manifest`, and when prompts have different numbers of images.
     """
@@ -62,7 +62,7 @@ def read_samples(folder: str | Path, like: Samples | None = None) -> Samples:
 
 
 def read_reference(folder: str | Path, samples: Samples) -> Samples:
-    """The teacher's images of the same prompts and seeds; its further seeds are left out.
+    """The teacher's images of the same prompts and seeds; its further seeds are ignored.
 
     Raises ValueError like `read_samples`, and when a prompt or seed is missing on either side.
     """

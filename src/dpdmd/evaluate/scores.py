@@ -1,4 +1,4 @@
-"""What a scorer tells of a folder of images, and how scores are put together."""
+"""What a scorer returns for a folder of images, and how the results of several scorers become one dict."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,30 +11,31 @@ from dpdmd.evaluate.intervals import Estimate, mean_estimate
 class Scores:
     """What one scorer found.
 
-    estimates: figures with their intervals over prompts. figures: what has none. per_prompt: figures of each prompt,
-    in their order; empty where there are none. skipped: what was left out and why. sources: which weights were used.
+    estimates: metrics with intervals over prompts. values: metrics without intervals, and other results.
+    per_prompt: {metric: value} of each prompt, in their order, or empty. skipped: {what was left out: why}. sources:
+    the weights that were used.
     """
 
     estimates: dict[str, Estimate] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     per_prompt: list[dict[str, Any]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)
 
 
 def together(prompts: list[str], scores: Iterable[Scores]) -> dict[str, Any]:
-    """Scores as one dict of plain numbers: every figure, "intervals", "per_prompt" and, if anything was, "skipped"."""
-    figures: dict[str, Any] = {}
+    """Scores as one dict: every metric, "intervals", "per_prompt" and, if anything was left out, "skipped"."""
+    values: dict[str, Any] = {}
     estimates: dict[str, Estimate] = {}
     rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
     skipped: dict[str, str] = {}
     for score in scores:
-        figures |= score.figures
+        values |= score.values
         estimates |= score.estimates
         skipped |= score.skipped
         for row, more in zip(rows, score.per_prompt or [{}] * len(rows), strict=True):
             row |= more
-    metrics = figures | {key: estimate.value for key, estimate in estimates.items()}
+    metrics = values | {key: estimate.value for key, estimate in estimates.items()}
     metrics["intervals"] = {key: e.interval for key, e in estimates.items() if e.interval is not None}
     metrics["per_prompt"] = rows
     if skipped:
@@ -43,12 +44,12 @@ def together(prompts: list[str], scores: Iterable[Scores]) -> dict[str, Any]:
 
 
 def quality(metrics: dict[str, Any]) -> Estimate | None:
-    """How good the images are, whatever their diversity: the axis against which diversity is traded.
+    """How good the images are, whatever their diversity: the other axis of the trade-off.
 
-    On the built-in world validity x named accuracy of a prompt, in the mean over prompts: about the share of images
-    that are clean and as prompted. Validity alone would not see a student that ignores its prompts; named accuracy
-    alone is near 1 for whatever was trained here. Elsewhere "precision", the share of images that are near the
-    teacher's, if there are features; else None.
+    On the built-in world it is validity x named accuracy of a prompt, averaged over prompts: about the share of images
+    that are clean and as prompted. Validity alone would not notice a student that ignores its prompts, and named
+    accuracy alone is near 1 for everything that was trained here. For other images it is "precision", the share of
+    images that are near the teacher's; None without features.
     """
     rows = metrics["per_prompt"]
     if all("validity" in row for row in rows):

@@ -1,4 +1,4 @@
-"""Drawing with a stock diffusers pipeline, whatever its family, sampler and steps are."""
+"""Sample with a stock diffusers pipeline, whatever its family, sampler and steps."""
 
 import inspect
 from collections.abc import Iterator
@@ -33,9 +33,9 @@ def generate_with_stock(
 ) -> Manifest:
     """`generate.generate_folder` for any pipeline that diffusers loads, or a LoRA for `base`, called as it is.
 
-    num_inference_steps, guidance_scale: as the pipeline's call takes them, by default its own. Each image has a
-    generator of its own, so that it has the noise of our samples with the same seed wherever the pipeline draws all of
-    its noise at once. Raises ValueError for what cannot be loaded or does not take these arguments.
+    num_inference_steps, guidance_scale: as the pipeline's call takes them; default its own. Each image has a generator
+    of its own, so that a pipeline that draws its noise at once starts from the noise of our samples with that seed.
+    Raises ValueError for a model that cannot be loaded and for a pipeline that does not take these arguments.
     """
     require_different(prompts, seeds, batch_size)
     device = start_processes()
@@ -45,7 +45,7 @@ def generate_with_stock(
     known = inspect.signature(pipeline.__call__).parameters
     for name in ("prompt", "generator", "output_type", *options):
         if name not in known:
-            raise ValueError(f"{model}: a {type(pipeline).__name__} takes no {name}")
+            raise ValueError(f"{model}: a {type(pipeline).__name__} does not take {name}")
     settings: dict[str, Any] = {
         "model": model,
         "identity": on_main_process(
@@ -73,8 +73,8 @@ def generate_with_stock(
 def load_pipeline(model: str, base: str | None = None) -> Any:
     """The pipeline of a folder or hub id, in fp32; or `base` with the LoRA `model` merged into it.
 
-    A LoRA is a .safetensors file, a folder of one without model_index.json, or a hub id that is no pipeline.
-    Raises ValueError when it cannot be loaded.
+    A LoRA is a .safetensors file, a folder with one and without model_index.json, or a hub id that is not a pipeline.
+    Raises ValueError for what cannot be loaded.
     """
     from diffusers import DiffusionPipeline
 
@@ -82,14 +82,14 @@ def load_pipeline(model: str, base: str | None = None) -> Any:
     if is_lora and Path(model).is_file() and Path(model).suffix != ".safetensors":
         raise ValueError(f"{model}: a LoRA must be a .safetensors file; pickles are not read")
     if is_lora and base is None:
-        raise ValueError(f"{model} is no diffusers pipeline; a LoRA needs the pipeline it was made for")
+        raise ValueError(f"{model} is not a diffusers pipeline; a LoRA needs the pipeline that it was made for")
     source = base if is_lora else model
     with reading(source, "pipeline"):
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
     if is_lora:
         _merge_lora(pipeline, model, source)
     if not any(getattr(pipeline, name, None) is not None for name in NETWORKS):
-        raise ValueError(f"{source}: a {type(pipeline).__name__} has no denoising network; it cannot be audited")
+        raise ValueError(f"{source}: a {type(pipeline).__name__} has no denoising network, so it cannot be audited")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -110,13 +110,13 @@ def is_pipeline(model: str) -> bool:
 
 def _merge_lora(pipeline: Any, model: str, base: str) -> None:
     if not hasattr(pipeline, "load_lora_weights"):
-        raise ValueError(f"{base}: a {type(pipeline).__name__} takes no LoRA")
+        raise ValueError(f"{base}: a {type(pipeline).__name__} does not take a LoRA")
     place = Path(model)
     where = {"weight_name": place.name} if place.is_file() else {}
     try:
         with reading(model, "LoRA"):
             pipeline.load_lora_weights(str(place.parent if where else model), use_safetensors=True, **where)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{model} is no LoRA for {base}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{model} is not a LoRA for {base}: {str(error).splitlines()[0]}") from None
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()

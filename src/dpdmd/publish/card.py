@@ -1,4 +1,4 @@
-"""The model card of an export: where the student comes from, how to sample it, how good it is, under which licence."""
+"""The model card of an export: origin of the student, how to sample it, its scores, its licence."""
 
 import math
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.evaluate.intervals import LEVEL
+from dpdmd.evaluate.metrics import SCORES
 from dpdmd.models.student_file import StudentFile
 from dpdmd.store.files import read_json
 
@@ -17,8 +18,8 @@ CARD = """\
 # {num_steps}-step student of {base}
 
 - Base model: {base}
-- Method: {method}, {updates} student updates, by dpdmd
-- Grid: t = {grid} (1 = noise, 0 = data); sampled without guidance, on this grid only
+- Method: {method}, {updates} student updates, trained with dpdmd
+- Grid: t = {grid} (1 = noise, 0 = data). Sample it on this grid only, and without guidance
 
 ## Use
 
@@ -43,34 +44,6 @@ METHODS = {
     "[arXiv 2405.14867](https://arxiv.org/abs/2405.14867))",
 }
 
-# The rows of the table: what `evaluate_folder` calls a figure, and what it says.
-FIGURES = {
-    "diversity": "how different the images of one prompt are: 1 - mean cosine similarity of their features",
-    "diversity_share": "the same as a share of the teacher's, same prompts and seeds",
-    "diversity_share_worst_tenth": "the same in the tenth of prompts with the least",
-    "spatial_diversity_share": "diversity of what is where, as a share of the teacher's",
-    "prompts_near_reference": "share of prompts whose diversity is within 20 % of the teacher's",
-    "vendi": "effective number of different images per prompt",
-    "named_accuracy": "share of what the prompts name that is drawn right",
-    "validity": "share of images that are a clean scene of the built-in world",
-    "effective_modes": "effective number of values of a factor that the prompt leaves open",
-    "total_variation_reference": "distance (0 to 1) of what is left open from the teacher's distribution",
-    "frechet": "Frechet distance to the teacher's images in feature space, 0 = the same",
-    "kid": "kernel distance to the teacher's images in feature space, 0 = the same",
-    "clip_score": "CLIPScore, agreement of image and prompt",
-    "clip_iqa": "CLIP-IQA, quality without a reference",
-    "pick_score": "PickScore, human preference",
-    "hps_v21": "HPSv2.1, human preference",
-    "image_reward": "ImageReward, human preference",
-    "visual_quality_r1": "VisualQuality-R1, quality without a reference",
-    "maniqa": "MANIQA, quality without a reference",
-    "precision": "share of images that are like the teacher's",
-    "recall": "share of the teacher's images that the student has a like of",
-    "density": "how deep images lie among the teacher's",
-    "coverage": "share of the teacher's images with one of the student's near",
-    "saturation": "share of colour values that are exactly 0 or 255",
-}
-
 UNKNOWN = "unknown"
 
 
@@ -83,11 +56,11 @@ def model_card(
     scores: str,
     recipe: str | None,
 ) -> str:
-    """The text of README.md: a YAML head that the hub reads, then Markdown.
+    """The text of README.md: a YAML head for the hub, then Markdown.
 
-    info: the student's student.json; hub_base: the base's hub id, None for a folder, which the hub would
-    refuse as `base_model`; licence: as `base_licence` returns it; scores: `metrics_section` or `unscored_section`;
-    recipe: the run's recipe.toml.
+    info: the contents of student.json. hub_base: hub id of the base, or None for a folder, which the hub would refuse
+    as `base_model`. licence: as `base_licence` returns it. scores: `metrics_section` or `unscored_section`. recipe: the
+    text of the run's recipe.toml.
     """
     from huggingface_hub import ModelCardData
 
@@ -113,44 +86,48 @@ def model_card(
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
-    """What `dpdmd evaluate` wrote. Raises ValueError when the file is another one."""
+    """Read what `dpdmd evaluate` wrote. Raises ValueError for any other file."""
     metrics = read_json(path)
     if isinstance(metrics, dict) and isinstance(metrics.get("arms"), dict):
-        raise ValueError(f"{path} holds the metrics of several arms; name the metrics.json in the folder of one")
+        raise ValueError(f"{path} has the metrics of several arms; name the metrics.json in the folder of one arm")
     kinds = {"num_prompts": int, "images_per_prompt": int, "intervals": dict, "provenance": dict}
     for key, kind in kinds.items():
         if not isinstance(metrics, dict) or not isinstance(metrics.get(key), kind):
-            raise ValueError(f'{path} is no file that `dpdmd evaluate` wrote: it has no valid "{key}"')
-    for key in FIGURES:
-        figure, interval = metrics.get(key), metrics["intervals"].get(key)
+            raise ValueError(f'{path} was not written by `dpdmd evaluate`: it has no valid "{key}"')
+    for key in (metric.key for metric in SCORES):
+        value, interval = metrics.get(key), metrics["intervals"].get(key)
         is_pair = interval is None or (isinstance(interval, list) and len(interval) == 2)
-        if not (is_pair and all(map(_is_number, [0 if figure is None else figure, *(interval or [])]))):
-            raise ValueError(f'{path} is no file that `dpdmd evaluate` wrote: its "{key}" is no figure with interval')
+        if not (is_pair and all(map(_is_number, [0 if value is None else value, *(interval or [])]))):
+            raise ValueError(
+                f'{path} was not written by `dpdmd evaluate`: its "{key}" is not a number with an interval'
+            )
     return metrics
 
 
 def metrics_section(metrics: dict[str, Any]) -> str:
-    """What was measured on what, and a table of the figures with their intervals."""
+    """The table of metrics with their intervals, and what they were measured on."""
     features = metrics["provenance"].get("features")
     lines = [
         f"{metrics['num_prompts']} prompts, {metrics['images_per_prompt']} images each, "
-        + (f"features {_code(features)}" if features else "no features, so that diversity was not measured")
-        + f". Intervals: {100 * LEVEL:g} % bootstrap over prompts, of this one training run.",
+        + (f"features of {_code(features)}" if features else "no features, so diversity was not measured")
+        + f". Intervals are {100 * LEVEL:g} % bootstrap intervals over prompts, of this one training run. They do not "
+        "show how another training seed would differ.",
         "",
-        "| figure | value | interval | what it is |",
+        "| metric | value | interval | meaning |",
         "|---|---|---|---|",
     ]
-    for key, meaning in FIGURES.items():
-        if metrics.get(key) is not None:
-            interval = " to ".join(f"{bound:.3f}" for bound in metrics["intervals"].get(key) or [])
-            lines.append(f"| {key} | {metrics[key]:.3f} | {interval} | {meaning} |")
+    for metric in SCORES:
+        value = metrics.get(metric.key)
+        if value is not None:
+            interval = " to ".join(f"{bound:.3f}" for bound in metrics["intervals"].get(metric.key) or [])
+            lines.append(f"| {metric.key} | {value:.3f} | {interval} | {metric.explanation} |")
     if metrics.get("frechet_reliable") is False:
         lines += ["", "Do not rely on the Frechet distance: there are fewer images than the features have dimensions."]
     return "\n".join(lines)
 
 
 def unscored_section(run: str | Path, base: str) -> str:
-    """That nothing was measured, and the commands that do it."""
+    """A note that nothing was measured, and the commands that do it."""
     samples, teacher, metrics = (str(Path(run, name)) for name in ("samples", "teacher_samples", "metrics.json"))
     same = ["--prompts", "prompts.txt", "--images-per-prompt", "16", "--out"]
     commands = [
@@ -158,15 +135,15 @@ def unscored_section(run: str | Path, base: str) -> str:
         ["dpdmd", "sample", str(run), *same, samples],
         ["dpdmd", "evaluate", samples, "--reference", teacher, "--out", metrics],
     ]
-    return "This student has not been evaluated yet. This does it; export again afterwards.\n\n" + _fenced(
+    return "This student has not been evaluated yet. These commands evaluate it; then export it again.\n\n" + _fenced(
         "\n".join(map(shlex.join, commands)), "bash"
     )
 
 
 def base_licence(source: str) -> dict[str, Any]:
-    """The licence fields in the card of a base model, a folder or a hub id; {} when it cannot be read or names none.
+    """The licence fields in the card of a base model (folder or hub id); {} when it cannot be read or names none.
 
-    A `license_link` to a file of the base's repository becomes a full address; of a folder, it is left out.
+    A `license_link` to a file in the base's hub repository becomes a full address; for a folder it is left out.
     """
     from huggingface_hub import hf_hub_download, metadata_load
     from yaml import YAMLError
@@ -190,7 +167,7 @@ def base_licence(source: str) -> dict[str, Any]:
 def _licence_section(licence: dict[str, Any]) -> str:
     if not licence:
         return (
-            "Unknown: the base model's card names none that could be read. A student inherits the licence of its base "
+            "Unknown: no licence could be read from the base model's card. A student inherits the licence of its base "
             "model, so look there before you use this one."
         )
     name, link = licence.get("license_name") or licence["license"], licence.get("license_link")
@@ -202,7 +179,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _code(text: str) -> str:
-    """A code span that no text can leave."""
+    """A code span, whatever the text contains."""
     text = " ".join(text.split())
     ticks = "`" * (_longest_ticks(text) + 1)
     space = " " if "`" in text else ""
@@ -210,7 +187,7 @@ def _code(text: str) -> str:
 
 
 def _fenced(text: str, language: str) -> str:
-    """A code block that no text can leave."""
+    """A code block, whatever the text contains."""
     ticks = "`" * max(3, _longest_ticks(text) + 1)
     return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
 

@@ -1,1 +1,1 @@
-"""One self-contained HTML page from the folders of runs."""
+"""Reports: one self-contained page from metrics, logs and folders of images."""

@@ -1,4 +1,4 @@
-"""The report: one HTML file with everything in it, for a reader who knows nothing of the project."""
+"""The report: one self-contained HTML file, for a reader who knows nothing of the project."""
 
 import base64
 import hashlib
@@ -7,22 +7,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from dpdmd.evaluate.metrics import COST, GROUPS, REFERENCE, STABILITY, metric_of
 from dpdmd.report.colours import arm_colours
-from dpdmd.report.columns import COST, REFERENCE, STABILITY, column_of, shown_columns
 from dpdmd.report.comparison import COMPARISON_FILE, ONE_SEED, Comparison, read_comparison
-from dpdmd.report.galleries import PromptRow, prompt_rows, write_overview_png
+from dpdmd.report.galleries import PromptGalleries, prompt_galleries, write_overview_png
 from dpdmd.report.plots import Plot, draw_plots
 from dpdmd.report.prompts import prompt_data, prompt_table_rows
 from dpdmd.report.provenance import provenance_facts, provenance_files
 from dpdmd.report.runs import ArmReport, encodable, is_number, read_runs
 from dpdmd.report.spreadsheet import write_rows
 from dpdmd.report.summary import summary_sentences
-from dpdmd.report.tables import Table, make_table, table_rows
+from dpdmd.report.tables import Table, make_table, shown_metrics, table_rows
 from dpdmd.store.files import require_writable, write_text
 
 DEFAULT_TITLE = "Few-step students and their teacher"
 FILES = "report_files"
-# The pictures of scores, which come before the table; curves of training come after the prompts.
+# Plots of scores come before the tables; curves of training come after the prompts.
 OF_SCORES = ("pareto", "trade_off", "spread")
 
 
@@ -35,28 +35,28 @@ def build_report(
     provenance: dict[str, Any] | None = None,
     max_prompts: int = 24,
 ) -> Path:
-    """Write the report to `out` (.html), and to `report_files/` beside it every figure as PNG and CSV, every table as
-    CSV and the galleries as one PNG; returns `out`.
+    """Write the report to `out` (.html) and its files to `report_files/` next to it; returns `out`.
 
-    arms: the rows by name; "teacher", "teacher_few_steps", "dmd" and "dp_dmd" are known and compared, others shown.
-    comparison: what several training seeds and a budget add; its picture and tables then come first.
-    provenance: what to know to repeat it (recipe, versions, commit, seeds ...), shown as it is.
-    max_prompts: how many prompts have pictures on the page, or fewer that weigh `galleries.MOST_BYTES`.
-    Whatever a row lacks (images, metrics, log) is left out. Without matplotlib the figures are left out, and the page
-    says so. Raises ValueError when there are no rows.
+    The files are every plot as PNG and CSV, every table as CSV, and the galleries as one PNG.
+    arms: by name; "teacher", "teacher_few_steps", "dmd" and "dp_dmd" have labels and colours of their own, and the last
+    two are compared in words. comparison: what several training seeds under one budget add. provenance: texts or JSON
+    needed to repeat the report, shown as they are. max_prompts: most prompts with images on the page; there are fewer
+    when these would exceed `galleries.MOST_BYTES`.
+    What an arm lacks (images, metrics, log) is left out. Without matplotlib there are no plots, and the page says so.
+    Raises ValueError when there is no arm.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     if not arms:
-        raise ValueError("a report needs at least one row")
+        raise ValueError("a report needs at least one arm")
     out = Path(out)
     folder = out.parent / FILES
     plots, plots_note = _plots(arms, comparison, folder)
     tables = _tables(arms, comparison)
-    rows = prompt_rows(arms, max_prompts=max_prompts)
-    chosen = [row for row in rows if row.reason] or rows[:6]
+    galleries = prompt_galleries(arms, max_prompts=max_prompts)
+    chosen = [of_prompt for of_prompt in galleries if of_prompt.reason] or galleries[:6]
     _write_tables(folder, tables, arms)
-    _write_galleries(folder / "galleries.png", rows, arms)
+    _write_galleries(folder / "galleries.png", galleries, arms)
     environment = Environment(
         loader=PackageLoader("dpdmd.report", ""),
         autoescape=True,
@@ -76,12 +76,12 @@ def build_report(
         arms=arms,
         colours=colours,
         comparison=comparison,
-        pictures=[plot for plot in plots if plot.name in OF_SCORES],
+        plots=[plot for plot in plots if plot.name in OF_SCORES],
         curves=[plot for plot in plots if plot.name not in OF_SCORES],
         plots_note=plots_note,
         tables=tables,
         chosen=chosen,
-        others=[row for row in rows if row not in chosen],
+        others=[of_prompt for of_prompt in galleries if of_prompt not in chosen],
         num_prompts=_num_prompts(arms),
         prompts=prompt_data(arms, colours),
         facts=provenance_facts(arms),
@@ -94,9 +94,9 @@ def build_report(
 def report_from_runs(
     runs: list[str | Path], out: str | Path, *, title: str | None = None, provenance: dict[str, Any] | None = None
 ) -> Path:
-    """Write the report of run folders (see `read_runs`), or of the folder of one comparison; returns `out`.
+    """Write the report of run folders (see `read_runs`) or of the folder of one comparison; returns `out`.
 
-    Raises ValueError when a run is missing, broken or empty, OSError when `out` cannot be written.
+    Raises ValueError when a run is missing, broken or empty, and OSError when `out` cannot be written.
     """
     require_writable(out, "the report")
     if len(runs) == 1 and (Path(runs[0]) / COMPARISON_FILE).exists():
@@ -113,7 +113,7 @@ def _resource(name: str) -> str:
 
 
 def _policy(script: str) -> str:
-    """What a browser is to hold the page to: this one script, images that are in the page, nothing from anywhere."""
+    """The Content-Security-Policy: this one script, images embedded in the page, nothing from anywhere else."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
@@ -125,20 +125,23 @@ def _plots(arms: dict[str, ArmReport], comparison: Comparison | None, folder: Pa
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        return [], 'Figures are left out: matplotlib is not installed (pip install "dpdmd[report]").'
+        return [], 'There are no plots: matplotlib is not installed (pip install "dpdmd[report]").'
     return draw_plots(arms, folder, comparison), ""
 
 
 def _tables(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[Table]:
-    tables = [make_table("numbers", "Numbers", shown_columns(arms), arms, _notes(arms, comparison))]
+    tables = [make_table("numbers", "Metrics", shown_metrics(arms), arms, _notes(arms, comparison))]
     for number, (network, measured) in enumerate(_further_features(arms).items(), start=1):
-        tables.append(make_table(f"numbers_{number}", f"Measured with {network}", shown_columns(measured), measured))
-    tables += [make_table("cost", "Cost", COST, arms), make_table("stability", "Stability", STABILITY, arms)]
+        tables.append(make_table(f"numbers_{number}", f"Measured with {network}", shown_metrics(measured), measured))
+    tables += [
+        make_table("cost", COST, GROUPS[COST], arms),
+        make_table("stability", STABILITY, GROUPS[STABILITY], arms),
+    ]
     return [table for table in tables if table is not None]
 
 
 def _further_features(arms: dict[str, ArmReport]) -> dict[str, dict[str, ArmReport]]:
-    """The rows as further feature networks see them, by network."""
+    """The arms as measured with further feature networks, by network."""
     measured: dict[str, dict[str, ArmReport]] = {}
     for name, arm in arms.items():
         further = arm.metrics.get("further_features")
@@ -148,22 +151,22 @@ def _further_features(arms: dict[str, ArmReport]) -> dict[str, dict[str, ArmRepo
 
 
 def _notes(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[str]:
-    """What a reader must know to trust the table, where it applies."""
+    """What a reader must know before trusting the table."""
     notes = []
     if comparison is not None:
         notes.append(comparison.intervals)
     elif any(arm.metrics.get("intervals") for arm in arms.values()):
         notes.append(ONE_SEED)
     if any(arm.metrics.get("frechet_reliable") is False for arm in arms.values()):
-        notes.append("Frechet distances rest on fewer images than the features have dimensions: do not rely on them.")
+        notes.append("Do not rely on the Frechet distances: there are fewer images than the features have dimensions.")
     for arm in arms.values():
         skipped = arm.metrics.get("skipped")
         for what, why in (skipped if isinstance(skipped, dict) else {}).items():
-            notes.append(f"{arm.label}: {what} left out: {why}.")
+            notes.append(f"{arm.label}: {what} left out, because {why}.")
         for key, number in arm.metrics.items():
             if key.endswith("_failures") and not key.startswith(REFERENCE) and is_number(number) and number > 0:
-                what = column_of(key.removesuffix("_failures")).heading
-                notes.append(f"{arm.label}: {number:.0f} images got no {what} and count for nothing there.")
+                what = metric_of(key.removesuffix("_failures")).heading
+                notes.append(f"{arm.label}: {number:.0f} images have no {what} and are left out of its mean.")
     return notes
 
 
@@ -175,8 +178,8 @@ def _write_tables(folder: Path, tables: list[Table], arms: dict[str, ArmReport])
         write_rows(folder / "prompts.csv", rows)
 
 
-def _write_galleries(path: Path, rows: list[PromptRow], arms: dict[str, ArmReport]) -> None:
-    chosen = [row.prompt for row in rows if row.reason] or [row.prompt for row in rows]
+def _write_galleries(path: Path, galleries: list[PromptGalleries], arms: dict[str, ArmReport]) -> None:
+    chosen = [one.prompt for one in galleries if one.reason] or [one.prompt for one in galleries]
     if chosen:
         write_overview_png(path, arms, prompts=chosen if len(chosen) <= 6 else chosen[:4] + chosen[-2:])
 

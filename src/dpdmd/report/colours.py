@@ -1,4 +1,4 @@
-"""Colours of a report: of text and axes, and one for each row."""
+"""Colours of a report: of text and axes, and one for each arm."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ OTHER_COLOURS = (
 
 
 def arm_colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour per row: fixed for the known ones, in order for the others."""
+    """A colour for each arm: fixed for the known ones, in order for the others."""
     names = list(names)
     others = [name for name in names if name not in ARM_COLOURS]
     known = {name: ARM_COLOURS[name] for name in names if name in ARM_COLOURS}
@@ -20,13 +20,13 @@ def arm_colours(names: Iterable[str]) -> dict[str, str]:
 
 
 def shade(colour: str) -> str:
-    """The colour of text that belongs to a colour: half of it and half of INK; on the page, half of the page's ink."""
+    """The colour of text in a colour: an even mixture with INK, and on the page with the page's text colour."""
     pairs = zip(_bytes(colour), _bytes(INK), strict=True)
     return "#" + "".join(f"{(a + b + 1) // 2:02x}" for a, b in pairs)
 
 
 def follow_page(svg: str) -> str:
-    """An SVG whose ink is the page's text colour, also where it is mixed with a colour."""
+    """The SVG with INK replaced by the page's text colour, also where it is mixed with another colour."""
     for colour in (*ARM_COLOURS.values(), *OTHER_COLOURS):
         svg = svg.replace(shade(colour), f"color-mix(in srgb, {colour}, currentColor)")
     return svg.replace(INK, "currentColor")
@@ -37,5 +37,5 @@ def _bytes(colour: str) -> bytes:
 
 
 def plain(text: str) -> str:
-    """Text without mathtext: a dollar in a name would otherwise start a formula."""
+    """Text that matplotlib shows as it is: a dollar would otherwise start a formula."""
     return text.replace("$", r"\$")

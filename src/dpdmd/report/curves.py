@@ -1,4 +1,4 @@
-"""Figures of training logs: every logged quantity against the student's updates."""
+"""Plots of training logs: every logged quantity against the student's updates."""
 
 import math
 from itertools import pairwise
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpdmd.evaluate.metrics import BY_KEY
 from dpdmd.report.colours import INK, arm_colours, plain
 from dpdmd.report.runs import ArmReport, is_number
 
@@ -21,7 +22,7 @@ PANEL_TITLES = {
     "loss/adversarial": "adversarial loss",
     "loss/discriminator": "discriminator loss",
     "loss/r1": "gradient penalty of the discriminator",
-    "health/cosine": "cosine of real and fake score",
+    "health/cosine": "cosine of teacher's and fake score",
     "health/relative_gap": "relative gap of the scores",
     "health/magnitude_ratio": "magnitude ratio, fake / real",
     "health/discriminator_accuracy": "accuracy of the discriminator",
@@ -31,16 +32,14 @@ PANEL_TITLES = {
     "grad_norm/student": "gradient norm, student",
     "grad_norm/fake_score": "gradient norm, fake score",
     "grad_norm/discriminator": "gradient norm, discriminator",
-    "validation/diversity_share": "share of the teacher's diversity",
-    "validation/quality": "quality",
-    "validation/saturation": "saturated share of colour values",
+    **{f"validation/{key}": BY_KEY[key].heading for key in ("diversity_share", "quality", "saturation")},
 }
 # A panel is about 250 pixels wide: more points would be a larger page that looks the same.
 MOST_POINTS = 250
 
 
 def curves(arms: dict[str, ArmReport], prefixes: tuple[str, ...]) -> "Figure | None":
-    """A panel for each logged quantity whose name begins so; None when there is none with two values."""
+    """A panel for each logged quantity whose name starts with a prefix; None when none has two values."""
     series = {key: {name: _series(arm.log, key) for name, arm in arms.items()} for key in _keys(arms, prefixes)}
     keys = [key for key in series if any(len(steps) > 1 for steps, _ in series[key].values())]
     if not keys:
@@ -67,7 +66,7 @@ def curves(arms: dict[str, ArmReport], prefixes: tuple[str, ...]) -> "Figure | N
 
 
 def curve_rows(arms: dict[str, ArmReport], prefixes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The figures of these curves, one row for each arm and update."""
+    """The numbers of these curves, one row for each arm and update."""
     keys = ("step", *_keys(arms, prefixes))
     return [
         {"arm": arm.label} | {key: row[key] for key in keys if key in row}
@@ -91,7 +90,7 @@ def _curve(axes: "Axes", steps: np.ndarray, values: np.ndarray, colour: str) -> 
 
 
 def thinned(values: np.ndarray, most: int) -> np.ndarray:
-    """Indices, rising, of about `most` values that keep every peak: the smallest and the largest of each stretch."""
+    """Rising indices of about `most` values that keep every peak: the smallest and the largest of each interval."""
     if len(values) <= most:
         return np.arange(len(values))
     edges = np.linspace(0, len(values), most // 2 + 1).astype(int)
@@ -104,7 +103,7 @@ def thinned(values: np.ndarray, most: int) -> np.ndarray:
 
 
 def _series(log: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one logged quantity, without the lines that lack it."""
+    """Steps and values of one logged quantity, from the lines that have it."""
     pairs = [(row["step"], row[key]) for row in log if is_number(row.get("step")) and is_number(row.get(key))]
     both = np.array(pairs, dtype=float).reshape(-1, 2)
     return both[:, 0], both[:, 1]

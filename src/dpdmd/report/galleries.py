@@ -1,4 +1,4 @@
-"""Pictures of a report: the same prompts and seeds row by row, and one overview picture for a README."""
+"""Image galleries of a report: the same prompts and seeds for every arm, and one overview image."""
 
 import base64
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SEEDS_PER_PROMPT = 9
-# Larger images are shrunk to this edge. Up to PIXELS an edge an image is kept exactly, and shown with visible pixels.
+# Larger images are shrunk to this edge. Images up to PIXELS are kept exactly and shown with visible pixels.
 LARGEST_EDGE = 320
 PIXELS = 128
-# What the pictures of a page may weigh together; some 500 of LARGEST_EDGE.
+# Limit for all images of a page; about 500 of LARGEST_EDGE.
 MOST_BYTES = 8 * 2**20
 NUM_COLLAPSED, NUM_KEPT = 8, 4
 
@@ -28,8 +28,8 @@ Entries = dict[str, dict[str, list[ImageEntry]]]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image of a gallery as a data address."""
+class GalleryImage:
+    """One image of a gallery as a data URL."""
 
     seed: int
     data: str
@@ -37,17 +37,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images of one prompt by one row; `caption` says its diversity where known."""
+    """Images of one prompt from one arm; `caption` gives their diversity where it is known."""
 
     arm: str
     label: str
     caption: str
-    pictures: list[Picture]
+    images: list[GalleryImage]
 
 
 @dataclass(frozen=True)
-class PromptRow:
-    """One prompt: why it is shown, and a gallery per row of the report."""
+class PromptGalleries:
+    """One prompt: why it was chosen ("" if it was not), and a gallery for each arm."""
 
     prompt: str
     reason: str
@@ -57,10 +57,10 @@ class PromptRow:
 def choose_prompts(
     arms: dict[str, ArmReport], *, num_collapsed: int = NUM_COLLAPSED, num_kept: int = NUM_KEPT
 ) -> dict[str, str]:
-    """Prompts to show first and why: those where DMD lost most of the teacher's diversity, and those where least.
+    """Prompts to show first and why: those where DMD lost most of the teacher's diversity, then where it lost least.
 
-    Without a row called dmd the first student with figures per prompt decides; without any, the first prompts are
-    taken. Only prompts that every row with images has are chosen.
+    Without an arm called "dmd" the first student with metrics per prompt decides, and without any of these the first
+    prompts are chosen, without a reason. Every arm that has images has images of these prompts.
     """
     common = list(_common(_entries(arms)))
     decides = deciding_arm(arms)
@@ -70,30 +70,32 @@ def choose_prompts(
     ranked = sorted((prompt for prompt in common if prompt in shares), key=lambda prompt: (shares[prompt], prompt))
     collapsed = ranked[:num_collapsed]
     kept = ranked[len(collapsed) :][::-1][:num_kept]
-    reasons = {p: f"among those where {decides.label} lost most: {percent(shares[p])} left" for p in collapsed}
-    return reasons | {p: f"among those where {decides.label} lost least: {percent(shares[p])} left" for p in kept}
+    reasons = {p: f"among the prompts where {decides.label} lost most: {percent(shares[p])} left" for p in collapsed}
+    return reasons | {p: f"among the prompts where {decides.label} lost least: {percent(shares[p])} left" for p in kept}
 
 
 def deciding_arm(arms: dict[str, ArmReport]) -> ArmReport | None:
-    """The row by whose losses prompts are put in order."""
+    """The arm by whose losses prompts are sorted: DMD, else the first student with metrics per prompt."""
     names = ["dmd"] + [name for name in arms if name not in ("teacher", "teacher_few_steps", "dmd")]
     return next((arms[name] for name in names if name in arms and shares_of(arms[name].metrics)), None)
 
 
-def prompt_rows(arms: dict[str, ArmReport], *, max_prompts: int = 24, most_bytes: int = MOST_BYTES) -> list[PromptRow]:
-    """The chosen prompts first, then others in their order, up to `max_prompts` and as many as weigh `most_bytes`.
+def prompt_galleries(
+    arms: dict[str, ArmReport], *, max_prompts: int = 24, most_bytes: int = MOST_BYTES
+) -> list[PromptGalleries]:
+    """Galleries of the chosen prompts, then of others in their order, up to `max_prompts` prompts and `most_bytes`.
 
-    Where the chosen ones weigh more, the most and the least collapsed of them are shown.
+    When the chosen ones exceed this, the most and the least collapsed of them are kept.
     """
     entries = _entries(arms)
     chosen = choose_prompts(arms)
     collapsed, kept = list(chosen)[:NUM_COLLAPSED], list(chosen)[NUM_COLLAPSED:]
-    # Two of the most collapsed, one of the least, and again: whatever there is room for, both are seen.
+    # Two of the most collapsed, one of the least, and so on: both are seen, however few fit.
     threes = zip_longest(collapsed[::2], collapsed[1::2], kept)
     order = [prompt for three in threes for prompt in three if prompt is not None]
     order += [prompt for prompt in _common(entries) if prompt not in chosen]
     captions = {name: _captions(arm) for name, arm in arms.items()}
-    rows: dict[str, PromptRow] = {}
+    found: dict[str, PromptGalleries] = {}
     weight = 0
     with ThreadPoolExecutor(4) as pool:
         for prompt in order[:max_prompts]:
@@ -102,24 +104,25 @@ def prompt_rows(arms: dict[str, ArmReport], *, max_prompts: int = 24, most_bytes
                     name,
                     arms[name].label,
                     captions[name].get(prompt, ""),
-                    list(pool.map(lambda entry, folder=arms[name].samples: _picture(folder, entry), of_arm[prompt])),
+                    list(pool.map(lambda entry, folder=arms[name].samples: _image(folder, entry), of_arm[prompt])),
                 )
                 for name, of_arm in entries.items()
             ]
-            weight += sum(len(picture.data) for gallery in galleries for picture in gallery.pictures)
-            if rows and weight > most_bytes:
+            weight += sum(len(image.data) for gallery in galleries for image in gallery.images)
+            if found and weight > most_bytes:
                 break
-            rows[prompt] = PromptRow(prompt, chosen.get(prompt, ""), galleries)
-    return [rows[prompt] for prompt in dict.fromkeys([*chosen, *rows]) if prompt in rows]
+            found[prompt] = PromptGalleries(prompt, chosen.get(prompt, ""), galleries)
+    return [found[prompt] for prompt in dict.fromkeys([*chosen, *found]) if prompt in found]
 
 
 def write_overview_png(
     path: str | Path, arms: dict[str, ArmReport], *, prompts: list[str] | None = None, num_prompts: int = 4
 ) -> None:
-    """One picture: a block per prompt, in it teacher, DMD and DP-DMD (or whichever rows have images) side by side.
+    """Write one PNG: a line for each prompt, with a block of 3 x 3 images for each arm side by side.
 
-    Each block is 3 x 3 images of nine seeds, the same seeds in every block of a prompt. prompts: default those chosen
-    by `choose_prompts`, most collapsed first. Raises ValueError when no prompt has images in every row.
+    The nine seeds are the same in every block of a line; "teacher_few_steps" is left out. prompts: default those of
+    `choose_prompts`, most collapsed first.
+    Raises ValueError when an arm lacks images of one of the prompts, or when no arm has any.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -128,7 +131,7 @@ def write_overview_png(
     entries = _entries(arms)
     blocks = {p: [_block(arm, entries[name].get(p, [])) for name, arm in arms.items()] for p in prompts}
     if not blocks or not arms or any(block is None for row in blocks.values() for block in row):
-        raise ValueError("an overview needs prompts with images in every row")
+        raise ValueError("an overview needs prompts of which every arm has images")
     edge = next(iter(blocks.values()))[0].width
     margin, gap, header, title = 24, 28, 58, 34
     width = 2 * margin + len(arms) * edge + (len(arms) - 1) * gap
@@ -153,7 +156,7 @@ def write_overview_png(
 
 
 def _block(arm: ArmReport, entries: list[ImageEntry], *, cell: int = 72, gap: int = 3) -> "Image | None":
-    """Nine images of one prompt as a 3 x 3 sheet."""
+    """The images of one prompt as a sheet of 3 x 3."""
     from PIL import Image
 
     if not entries:
@@ -169,8 +172,8 @@ def _block(arm: ArmReport, entries: list[ImageEntry], *, cell: int = 72, gap: in
     return sheet
 
 
-def _picture(folder: Path, entry: ImageEntry) -> Picture:
-    return Picture(entry.seed, _data_address(folder / entry.file))
+def _image(folder: Path, entry: ImageEntry) -> GalleryImage:
+    return GalleryImage(entry.seed, _data_url(folder / entry.file))
 
 
 def _captions(arm: ArmReport) -> dict[str, str]:
@@ -179,7 +182,7 @@ def _captions(arm: ArmReport) -> dict[str, str]:
 
 
 def _entries(arms: dict[str, ArmReport]) -> Entries:
-    """The images to show of each prompt, of every row that has images."""
+    """The images to show, by arm and prompt, of the arms that have images."""
     return {
         name: {prompt: entries[:SEEDS_PER_PROMPT] for prompt, entries in arm.images.by_prompt().items()}
         for name, arm in arms.items()
@@ -188,13 +191,13 @@ def _entries(arms: dict[str, ArmReport]) -> Entries:
 
 
 def _common(entries: Entries) -> dict[str, None]:
-    """Prompts that every row with images has, in the first row's order."""
+    """Prompts of which every arm with images has some, in the order of the first arm."""
     listed = list(entries.values())
     return dict.fromkeys(p for p in listed[0] if all(p in others for others in listed[1:])) if listed else {}
 
 
-def _data_address(path: Path) -> str:
-    """An image file as a data address: small ones exactly (PNG), others shrunk (WebP)."""
+def _data_url(path: Path) -> str:
+    """An image file as a data URL: small images exactly (PNG), others shrunk (WebP)."""
     from PIL import Image
 
     buffer = BytesIO()

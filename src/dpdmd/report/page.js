@@ -7,7 +7,7 @@ const element = (tag, text, parent) => {
   return made;
 };
 
-// Enlarged images: left and right to other seeds, up and down to the same place of other rows.
+// Enlarged images: left and right go to other seeds, up and down to the same seed of other arms.
 const zoom = at("zoom");
 let shown = null;
 const enlarge = button => {
@@ -49,16 +49,16 @@ zoom.addEventListener("keydown", event => {
 });
 zoom.addEventListener("close", () => shown.focus());
 
-// Every prompt: a figure at a time, sorted, a first part of it until all of it is asked for.
+// Every prompt: one metric at a time, sorted; the first part until the reader asks for all.
 const FIRST = 50;
 const sections = [...document.querySelectorAll(".prompt")].map(section => {
   const prompt = section.querySelector("h3").textContent;
   return {section, prompt, text: prompt.toLowerCase()};
 });
-const pictures = new Map(sections.map(({section, prompt}) => [prompt, section.id]));
+const images = new Map(sections.map(({section, prompt}) => [prompt, section.id]));
 const data = at("data") ? JSON.parse(at("data").textContent) : null;
 const lower = data ? data.prompts.map(prompt => prompt.toLowerCase()) : [];
-const view = {figure: 0, column: data ? data.decides : -1, rising: true, all: false, words: []};
+const view = {metric: 0, column: data ? data.decides : -1, rising: true, all: false, words: []};
 
 const written = (value, style) => {
   if (value === null) return "–";
@@ -72,7 +72,7 @@ const sorted = values => {
   const sign = view.rising ? 1 : -1;
   if (view.column < 0) return rows.sort((a, b) => sign * data.prompts[a].localeCompare(data.prompts[b]));
   const of = values[view.column];
-  // What is not known comes last, whichever way the others go.
+  // Unknown values come last in either order.
   return rows.sort((a, b) => (of[a] === null) - (of[b] === null) || sign * (of[a] - of[b]) || a - b);
 };
 
@@ -104,18 +104,18 @@ const drawHead = () => {
 
 const drawTable = () => {
   if (!data) return 0;
-  const figure = data.figures[view.figure];
-  const rows = sorted(figure.values);
-  const largest = Math.max(...figure.values.flat().map(value => value ?? 0), Number.MIN_VALUE);
+  const metric = data.metrics[view.metric];
+  const rows = sorted(metric.values);
+  const largest = Math.max(...metric.values.flat().map(value => value ?? 0), Number.MIN_VALUE);
   const lines = rows.slice(0, view.all ? rows.length : FIRST).map(row => {
     const line = document.createElement("tr");
     const head = element("th", "", line);
     head.scope = "row";
-    const picture = pictures.get(data.prompts[row]);
-    const text = element(picture ? "a" : "bdi", data.prompts[row], head);
-    if (picture) text.href = `#${picture}`;
-    figure.values.forEach((values, arm) => {
-      const cell = element("td", written(values[row], figure.style), line);
+    const image = images.get(data.prompts[row]);
+    const text = element(image ? "a" : "bdi", data.prompts[row], head);
+    if (image) text.href = `#${image}`;
+    metric.values.forEach((values, arm) => {
+      const cell = element("td", written(values[row], metric.style), line);
       if (values[row] > 0) {
         const bar = element("i", "", cell);
         bar.style.background = data.arms[arm].colour;
@@ -125,7 +125,7 @@ const drawTable = () => {
     return line;
   });
   drawHead();
-  at("meaning").textContent = figure.explanation;
+  at("meaning").textContent = metric.meaning;
   at("prompts-table").tBodies[0].replaceChildren(...lines);
   at("more").hidden = rows.length <= FIRST;
   at("more").textContent = view.all ? `Show the first ${FIRST}` : `Show all ${rows.length}`;
@@ -142,7 +142,7 @@ const draw = () => {
   const others = at("others");
   if (others && view.words.length) others.open = true;
   const prompts = data ? `${inTable} of ${data.prompts.length} prompts, ` : "";
-  if (at("found")) at("found").textContent = `${prompts}${found} of ${sections.length} with pictures`;
+  if (at("found")) at("found").textContent = `${prompts}${found} of ${sections.length} with images`;
 };
 const open = () => {
   const target = location.hash.length > 1 && at(decodeURIComponent(location.hash.slice(1)));
@@ -156,8 +156,8 @@ at("filter")?.addEventListener("input", () => {
   view.words = at("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   draw();
 });
-at("figure")?.addEventListener("change", () => {
-  view.figure = Number(at("figure").value);
+at("metric")?.addEventListener("change", () => {
+  view.metric = Number(at("metric").value);
   drawTable();
 });
 at("more")?.addEventListener("click", () => {

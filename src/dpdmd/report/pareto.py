@@ -1,4 +1,4 @@
-"""The picture of a comparison: diversity against quality, where every arm ends and how it came there."""
+"""The plot of a comparison: diversity against quality, where every arm ends and how it got there."""
 
 import math
 from itertools import pairwise
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 X, Y = "diversity_share", "quality"
-# Of the width that the arms need, what points of the teacher's curve may add on each side.
+# Points of the teacher's curve may widen the plot on each side by this share of the width that the arms need.
 CURVE_ROOM = 0.35
 
 Point = tuple[float, float]
 
 
 def pareto(comparison: Comparison, colours: dict[str, str]) -> "Figure | None":
-    """The figure; None when fewer than two arms have both figures.
+    """The plot; None when fewer than two arms have both metrics.
 
-    Each arm: its path, the seeds' end points, their mean with intervals, its name beside it. The teacher: its curve
-    over guidance. The axes hold all that belongs to arms; intervals and the curve may leave them.
+    For each arm it shows the path of its students, the seeds, and their mean with intervals and its name; for the
+    teacher its curve over guidance. All points of arms are inside the axes; intervals and the curve may leave them.
     """
-    ends = {name: figures for name, figures in comparison.figures.items() if X in figures and Y in figures}
+    ends = {name: metrics for name, metrics in comparison.metrics.items() if X in metrics and Y in metrics}
     if len(ends) < 2:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,31 +43,31 @@ def pareto(comparison: Comparison, colours: dict[str, str]) -> "Figure | None":
     if curve:
         axes.plot(*zip(*curve, strict=True), "o-", color=colours["teacher"], linewidth=1.2, markersize=4, zorder=2)
     points = []
-    for name, figures in ends.items():
-        points += _draw_arm(axes, figures, _points(comparison.paths.get(name, [])), colours[name])
+    for name, metrics in ends.items():
+        points += _draw_arm(axes, metrics, _points(comparison.paths.get(name, [])), colours[name])
     _fit(axes, points, curve)
     figure.draw_without_rendering()  # settles where the points are on the page
     labels = _Labels(axes)
     labels.avoid(curve)
-    for name, figures in ends.items():
-        labels.avoid([*_points(comparison.paths.get(name, [])), _mean(figures)])
-        for line in (_bar(figures, 0), _bar(figures, 1), *([seed] for seed in _seeds(figures))):
+    for name, metrics in ends.items():
+        labels.avoid([*_points(comparison.paths.get(name, [])), _mean(metrics)])
+        for line in (_bar(metrics, 0), _bar(metrics, 1), *([seed] for seed in _seeds(metrics))):
             labels.avoid(line)
-    for name, figures in ends.items():
-        labels.place(comparison.arms[name].label, _mean(figures), colours[name], bold=True)
+    for name, metrics in ends.items():
+        labels.place(comparison.arms[name].label, _mean(metrics), colours[name], bold=True)
     for row, point in zip(comparison.curve, curve, strict=True):
         labels.place(f"guidance {row['guidance_scale']:g}", point, colours["teacher"])
     return figure
 
 
 def pareto_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """The figures of the picture: what a point is ("mean", "seed", "on the way", "guidance"), of which arm, where."""
+    """The points of the plot, one row each: its arm, its kind ("mean", "seed", "on the way", "guidance") and place."""
     rows = []
-    for name, figures in comparison.figures.items():
-        if X in figures and Y in figures:
+    for name, metrics in comparison.metrics.items():
+        if X in metrics and Y in metrics:
             arm = {"arm": comparison.arms[name].label}
-            rows.append(arm | {"point": "mean"} | _with_intervals(figures))
-            for seed, (x, y) in enumerate(zip(figures[X]["values"], figures[Y]["values"], strict=True)):
+            rows.append(arm | {"point": "mean"} | _with_intervals(metrics))
+            for seed, (x, y) in enumerate(zip(metrics[X]["values"], metrics[Y]["values"], strict=True)):
                 rows.append(arm | {"point": "seed", "number": seed, X: x, Y: y})
             for step in comparison.paths.get(name, []):
                 rows.append(arm | {"point": "on the way", "number": step["step"]} | _with_intervals(step))
@@ -76,37 +76,37 @@ def pareto_rows(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def _with_intervals(figures: dict[str, Any]) -> dict[str, Any]:
+def _with_intervals(metrics: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: figures[key].get(end)
+        name: metrics[key].get(end)
         for key in (X, Y)
         for name, end in ((key, "mean"), (f"{key}_low", "low"), (f"{key}_high", "high"))
     }
 
 
-def _draw_arm(axes: "Axes", figures: dict[str, Any], path: list[Point], colour: str) -> list[Point]:
-    """Draw one arm; returns its points."""
-    mean = _mean(figures)
+def _draw_arm(axes: "Axes", metrics: dict[str, Any], path: list[Point], colour: str) -> list[Point]:
+    """Draw one arm; returns its points, in per cent."""
+    mean = _mean(metrics)
     way = [*path, mean] if path else []
     for i in range(len(way) - 1):
         strength = 0.25 + 0.45 * (i + 1) / (len(way) - 1)
         axes.plot(*zip(way[i], way[i + 1], strict=True), color=colour, alpha=strength, linewidth=1.6, zorder=3)
         axes.plot(*way[i], "o", color=colour, alpha=strength, markersize=4, markeredgewidth=0, zorder=3)
-    seeds = _seeds(figures)
+    seeds = _seeds(metrics)
     if len(seeds) > 1:
         axes.plot(*zip(*seeds, strict=True), "x", color=colour, alpha=0.7, markersize=4, markeredgewidth=1, zorder=4)
     for axis in (0, 1):
-        axes.plot(*zip(*_bar(figures, axis), strict=True), color=colour, linewidth=1.3, zorder=4)
+        axes.plot(*zip(*_bar(metrics, axis), strict=True), color=colour, linewidth=1.3, zorder=4)
     axes.plot(*mean, "o", color=colour, markersize=9, markeredgecolor="white", markeredgewidth=1.2, zorder=5)
     return [*path, *seeds, mean]
 
 
-def _mean(figures: dict[str, Any]) -> Point:
-    return 100 * figures[X]["mean"], 100 * figures[Y]["mean"]
+def _mean(metrics: dict[str, Any]) -> Point:
+    return 100 * metrics[X]["mean"], 100 * metrics[Y]["mean"]
 
 
-def _seeds(figures: dict[str, Any]) -> list[Point]:
-    pairs = zip(figures[X]["values"], figures[Y]["values"], strict=True)
+def _seeds(metrics: dict[str, Any]) -> list[Point]:
+    pairs = zip(metrics[X]["values"], metrics[Y]["values"], strict=True)
     return [(100 * x, 100 * y) for x, y in pairs if x is not None and y is not None]
 
 
@@ -114,15 +114,15 @@ def _points(rows: list[dict[str, Any]]) -> list[Point]:
     return [_mean(row) for row in rows]
 
 
-def _bar(figures: dict[str, Any], axis: int) -> tuple[Point, Point]:
+def _bar(metrics: dict[str, Any], axis: int) -> tuple[Point, Point]:
     """Both ends of an interval through the mean, along x (0) or y (1)."""
-    mean, summary = _mean(figures), figures[(X, Y)[axis]]
+    mean, summary = _mean(metrics), metrics[(X, Y)[axis]]
     low, high = (100 * summary.get(end, summary["mean"]) for end in ("low", "high"))
     return ((low, mean[1]), (high, mean[1])) if axis == 0 else ((mean[0], low), (mean[0], high))
 
 
 def _fit(axes: "Axes", points: list[Point], curve: list[Point]) -> None:
-    """Limits around the arms' points and those of the curve that are not far beside them; at least ten points apart."""
+    """Set limits around the points of arms and the nearby ones of the curve, at least ten percentage points wide."""
     low, high = (edge(x for x, _ in points) for edge in (min, max))
     room = max(CURVE_ROOM * (high - low), 10)
     near = points + [point for point in curve if low - room <= point[0] <= high + room]
@@ -133,7 +133,7 @@ def _fit(axes: "Axes", points: list[Point], curve: list[Point]) -> None:
 
 
 class _Labels:
-    """Names beside points, each where it covers least: of lines and points, of earlier names, of what is outside."""
+    """Names next to points, each where it covers the fewest lines, points and earlier names and stays inside."""
 
     def __init__(self, axes: "Axes"):
         self.axes = axes
@@ -141,7 +141,7 @@ class _Labels:
         self.ink = np.empty((0, 2))  # pixels, in display coordinates
 
     def avoid(self, line: "list[Point] | tuple[Point, ...]") -> None:
-        """Keep off a line through these points."""
+        """Keep names off the line through these points."""
         if not line:
             return
         corners = self.axes.transData.transform(line)
@@ -149,7 +149,7 @@ class _Labels:
         self.ink = np.concatenate([self.ink, corners, *pieces])
 
     def place(self, text: str, point: Point, colour: str, *, bold: bool = False) -> None:
-        """Write `text` beside `point`, with a line to it where it had to go far; nothing for a point outside."""
+        """Write `text` next to `point`, with a line to it when it had to go far; nothing for a point outside."""
         if not self.axes.bbox.contains(*self.axes.transData.transform(point)):
             return
         note = self.axes.annotate(
@@ -157,10 +157,10 @@ class _Labels:
             color=shade(colour), fontsize=9 if bold else 7.5, fontweight="bold" if bold else "normal", zorder=6,
         )  # fmt: skip
         here = note.get_window_extent()
-        dx, dy, price = min(_shifts(here, 9 if bold else 7), key=lambda s: self._cost(here.translated(*s[:2])) + s[2])
+        dx, dy, cost = min(_shifts(here, 9 if bold else 7), key=lambda s: self._cost(here.translated(*s[:2])) + s[2])
         unit = 72 / self.axes.figure.dpi
         note.set_position((dx * unit, dy * unit))
-        if price and bold:
+        if cost and bold:
             end = (_towards_zero(dx, here.width / 2) * unit, _towards_zero(dy, here.height / 2) * unit)
             self.axes.annotate(
                 "", point, xytext=end, textcoords="offset points", zorder=2,
@@ -177,16 +177,16 @@ class _Labels:
 
 
 def _shifts(box: "Bbox", gap: float) -> list[tuple[float, float, float]]:
-    """(dx, dy, price) in pixels of places around a point, in rings, the nearest free of charge."""
+    """(dx, dy, cost) of places around a point, in pixels: rings, of which the nearest costs nothing."""
     rings = [(gap * (1 + 1.3 * ring), 12.0 * ring) for ring in range(5)]
     ways = [(math.cos(math.pi * k / 12), math.sin(math.pi * k / 12)) for k in range(24)]
 
-    def beside(way: float, radius: float, extent: float) -> float:
-        # Of a diagonal place the corner is nearest to the point, of an upright one the middle of an edge.
+    def offset(way: float, radius: float, extent: float) -> float:
+        # At a diagonal place a corner of the box is nearest to the point, else the middle of an edge.
         return way * radius + extent / 2 * max(-1.0, min(1.0, 1.5 * way))
 
     return [
-        (beside(x, radius, box.width), beside(y, radius, box.height), price) for radius, price in rings for x, y in ways
+        (offset(x, radius, box.width), offset(y, radius, box.height), cost) for radius, cost in rings for x, y in ways
     ]
 
 

@@ -1,4 +1,4 @@
-"""The figures of a report: matplotlib drawings as inline SVG that follows the page's colours, as PNG and as CSV."""
+"""The plots of a report, by matplotlib: as inline SVG that follows the page's colours, as PNG and as CSV."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from dpdmd.report.colours import INK, arm_colours, follow_page
 from dpdmd.report.comparison import Comparison
 from dpdmd.report.curves import curve_rows, curves
 from dpdmd.report.pareto import pareto, pareto_rows
-from dpdmd.report.points import quality_column, spread, spread_rows, trade_off, trade_off_rows
+from dpdmd.report.points import quality_metric, spread, spread_rows, trade_off, trade_off_rows
 from dpdmd.report.runs import ArmReport
 from dpdmd.report.spreadsheet import write_rows
 from dpdmd.store.files import atomic_path
@@ -25,7 +25,7 @@ VALIDATION = ("validation/diversity_share", "validation/quality", "validation/sa
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure: file name without suffix, heading, one sentence on how to read it, and the SVG to inline."""
+    """One plot: file name without suffix, heading, how to read it, and the SVG to inline."""
 
     name: str
     heading: str
@@ -35,7 +35,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What a figure is made by, and the numbers in it."""
+    """How a plot is made, and the numbers in it."""
 
     name: str
     heading: str
@@ -45,10 +45,9 @@ class _Drawing:
 
 
 def draw_plots(arms: dict[str, ArmReport], folder: Path, comparison: Comparison | None = None) -> list[Plot]:
-    """All figures for which there are numbers, the picture of diversity against quality first; each is also written to
-    `folder` as PNG and CSV.
+    """All plots for which there are numbers, diversity against quality first; writes each to `folder` as PNG and CSV.
 
-    A comparison has the picture of `pareto` instead of the rows' end points, and curves of one of its seeds.
+    A comparison has the plot of `pareto` instead of one point for each arm, and the curves of one of its seeds.
     """
     plots = []
     for drawing in _drawings(arms, comparison):
@@ -60,14 +59,14 @@ def draw_plots(arms: dict[str, ArmReport], folder: Path, comparison: Comparison 
 
 
 def _drawings(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[_Drawing]:
-    of_seed = "" if comparison is None else f"Of {comparison.shown}. "
-    how = f"Pale: every update; strong: moving average. {of_seed}"
+    of_seed = "" if comparison is None else f"Shown for {comparison.shown}. "
+    how = f"Pale: every update. Strong: moving average. {of_seed}"
     first = _trade_off(arms)
     if comparison is not None:
         first = _Drawing(
             "pareto",
             "Diversity against quality",
-            comparison.picture,
+            comparison.caption,
             lambda: pareto(comparison, arm_colours(arms)),
             lambda: pareto_rows(comparison),
         )
@@ -76,30 +75,32 @@ def _drawings(arms: dict[str, ArmReport], comparison: Comparison | None) -> list
         _Drawing(
             "spread",
             "Diversity kept, prompt by prompt",
-            "Every line has all prompts, sorted by what was kept of the teacher's diversity (dashed). Flat and near "
-            "the dashed line is good; a line that begins low has prompts that collapse, whatever its mean. " + of_seed,
+            "Each line shows all prompts of one arm, sorted by the diversity kept. A flat line near the "
+            "dashed one, the teacher, is good. One that starts low has prompts that collapsed, whatever its mean. "
+            + of_seed,
             lambda: spread(arms),
             lambda: spread_rows(arms),
         ),
         _Drawing(
             "losses",
             "Losses",
-            how + "Losses of different objectives have no common scale: look at the trend.",
+            how + "Losses of different objectives have no common scale, so look at the trend.",
             lambda: curves(arms, LOSSES),
             lambda: curve_rows(arms, LOSSES),
         ),
         _Drawing(
             "health",
             "Health",
-            how + "The cosine, gap and ratio compare the teacher's score with the fake score on the student's images: "
-            "jumps mean unstable training. Growing saturation: colours leave the valid range.",
+            how
+            + "Cosine, gap and ratio compare the teacher's score with the fake score on the student's images: jumps "
+            "mean unstable training. Growing saturation means that colours leave the valid range.",
             lambda: curves(arms, HEALTH),
             lambda: curve_rows(arms, HEALTH),
         ),
         _Drawing(
             "validation",
-            "Validation while training",
-            "Of the few images that a run draws of its student on the way: few, so look at the trend. " + of_seed,
+            "Validation during training",
+            "Measured on the few images that a run samples while it trains, so look at the trend. " + of_seed,
             lambda: curves(arms, VALIDATION),
             lambda: curve_rows(arms, VALIDATION),
         ),
@@ -108,21 +109,21 @@ def _drawings(arms: dict[str, ArmReport], comparison: Comparison | None) -> list
 
 
 def _trade_off(arms: dict[str, ArmReport]) -> _Drawing | None:
-    quality = quality_column(arms)
+    quality = quality_metric(arms)
     if quality is None:
         return None
     return _Drawing(
         "trade_off",
         f"Diversity against quality ({quality.heading})",
-        "Each point is a row of the table, bars are 95 % intervals over prompts. Right: keeps more of the teacher's "
-        f'diversity. Up: better quality, here "{quality.heading}" of the table. A good student is right and up.',
+        "Each point is an arm, bars are 95 % intervals over prompts. Right: more of the teacher's diversity is kept. "
+        f'Up: better quality, here "{quality.heading}" of the table below. The best students are at the top right.',
         lambda: trade_off(arms, quality),
         lambda: trade_off_rows(arms, quality),
     )
 
 
 def _drawn(drawing: _Drawing, folder: Path) -> str | None:
-    """The figure's SVG; its PNG is written."""
+    """Draw a plot, write its PNG and return its SVG; None when there is nothing to draw."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -144,8 +145,8 @@ def _drawn(drawing: _Drawing, folder: Path) -> str | None:
 
 
 def _inline(svg: str, drawing: _Drawing) -> str:
-    """An SVG file as part of an HTML page: no declarations, no addresses, page colours, ids of its own, a name that is
-    read aloud."""
+    """An SVG file as part of an HTML page: without declarations and addresses, in page colours, with ids of its own and
+    a name for screen readers."""
     from markupsafe import escape
 
     svg = svg[svg.index("<svg") :]

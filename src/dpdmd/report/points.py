@@ -1,27 +1,27 @@
-"""Figures of scores: each row's diversity against its quality, and how diversity is spread over prompts."""
+"""Plots of scores: the diversity of each arm against its quality, and how diversity varies over prompts."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpdmd.evaluate.metrics import Metric, metric_of
 from dpdmd.report.colours import INK, arm_colours, plain
-from dpdmd.report.columns import Column, column_of
 from dpdmd.report.runs import ArmReport, is_number, shares_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What stands for quality, the first that two rows have.
+# Keys of metrics that may stand for quality, the best first.
 QUALITY = ("quality", "named_accuracy", "image_reward", "pick_score", "hps_v21", "clip_score", "precision")
 
 
-def quality_column(arms: dict[str, ArmReport]) -> Column | None:
-    """The figure that stands for quality; None when fewer than two rows have one and a share of diversity."""
-    return next((column_of(key) for key in QUALITY if len(trade_off_rows(arms, column_of(key))) > 1), None)
+def quality_metric(arms: dict[str, ArmReport]) -> Metric | None:
+    """The metric on the quality axis: the first of QUALITY that two arms have; None when there is no such metric."""
+    return next((metric_of(key) for key in QUALITY if len(trade_off_rows(arms, metric_of(key))) > 1), None)
 
 
-def trade_off_rows(arms: dict[str, ArmReport], quality: Column) -> list[dict[str, Any]]:
-    """A row for each arm that has both figures, with their intervals."""
+def trade_off_rows(arms: dict[str, ArmReport], quality: Metric) -> list[dict[str, Any]]:
+    """A row for each arm that has both metrics, with their intervals."""
     rows = []
     for name, arm in arms.items():
         share, value = arm.metrics.get("diversity_share"), arm.metrics.get(quality.key)
@@ -29,15 +29,15 @@ def trade_off_rows(arms: dict[str, ArmReport], quality: Column) -> list[dict[str
             share = 1.0
         if is_number(share) and is_number(value):
             row: dict[str, Any] = {"arm": arm.label, "name": name}
-            for key, figure in (("diversity_share", share), (quality.key, value)):
+            for key, number in (("diversity_share", share), (quality.key, value)):
                 low, high = (arm.metrics.get("intervals") or {}).get(key) or (None, None)
-                row |= {key: figure, f"{key}_low": low, f"{key}_high": high}
+                row |= {key: number, f"{key}_low": low, f"{key}_high": high}
             rows.append(row)
     return rows
 
 
-def trade_off(arms: dict[str, ArmReport], quality: Column) -> "Figure":
-    """Diversity kept against quality, a point for each row, with intervals both ways."""
+def trade_off(arms: dict[str, ArmReport], quality: Metric) -> "Figure":
+    """Diversity kept against quality, a point for each arm, with intervals in both directions."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.2, 3.8), layout="constrained")
@@ -55,7 +55,7 @@ def trade_off(arms: dict[str, ArmReport], quality: Column) -> "Figure":
     axes.set_ylabel(f"{quality.heading}, %" if is_share else plain(quality.heading))
     axes.margins(0.12)
     if is_share:
-        # Nothing is above 100 %; a margin of its own keeps a point there whole.
+        # Nothing is above 100 %; the margin keeps a point there whole.
         bottom, top = axes.get_ylim()
         axes.set_ylim(min(bottom, 98), min(top, 100.6))
     figure.legend(loc="outside upper left", ncols=min(len(rows), 4), frameon=False)
@@ -64,7 +64,7 @@ def trade_off(arms: dict[str, ArmReport], quality: Column) -> "Figure":
 
 
 def spread(arms: dict[str, ArmReport]) -> "Figure | None":
-    """Every row's prompts in the order of what they kept; None when no row has two prompts with a share."""
+    """The diversity kept by each arm's prompts, sorted; None when no arm has it for two prompts."""
     shares = _sorted_shares(arms)
     if not shares:
         return None
@@ -81,7 +81,7 @@ def spread(arms: dict[str, ArmReport]) -> "Figure | None":
     axes.set_xlim(0, 100)
     # A prompt on which the teacher hardly varies may have a share of any size.
     axes.set_ylim(0, min(250, 8 + max(100, *(100 * values[-1] for values in shares.values()))))
-    axes.set_xlabel("prompts, % of them, from the most to the least collapsed")
+    axes.set_xlabel("prompts, %, from the most to the least collapsed")
     axes.set_ylabel("diversity, % of the teacher's")
     figure.legend(loc="outside upper left", ncols=min(len(shares), 4), frameon=False)
     axes.grid(alpha=0.18, linewidth=0.6, color=INK)
@@ -89,7 +89,7 @@ def spread(arms: dict[str, ArmReport]) -> "Figure | None":
 
 
 def spread_rows(arms: dict[str, ArmReport]) -> list[dict[str, Any]]:
-    """The figures of `spread`: arm, place (1 is the most collapsed), share."""
+    """The numbers of `spread`: arm, place (1 is the most collapsed), diversity kept."""
     return [
         {"arm": arms[name].label, "place": place, "diversity_share": float(share)}
         for name, values in _sorted_shares(arms).items()

@@ -1,9 +1,9 @@
-"""The table of prompts: every figure that is known of each prompt, by every row of the report."""
+"""The table of prompts: every metric that is known for each prompt and arm."""
 
 from dataclasses import asdict
 from typing import Any
 
-from dpdmd.report.columns import NUMBERS, REFERENCE, column_of
+from dpdmd.evaluate.metrics import METRICS, REFERENCE, metric_of
 from dpdmd.report.galleries import deciding_arm
 from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of
 
@@ -11,11 +11,11 @@ Values = dict[str, dict[str, dict[str, float]]]
 
 
 def prompt_data(arms: dict[str, ArmReport], colours: dict[str, str]) -> dict[str, Any] | None:
-    """What the page's table is made from; None when no row has figures per prompt.
+    """What the page's table is made from; None when no arm has metrics per prompt.
 
-    {"prompts": [...], "arms": [{"label", "colour"}], "figures": [a Column as a dict, with "values": a list for each arm
-    of a number or None for each prompt]}, the first figure being the one to begin with. "decides" is the place of the
-    arm by which prompts are sorted at first.
+    {"prompts": [...], "arms": [{"label", "colour"}], "metrics": [a Metric as a dict, with "values": a list for each arm
+    of a number or None for each prompt]}. The page starts with the first metric. "decides" is the place of the arm by
+    which prompts are sorted at first.
     """
     values = prompt_values(arms)
     if not values:
@@ -23,23 +23,23 @@ def prompt_data(arms: dict[str, ArmReport], colours: dict[str, str]) -> dict[str
     prompts = list(dict.fromkeys(row["prompt"] for arm in arms.values() for row in per_prompt(arm.metrics)))
     shown = [name for name in arms if any(name in of_arm for of_arm in values.values())]
     decides = deciding_arm(arms)
-    figures = []
+    metrics = []
     for key, of_arm in values.items():
         name, _, own = key.rpartition(": ")
-        column = column_of(own)
-        heading = f"{column.heading}, by {name}" if name else column.heading
+        metric = metric_of(own)
+        heading = f"{metric.heading}, by {name}" if name else metric.heading
         numbers = [[_short(of_arm.get(arm, {}).get(prompt)) for prompt in prompts] for arm in shown]
-        figures.append(asdict(column) | {"key": key, "heading": heading, "values": numbers})
+        metrics.append(asdict(metric) | {"key": key, "heading": heading, "values": numbers})
     return {
         "prompts": prompts,
         "arms": [{"label": arms[name].label, "colour": colours[name]} for name in shown],
-        "figures": figures,
+        "metrics": metrics,
         "decides": next((i for i, name in enumerate(shown) if arms[name] is decides), 0),
     }
 
 
 def prompt_table_rows(arms: dict[str, ArmReport]) -> list[dict[str, Any]]:
-    """The same as rows of a CSV file: one for each prompt and arm, unrounded."""
+    """The table as rows of a CSV file, one for each prompt and arm, unrounded."""
     values = prompt_values(arms)
     prompts = list(dict.fromkeys(row["prompt"] for arm in arms.values() for row in per_prompt(arm.metrics)))
     rows = []
@@ -52,15 +52,15 @@ def prompt_table_rows(arms: dict[str, ArmReport]) -> list[dict[str, Any]]:
 
 
 def prompt_values(arms: dict[str, ArmReport]) -> Values:
-    """{figure: {arm: {prompt: number}}}: what was kept first, then known figures in their order, then others; those of
-    further feature networks as "NETWORK: figure"."""
+    """{metric: {arm: {prompt: number}}}: known metrics in the order of the table of metrics, then others, then those
+    of further feature networks, called "NETWORK: metric"."""
     values: Values = {}
     for name, arm in arms.items():
         _add(values, name, arm.metrics, "")
         further = arm.metrics.get("further_features")
         for network, metrics in (further if isinstance(further, dict) else {}).items():
             _add(values, name, metrics, f"{network}: ")
-    order = {column.key: place for place, column in enumerate(NUMBERS)}
+    order = {metric.key: place for place, metric in enumerate(METRICS)}
     return {key: values[key] for key in sorted(values, key=lambda key: (": " in key, order.get(key, len(order))))}
 
 
@@ -70,11 +70,11 @@ def _add(values: Values, name: str, metrics: dict[str, Any], prefix: str) -> Non
         values.setdefault(f"{prefix}diversity_share", {})[name] = shares
     for row in per_prompt(metrics):
         for key, value in row.items():
-            # The teacher's own row says what these do.
+            # The teacher's own arm shows the same.
             if is_number(value) and key != "diversity_share" and not key.startswith(REFERENCE):
                 values.setdefault(prefix + key, {}).setdefault(name, {})[row["prompt"]] = value
 
 
 def _short(value: float | None) -> float | None:
-    """Four digits: a page of a thousand prompts is read, not computed with."""
+    """Four digits, which keep the page of a thousand prompts small; the CSV file has all of them."""
     return None if value is None else float(f"{value:.4g}")

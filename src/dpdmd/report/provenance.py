@@ -1,4 +1,4 @@
-"""What is needed to repeat a report: the facts of each row, and the files that say everything."""
+"""What is needed to repeat a report: a table of facts about each arm, and the files with all details."""
 
 import json
 import tomllib
@@ -8,14 +8,14 @@ from dpdmd.report.runs import ArmReport
 
 
 def provenance_facts(arms: dict[str, ArmReport]) -> dict[str, list[str]]:
-    """{what: a text for each row, "" where it is not known}, of what at least one row has."""
+    """{fact: a text for each arm, "" where it is unknown}, for the facts that are known of any arm."""
     of_arms = [_facts(arm) for arm in arms.values()]
     texts = {name: [facts[name] for facts in of_arms] for name in of_arms[0]}
     return {name: of_name for name, of_name in texts.items() if any(of_name)}
 
 
 def provenance_files(arms: dict[str, ArmReport], given: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and texts, the given ones first."""
+    """(name, text) of everything that is shown in full: `given` first, then what each arm's folders hold."""
     rows = [(name, value if isinstance(value, str) else _as_json(value)) for name, value in given.items()]
     for arm in arms.values():
         if arm.images and arm.images.info:
@@ -53,7 +53,7 @@ def _recipe(arm: ArmReport) -> dict[str, Any]:
     try:
         return tomllib.loads(arm.settings.get("recipe.toml", ""))
     except tomllib.TOMLDecodeError:
-        return {}  # shown as text all the same
+        return {}  # it is still shown as text
 
 
 def _object(text: str) -> dict[str, Any]:

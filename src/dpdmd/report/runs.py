@@ -1,4 +1,4 @@
-"""Reading what runs left behind: samples, metrics and training log of each row of a report."""
+"""Read the run folders of a report: images, metrics and training log of each arm."""
 
 import math
 from dataclasses import dataclass, field
@@ -24,11 +24,11 @@ LONGEST_SETTINGS = 20_000
 
 @dataclass(frozen=True)
 class ArmReport:
-    """One row of a report; every part but the label may be missing.
+    """One arm of a report: the teacher or a student. Every part but the label may be missing.
 
-    samples: folder of images with a manifest, images: its manifest; metrics: as `evaluate_folder` writes them, with
-    whatever else is known, such as seconds and peak_memory_bytes; log: one dict per student update, then one per
-    validation.
+    samples: its folder of images; images: the manifest of this folder; metrics: as `evaluate_folder` writes them, with
+    whatever else was measured, such as seconds and peak_memory_bytes; log: one dict per student update, then one per
+    validation; settings: {file name: text}.
     """
 
     label: str
@@ -40,7 +40,7 @@ class ArmReport:
 
 
 def encodable(text: str) -> str:
-    """Text that UTF-8 can write: half of a surrogate pair, which JSON may hold, becomes its escape."""
+    """Text that UTF-8 can encode: half of a surrogate pair, which JSON may contain, becomes its escape."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -50,14 +50,14 @@ def is_number(value: Any) -> bool:
 
 
 def per_prompt(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of metrics that name a prompt; [] where there are none."""
+    """The entries of "per_prompt" that name a prompt; [] where there are none."""
     rows = metrics.get("per_prompt")
     rows = rows if isinstance(rows, list) else []
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("prompt"), str)]
 
 
 def shares_of(metrics: dict[str, Any]) -> dict[str, float]:
-    """What each prompt kept of the teacher's diversity, where the teacher has any."""
+    """{prompt: share of the teacher's diversity that was kept}, for prompts on which the teacher has any."""
     shares = {}
     for row in per_prompt(metrics):
         share, own, reference = (row.get(key) for key in ("diversity_share", "diversity", "reference_diversity"))
@@ -71,7 +71,7 @@ def shares_of(metrics: dict[str, Any]) -> dict[str, float]:
 def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None = None) -> ArmReport:
     """Read a run folder: `samples/` (or images in the folder itself), `metrics.json`, `metrics.jsonl`, settings files.
 
-    metrics: further figures, which win over those of metrics.json.
+    metrics: further metrics, which replace those of metrics.json.
     Raises ValueError for a missing folder and for files that are there but broken.
     """
     folder = Path(folder)
@@ -98,11 +98,11 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_runs(runs: list[str | Path]) -> dict[str, ArmReport]:
-    """The rows of a report from run folders, in the order given.
+    """The arms of a report from run folders, in the order given.
 
-    A folder that only holds runs (such as the demo's) gives one row per sub-folder: teacher, few-step teacher, DMD,
-    DP-DMD first, then the others by name; its own metrics.json {"arms": {name: ...}} adds to theirs.
-    Raises ValueError when a folder is missing or holds nothing to report.
+    A folder of run folders, such as the demo's, gives one arm for each of them: first those in LABELS, then the others
+    by name. If it has a metrics.json {"arms": {name: ...}}, this adds to their own.
+    Raises ValueError when a folder is missing or has nothing to report.
     """
     arms: dict[str, ArmReport] = {}
     for run in map(Path, runs):

@@ -10,7 +10,7 @@ from dpdmd.store.files import write_text
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A CSV file (UTF-8) of rows whose keys are the columns; what a row lacks stays empty."""
+    """Write rows as a CSV file (UTF-8); their keys are its columns, and what a row lacks stays empty."""
     text = StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()

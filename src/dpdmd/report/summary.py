@@ -1,17 +1,17 @@
-"""What the numbers say, in plain words and whatever they are."""
+"""The metrics in words: sentences for the top of a report, whatever the outcome."""
 
 from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate, t_estimate
-from dpdmd.report.columns import column_of
+from dpdmd.evaluate.metrics import metric_of
 from dpdmd.report.runs import ArmReport, is_number, per_prompt
 
-# Share of colour values at the ends of their range, beyond the teacher's, from which a reader should know.
+# How far a share of saturated colour values must exceed the teacher's to be mentioned.
 NOTABLE_SATURATION = 0.05
-# Quality by networks, in words too; the table has more.
+# Keys of the quality scores that are put into words; the table has all of them.
 SCORES = ("image_reward", "pick_score", "hps_v21", "clip_score")
 
 
 def summary_sentences(arms: dict[str, ArmReport]) -> list[str]:
-    """Sentences on diversity, quality and time, computed from the metrics; those without numbers are left out."""
+    """Sentences on diversity, quality and time, for what was measured."""
     students = _students(arms)
     pair = _pair(arms, students)
     sentences = [_diversity(students), _worst(students), pair and _diversity_verdict(*pair), _distance(students)]
@@ -21,10 +21,10 @@ def summary_sentences(arms: dict[str, ArmReport]) -> list[str]:
 
 
 def difference(a: ArmReport, b: ArmReport, key: str) -> Estimate | None:
-    """a - b of a metric, with an interval where both have it for the same training seeds (at least two of them,
-    compared seed by seed), else where they have it for the same prompts (compared prompt by prompt).
+    """a - b of a metric, paired by training seed where both have it for two seeds, else by prompt.
 
-    None when either lacks the metric.
+    The interval is Student's t over seeds, or the bootstrap over prompts; without common seeds or prompts there is
+    none. Returns None when either lacks the metric.
     """
     first, second = a.metrics.get(key), b.metrics.get(key)
     if not is_number(first) or not is_number(second):
@@ -32,17 +32,17 @@ def difference(a: ArmReport, b: ArmReport, key: str) -> Estimate | None:
     by_seed = _by_seed(a, b, key)
     if by_seed:
         return t_estimate(by_seed)
-    column = "diversity" if key == "diversity_share" else key
-    rows_a, rows_b = _rows(a, column), _rows(b, column)
-    if not rows_a or rows_a.keys() != rows_b.keys():
+    own = "diversity" if key == "diversity_share" else key
+    of_a, of_b = _by_prompt(a, own), _by_prompt(b, own)
+    if not of_a or of_a.keys() != of_b.keys():
         return Estimate(first - second, None, None, 0)
-    gaps = [rows_a[prompt] - rows_b[prompt] for prompt in rows_a]
+    gaps = [of_a[prompt] - of_b[prompt] for prompt in of_a]
     if key != "diversity_share":
         return mean_estimate(gaps)
-    reference = _rows(a, "reference_diversity")
-    if reference.keys() != rows_a.keys():
+    reference = _by_prompt(a, "reference_diversity")
+    if reference.keys() != of_a.keys():
         return Estimate(first - second, None, None, 0)
-    return ratio_estimate(gaps, [reference[prompt] for prompt in rows_a])
+    return ratio_estimate(gaps, [reference[prompt] for prompt in of_a])
 
 
 def percent(value: float) -> str:
@@ -51,7 +51,7 @@ def percent(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the units a reader thinks in: "7.5 s", "3 min 20 s", "2 h 5 min"."""
+    """Seconds as "7.5 s", "3 min 20 s" or "2 h 5 min"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -65,7 +65,7 @@ def _students(arms: dict[str, ArmReport]) -> dict[str, ArmReport]:
 
 
 def _pair(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> tuple[ArmReport, ArmReport] | None:
-    """The two rows to compare, the one expected to keep more first."""
+    """The two students to compare, DP-DMD first; None unless both it and DMD are there, or there are just two."""
     if "dp_dmd" in arms and "dmd" in arms:
         return arms["dp_dmd"], arms["dmd"]
     return tuple(students.values()) if len(students) == 2 else None
@@ -85,8 +85,8 @@ def _diversity(students: dict[str, ArmReport]) -> str | None:
 def _worst(students: dict[str, ArmReport]) -> str | None:
     key = "diversity_share_worst_tenth"
     shares = {arm.label: arm.metrics.get(key) for arm in students.values()}
-    parts = [f"{percent(share)} for {label}" for label, share in shares.items() if is_number(share)]
-    return f"On the tenth of prompts that lost most, this is left of it: {_join(parts)}." if parts else None
+    parts = [f"{percent(share)} is left for {label}" for label, share in shares.items() if is_number(share)]
+    return f"In the tenth of prompts that lost most diversity, {_join(parts)}." if parts else None
 
 
 def _diversity_verdict(a: ArmReport, b: ArmReport) -> str | None:
@@ -94,26 +94,26 @@ def _diversity_verdict(a: ArmReport, b: ArmReport) -> str | None:
         gap = difference(a, b, key)
         if gap is not None:
             points = key == "diversity_share"
-            of = " of the teacher's diversity" if points else " of pairwise feature distance"
+            of = " of the teacher's diversity" if points else ""
             return _verdict(a, b, gap, key, "is more diverse than", "in diversity", of, points)
     return None
 
 
 def _distance(students: dict[str, ArmReport]) -> str | None:
-    """Diversity alone does not say whether it is the teacher's."""
+    """Distances to the teacher: a diverse student may still draw other things."""
     sentences = []
     for key, what in (
-        ("frechet", "In feature space the images are this far from the teacher's (Frechet distance)"),
+        ("frechet", "The Frechet distance to the teacher's images is"),
         (
             "total_variation_reference",
-            "What a prompt leaves open is this far from the teacher's choices (total variation)",
+            "Where the prompt leaves a choice, the total variation to the teacher is",
         ),
     ):
         parts = [
             f"{arm.metrics[key]:.2f} for {arm.label}" for arm in students.values() if is_number(arm.metrics.get(key))
         ]
         if parts:
-            sentences.append(f"{what}: {_join(parts)}.")
+            sentences.append(f"{what} {_join(parts)}.")
     return " ".join(sentences) or None
 
 
@@ -133,7 +133,7 @@ def _quality(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str 
 
 
 def _scores(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | None:
-    """What networks say of the images."""
+    """Quality of single images, judged by networks."""
     sentences = []
     for key in SCORES:
         parts = [
@@ -142,7 +142,7 @@ def _scores(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str |
         teacher = arms["teacher"].metrics.get(key) if "teacher" in arms else None
         if parts:
             aside = f" (the teacher: {teacher:.3g})" if is_number(teacher) else ""
-            sentences.append(f"{column_of(key).heading} (more is better): {_join(parts)}{aside}.")
+            sentences.append(f"{metric_of(key).heading} ({metric_of(key).better}): {_join(parts)}{aside}.")
     return " ".join(sentences) or None
 
 
@@ -150,7 +150,7 @@ def _quality_verdict(a: ArmReport, b: ArmReport) -> str | None:
     metrics = (
         ("named_accuracy", "follows the prompt better than", "in following the prompt"),
         ("validity", "draws more clean scenes than", "in drawing clean scenes"),
-        *((key, f"has a better {column_of(key).heading} than", f"in {column_of(key).heading}") for key in SCORES),
+        *((key, f"has a better {metric_of(key).heading} than", f"in {metric_of(key).heading}") for key in SCORES),
     )
     gaps = [(difference(a, b, key), key, more, where) for key, more, where in metrics]
     sentences = [
@@ -165,7 +165,7 @@ def _verdict(a: ArmReport, b: ArmReport, gap: Estimate, key: str, more: str, whe
     scale, unit = (100, " percentage points") if points else (1, "")
     digits = 1 if points else 3
     if gap.value == 0 and gap.interval in (None, [0, 0]):
-        return f"{a.label} and {b.label} do not differ {where}."
+        return f"{a.label} and {b.label} have equal scores {where}."
     if gap.interval is None:
         winner, loser = (a, b) if gap.value > 0 else (b, a)
         return (
@@ -174,9 +174,9 @@ def _verdict(a: ArmReport, b: ArmReport, gap: Estimate, key: str, more: str, whe
         )
     if gap.low <= 0 <= gap.high:
         bounds = f"{scale * gap.low:+.{digits}f} to {scale * gap.high:+.{digits}f}"
-        these = f"{gap.n} training seeds" if _by_seed(a, b, key) else "these prompts"
+        these = f"these {gap.n} training seeds" if _by_seed(a, b, key) else "these prompts"
         return (
-            f"Between {a.label} and {b.label} {these} show no difference {where}: "
+            f"The difference between {a.label} and {b.label} {where} is not settled by {these}: "
             f"{scale * gap.value:+.{digits}f}{unit}{of}, 95 % interval {bounds}."
         )
     winner, loser = (a, b) if gap.value > 0 else (b, a)
@@ -196,11 +196,11 @@ def _modes(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | 
     ]
     if not parts:
         return None
-    return f"A property that the prompt leaves open takes, effectively, this many values: {_join(parts)}."
+    return f"The effective number of values of a property that the prompt leaves open is {_join(parts)}."
 
 
 def _saturation(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | None:
-    """Said only where a student's colours are clearly more overdriven than the teacher's."""
+    """Only where a student's colours are clearly more overdriven than the teacher's."""
     usual = arms["teacher"].metrics.get("saturation") if "teacher" in arms else None
     if not is_number(usual):
         return None
@@ -214,7 +214,7 @@ def _saturation(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> s
         return None
     return (
         f"Colours are overdriven: {_join(parts)} are at the end of their range (the teacher: {percent(usual)}). "
-        "That alone raises the distance between features, so trust the effective number of values more."
+        "That alone raises diversity in features, so rather trust the effective number of values."
     )
 
 
@@ -224,18 +224,18 @@ def _time(students: dict[str, ArmReport]) -> str | None:
         for arm in students.values()
         if is_number(arm.metrics.get("seconds"))
     ]
-    return f"Time taken: {_join(parts)}." if parts else None
+    return f"The runs took {_join(parts)}." if parts else None
 
 
 def _by_seed(a: ArmReport, b: ArmReport, key: str) -> list[float]:
-    """a - b with each training seed that both were trained with; [] for fewer than two."""
+    """a - b for each training seed that both have; [] for fewer than two."""
     first, second = (arm.metrics.get("values", {}).get(key, []) for arm in (a, b))
     gaps = [x - y for x, y in zip(first, second, strict=False) if x is not None and y is not None]
     return gaps if len(gaps) > 1 else []
 
 
-def _rows(arm: ArmReport, column: str) -> dict[str, float]:
-    return {row["prompt"]: row[column] for row in per_prompt(arm.metrics) if is_number(row.get(column))}
+def _by_prompt(arm: ArmReport, key: str) -> dict[str, float]:
+    return {row["prompt"]: row[key] for row in per_prompt(arm.metrics) if is_number(row.get(key))}
 
 
 def _join(parts: list[str]) -> str:

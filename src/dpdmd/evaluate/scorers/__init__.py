@@ -1,1 +1,1 @@
-"""One scorer a file: from a folder's images, and the teacher's if there are any, to `Scores`."""
+"""Scorers, one in each file: from the images of a folder, and the teacher's if there are any, to `Scores`."""

@@ -1,4 +1,4 @@
-"""What features tell: how different a prompt's images are, and how like the teacher's all of them are."""
+"""Scores from features: how different the images of a prompt are, and how like the teacher's all images are."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ WORST = 0.1
 
 
 def feature_scores(samples: Samples, features: Features, of_teacher: Features | None) -> list[Scores]:
-    """`diversity_scores` and, with the teacher's features, `fidelity_scores`; what few images forbid is skipped."""
+    """`diversity_scores` and, with the teacher's features, `fidelity_scores`; skips what needs more images."""
     scores, num_prompts = [], len(samples.prompts)
     if samples.images_per_prompt < 2:
         what = "feature metrics" if of_teacher is None else "diversity"
@@ -33,12 +33,12 @@ def feature_scores(samples: Samples, features: Features, of_teacher: Features | 
 
 
 def diversity_scores(prompts: list[str], features: Features, of_teacher: Features | None) -> Scores:
-    """ "diversity", "vendi" and "spatial_diversity" (of a network that has places), per prompt and in the mean.
+    """ "diversity", "vendi" and, for a network that has places, "spatial_diversity": per prompt and averaged.
 
-    With the teacher's also "..._share", the sum over prompts by the teacher's; "prompts_near_reference", the share of
-    prompts whose diversity is within 20 % of the teacher's (a mean share of 1 may hide that some collapse and others
-    spread); "diversity_share_worst_tenth", the share of the tenth of prompts (at least one) that lost most.
-    "worst_prompts" lists the ten prompts that lost most, or without a teacher are least diverse.
+    With the teacher's features also "..._share", the sum over prompts divided by the teacher's sum;
+    "prompts_near_reference", the share of prompts whose diversity is within 20 % of the teacher's; and
+    "diversity_share_worst_tenth", the share in the tenth of prompts (at least one) that lost most. "worst_prompts" are
+    the ten prompts that lost most, or without a teacher the least diverse ones.
     features: (P, R, D), as `Features.per_prompt` returns them.
     """
     ours = _by_prompt(features)
@@ -60,28 +60,28 @@ def diversity_scores(prompts: list[str], features: Features, of_teacher: Feature
     estimates["prompts_near_reference"] = mean_estimate(list(map(float, near)))
     shared = [i for i, row in enumerate(rows) if row["diversity_share"] is not None]
     worst = sorted(shared, key=lambda i: rows[i]["diversity_share"])
-    figures: dict[str, Any] = {"worst_prompts": _listed(prompts, rows, worst)}
+    found: dict[str, Any] = {"worst_prompts": _listed(prompts, rows, worst)}
     if worst:
         tenth = worst[: max(1, round(WORST * len(worst)))]
         total, reference = (math.fsum(rows[i][key] for i in tenth) for key in ("diversity", "reference_diversity"))
-        figures["diversity_share_worst_tenth"] = total / reference
-    return Scores(estimates, figures, rows)
+        found["diversity_share_worst_tenth"] = total / reference
+    return Scores(estimates, found, rows)
 
 
 def fidelity_scores(features: Features, of_teacher: Features) -> Scores:
-    """ "frechet" (see `FrechetDistance` for "frechet_reliable"), "kid", and of more than five images "precision",
-    "recall", "density", "coverage"."""
+    """ "frechet", "frechet_reliable" (see `FrechetDistance`), "kid" and, for more than five images, "precision",
+    "recall", "density" and "coverage"."""
     pooled, reference = features.pooled, of_teacher.pooled
     frechet = frechet_distance(pooled, reference)
-    figures = {
+    values = {
         "frechet": frechet.value,
         "frechet_reliable": frechet.reliable,
         "kid": kernel_distance(pooled, reference),
     }
     if len(pooled) <= NUM_NEIGHBOURS:
         few = f"they need more than {NUM_NEIGHBOURS} images, got {len(pooled)}"
-        return Scores(figures=figures, skipped={"precision, recall, density, coverage": few})
-    return Scores(figures=figures | vars(neighbours(pooled, reference, num_neighbours=NUM_NEIGHBOURS)))
+        return Scores(values=values, skipped={"precision, recall, density, coverage": few})
+    return Scores(values=values | vars(neighbours(pooled, reference, num_neighbours=NUM_NEIGHBOURS)))
 
 
 def _by_prompt(features: Features) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""Diversity as the mean LPIPS-type distance of the images of a prompt."""
+"""Perceptual diversity: the mean LPIPS-type distance between the images of a prompt."""
 
 from collections.abc import Iterator
 from itertools import combinations
@@ -17,19 +17,20 @@ from dpdmd.vision.perceptual import SCENES, PerceptualDistance, perceptual_dista
 from dpdmd.vision.preprocessing import resized
 from dpdmd.vision.weights import weights_digest
 
-# LPIPS was fitted on patches of 64 and is quoted at 256: larger images are reduced to it, which also bounds memory.
+# LPIPS was fitted on patches of 64 pixels and is usually reported at 256. Larger images are reduced to this size, which
+# also bounds memory.
 LONGEST_SIDE = 256
 
 
 def perceptual_scores(
     samples: Samples, teacher: Samples | None, backbone: str, *, device: str = "cpu", cache: Path | None = None
 ) -> Scores:
-    """ "perceptual_diversity", per prompt and in the mean, and its share of the teacher's.
+    """ "perceptual_diversity", per prompt and averaged, and its share of the teacher's.
 
         L = 2 / (R (R - 1)) sum_{i < j} d(x_i, x_j),   d the distance of `dpdmd.vision.perceptual`
 
-    backbone: as `perceptual.PerceptualDistance` takes it: "scenes", a .safetensors file of LPIPS weights, or a vision
-    model. Images whose longer side exceeds 256 pixels are reduced to that.
+    backbone: "scenes", a .safetensors file of LPIPS weights, or a vision model, as `PerceptualDistance` takes it.
+    Images whose longer side exceeds 256 pixels are reduced to that.
     Raises ValueError for a backbone that cannot be loaded or cannot see images of this size.
     """
     if samples.images_per_prompt < 2:
@@ -49,7 +50,7 @@ def perceptual_scores(
 
 
 def distance_for(samples: Samples, backbone: str) -> PerceptualDistance:
-    """The distance of images such as these. Raises ValueError as `perceptual_scores` does, having read no weights."""
+    """The distance for images of this size. Raises ValueError like `perceptual_scores`, before weights are read."""
     return PerceptualDistance(backbone, tuple(_image(samples.files[0]).shape[-2:]))
 
 

@@ -1,4 +1,4 @@
-"""What a quality scorer tells of a folder, per prompt and in the mean."""
+"""Quality of single images, per prompt and averaged."""
 
 import math
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ from dpdmd.vision.quality.base import QualityScorer
 def quality_scores(
     samples: Samples, teacher: Samples | None, scorer: QualityScorer, *, cache: Path | None = None, batch_size: int = 16
 ) -> Scores:
-    """The scorer's figure, the mean over prompts of the mean over a prompt's images, and "reference_..." of the
-    teacher's. An image without a score counts for nothing; "..._failures" says how many there were.
+    """The score called `scorer.name`: the mean over prompts of the mean over a prompt's images.
 
-    cache: a folder in which scores are kept.
+    "reference_..." is the score of the teacher's images. Images without a score are left out of the means;
+    "..._failures" is their number. cache: a folder that keeps the scores.
     """
     name = scorer.name
-    estimates, figures, rows = {}, {}, [{} for _ in samples.prompts]
+    estimates, counts, rows = {}, {}, [{} for _ in samples.prompts]
     for key, images in ((name, samples), (f"reference_{name}", teacher)):
         if images is None:
             continue
         values = image_scores(images, scorer, cache, batch_size).unflatten(0, (len(images.prompts), -1))
-        figures[f"{key}_failures"] = int(values.isnan().sum())
+        counts[f"{key}_failures"] = int(values.isnan().sum())
         means = [None if math.isnan(mean) else mean for mean in values.nanmean(dim=1).tolist()]
         for row, mean in zip(rows, means, strict=True):
             row[key] = mean
@@ -38,7 +38,7 @@ def quality_scores(
         if known:
             estimates[key] = mean_estimate(known)
     skipped = {} if name in estimates else {name: "no image got a score"}
-    return Scores(estimates, figures, rows, skipped, {name: scorer.weights.facts()})
+    return Scores(estimates, counts, rows, skipped, {name: scorer.weights.facts()})
 
 
 def image_scores(samples: Samples, scorer: QualityScorer, cache: Path | None, batch_size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The exact metrics of the built-in world, from what its oracle reads."""
+"""The exact metrics of the built-in world, from what its oracle reads in the images."""
 
 import math
 from dataclasses import dataclass
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptReading:
-    """One prompt's images: named factors read right, named factors in all, and the mean over free factors of the
-    entropy (nats) among its valid images, None with fewer than two of them."""
+    """What the oracle read in the images of one prompt.
+
+    num_right: how many named factors were drawn right, of num_named. free_entropy: entropy in nats of a factor that the
+    prompt leaves open, among valid images and averaged over factors; None with fewer than two valid images.
+    """
 
     num_right: int
     num_named: int
@@ -42,12 +45,13 @@ def _captions() -> frozenset[str]:
 
 
 def scene_scores(samples: Samples, teacher: Samples | None) -> Scores:
-    """ "named_accuracy", "validity", "effective_modes" (exp of the entropy of what a prompt leaves free, in the mean
-    over its free factors and over prompts; of valid images), "effective_modes_mean" (the same over what exact sampling
-    gives: 1 when nothing is lost), "total_variation_true", "_floor" and "_reference" (means over factors), each with
-    its "..._by_factor", and "spread" per continuous factor. See `world.metrics.scene_metrics`.
+    """The exact metrics of the built-in world; see `world.metrics.scene_metrics`.
 
-    Raises ValueError for images that are not of the built-in world's size.
+    "named_accuracy", "validity"; "effective_modes", exp of the entropy of what a prompt leaves open in its valid images
+    (averaged over factors and prompts); "effective_modes_mean", the same divided by what exact sampling gives;
+    "total_variation_true", "..._floor" and "..._reference", averaged over factors; each of them "..._by_factor" too;
+    and "spread" of the continuous factors.
+    Raises ValueError for images that do not have the size of the built-in world.
     """
     from dpdmd.world.metrics import scene_metrics
     from dpdmd.world.oracle import read_scenes
@@ -56,16 +60,16 @@ def scene_scores(samples: Samples, teacher: Samples | None) -> Scores:
     reading = read_scenes(torch.stack(list(samples.images())))
     reference = None if teacher is None else read_scenes(torch.stack(list(teacher.images())))
     exact = scene_metrics(samples.repeated_prompts, reading, reference=reference)
-    figures: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key in ("total_variation_true", "total_variation_floor", "total_variation_reference"):
         if key in exact:
             by_factor = [value for value in exact[key].values() if value is not None]
-            figures[key] = sum(by_factor) / len(by_factor) if by_factor else None
-            figures[f"{key}_by_factor"] = exact[key]
-    figures |= {key: exact[key] for key in ("named_accuracy_by_factor", "spread", "spread_true")}
-    figures["effective_modes_by_factor"] = exact["effective_modes"]
-    figures["effective_modes_exact_by_factor"] = exact["effective_modes_exact"]
-    figures["effective_modes_mean"] = exact["effective_modes_mean"]
+            values[key] = sum(by_factor) / len(by_factor) if by_factor else None
+            values[f"{key}_by_factor"] = exact[key]
+    values |= {key: exact[key] for key in ("named_accuracy_by_factor", "spread", "spread_true")}
+    values["effective_modes_by_factor"] = exact["effective_modes"]
+    values["effective_modes_exact_by_factor"] = exact["effective_modes_exact"]
+    values["effective_modes_mean"] = exact["effective_modes_mean"]
 
     readings = [_prompt_reading(prompt, reading[i * num : (i + 1) * num]) for i, prompt in enumerate(samples.prompts)]
     rows = [
@@ -83,7 +87,7 @@ def scene_scores(samples: Samples, teacher: Samples | None) -> Scores:
     free = [row.free_entropy for row in readings if row.free_entropy is not None]
     if free:
         estimates["effective_modes"] = _exponential(mean_estimate(free))
-    return Scores(estimates, figures, rows)
+    return Scores(estimates, values, rows)
 
 
 def _prompt_reading(prompt: str, reading: "Reading") -> PromptReading:
@@ -103,6 +107,6 @@ def _prompt_reading(prompt: str, reading: "Reading") -> PromptReading:
 
 
 def _exponential(estimate: Estimate) -> Estimate:
-    """exp of an estimate; percentiles follow any rising function."""
+    """exp of an estimate; percentiles are carried over by any rising function."""
     low, high = (None if bound is None else math.exp(bound) for bound in (estimate.low, estimate.high))
     return Estimate(math.exp(estimate.value), low, high, estimate.n)

@@ -104,7 +104,7 @@ class Validation:
         return images
 
     def draw(self, step: int, teacher: Tensor, student: Tensor) -> Path:
-        """Two rows per prompt, the teacher's above the student's, one column per seed; keeps the teacher's images as well.
+        """Draw two rows per prompt, the teacher's first, and one column per seed; keep the teacher's images as well.
 
         Raises OSError when they cannot be written.
         """

@@ -75,7 +75,7 @@ def _scores(images: Drawn, teacher: Drawn) -> list[Scores]:
         scores.append(diversity_scores(images.prompts, ours.per_prompt(num), theirs.per_prompt(num)))
     if ours is not None and len(images.tensor) > NUM_NEIGHBOURS:
         near = neighbours(ours.pooled, theirs.pooled, num_neighbours=NUM_NEIGHBOURS)
-        scores.append(Scores(figures={"precision": near.precision}))
+        scores.append(Scores(values={"precision": near.precision}))
     if is_world(images):
         scores.append(scene_scores(images, None))
     return scores
