@@ -1,10 +1,10 @@
-"""What README.md and docs/results.md show of `benchmarks.pareto`: its tables, between markers, and its pictures.
+"""What README.md, docs/results.md and docs/tables.md show of `benchmarks.pareto`: its tables, and its pictures.
 
     python -m benchmarks.pareto_page
 
-Reads benchmarks/results/pareto.json and noise_prediction_recipe.json; rewrites what stands between markers,
-`<!-- pareto NAME -->` and `<!-- end -->`, draws docs/images/pareto.png and docs/images/frontier.png. Nothing in the
-tables is written by hand.
+Reads benchmarks/results/pareto.json and noise_prediction_recipe.json; rewrites what stands between the markers
+`<!-- pareto NAME -->` and `<!-- end -->`; draws docs/images/pareto.png and docs/images/frontier.png. Nothing in the
+tables is written by hand: docs/tables.md has all of them, the other two pages the short ones.
 """
 
 import re
@@ -25,7 +25,7 @@ from dpdmd.store.files import read_json, write_text
 
 RESULTS = Path("benchmarks", "results", "pareto.json")
 NOISE_PREDICTION = RESULTS.with_name("noise_prediction_recipe.json")
-PAGES, IMAGES = (Path("docs", "results.md"), Path("README.md")), Path("docs", "images")
+PAGES, IMAGES = (Path("docs", "tables.md"), Path("docs", "results.md"), Path("README.md")), Path("docs", "images")
 OURS, RIVAL = "dp_dmd_default", "dmd"
 LABELS = {
     REFERENCE: "teacher, 30 steps, guidance 3.5",
@@ -43,7 +43,7 @@ LABELS = {
     "dmd_adversarial": "DMD + adversarial",
     "dmd_published": "DMD, schedule as published",
     "dmd_high_noise": "the same, tau shifted by 6",
-    "dp_dmd_published": "DP-DMD as published (K 5, lambda .05, stock grid)",
+    "dp_dmd_published": "DP-DMD as published (K 5, lambda 0.05, stock grid)",
     "dp_dmd_script": "the same, K 10",
     "dmd_renoise": "DMD, re-noising",
     "renoise_anchor_guidance_2": "DP-DMD, re-noising, anchor guided by 2",
@@ -86,8 +86,8 @@ Arms = dict[str, dict[str, Summary]]
 
 
 def number(value: float, digits: int) -> str:
-    """Without the zero before the point."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
+    """With so many digits after the point; a zero has no sign."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def cell(summary: Summary | None, digits: int) -> str:

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/results.md are those of the benchmark's results."""
+"""The tables of README.md, docs/results.md and docs/tables.md are those of the benchmark's results."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def arms():
     return read_json(RESULTS)["arms"]
 
 
-@pytest.mark.parametrize(("path", "name"), zip(PAGES, ("main", "short"), strict=True), ids=str)
+@pytest.mark.parametrize(("path", "name"), zip(PAGES, ("main", "short", "short"), strict=True), ids=str)
 def test_the_pages_show_the_results(path, name, arms):
     page = path.read_text(encoding="utf-8")
     assert f"<!-- pareto {name} -->" in page
@@ -60,20 +60,20 @@ def test_what_stands_between_markers_is_replaced_and_nothing_else():
 
 
 def test_cells_show_mean_and_interval():
-    assert [number(v, 2) for v in (0.5, -0.25, 1.0, 10.5)] == [".50", "-.25", "1.00", "10.50"]
+    assert [number(v, 2) for v in (0.5, -0.25, 1.0, 10.5, -0.001)] == ["0.50", "-0.25", "1.00", "10.50", "0.00"]
     # Student's t of three values 0, 1, 2: 4.303 / sqrt(3).
     assert cell(summarise([0.0, 1.0, 2.0]), 2) == "1.00 ± 2.48"
-    assert cell(summarise([0.5], [0.25, 0.75]), 2) == ".50 [.25, .75]"
-    assert cell(summarise([0.5]), 2) == ".50" and cell(None, 2) == ""
+    assert cell(summarise([0.5], [0.25, 0.75]), 2) == "0.50 [0.25, 0.75]"
+    assert cell(summarise([0.5]), 2) == "0.50" and cell(None, 2) == ""
 
 
 def test_differences_are_paired_by_seed():
     ours = {key: summarise([3.0, 5.0, 100.0]) for key in DIFFERENCES}
     dmd = {key: summarise([1.0, 3.0]) for key in DIFFERENCES}
     row = differences({OURS: ours, "dmd": dmd}).splitlines()[-1]
-    assert row == "| DMD | 2 |" + " 2.000 ± .000 |" * len(DIFFERENCES)
+    assert row == "| DMD | 2 |" + " 2.000 ± 0.000 |" * len(DIFFERENCES)
     (row,) = option_differences({OURS: ours, "depth_2": dmd}).splitlines()[2:]
-    assert row == "| dp_dmd: `anchor.depth = 2` | 2 |" + " -2.000 ± .000 |" * len(DIFFERENCES)
+    assert row == "| dp_dmd: `anchor.depth = 2` | 2 |" + " -2.000 ± 0.000 |" * len(DIFFERENCES)
 
 
 def test_every_arm_has_a_name_of_its_own_and_every_main_arm_a_label(arms):
@@ -102,7 +102,7 @@ def test_sweeps_are_compared_at_the_same_setting(arms):
     for name, share in (("dp_dmd_rate_0.001", [1.0, 0.9, 0.8]), ("dmd_rate_0.001", [0.5, 0.5, 0.5])):
         changed[name]["diversity_share"]["values"] = share
     (row,) = [line for line in sweep_differences(changed).splitlines() if "`train.learning_rate = 0.001`" in line]
-    assert row.split(" | ")[1] == "3" and row.split(" | ")[3] == ".400 ± .248"
+    assert row.split(" | ")[1] == "3" and row.split(" | ")[3] == "0.400 ± 0.248"
 
 
 def test_recorded_results_stand_for_runs_that_are_not_there(tmp_path):
