@@ -153,7 +153,7 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{_toml(value)}`" for value in args)
     if get_origin(annotation) is tuple:
-        return f"list of {_type(args[0])}"
+        return f"list of {_type(args[0])}s"
     if args:
         return " or ".join(_type(a) for a in args)
     return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(annotation, str(annotation))
