@@ -30,31 +30,44 @@ NAMES = {
     "qwen_image_dp_dmd": "Qwen-Image",
 }
 HEAD = """\
-# What the large models take
+# Plans for large models
 
-Made by `python -m benchmarks.plans` with torch {torch} and diffusers {diffusers}. Nothing was trained, and no weights
-and no GPU took part: `benchmarks/configurations.json` is written after the public configurations of the models'
-networks and autoencoders; the networks that it makes have the published numbers of parameters, as a test checks. Each
-recipe is a shipped one, on one device, with what `dpdmd plan` adds until it fits, and always 32 samples per update.
+What it takes to train the shipped recipes on one device of 24, 48 and 80 GiB. Nothing was trained for this page, and
+no weights and no GPU took part: the numbers are counted. `python -m benchmarks.plans` made it with torch {torch} and
+diffusers {diffusers}, from `benchmarks/configurations.json`, which follows the public configurations of the models. A
+test checks that the networks made from it have the published numbers of parameters.
+
+Every plan takes 32 samples per update. Where a recipe does not fit as it is, `dpdmd plan` adds settings until it does.
 
 | recipe | {columns} |
 |---|{rules}
 {rows}
 
-"LoRA": adapters of rank 64 on one shared backbone; "all" where all weights of student and fake score are trained.
-Then the teacher's dtype, prompts per micro-batch x micro-batches, whether blocks are recomputed (checkpointing), and
-the need. What three copies would take stands in the lines above `lora.roles` below.
+How to read a cell, from left to right:
 
-How it is counted: weights, moving average and AdamW's moments by formula; activations and gradients by going through
-one micro-batch of an update on torch's meta device; for validation pictures the autoencoder and one image. Tests hold
-these counts against measured peaks of small models of every family, on a CPU. Left free are {reserve} GiB of {memories}
-for CUDA's context, the libraries' workspaces and fragmentation: an assumption, which no GPU has confirmed yet. Not
-counted are text encoders: they are on the device alone, in bf16, before the networks are, unless `data.cache` is
-"none". GiB are meant, and a card may have a little less than its name says.
+- "LoRA" means adapters of rank 64 for student and fake score on one frozen backbone; "all" means that all their weights
+  are trained.
+- "bf16", "int8" or "nf4" is the precision of the frozen backbone. `int8` needs `pip install "dpdmd[int8]"` (torchao),
+  `nf4` needs `pip install "dpdmd[nf4]"` (bitsandbytes).
+- "4 x 8" is prompts per micro-batch times micro-batches per update.
+- "checkpointing" means that activations are recomputed in the backward pass.
+- "no pictures" means that validation is off.
+- Last comes the memory needed.
 
-Below are the commands' last lines; "..." stands for lines that the command before printed as well.
+What three full copies would take is in the lines above `lora.roles` below.
 
-`int8` needs `pip install "dpdmd[int8]"` (torchao), `nf4` needs `pip install "dpdmd[nf4]"` (bitsandbytes).
+## How it is counted
+
+- Weights, moving average and AdamW's moments: by formula.
+- Activations and gradients: by running one micro-batch of an update on torch's meta device, which has shapes and no data.
+- Validation pictures: the autoencoder and one image.
+
+Tests compare these counts with the measured peaks of small models of every family, on a CPU. {reserve} GiB of {memories}
+are left free for CUDA's context, the workspaces of libraries, and fragmentation. That is an assumption which no GPU has
+confirmed yet. Text encoders are not counted: they are on the device only before the networks are, in bf16, unless
+`data.cache` is `"none"`. A card may have a little less memory than its name says.
+
+Below are the last lines that each command prints. "..." stands for lines that the command before it printed as well.
 """
 SECTION = """
 ## {name}

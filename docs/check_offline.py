@@ -7,7 +7,9 @@ from pathlib import Path
 # What a browser fetches by itself; links that a reader follows are not among it.
 LOADS = (
     re.compile(r"<(?:script|img|iframe|source|audio|video|embed)\b[^>]*?\bsrc\s*=\s*[\"']?((?:https?:)?//[^\"'\s>]+)"),
-    re.compile(r"<link\b(?![^>]*\brel=[\"']?(?:canonical|next|prev|author))[^>]*?\bhref=[\"']?((?:https?:)?//[^\"'\s>]+)"),
+    re.compile(
+        r"<link\b(?![^>]*\brel=[\"']?(?:canonical|next|prev|author))[^>]*?\bhref=[\"']?((?:https?:)?//[^\"'\s>]+)"
+    ),
     re.compile(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^\"')\s]+)"),
 )
 
