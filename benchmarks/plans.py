@@ -59,10 +59,10 @@ What three full copies would take is in the lines above `lora.roles` below.
 ## How it is counted
 
 - Weights, moving average and AdamW's moments: by formula.
-- Activations and gradients: by running one micro-batch of an update on torch's meta device, which has shapes and no data.
+- Activations and gradients: by running one micro-batch of an update on torch's meta device, where tensors have no data.
 - Validation pictures: the autoencoder and one image.
 
-Tests compare these counts with the measured peaks of small models of every family, on a CPU. {reserve} GiB of {memories}
+Tests compare these counts with measured peaks of small models of every family, on a CPU. {reserve} GiB of {memories}
 are left free for CUDA's context, the workspaces of libraries, and fragmentation. That is an assumption which no GPU has
 confirmed yet. Text encoders are not counted: they are on the device only before the networks are, in bf16, unless
 `data.cache` is `"none"`. A card may have a little less memory than its name says.

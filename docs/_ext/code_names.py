@@ -20,9 +20,8 @@ UNCHECKED = {"negative-results"}
 COMING = {"data.samples_per_prompt"}
 KEYS = {key for key, _ in recipe_keys()} | COMING
 SECTIONS = {key.rpartition(".")[0] for key in KEYS}
-KEY = re.compile(
-    rf"((?:{'|'.join(map(re.escape, sorted(SECTIONS, key=len, reverse=True)))})\.(?!py\b)[a-z_0-9]+)( ?=.*)?"
-)
+ANY_SECTION = "|".join(map(re.escape, sorted(SECTIONS, key=len, reverse=True)))
+KEY = re.compile(rf"((?:{ANY_SECTION})\.(?!py\b)[a-z_0-9]+)( ?=.*)?")
 logger = logging.getLogger(__name__)
 
 
