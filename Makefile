@@ -14,16 +14,18 @@ ARGS ?=
 
 VENV := .venv
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-slow test-all lint format clean
+.PHONY: help setup demo test test-slow test-all lint format docs clean
 
 help:
 	@echo "make demo       distil the built-in teacher by DMD and by DP-DMD and write runs/demo/report.html"
 	@echo "make test       the fast tests (test-slow: the others, test-all: both)"
 	@echo "make lint       ruff's checks and formatting (format: apply them)"
+	@echo "make docs       build the documentation into docs/_build/html; warnings and dead references are errors"
 	@echo "make setup      only set up $(VENV)"
 	@echo "make clean      remove $(VENV), caches and builds; runs/ stays"
 
@@ -50,8 +52,14 @@ format: $(READY)
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
+# -E reads every page again, so that a warning is seen each time and not only when its page has changed.
+docs: $(DOCS_READY)
+	@$(VENV)/bin/python -m sphinx -b html -E -q -n -W --keep-going $(ARGS) docs docs/_build/html
+	@$(VENV)/bin/python docs/check_offline.py docs/_build/html
+	@echo "documentation: docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 define HAS_CUDA_TORCH
@@ -97,4 +105,9 @@ $(READY): pyproject.toml constraints.txt
 	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	@echo "torch==$$($(VENV)/bin/python -c '$(TORCH_VERSION)')" >> $(VENV)/constraints.txt
 	@$(PIP) install -qq -c $(VENV)/constraints.txt -e '.[report,test]'
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	@echo "installing what builds the documentation"
+	@$(PIP) install -qq -c $(VENV)/constraints.txt -e '.[docs]'
 	@touch $@

@@ -1,24 +1,23 @@
-"""Write the tables and plots of `benchmarks.pareto` in README.md and docs/results.md.
+"""What README.md, docs/results.md and docs/tables.md show of `benchmarks.pareto`: its tables, and its pictures.
 
     python -m benchmarks.pareto_page
 
-Reads benchmarks/results/pareto.json and noise_prediction_recipe.json, rewrites what stands between
-`<!-- pareto NAME -->` and `<!-- end -->`, and draws docs/images/pareto.png and docs/images/frontier.png. Nothing in
-the tables is written by hand.
+Reads benchmarks/results/pareto.json and noise_prediction_recipe.json; rewrites what stands between the markers
+`<!-- pareto NAME -->` and `<!-- end -->`; draws docs/images/pareto.png. Nothing in the tables is written by hand:
+docs/tables.md has all of them, the other two pages the short ones.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.pareto import ANCHOR_SCALE, ANCHOR_SCALES, COMMON, GROUPS, SCALES, teacher_arm
+from benchmarks.pareto import COMMON, GROUPS, SCALES, teacher_arm
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE
 from dpdmd.compare.summary import PROMPTS, SEEDS, Summary, summarise
 from dpdmd.evaluate.metrics import metric_of
-from dpdmd.report.colours import INK, OTHER_COLOURS, arm_colours
+from dpdmd.report.colours import arm_colours
 from dpdmd.report.comparison import Comparison
 from dpdmd.report.pareto import pareto
 from dpdmd.report.runs import ArmReport
@@ -26,7 +25,8 @@ from dpdmd.store.files import read_json, write_text
 
 RESULTS = Path("benchmarks", "results", "pareto.json")
 NOISE_PREDICTION = RESULTS.with_name("noise_prediction_recipe.json")
-PAGES, IMAGES = (Path("docs", "results.md"), Path("README.md")), Path("docs", "images")
+PAGES = Path("docs", "tables.md"), Path("docs", "results.md"), Path("README.md")
+PICTURE = Path("docs", "images", "pareto.png")
 OURS, RIVAL = "dp_dmd_default", "dmd"
 LABELS = {
     REFERENCE: "teacher, 30 steps, guidance 3.5",
@@ -90,11 +90,11 @@ def cell(summary: Summary | None, digits: int) -> str:
     """Mean and interval: over seeds half its width, over prompts its ends."""
     if summary is None:
         return ""
-    text = f"{summary['mean']:.{digits}f}"
+    text = f"{summary['mean']:z.{digits}f}"
     if summary.get("interval") == SEEDS:
-        return f"{text} ± {(summary['high'] - summary['low']) / 2:.{digits}f}"
+        return f"{text} ± {(summary['high'] - summary['low']) / 2:z.{digits}f}"
     if summary.get("interval") == PROMPTS and summary["low"] < summary["high"]:
-        return f"{text} [{summary['low']:.{digits}f}, {summary['high']:.{digits}f}]"
+        return f"{text} [{summary['low']:z.{digits}f}, {summary['high']:z.{digits}f}]"
     return text
 
 
@@ -194,43 +194,6 @@ def picture(arms: Arms) -> Figure | None:
     return pareto(comparison, colours | {OURS: colours["dp_dmd"]})
 
 
-def frontier(arms: Arms) -> Figure | None:
-    """For each noise interval a line over the anchor's guidance, and DMD as a square."""
-    lines = {}
-    for name in ("everywhere",):
-        points = [(f"{scale:g}", _frontier_arm(name, scale)) for scale in ANCHOR_SCALES]
-        lines[name] = [(label, arms[arm]) for label, arm in points if arm in arms]
-    if not all(lines.values()):
-        return None
-    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2)
-    for axes, (key, heading, unit) in zip(
-        panels, (("validity", "clean scenes, %", 100), ("frechet", "Frechet", 1)), strict=True
-    ):
-        axes.set_xlabel("diversity, % of the teacher's")
-        axes.set_ylabel(heading)
-        axes.grid(alpha=0.18, linewidth=0.6, color=INK)
-        axes.axvline(100, color=INK, linewidth=0.6, linestyle="--")
-        for colour, (name, points) in zip(OTHER_COLOURS, lines.items(), strict=False):
-            xy = [(100 * arm["diversity_share"]["mean"], unit * arm[key]["mean"]) for _, arm in points]
-            label = f"guided {name.replace('_', ' ')}"
-            axes.plot(*zip(*xy, strict=True), "o-", color=colour, label=f"DP-DMD, {label}", linewidth=1.3)
-            for (scale, _), point in zip(points, xy, strict=True):
-                axes.annotate(scale, point, xytext=(5, 4), textcoords="offset points", fontsize=7.5, color=colour)
-            dmd = arms.get("dmd" if name == "everywhere" else f"dmd_guided_{name}")
-            if dmd:
-                x, y = 100 * dmd["diversity_share"]["mean"], unit * dmd[key]["mean"]
-                axes.plot(x, y, "s", color=colour, label=f"DMD, {label}", markersize=7, markerfacecolor="none")
-    panels[0].legend(fontsize=7)
-    return figure
-
-
-def _frontier_arm(interval: str, scale: float) -> str:
-    is_default = interval == "everywhere" and scale == ANCHOR_SCALE
-    return OURS if is_default else f"dp_dmd_guided_{interval}_anchor_{scale:g}"
-
-
 def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
     """{name: Markdown} of all tables on the pages."""
     base = {OURS: "dp_dmd, as in the recipe", RIVAL: "dmd, as in the recipe"}
@@ -270,11 +233,9 @@ def main() -> None:
     texts = sections(arms, noise_prediction)
     for page in PAGES:
         write_text(page, fill(page.read_text(encoding="utf-8"), texts))
-    drawings: dict[str, Callable[[Arms], Figure | None]] = {"pareto": picture, "frontier": frontier}
-    for name, draw in drawings.items():
-        if (figure := draw(arms)) is not None:
-            figure.savefig(IMAGES / f"{name}.png", dpi=130)
-    print(f"written: {', '.join(map(str, PAGES))}, {IMAGES}")
+    if (figure := picture(arms)) is not None:
+        figure.savefig(PICTURE, dpi=130)
+    print(f"written: {', '.join(map(str, PAGES))}, {PICTURE}")
 
 
 if __name__ == "__main__":

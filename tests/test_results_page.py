@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/results.md are those of the benchmark's results."""
+"""The tables of README.md, docs/results.md and docs/tables.md are those of the benchmark's results."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def arms():
     return read_json(RESULTS)["arms"]
 
 
-@pytest.mark.parametrize(("path", "name"), zip(PAGES, ("main", "short"), strict=True), ids=str)
+@pytest.mark.parametrize(("path", "name"), zip(PAGES, ("main", "short", "short"), strict=True), ids=str)
 def test_the_pages_show_the_results(path, name, arms):
     page = path.read_text(encoding="utf-8")
     assert f"<!-- pareto {name} -->" in page
@@ -76,8 +76,8 @@ def test_differences_are_paired_by_seed():
     dmd = {key: summarise([1.0, 3.0]) for key in DIFFERENCES}
     row = differences({OURS: ours, "dmd": dmd}).splitlines()[-1]
     assert row == "| DMD | 2 |" + " 2.000 ± 0.000 |" * len(DIFFERENCES)
-    (row,) = option_differences({OURS: ours, "depth_2": dmd}).splitlines()[2:]
-    assert row == "| dp_dmd: `anchor.depth = 2` | 2 |" + " -2.000 ± 0.000 |" * len(DIFFERENCES)
+    (row,) = option_differences({OURS: ours, "four_per_prompt": dmd}).splitlines()[2:]
+    assert row == "| dp_dmd: `data.samples_per_prompt = 4` | 2 |" + " -2.000 ± 0.000 |" * len(DIFFERENCES)
 
 
 def test_every_arm_has_a_name_of_its_own_and_every_main_arm_a_label(arms):
