@@ -29,6 +29,7 @@ from benchmarks.pareto_page import (
     number,
     option_differences,
     picture,
+    readme_table,
     sections,
     sweep_differences,
 )
@@ -43,7 +44,7 @@ def arms():
     return read_json(RESULTS)["arms"]
 
 
-@pytest.mark.parametrize(("path", "name"), zip(PAGES, ("main", "short"), strict=True), ids=str)
+@pytest.mark.parametrize(("path", "name"), zip(PAGES, ("main", "readme"), strict=True), ids=str)
 def test_the_pages_show_the_results(path, name, arms):
     page = path.read_text(encoding="utf-8")
     assert f"<!-- pareto {name} -->" in page
@@ -65,6 +66,12 @@ def test_cells_show_mean_and_interval():
     assert cell(summarise([0.0, 1.0, 2.0]), 2) == "1.00 ± 2.48"
     assert cell(summarise([0.5], [0.25, 0.75]), 2) == ".50 [.25, .75]"
     assert cell(summarise([0.5]), 2) == ".50" and cell(None, 2) == ""
+
+
+def test_the_readmes_table_has_zeros_before_its_points(arms):
+    teacher, dmd, ours = readme_table(arms).splitlines()[2:5]
+    assert teacher.startswith("| teacher | 1.00 |") and dmd.startswith("| DMD | 0.54 ± 0.23 |")
+    assert ours == "| **DP-DMD** | 1.10 ± 0.03 | 0.91 ± 0.01 | 0.06 ± 0.01 |"
 
 
 def test_differences_are_paired_by_seed():
