@@ -65,19 +65,7 @@ PICTURED = {
     "dmd_published": "DMD as published",
     "dp_dmd_published": "DP-DMD as published",
 }
-# The README's table: arms and columns (key, heading, digits).
-README_LABELS = {
-    REFERENCE: "teacher",
-    RIVAL: "DMD",
-    OURS: "**DP-DMD**",
-    "dmd_perceptual": "DMD + perceptual",
-    "dmd_adversarial": "DMD + adversarial",
-}
-README_COLUMNS = (
-    ("diversity_share", "diversity kept", 2),
-    ("validity", "clean scenes", 2),
-    ("total_variation_reference", "distance to the teacher", 2),
-)
+IN_SHORT = (REFERENCE, "teacher_guidance_2", "teacher_few_steps_4", *PICTURED)
 # Figure, heading, digits.
 COLUMNS = (
     ("diversity_share", "diversity, share of the teacher's", 2),
@@ -142,14 +130,25 @@ def table(arms: Arms, labels: dict[str, str], columns: tuple[tuple[str, str, int
     return markdown(["arm", "seeds", *(heading for _, heading, _ in columns), "calls, forward / backward"], rows)
 
 
+# The README's table: its arms, and its columns (metric, heading).
+README_LABELS = {
+    REFERENCE: "teacher",
+    RIVAL: "DMD",
+    OURS: "**DP-DMD**",
+    "dmd_perceptual": "DMD + perceptual",
+    "dmd_adversarial": "DMD + adversarial",
+}
+README_COLUMNS = {
+    "diversity_share": "diversity kept",
+    "validity": "clean scenes",
+    "total_variation_reference": "distance to the teacher",
+}
+
+
 def readme_table(arms: Arms) -> str:
-    """A few arms and columns, with the zeros before the points."""
-    rows = [
-        [label, *(cell(arms[name].get(key), digits) for key, _, digits in README_COLUMNS)]
-        for name, label in README_LABELS.items()
-    ]
-    header = ["model", *(heading for _, heading, _ in README_COLUMNS)]
-    return re.sub(r"(?<!\d)\.(?=\d)", "0.", markdown(header, rows))
+    """A few arms and columns, with zeros before the decimal points."""
+    rows = [[label, *(cell(arms[name][key], 2) for key in README_COLUMNS)] for name, label in README_LABELS.items()]
+    return re.sub(r"(?<!\d)\.(?=\d)", "0.", markdown(["model", *README_COLUMNS.values()], rows))
 
 
 def changed(group: str) -> dict[str, str]:
@@ -262,7 +261,7 @@ def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
     less_dmd = {NOISE_PREDICTION_LABELS[name]: paired(noise_prediction[name], noise_prediction["dmd"]) for name in ours}
     return {
         "main": table(arms, LABELS, COLUMNS),
-        "readme": readme_table(arms),
+        "short": table(arms, {name: LABELS[name] for name in IN_SHORT}, FEWER),
         "differences": differences(arms),
         "rivals": table(arms, rivals | changed("rivals"), FEWER),
         "option_differences": option_differences(arms),
@@ -272,7 +271,9 @@ def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
         "sweep_differences": sweep_differences(arms),
         "longer": table(alike, base | changed("longer"), FEWER),
         "noise_prediction": table(noise_prediction, NOISE_PREDICTION_LABELS, COLUMNS[:-2]),
+        "noise_prediction_short": table(noise_prediction, NOISE_PREDICTION_LABELS, FEWER),
         "noise_prediction_differences": _differences("less DMD", less_dmd),
+        "readme": readme_table(arms),
     }
 
 
