@@ -132,6 +132,27 @@ def table(arms: Arms, labels: dict[str, str], keys: Sequence[str]) -> str:
     return markdown(["arm", "seeds", *(metric_of(key).heading for key in keys), "calls, forward / backward"], rows)
 
 
+# The README's table: its arms, and its columns (metric, heading).
+README_LABELS = {
+    REFERENCE: "teacher",
+    RIVAL: "DMD",
+    OURS: "**DP-DMD**",
+    "dmd_perceptual": "DMD + perceptual",
+    "dmd_adversarial": "DMD + adversarial",
+}
+README_COLUMNS = {
+    "diversity_share": "diversity kept",
+    "validity": "clean scenes",
+    "total_variation_reference": "distance to the teacher",
+}
+
+
+def readme_table(arms: Arms) -> str:
+    """A few arms and columns."""
+    rows = [[label, *(cell(arms[name][key], 2) for key in README_COLUMNS)] for name, label in README_LABELS.items()]
+    return markdown(["model", *README_COLUMNS.values()], rows)
+
+
 def changed(group: str) -> dict[str, str]:
     """The settings that distinguish each arm of a group."""
     arms, _ = GROUPS[group]
@@ -204,6 +225,7 @@ def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
     less_dmd = {NOISE_PREDICTION_LABELS[name]: paired(noise_prediction[name], noise_prediction["dmd"]) for name in ours}
     return {
         "main": table(arms, LABELS, COLUMNS),
+        "readme": readme_table(arms),
         "short": table(arms, {name: LABELS[name] for name in IN_SHORT}, SHORT),
         "differences": differences(arms),
         "rivals": table(arms, rivals | changed("rivals"), SHORT),

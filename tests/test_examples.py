@@ -1,0 +1,120 @@
+"""The examples: short, self-contained, and they do what they say."""
+
+import ast
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+NOTEBOOK = EXAMPLES / "quickstart.ipynb"
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+
+
+def load_example(name: str):
+    """The module, not run as a script."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[name]
+    return module
+
+
+def run(command: list[str], folder: Path) -> str:
+    """What a command printed in `folder`, with this checkout's package and the examples on the path."""
+    path = os.pathsep.join([str(ROOT / "src"), str(EXAMPLES)])
+    done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_an_example_is_short_and_says_what_to_expect(script):
+    text = script.read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(text))
+    assert len(text.splitlines()) <= 60
+    assert f"python examples/{script.name}" in docstring and "Expect" in docstring
+
+
+def test_repulsion_is_a_gaussian_of_the_distance_between_samples_of_one_prompt():
+    """Two prompts with two samples each, 1 and 3 apart in every coordinate; those of different prompts do not count."""
+    x0 = torch.zeros(4, 2, 2, 2)
+    x0[1], x0[2], x0[3] = 1.0, 10.0, 13.0
+    step = SimpleNamespace(rollout=SimpleNamespace(x0=x0.requires_grad_()), samples_per_prompt=2)
+    result = load_example("repulsion").Repulsion(bandwidth=2.0)(step)
+    assert result.loss.item() == pytest.approx((math.exp(-1 / 8) + math.exp(-9 / 8)) / 2)
+    assert result.health["distance"].item() == pytest.approx(2.0)
+    result.loss.backward()
+    # A gradient step, against the gradient, drives the two samples of a prompt apart.
+    assert (x0.grad[0] > 0).all() and (x0.grad[1] < 0).all()
+
+
+def test_repulsion_is_finite_for_equal_samples():
+    x0 = torch.ones(2, 1, 2, 2, requires_grad=True)
+    step = SimpleNamespace(rollout=SimpleNamespace(x0=x0), samples_per_prompt=2)
+    result = load_example("repulsion").Repulsion()(step)
+    result.loss.backward()
+    assert result.loss.item() == 1.0 and x0.grad.abs().max() == 0
+
+
+@pytest.mark.slow
+def test_repulsion_trains(tmp_path):
+    lines = run([sys.executable, str(EXAMPLES / "repulsion.py")], tmp_path).splitlines()
+    updates = [line for line in lines if line.startswith("update ")]
+    assert len(updates) == 10 and lines[-1] == "student: runs/repulsion/student"
+    assert all(0 < float(line.split("repulsion ")[1].split(",")[0]) < 1 for line in updates)
+
+
+@pytest.mark.slow
+def test_a_recipe_can_name_the_objective_of_the_example(tmp_path):
+    sets = ("objective.name=repulsion:dp_dmd_with_repulsion", "data.samples_per_prompt=4")
+    options = [part for text in sets for part in ("--set", text)]
+    plan = run([sys.executable, "-m", "dpdmd", "train", "scenes_dp_dmd", "--dry-run", *options], tmp_path)
+    assert "prompts: 4096" in plan
+
+
+@pytest.mark.slow
+def test_stock_diffusers_draws_the_students_image(tmp_path):
+    lines = run([sys.executable, str(EXAMPLES / "sample_in_diffusers.py")], tmp_path).splitlines()
+    assert (tmp_path / "runs" / "sample_in_diffusers" / "image.png").is_file()
+    # Rounding to 8 bits may fall either way where the two programs differ in the last digit of a float.
+    assert lines[-1] in [f"largest difference from dpdmd's own image: {level} of 255" for level in (0, 1)]
+
+
+@pytest.mark.slow
+def test_a_folder_is_judged_as_the_example_says(tmp_path):
+    diversity, accuracy, *_ = run([sys.executable, str(EXAMPLES / "judge_a_folder.py")], tmp_path).splitlines()
+    assert diversity.startswith("diversity, as a share of the teacher's: 0.5")
+    assert accuracy.startswith("colours and shapes drawn as the prompt says: 1.00")
+
+
+def test_the_notebook_is_committed_without_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells and all(not cell.outputs and cell.execution_count is None for cell in cells)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 2
+    assert (tmp_path / "runs" / "quickstart" / "student").is_dir()
