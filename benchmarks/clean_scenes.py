@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.pareto import GUIDANCE, HYBRIDS, hybrids, main_arms, teacher_arm
-from benchmarks.pareto_page import LABELS, OURS, RIVAL, markdown, number
+from benchmarks.pareto_page import LABELS, OURS, RIVAL, markdown
 from dpdmd.compare.arms import REFERENCE, Run, arrange
 from dpdmd.compare.commands import run_all
 from dpdmd.evaluate.samples import read_samples
@@ -86,7 +86,7 @@ def by(cells: Cells, *places: int) -> Cells:
 
 def share(images: list[bool]) -> str:
     """As a cell of a table, with the number of images."""
-    return f"{number(sum(images) / len(images), 3)} ({len(images)})" if images else ""
+    return f"{sum(images) / len(images):.3f} ({len(images)})" if images else ""
 
 
 def main() -> None:
@@ -111,7 +111,7 @@ def main() -> None:
     places = sorted(by(cells[OURS], 0, 1))
     shares = [[" ".join(reversed(place)), *(share(by(own, 0, 1)[place]) for own in cells.values())] for place in places]
     print(markdown(["clean scenes (images)", *(LABELS[name] for name in cells)], shares))
-    rows = [[LABELS[name], *(number(value, 3) for value in part.values())] for name, part in parts.items()]
+    rows = [[LABELS[name], *(f"{value:z.3f}" for value in part.values())] for name, part in parts.items()]
     print(f"\n{markdown(['DP-DMD minus', *parts[RIVAL]], rows)}")
     found = {
         name: [{"cell": cell, "images": len(images), "clean": sum(images)} for cell, images in sorted(own.items())]
