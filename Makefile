@@ -47,7 +47,7 @@ test-all: $(READY)
 lint: $(READY)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/lint-imports --no-logo --quiet
+	@$(VENV)/bin/lint-imports --no-logo
 
 format: $(READY)
 	@$(VENV)/bin/ruff check --fix .
