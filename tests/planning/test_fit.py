@@ -79,7 +79,7 @@ def test_samples_of_one_prompt_stay_together():
 def test_the_settings_are_said_in_one_line_each_key_once():
     steps = [(BATCH_1, Need(10 * GIB, 10 * GIB)), ((LORA,), Need(8 * GIB, GIB)), (BATCH_2, Need(8 * GIB, 2 * GIB))]
     text = describe_fit(Need(90 * GIB, 10 * GIB, "in an update"), 20 * GIB, steps)
-    assert "at the peak, in an update: 10.00 GiB, counted on the meta device, beside 90.00 that stay" in text
+    assert "at the peak, in an update: 10.00 GiB, counted on the meta device, on top of 90.00 GiB that stay" in text
     assert "100.00 GiB per device: does not fit in 20.0 GiB, of which 2.0 are left for" in text
     assert f"  with --set '{LORA}': 9.00 GiB, fits" in text
     assert text.splitlines()[-1] == (f"so add --set train.batch_size=2 --set train.accumulation=16 --set '{LORA}'")

@@ -118,7 +118,7 @@ def test_more_than_a_twentieth_of_the_time_is_told_what_happens_once_aside():
     rows = [{"seconds": 100.0, "validation/seconds": 20.0, "once_seconds": 17.0}]
     assert too_slow(rows, 50) is None
     rows.append({"seconds": 120.0, "validation/seconds": 3.6})
-    assert "23.6 s beside 120.0 s of training: 17.0 s once, then 5.5 %" in too_slow(rows, 50)
+    assert "23.6 s, training 120.0 s: 17.0 s once, then 5.5 %" in too_slow(rows, 50)
 
 
 def test_a_run_writes_figures_of_averaged_and_live_weights_and_their_seconds(make_recipe, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""A denoiser: one role's network behind its family's adapter, `(x_t, t, cond) -> Prediction(x0, eps)`."""
+"""A denoiser: one role's network, seen through its family's adapter: `(x_t, t, cond) -> Prediction(x0, eps)`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

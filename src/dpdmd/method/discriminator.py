@@ -101,7 +101,7 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 class _Enough(Exception):
-    """Leaves a network behind the last block that is listened to."""
+    """Leaves a network after the last block that is listened to."""
 
 
 def block_outputs(call: Callable[[], Any], blocks: list[nn.Module], *, stop: bool) -> list[Any]:

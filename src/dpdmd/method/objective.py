@@ -87,7 +87,7 @@ class Objective:
 
     detach_first: cut the graph after step 1 (`rollout.anchored_rollout`), as DP-DMD does. num_pairs: train on a fixed
     pool of that many pairs of prompt and noise, whose teacher samples are kept (`StudentStep.teacher_x0`); None: fresh
-    noise in every update. discriminator: train one beside the fake score (`StudentStep.discriminator`).
+    noise in every update. discriminator: train one along with the fake score (`StudentStep.discriminator`).
     """
 
     terms: tuple[Term, ...]

@@ -1,4 +1,4 @@
-"""`student.json`, which stands beside a student's weights, and the folders in which students are found.
+"""`student.json`, which stands next to a student's weights, and the folders in which students are found.
 
     RUN/student/                   the student of a finished run
     RUN/students/step-000050/      a student kept during training

@@ -13,12 +13,12 @@ from dpdmd.planning.memory import peak_bytes, picture_bytes
 from dpdmd.recipe.plan import DataPlan, Plan
 
 GIB = 2**30
-Settings = tuple[str, ...]  # what stands behind --set, each
+Settings = tuple[str, ...]  # the values of --set
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on one device: what stays, the most that is beside it at a time, and when that is."""
+    """Bytes on one device: what stays, the most that comes on top of it at a time, and when."""
 
     state: int
     peak: int
@@ -142,8 +142,8 @@ def describe_fit(need: Need, memory: int, found: list[tuple[Settings, Need]]) ->
     """Whether it fits a device of `memory` bytes, what each of the `savings` leaves, and the settings in one line."""
     available = memory - reserve(memory)
     lines = [
-        f"at the peak, {need.when}: {need.peak / GIB:.2f} GiB, counted on the meta device, beside "
-        f"{need.state / GIB:.2f} that stay, by formula",
+        f"at the peak, {need.when}: {need.peak / GIB:.2f} GiB, counted on the meta device, on top "
+        f"of {need.state / GIB:.2f} GiB that stay, by formula",
         f"{need.total / GIB:.2f} GiB per device: {_verdict(need, available)} in {memory / GIB:.1f} GiB, of which "
         f"{reserve(memory) / GIB:.1f} are left for CUDA's context, workspaces and fragmentation",
     ]

@@ -69,11 +69,11 @@ class LiveBytes(TorchDispatchMode):
 
 
 class LiveShapes(LiveBytes):
-    """The same for tensors of the meta device, faster and beside real ones.
+    """The same for tensors of the meta device, faster, and where real tensors take part as well.
 
     There an operation takes up to a millisecond to find out what it returns; here it is asked once for arguments of the
-    same shapes. Real tensors among themselves are computed with, since some networks read numbers out of masks; beside
-    a meta tensor they count as one.
+    same shapes. Operations on real tensors alone are computed, since some networks read numbers out of masks; together
+    with a meta tensor they count as one.
     """
 
     def __init__(self):

@@ -98,7 +98,7 @@ class ComputePlan:
 
 @dataclass(frozen=True)
 class Budget:
-    """When a run ends: after so many student updates or training seconds."""
+    """When a run ends: after this many student updates or training seconds."""
 
     num_updates: int
     max_seconds: float | None

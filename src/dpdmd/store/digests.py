@@ -1,4 +1,4 @@
-"""Identity by content: hashes of texts, files, tensors and networks, by which caches and runs are told apart."""
+"""Identity by content: hashes of texts, files, tensors and networks, which distinguish caches and runs."""
 
 import hashlib
 import re

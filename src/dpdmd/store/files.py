@@ -17,7 +17,7 @@ STALE_SECONDS = 3600
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to. It is renamed to `path` on success and removed on failure."""
+    """A temporary file next to `path` to write to. It is renamed to `path` on success and removed on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
@@ -30,7 +30,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` to fill. It is renamed to `path` on success and removed on failure.
+    """A temporary folder next to `path` to fill. It is renamed to `path` on success and removed on failure.
 
     `path` must not exist.
     """

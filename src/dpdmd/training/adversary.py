@@ -95,9 +95,9 @@ class Adversary:
     def loss(self, batch: MicroBatch, x0: Tensor, *, update: int) -> MicroLoss:
         """L_D (arXiv 2405.14867, sec. 4.3) on the student's samples x0 of `batch` and as many real ones.
 
-        Both are noised alike, the i-th of both to the same tau, uniform as in DMD2: at much noise nothing tells them
-        apart. Features have no graph: the head alone receives gradient (differs: DMD2 trains the fake score, whose
-        features they are, by this loss as well). `update` of this iteration names the draws.
+        The i-th of both is noised to the same tau, uniform as in DMD2: at high noise they cannot be distinguished.
+        Features have no graph: the head alone receives gradient (differs: DMD2 trains the fake score, whose features
+        they are, by this loss as well). `update` of this iteration names the draws.
         """
         rng, number = batch.rng(f"discriminator_{update}"), len(x0)
         real, real_cond = self.real.draw(number, batch.rng(f"real_{update}"), self.prompts.encode, x0.device)

@@ -63,7 +63,7 @@ def samples_folder(cache: str | None) -> Path:
 
 
 def teacher_identity(plan: Plan, adapter: ModelAdapter, memo: Path | None = None) -> str:
-    """What the samples depend on beside prompt and noise: the teacher's files, its grid, guidance, size and precision.
+    """What the samples depend on besides prompt and noise: the teacher's files, its grid, guidance, size and precision.
 
     memo: the folder that remembers hashes of files.
     """

@@ -153,7 +153,7 @@ def _write_shares(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> dict[s
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """torch.distributed.checkpoint tells all processes of a failure, by what is no `Exception`."""
+    """Raise as an OSError what torch.distributed.checkpoint raises in all processes, which is not an `Exception`."""
     try:
         yield
     except CheckpointException as error:
@@ -192,7 +192,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _remove_partial(folder: Path) -> None:
-    """What a process that was killed while writing left behind."""
+    """Remove what a process left that was killed while writing."""
     for path in folder.glob(f".{PREFIX}*{PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -179,13 +179,13 @@ class RunFolder:
         remove_strays(self.best)
 
     def write_failure(self, step: int, error: Exception) -> None:
-        """`failure.json`: why the run cannot go on behind `step`."""
+        """`failure.json`: why the run cannot go on after `step`."""
         write_json(self.failure, {"step": step, "error": str(error)})
 
     def write_provenance(self, facts: dict[str, Any], session: dict[str, Any], *, from_step: int) -> None:
         """`provenance.json`: `facts` of the run, and under "sessions" where and with what each start of it ran.
 
-        session: what to say of this start beside that.
+        session: more about this start.
         """
         before = read_json(self.provenance).get("sessions", []) if self.provenance.exists() and from_step else []
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,4 +1,4 @@
-"""Trackers, which are told what `metrics.jsonl` and the validation folder are told: tensorboard, Weights & Biases.
+"""Trackers that receive what goes to `metrics.jsonl` and the validation folder: tensorboard, Weights & Biases.
 
 tensorboard/  wandb/ of the run folder
 """
@@ -60,7 +60,7 @@ def flat_settings(settings: dict[str, Any]) -> dict[str, bool | int | float | st
 class Trackers:
     """The trackers that are open, all of the recipe's in the main process and none in the others.
 
-    opened: each with the last step that it was told by an earlier session and cannot forget; it is not told it again.
+    opened: each with the last step that an earlier session logged and that it cannot forget; it is not logged again.
     """
 
     opened: list[tuple[GeneralTracker, int]]
@@ -68,17 +68,17 @@ class Trackers:
     def log(self, row: dict[str, Any]) -> None:
         """Log a line of `metrics.jsonl` at its step."""
         step = row["step"]
-        for tracker in self._untold(step):
+        for tracker in self._behind(step):
             tracker.log({key: value for key, value in row.items() if key != "step"}, step=step)
 
     def log_picture(self, step: int, path: Path) -> None:
         """Log the picture in the PNG file `path`, pixel by pixel the same."""
-        for tracker in self._untold(step):
+        for tracker in self._behind(step):
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"validation": to_uint8(read_png(path)[None]).numpy()}, step=step, **options)
 
-    def _untold(self, step: int) -> list[GeneralTracker]:
-        return [tracker for tracker, told in self.opened if step > told]
+    def _behind(self, step: int) -> list[GeneralTracker]:
+        return [tracker for tracker, logged in self.opened if step > logged]
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def open_trackers(
     last_step: int,
     is_main_process: bool,
 ) -> Iterator[Trackers]:
-    """Start the trackers `names` and close them on every way out; wandb is told whether it was a good one.
+    """Start the trackers `names` and close them on every way out; wandb learns whether the run succeeded.
 
     step: updates done so far. last_step: the last that was logged, beyond `step` if the run was killed. Raises OSError
     in all processes for a tracker that does not start. `Accelerator.end_training` is not used: it ends the process
@@ -135,7 +135,7 @@ def _start_tensorboard(
 
 
 def _start_wandb(settings: dict[str, Any], run: RunFolder, step: int, last_step: int) -> tuple[WandBTracker, int]:
-    """The same run at wandb in every session: `wandb/run.json` keeps its id and the last step that it was told.
+    """The same run at wandb in every session: `wandb/run.json` keeps its id and the last step logged.
 
     Online, wandb itself says how far it is. Of offline sessions it does not know, and renumbers what overlaps when they
     are synced. The log alone does not know either: a resumed run may be killed before it comes as far as the last one.

@@ -1,10 +1,10 @@
 """The best students of a run, by its own validation: which they are, what for, and the folder that keeps them.
 
-students/best/best.json       them in order, the best first, each with its figures and why it is kept
+students/best/best.json       them in order, the best first, each with its scores and why it is kept
 students/best/step-000100/    one of them
 
-`best.json` alone says which ones count: a student is written before it is named there, and removed behind it, so that a
-run killed in between leaves a folder of whole students.
+`best.json` alone says which ones count: a student is written before it is named there, and removed after its name is,
+so that a run killed in between leaves a folder of whole students.
 """
 
 import shutil
@@ -94,8 +94,8 @@ def keep_best(
         write_student(folder / entry["folder"])
 
     def settle() -> None:
-        told = [e | {"why": why(e, place, seen, floor)} for place, e in enumerate(ranked)]
-        write_json(folder / BEST_FILE, {"diversity_floor": floor, "students": told})
+        named = [e | {"why": why(e, place, seen, floor)} for place, e in enumerate(ranked)]
+        write_json(folder / BEST_FILE, {"diversity_floor": floor, "students": named})
         remove_strays(folder)
 
     on_main_process(settle)

@@ -104,8 +104,8 @@ class Judge:
         self.judged_by = f"{extractor.name if extractor else 'no network'}, {validation.identity}"
 
     def row(self, step: int, student: Tensor, live: Tensor | None) -> dict[str, Any]:
-        """ "validation/quality" and so on of the student that a finished run has, "validation/live_..." of the weights
-        behind a moving average, "validation/teacher_..."; "alarms" of the student; "judged_by" what.
+        """ "validation/quality" and so on of the student that a finished run has, "validation/live_..." of its
+        weights before averaging, "validation/teacher_..."; "alarms" of the student; "judged_by": the feature network.
         """
         found = figures(self._drawn(student), self.teacher)
         by_prefix = {"": found.values, "teacher_": self.of_teacher}
@@ -126,29 +126,29 @@ class Judge:
 
 
 def alarms(found: Figures, step: int) -> dict[str, str]:
-    """{"collapse", "saturation": a sentence} of what is wrong beyond doubt: so says the whole interval over prompts.
+    """{"collapse", "saturation": a sentence} for what is wrong even at the better end of the interval over prompts.
 
     A single prompt has no interval, and so no alarm.
     """
-    told = {}
+    found_alarms = {}
     share, excess = found.share, found.excess
     if share is not None and share.high is not None and share.high < COLLAPSED:
-        told["collapse"] = (
+        found_alarms["collapse"] = (
             f"collapse: samples of one prompt have become alike: {share.value:.2f} of the teacher's diversity at "
             f"update {step} (95 % interval over prompts {share.low:.2f} to {share.high:.2f}). More weight on the "
             "anchor or a lower learning rate keeps more of it"
         )
     if excess is not None and excess.low is not None and excess.low > OVERSATURATED:
-        told["saturation"] = (
+        found_alarms["saturation"] = (
             f"saturation: {found.values['saturation']:.2f} of all colour values are at the end of the scale at update "
             f"{step}, {excess.value:.2f} more than of the teacher's. Less guidance of the real score or a lower "
             "learning rate helps"
         )
-    return told
+    return found_alarms
 
 
 def too_slow(rows: list[dict[str, Any]], every: int) -> str | None:
-    """What to say when validation takes more than its share of the training's time, what happens once left out.
+    """A warning when validation takes more than its share of the training's time, not counting what happens once.
 
     rows: of validation/scores.jsonl.
     """
@@ -162,10 +162,10 @@ def too_slow(rows: list[dict[str, Any]], every: int) -> str | None:
 
 
 def time_in_words(rows: list[dict[str, Any]]) -> str:
-    """What validation has taken so far, beside training; rows: of validation/scores.jsonl, at least one."""
+    """The time of validation so far, compared with training; rows: of validation/scores.jsonl, at least one."""
     (seconds, once), training = _seconds(rows), rows[-1]["seconds"]
     return (
-        f"validation took {seconds:.1f} s beside {training:.1f} s of training: {once:.1f} s once, then "
+        f"validation took {seconds:.1f} s, training {training:.1f} s: {once:.1f} s once, then "
         f"{100 * (seconds - once) / training:.1f} %"
     )
 

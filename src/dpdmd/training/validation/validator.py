@@ -96,7 +96,7 @@ class Validator:
             logger.info("note: validation has no %s: %s", what, why.replace("--features", "validation.features"))
 
     def _judged(self, step: int, student: Tensor, live: Tensor | None) -> dict[str, Any]:
-        """The scores; without those that images do not allow, such as black ones, which no network tells apart."""
+        """The scores, without those that these images do not allow: no network can distinguish black images."""
         try:
             return self._judge.row(step, student, live) if self._judge else {"alarms": {}}
         except ValueError as error:
