@@ -19,7 +19,7 @@ UNCHECKED = {"negative-results"}
 KEYS = {key for key, _ in recipe_keys()}
 SECTIONS = {key.rpartition(".")[0] for key in KEYS}
 ANY_SECTION = "|".join(map(re.escape, sorted(SECTIONS, key=len, reverse=True)))
-KEY = re.compile(rf"((?:{ANY_SECTION})\.(?!py\b)[a-z_0-9]+)( ?=.*)?")
+KEY = re.compile(rf"((?:{ANY_SECTION})\.(?!(?:py|json)\b)[a-z_0-9]+)( ?=.*)?")
 logger = logging.getLogger(__name__)
 
 

@@ -17,7 +17,12 @@ app = typer.Typer()
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file, or the name of a shipped recipe.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run folder.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the last checkpoint of the run folder, or from the start if there is none."
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the folder.")] = False,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Encode prompts while training instead of once, ahead and on disk.")

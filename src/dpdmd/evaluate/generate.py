@@ -192,6 +192,10 @@ def _identity(model: str, teacher_first: str | None) -> str:
 
 def require_different(prompts: list[str], seeds: list[int], batch_size: int) -> None:
     """Raises ValueError for empty or repeated prompts or seeds, and for a batch size below 1."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list of texts, got one text: {prompts!r}")
+    if any(seed < 0 for seed in seeds):
+        raise ValueError(f"seeds must not be negative, got {min(seeds)}")
     for name, values in (("prompts", prompts), ("seeds", seeds)):
         if not values or len(set(values)) != len(values):
             raise ValueError(

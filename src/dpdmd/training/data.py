@@ -92,7 +92,8 @@ class BatchSource:
     prompts are spread over processes and micro-batches does not change which they are. The same holds for everything
     random: two processes draw what one draws in twice as many micro-batches.
 
-    num_pairs: the student's prompts and noises come from a fixed pool of that many pairs, each taken once per pass; its prompts are the first of the student's sequence. None: new noise in every update.
+    num_pairs: the student's prompts and noises come from a fixed pool of that many pairs, each taken
+    once per pass; its prompts are the first of the student's sequence. None: new noise in every update.
     """
 
     prompts: EncodedPrompts
