@@ -78,7 +78,8 @@ class _Switch(AbstractContextManager):
     """
 
     def __init__(self, roles: Roles, role: Role | None):
-        self.roles, self.role = roles, role
+        self.roles = roles
+        self.role: Role | None = role
         self.before: list[Role | None] = []
 
     def __enter__(self) -> None:
