@@ -121,7 +121,7 @@ def parse_budget(text: str) -> Budget:
     amount = float(match[1]) if match else 0
     if not match or not amount or (match[2] == "step" and not amount.is_integer()):
         raise ValueError(f'--budget must be like "150 steps" or "600 seconds", got {text!r}')
-    return Budget(amount, f"{match[2]}s")
+    return Budget(amount, "steps" if match[2] == "step" else "seconds")
 
 
 def parse_scales(text: str) -> list[float]:

@@ -45,7 +45,7 @@ def _scores(run: Run, reference: Run, features: str) -> RunMetrics:
         out=run.folder / "metrics.json",
         cache=cache_folder("images"),
     )
-    found = dict.fromkeys(HEADLINE) | {key: value for key, value in metrics.items() if key != "per_prompt"}
+    found: RunMetrics = dict.fromkeys(HEADLINE) | {key: value for key, value in metrics.items() if key != "per_prompt"}
     estimate = quality(metrics)
     found["quality"] = estimate and estimate.value
     if estimate and estimate.interval:

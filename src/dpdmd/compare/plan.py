@@ -72,6 +72,7 @@ def shared_teacher(students: list[Arm]) -> Teacher:
     """
     teachers: dict[str, Teacher] = {}
     for arm in students:
+        assert arm.recipe is not None, "a student has a recipe"
         recipe = load_recipe(arm.recipe, [*arm.settings(), "output.folder=planned"])
         adapter = load_adapter(recipe.model.teacher)
         try:

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -93,7 +93,8 @@ def on_main_process(action: Callable[[], T]) -> T:
     This is a collective: every process must call it and waits for the main process. Raises in all processes an OSError
     that `action` raised.
     """
-    return on_all_processes(lambda: action() if rank_and_world_size()[0] == 0 else None)[0]
+    results = on_all_processes(lambda: action() if rank_and_world_size()[0] == 0 else None)
+    return cast(T, results[0])  # None comes from the others alone
 
 
 def require_equal(facts: dict[str, Any]) -> None:

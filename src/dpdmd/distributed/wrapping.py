@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -63,12 +64,13 @@ def kept_gathered(network: nn.Module) -> Iterator[None]:
     FSDP2 gathers these parameters again when a backward pass reaches the network's output. A backward pass that starts
     at the output of a block gathers only the parameters of blocks, so without this context they would be missing.
     """
-    network.set_reshard_after_forward(False, recurse=False)
+    sharded = cast(FSDPModule, network)  # `fully_shard` changes the class of a network
+    sharded.set_reshard_after_forward(False, recurse=False)
     try:
         yield
     finally:
-        network.set_reshard_after_forward(True, recurse=False)
-        network.reshard()
+        sharded.set_reshard_after_forward(True, recurse=False)
+        sharded.reshard()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

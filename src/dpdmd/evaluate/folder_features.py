@@ -17,11 +17,12 @@ def folder_features(
 ) -> Features:
     """Features of a folder's images, in their order; with the folder `cache` none is computed twice."""
     identity = extractor.identity
-    if identity is None:
-        cache = None
+    if identity is None or cache is None:
+        cache, keys = None, [str(number) for number in range(len(samples.files))]
+    else:
+        keys = [key_of(identity, h) for h in samples.hashes]
 
     def compute(numbers: list[int]) -> Iterator[dict[str, Tensor]]:
         return feature_rows(extractor, (read_png(samples.files[number]) for number in numbers), batch_size)
 
-    keys = list(map(str, range(len(samples.files)))) if cache is None else [key_of(identity, h) for h in samples.hashes]
     return joined_features(through_cache(cache, keys, compute, what=f"features of {samples.folder}"))

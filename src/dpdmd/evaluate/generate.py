@@ -43,6 +43,7 @@ def load_teacher(sampler: Sampler, num_inference_steps: int | None, guidance_sca
     """
     if sampler.grid is None or sampler.kind != "ode":
         raise ValueError("--teacher-first needs a deterministic student: the teacher replaces its first step")
+    assert sampler.base is not None, "a student has a base"
     adapter = load_adapter(sampler.base)
     scale = adapter.guidance_scale if guidance_scale is None else guidance_scale
     Guidance(scale)  # raises for a bad scale

@@ -68,7 +68,7 @@ def ratio_estimate(numerator: Sequence[float], denominator: Sequence[float], *, 
             paired=True,
             vectorized=True,
             method="percentile",
-            random_state=np.random.default_rng(seed),
+            random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue]  # `rng` since scipy 1.15
         ).bootstrap_distribution
     low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high), n)

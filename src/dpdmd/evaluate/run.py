@@ -80,7 +80,7 @@ def evaluate_folder(
         scores.append(quality_scores(samples, teacher, load_quality(text, device=device, weights=found), cache=cache))
     if of_world:
         scores.append(scene_scores(samples, teacher))
-    metrics = {"num_prompts": len(samples.prompts), "images_per_prompt": samples.images_per_prompt}
+    metrics: dict[str, Any] = {"num_prompts": len(samples.prompts), "images_per_prompt": samples.images_per_prompt}
     metrics |= together(samples.prompts, scores)
     if by_name:
         metrics["further_features"] = {name: together(samples.prompts, more) for name, more in by_name.items()}

@@ -51,7 +51,7 @@ def read_samples(folder: str | Path, like: Samples | None = None) -> Samples:
         groups = {prompt: _of_seeds(groups[prompt], like.seeds[prompt]) for prompt in like.prompts}
     counts = {prompt: len(entries) for prompt, entries in groups.items()}
     if len(set(counts.values())) > 1:
-        few, many = min(counts, key=counts.get), max(counts, key=counts.get)
+        few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         raise ValueError(
             f"{folder}: every prompt needs the same number of images, "
             f"got {counts[few]} for {few!r} and {counts[many]} for {many!r}"

@@ -49,7 +49,8 @@ def generate_with_stock(
     settings: dict[str, Any] = {
         "model": model,
         "identity": on_main_process(
-            lambda: model_identity(model) if is_pipeline(model) else lora_identity(model, base)
+            # Without a base it is a pipeline: anything else could not be loaded.
+            lambda: model_identity(model) if base is None or is_pipeline(model) else lora_identity(model, base)
         ),
         "pipeline": type(pipeline).__name__,
     }
@@ -78,12 +79,13 @@ def load_pipeline(model: str, base: str | None = None) -> Any:
     """
     from diffusers import DiffusionPipeline
 
-    is_lora = not is_pipeline(model)
-    if is_lora and Path(model).is_file() and Path(model).suffix != ".safetensors":
-        raise ValueError(f"{model}: a LoRA must be a .safetensors file; pickles are not read")
-    if is_lora and base is None:
-        raise ValueError(f"{model} is not a diffusers pipeline; a LoRA needs the pipeline that it was made for")
-    source = base if is_lora else model
+    source, is_lora = model, not is_pipeline(model)
+    if is_lora:
+        if Path(model).is_file() and Path(model).suffix != ".safetensors":
+            raise ValueError(f"{model}: a LoRA must be a .safetensors file; pickles are not read")
+        if base is None:
+            raise ValueError(f"{model} is not a diffusers pipeline; a LoRA needs the pipeline that it was made for")
+        source = base
     with reading(source, "pipeline"):
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
     if is_lora:

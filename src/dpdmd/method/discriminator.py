@@ -48,20 +48,19 @@ class Head(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, "discriminator").initial_seed())
-            self.branches = nn.ModuleList(
-                nn.Sequential(
-                    nn.LayerNorm(size, elementwise_affine=False), nn.Linear(size, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 1)
-                )
-                for size in sizes
-            )
-        for branch in self.branches:
-            nn.init.zeros_(branch[-1].weight)
-            nn.init.zeros_(branch[-1].bias)
+            self.branches = nn.ModuleList(map(_branch, sizes))
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Logits (B,) in fp32 of features (B, N, D), one per block."""
         verdicts = [branch(f.float()).mean(dim=(1, 2)) for branch, f in zip(self.branches, features, strict=True)]
         return torch.stack(verdicts).mean(dim=0)
+
+
+def _branch(size: int) -> nn.Sequential:
+    first, last = nn.Linear(size, WIDTH), nn.Linear(WIDTH, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.LayerNorm(size, elementwise_affine=False), first, nn.SiLU(), last)
 
 
 @dataclass(frozen=True)

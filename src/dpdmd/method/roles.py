@@ -39,7 +39,8 @@ class Roles:
     def __init__(self, networks: Mapping[Role, nn.Module], adapters: Adapters | None = None):
         self.networks, self.modules = dict(networks), dict(networks)
         self.adapters, self.num_calls = adapters.roles if adapters else frozenset(), 0
-        self._adapters, self._active = adapters, None
+        self._adapters = adapters
+        self._active: Role | None = None
 
     @contextmanager
     def use(self, role: Role) -> Iterator[nn.Module]:
@@ -51,7 +52,7 @@ class Roles:
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
         """What an update of `role` changes, by name without the role's own; nothing for the teacher."""
         named = {} if role == "teacher" else dict(self.modules[role].named_parameters())
-        if role not in self.adapters:
+        if self._adapters is None or role not in self.adapters:
             return named
         return {own: p for name, p in named.items() if (own := self._adapters.own_name(name, role)) is not None}
 
@@ -77,7 +78,8 @@ class _Switch(AbstractContextManager):
     """
 
     def __init__(self, roles: Roles, role: Role | None):
-        self.roles, self.role = roles, role
+        self.roles = roles
+        self.role: Role | None = role
         self.before: list[Role | None] = []
 
     def __enter__(self) -> None:

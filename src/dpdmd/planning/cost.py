@@ -52,7 +52,9 @@ def frozen_bytes(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -
         return FROZEN_BYTES[dtype] * numbers
     weights = [layer.weight for _, layer in block_layers(network, block_lists)]
     kept = numbers - _count(weights)
-    return FROZEN_BYTES["bf16"] * kept + sum(weight_bytes(weight.shape, dtype) for weight in weights)
+    return FROZEN_BYTES["bf16"] * kept + sum(
+        weight_bytes((rows, columns), dtype) for rows, columns in (weight.shape for weight in weights)
+    )
 
 
 def num_parameters(adapter: ModelAdapter) -> int:
@@ -164,7 +166,7 @@ def _of_terms(plan: Plan) -> dict[str, str]:
     """What the plan says of the terms that have more to say than their name."""
     lines = {}
     if plan.anchor_steps is not None:
-        lines["anchor"] = _anchor(plan, plan.settings["objective.anchor.coarse_steps"])
+        lines["anchor"] = _anchor(plan.teacher.grid, plan.anchor_steps, plan.settings["objective.anchor.coarse_steps"])
     if plan.objective_name == "dmd_perceptual":
         pairs = plan.objective.num_pairs
         noise = f"{pairs} pairs, whose teacher samples are made once" if pairs else "fresh noise in every update"
@@ -175,11 +177,11 @@ def _of_terms(plan: Plan) -> dict[str, str]:
     return lines
 
 
-def _anchor(plan: Plan, coarse_steps: int) -> str:
+def _anchor(grid: Grid, num_steps: int, coarse_steps: int) -> str:
     """How the teacher gets to the anchor, in how many of its steps."""
-    taken = min(plan.anchor_steps, coarse_steps)
-    way = f"{plan.anchor_steps} teacher steps" + (f" in {taken}" if taken < plan.anchor_steps else "")
-    return f"{way}, to t = {plan.teacher.grid.times[plan.anchor_steps]:.4f}"
+    taken = min(num_steps, coarse_steps)
+    way = f"{num_steps} teacher steps" + (f" in {taken}" if taken < num_steps else "")
+    return f"{way}, to t = {grid.times[num_steps]:.4f}"
 
 
 def _times(grid: Grid) -> str:
@@ -188,6 +190,7 @@ def _times(grid: Grid) -> str:
 
 def _discriminator(plan: Plan) -> str:
     settings = plan.objective.discriminator
+    assert settings is not None, "only a discriminator has feature blocks"
     seen = f"blocks {', '.join(map(str, plan.feature_blocks))} of the {settings.features.replace('_', ' ')}"
     if plan.real_images:
         return f"{seen}; real are {len(plan.real_images)} images of {settings.real}"

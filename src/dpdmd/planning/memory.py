@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -208,11 +208,13 @@ def peak_bytes(plan: Plan, adapter: ModelAdapter) -> int:
 
     def look(x0: Tensor) -> None:
         """The adversarial term: features with a graph of their own, normalised as its head does, and back to x0."""
-        role, x_t = plan.objective.discriminator.features, x0.detach().requires_grad_()
+        discriminator = plan.objective.discriminator
+        assert discriminator is not None, "only a discriminator has feature blocks"
+        role, x_t = discriminator.features, x0.detach().requires_grad_()
         read = feature_reader(adapter, roles, role, plan.feature_blocks, plan.embedded_guidance[role])
         with in_precision():
             features = [f.float() for f in read(x_t, grid.time(0, x_t), cond)]
-        torch.autograd.grad(sum(F.layer_norm(f, f.shape[-1:]).square().mean() for f in features), x_t)
+        torch.autograd.grad(_sum(F.layer_norm(f, f.shape[-1:]).square().mean() for f in features), x_t)
 
     def student_update() -> None:
         rollout = student_rollout(
@@ -232,7 +234,7 @@ def peak_bytes(plan: Plan, adapter: ModelAdapter) -> int:
         if plan.feature_blocks:
             look(rollout.x0)
         predicted = [rollout.x0] if rollout.first is None else [rollout.x0, rollout.first.x0]
-        sum(x0.mean() for x0 in predicted).backward()
+        _sum(x0.mean() for x0 in predicted).backward()
 
     def fake_score_update() -> None:
         denoise("fake_score", noise, grid.time(0, noise), cond).x0.mean().backward()
@@ -249,6 +251,10 @@ def peak_bytes(plan: Plan, adapter: ModelAdapter) -> int:
     if "student" in roles.adapters and "fake_score" not in roles.adapters:
         peaks.append(peak("fake_score", fake_score_update))  # fewer activations and larger gradients
     return max(peaks)
+
+
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    return cast(Tensor, sum(tensors))  # of one or more
 
 
 def _roles_without_data(plan: Plan, adapter: ModelAdapter) -> Roles:
@@ -292,7 +298,8 @@ def _stand_in(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -> N
     nn.Module.to(network, torch.bfloat16)
     for _, layer in block_layers(network, block_lists):
         layer.weight = nn.Parameter(torch.empty(layer.weight.shape, dtype=torch.int8, device=META), requires_grad=False)
-        layer.forward = partial(_int8_linear if dtype == "int8" else _nf4_linear, layer)
+        product = _int8_linear if dtype == "int8" else _nf4_linear
+        layer.forward = partial(product, layer)  # pyright: ignore[reportAttributeAccessIssue]  # blocks call it by position
 
 
 def _int8_linear(layer: nn.Linear, x: Tensor) -> Tensor:

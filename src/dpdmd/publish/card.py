@@ -64,12 +64,13 @@ def model_card(
     """
     from huggingface_hub import ModelCardData
 
+    known: dict[str, Any] = {"license": UNKNOWN} | licence
     head = ModelCardData(
         base_model=hub_base,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["distillation", "few-step", "dpdmd"],
-        **({"license": UNKNOWN} | licence),
+        **known,
     )
     card = CARD.format(
         head=head.to_yaml(),

@@ -65,6 +65,7 @@ def export_run(
     scores = unscored_section(run, info.base) if metrics is None else metrics_section(read_metrics(metrics))
     sampler = load_sampler(str(run))
     adapter = sampler.adapter
+    assert sampler.grid is not None, "a student has a grid"
     arguments = adapter.call_arguments(sampler.grid, sampler.embedded_guidance)
     arguments |= {key: value for key in ("height", "width") if (value := getattr(info, key)) is not None}
     scheduler = adapter.student_scheduler(sampler.kind)

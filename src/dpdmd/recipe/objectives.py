@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
+from typing import cast
 
 from dpdmd.method.discriminator import DiscriminatorSettings
 from dpdmd.method.grids import Grid, anchor_steps
@@ -81,11 +82,13 @@ def dmd_perceptual(setting: ObjectiveSetting) -> Objective:
     """DMD + perceptual: the rival that pulls pictures to the teacher's (arXiv 2311.18828, eq. 9)."""
     config = setting.keys.perceptual
     _require_equal_start(setting, "dmd_perceptual")
+    pictures = setting.pictures
+    assert pictures is not None, "dmd_perceptual needs the pictures of the model"
     perceptual = Perceptual(
         guidance=setting.guidance,
         num_teacher_steps=setting.teacher_grid.num_steps,
-        distance=PerceptualDistance(config.backbone, setting.pictures.size),
-        pictures=setting.pictures,
+        distance=PerceptualDistance(config.backbone, pictures.size),
+        pictures=pictures,
         weight=config.weight,
         is_kept=config.num_pairs is not None,
     )
@@ -133,7 +136,7 @@ def find_objective(name: str) -> ObjectiveFunction:
             sys.path.remove(here)
     if not callable(function):
         raise ValueError(f"objective.name {name!r}: the module {module_name} has no function {function_name}")
-    return function
+    return cast(ObjectiveFunction, function)  # `resolve` checks what it returns
 
 
 def name_of(function: ObjectiveFunction) -> str:

@@ -59,7 +59,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     anchor_steps = next((term.num_steps for term in built.terms if isinstance(term, DiversityAnchor)), None)
     return Plan(
         latent_shape=latent_shape,
-        image_size=None if model.height is None else (model.height, model.width),
+        image_size=None if model.height is None or model.width is None else (model.height, model.width),
         path=adapter.path,
         prediction_space=adapter.prediction_space,
         teacher=TeacherPlan(model.teacher, teacher_grid, guidance, model.dtype),

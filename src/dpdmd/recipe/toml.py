@@ -12,6 +12,7 @@ from typing import Any, get_args
 import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from dpdmd.recipe.schema import Recipe
 
@@ -183,7 +184,7 @@ def _parse(text: str) -> Any:
     return parsed["value"] if set(parsed) == {"value"} else text
 
 
-def _problem(details: dict) -> str:
+def _problem(details: ErrorDetails) -> str:
     """One validation error in words."""
     parts = [str(part) for part in details["loc"]]
     key, kind = ".".join(parts), details["type"]

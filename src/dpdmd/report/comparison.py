@@ -121,11 +121,12 @@ def _failures(arms: dict[str, ArmReport], runs: dict[str, list[dict[str, Any]]])
 def _best(arms: dict[str, ArmReport], setup: dict[str, Any]) -> list[str]:
     """Of three students or more: those that no other beats in both diversity and quality."""
     points = {
-        name: (arm.metrics.get("diversity_share"), arm.metrics.get("quality"))
+        name: (diversity, quality)
         for name, arm in arms.items()
         if name in setup["students"]
+        and (diversity := arm.metrics.get("diversity_share")) is not None
+        and (quality := arm.metrics.get("quality")) is not None
     }
-    points = {name: point for name, point in points.items() if None not in point}
     if len(points) < 3:
         return []
     best = [

@@ -104,7 +104,7 @@ def prompt_galleries(
                     name,
                     arms[name].label,
                     captions[name].get(prompt, ""),
-                    list(pool.map(lambda entry, folder=arms[name].samples: _image(folder, entry), of_arm[prompt])),
+                    list(pool.map(lambda entry, arm=arms[name]: _image(arm, entry), of_arm[prompt])),
                 )
                 for name, of_arm in entries.items()
             ]
@@ -129,8 +129,9 @@ def write_overview_png(
     arms = {name: arm for name, arm in arms.items() if arm.images and name != "teacher_few_steps"}
     prompts = prompts or list(choose_prompts(arms, num_collapsed=num_prompts - 1, num_kept=1))[:num_prompts]
     entries = _entries(arms)
-    blocks = {p: [_block(arm, entries[name].get(p, [])) for name, arm in arms.items()] for p in prompts}
-    if not blocks or not arms or any(block is None for row in blocks.values() for block in row):
+    drawn = {p: [_block(arm, entries[name].get(p, [])) for name, arm in arms.items()] for p in prompts}
+    blocks = {p: [block for block in row if block is not None] for p, row in drawn.items()}
+    if not blocks or not arms or any(len(row) < len(arms) for row in blocks.values()):
         raise ValueError("an overview needs prompts of which every arm has images")
     edge = next(iter(blocks.values()))[0].width
     margin, gap, header, title = 24, 28, 58, 34
@@ -164,7 +165,7 @@ def _block(arm: ArmReport, entries: list[ImageEntry], *, cell: int = 72, gap: in
     edge = 3 * cell + 2 * gap
     sheet = Image.new("RGB", (edge, edge), "white")
     for place, entry in enumerate(entries):
-        with Image.open(arm.samples / entry.file) as image:
+        with Image.open(arm.file_of(entry)) as image:
             # Enlarged pixels stay visible as pixels, shrunk ones are averaged.
             how = Image.Resampling.NEAREST if image.width <= cell else Image.Resampling.LANCZOS
             thumbnail = image.convert("RGB").resize((cell, cell), how)
@@ -172,8 +173,8 @@ def _block(arm: ArmReport, entries: list[ImageEntry], *, cell: int = 72, gap: in
     return sheet
 
 
-def _image(folder: Path, entry: ImageEntry) -> GalleryImage:
-    return GalleryImage(entry.seed, _data_url(folder / entry.file))
+def _image(arm: ArmReport, entry: ImageEntry) -> GalleryImage:
+    return GalleryImage(entry.seed, _data_url(arm.file_of(entry)))
 
 
 def _captions(arm: ArmReport) -> dict[str, str]:

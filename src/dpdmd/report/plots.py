@@ -18,6 +18,7 @@ from dpdmd.store.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 LOSSES, HEALTH = ("loss/",), ("health/", "sample/", "grad_norm/")
 VALIDATION = ("validation/diversity_share", "validation/quality", "validation/saturation")
@@ -127,7 +128,7 @@ def _drawn(drawing: _Drawing, folder: Path) -> str | None:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    style = {
+    style: dict[RcKeyType, Any] = {
         "font.size": 9, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
         "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
         "axes.titlesize": 9, "axes.linewidth": 0.6, "svg.fonttype": "none", "svg.hashsalt": drawing.name,

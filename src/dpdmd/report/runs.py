@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from dpdmd.evaluate.manifest import MANIFEST_NAME, Manifest, read_manifest
+from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, read_manifest
 from dpdmd.store.files import read_json
 from dpdmd.store.jsonl import read_rows
 
@@ -38,13 +38,18 @@ class ArmReport:
     log: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
 
+    def file_of(self, entry: ImageEntry) -> Path:
+        """The file of one of its images."""
+        assert self.samples is not None, "images are in the folder of samples"
+        return self.samples / entry.file
+
 
 def encodable(text: str) -> str:
     """Text that UTF-8 can encode: half of a surrogate pair, which JSON may contain, becomes its escape."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value of a JSON file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -68,7 +68,10 @@ def _pair(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> tuple[A
     """The two students to compare, DP-DMD first; None unless both it and DMD are there, or there are just two."""
     if "dp_dmd" in arms and "dmd" in arms:
         return arms["dp_dmd"], arms["dmd"]
-    return tuple(students.values()) if len(students) == 2 else None
+    if len(students) != 2:
+        return None
+    first, second = students.values()
+    return first, second
 
 
 def _diversity(students: dict[str, ArmReport]) -> str | None:
@@ -166,7 +169,7 @@ def _verdict(a: ArmReport, b: ArmReport, gap: Estimate, key: str, more: str, whe
     digits = 1 if points else 3
     if gap.value == 0 and gap.interval in (None, [0, 0]):
         return f"{a.label} and {b.label} have equal scores {where}."
-    if gap.interval is None:
+    if gap.low is None or gap.high is None:
         winner, loser = (a, b) if gap.value > 0 else (b, a)
         return (
             f"{winner.label} {more} {loser.label} by {abs(scale * gap.value):.{digits}f}{unit}{of}; "

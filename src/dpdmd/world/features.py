@@ -26,6 +26,9 @@ class SceneFeatures(nn.Module):
     changes the features in reasonable proportion (`balance` in `tools/pretrain/features.py`).
     """
 
+    mean: Tensor
+    coordinates: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         widths, strides = (5, 32, 64, 96, 96), (2, 2, 1, 2)

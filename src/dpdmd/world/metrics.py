@@ -152,6 +152,7 @@ def total_variation_by_condition(
             "floor": _weighted({key: total_variation_floor(truth[key], sizes[key]) for key in counts}, sizes),
         }
         if other is not None:
+            assert other_prompts is not None, "another reading comes with its prompts"
             others = _counts_by_condition(other_prompts, other, factor)
             shared = {key: float(total_variation(counts[key], others[key])) for key in counts if key in others}
             row["reference"] = _weighted(shared, sizes)
@@ -223,7 +224,11 @@ def scene_metrics(
     modes = effective_modes(prompts, reading)
     variation = total_variation_by_condition(prompts, reading, other_prompts, other)
     spreads = spread(prompts, reading)
-    ratios = [math.log(row["measured"] / row["exact"]) for row in modes.values() if row["measured"] is not None]
+    ratios = [
+        math.log(row["measured"] / row["exact"])
+        for row in modes.values()
+        if row["measured"] is not None and row["exact"] is not None  # both or neither
+    ]
     out = {
         "num_images": len(prompts),
         "num_prompts": len(set(prompts)),

@@ -1,8 +1,9 @@
 """Perceptual diversity: the mean LPIPS-type distance between the images of a prompt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ def perceptual_scores(
 
 def distance_for(samples: Samples, backbone: str) -> PerceptualDistance:
     """The distance for images of this size. Raises ValueError like `perceptual_scores`, before weights are read."""
-    return PerceptualDistance(backbone, tuple(_image(samples.files[0]).shape[-2:]))
+    height, width = _image(samples.files[0]).shape[-2:]
+    return PerceptualDistance(backbone, (height, width))
 
 
 def _by_prompt(
@@ -59,18 +61,19 @@ def _by_prompt(
 ) -> list[float]:
     """The mean distance over the pairs of each prompt's images."""
     num, network = samples.images_per_prompt, distance.network.to(device)
+    weights = cast("Sequence[Tensor] | None", network.weights)
 
     def compute(numbers: list[int]) -> Iterator[dict[str, Tensor]]:
         for number in numbers:
             with torch.no_grad():
                 files = samples.files[number * num : (number + 1) * num]
                 maps = [network(_image(path).to(device)[None]) for path in files]
-                pairs = [float(perceptual_distance(a, b, network.weights)) for a, b in combinations(maps, 2)]
+                pairs = [float(perceptual_distance(a, b, weights)) for a, b in combinations(maps, 2)]
             yield {"distance": torch.tensor(sum(pairs) / len(pairs), dtype=torch.float64)}
 
-    cache = None if digest is None else cache
-    keys = [str(i) for i in range(len(samples.prompts))]
-    if cache is not None:
+    if digest is None or cache is None:
+        cache, keys = None, [str(i) for i in range(len(samples.prompts))]
+    else:
         hashes = samples.hashes
         keys = [key_of("perceptual 1", digest, *hashes[i * num : (i + 1) * num]) for i in range(len(samples.prompts))]
     rows = through_cache(cache, keys, compute, what=f"distances in {samples.folder}")

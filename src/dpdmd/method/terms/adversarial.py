@@ -30,12 +30,14 @@ class Adversarial(Term):
         return 1
 
     def __call__(self, step: StudentStep) -> TermResult:
+        discriminator = step.discriminator
+        assert discriminator is not None, "the adversarial term needs an objective with a discriminator"
         rng = step.rng("adversarial")
         x = step.rollout.x0.detach().requires_grad_()
         tau = sample_times(len(x), rng, low=self.tau_low, high=self.tau_high).to(x.device)
         noise = torch.randn(x.shape, generator=rng).to(x.device)
-        with torch.enable_grad(), step.discriminator.differentiable():
-            logits = step.discriminator(add_noise(step.path, x, noise, tau), tau, step.cond)
+        with torch.enable_grad(), discriminator.differentiable():
+            logits = discriminator(add_noise(step.path, x, noise, tau), tau, step.cond)
             loss = generator_loss(logits)
             (gradient,) = torch.autograd.grad(loss, x)
         # Its value is the loss, its derivative by the samples is `gradient`.

@@ -59,4 +59,5 @@ class DiversityAnchor(Term):
         else:
             with torch.no_grad():
                 target, space = guided(step.teacher, z_k, t_k, step.cond, step.uncond, self.guidance), "x0"
+        assert step.rollout.first is not None, "the anchor needs an objective with detach_first"
         return TermResult(anchor_loss(step.rollout.first, target, space, step.path, t_0))
