@@ -24,7 +24,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 help:
 	@echo "make demo       distil the built-in teacher by DMD and by DP-DMD and write runs/demo/report.html"
 	@echo "make test       the fast tests (test-slow: the others, test-all: both)"
-	@echo "make lint       ruff's checks and formatting (format: apply them), and the direction of imports"
+	@echo "make lint       ruff's checks and formatting (format: apply them), the direction of imports, types"
 	@echo "make docs       build the documentation into docs/_build/html; warnings and dead references are errors"
 	@echo "make setup      only set up $(VENV)"
 	@echo "make clean      remove $(VENV), caches and builds; runs/ stays"
@@ -48,6 +48,7 @@ lint: $(READY)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/lint-imports --no-logo
+	@$(VENV)/bin/basedpyright --warnings
 
 format: $(READY)
 	@$(VENV)/bin/ruff check --fix .

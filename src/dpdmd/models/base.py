@@ -15,6 +15,7 @@ from dpdmd.method.denoiser import Condition, Denoiser
 from dpdmd.method.discriminator import Features, block_outputs
 from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import GuidanceRule
+from dpdmd.method.losses import Space
 from dpdmd.method.paths import Path, Prediction
 from dpdmd.method.roles import Role, Roles
 from dpdmd.method.rollout import StudentKind
@@ -54,7 +55,7 @@ class ModelAdapter(Protocol):
     vae_class: type
     vae_config: dict[str, Any]
     path: Path
-    prediction_space: str
+    prediction_space: Space
     guidance_scale: float
     num_inference_steps: int
     guidance_rule: GuidanceRule
@@ -72,15 +73,19 @@ class ModelAdapter(Protocol):
 
         Raises ValueError if a side is not divisible by the autoencoder's factor times the network's patch size.
         """
+        ...
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Load a new copy of the pretrained denoising network, ready for `predict`."""
+        ...
 
     def encode(self, prompts: list[str]) -> Condition:
         """Encode prompts exactly as the stock pipeline does; returns CPU tensors. "" is the unconditional prompt."""
+        ...
 
     def blank_condition(self, num_prompts: int) -> Condition:
         """Zeros in the shapes of the longest possible encoded prompts, no token masked; used to estimate memory."""
+        ...
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
@@ -89,33 +94,41 @@ class ModelAdapter(Protocol):
 
         embedded_guidance: guidance input of a guidance-distilled network; default: the adapter's own.
         """
+        ...
 
     def picture_tokens(self, output: Any, x_t: Tensor) -> Tensor:
         """Extract the image tokens (B, N, D) from the output of a block in `feature_lists`, called at x_t (B, C, H, W).
 
         N is the number of positions in the image.
         """
+        ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, C, H, W) to images (B, 3, vae_factor H, vae_factor W) in [-1, 1].
 
         The images are not clamped, and gradients flow back to the latents.
         """
+        ...
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) in [-1, 1] to their most likely latents, the inverse of `decode`."""
+        ...
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """The stock pipeline's default grid for this number of steps and latent size."""
+        ...
 
     def uniform_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """The grid that is uniform in the model's own time before the model's time shift, so that every call counts."""
+        ...
 
     def student_scheduler(self, kind: StudentKind) -> Any:
         """The stock scheduler whose steps are exactly those that the student was trained with."""
+        ...
 
     def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
         """Arguments with which the stock pipeline and `student_scheduler` sample a student on `grid`, unguided."""
+        ...
 
 
 def denoiser(adapter: ModelAdapter, roles: Roles, role: Role, embedded_guidance: float | None = None) -> Denoiser:

@@ -16,7 +16,7 @@ from dpdmd.models.base import LatentShape
 
 def default_grid(config: dict[str, Any], num_steps: int) -> Grid:
     """The grid that `set_timesteps(num_steps)` produces."""
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    scheduler = _scheduler(config)
     scheduler.set_timesteps(num_steps)
     return Grid(tuple(scheduler.sigmas.tolist()))
 
@@ -27,11 +27,11 @@ def size_shift(config: dict[str, Any], latent_shape: LatentShape) -> float:
     mu is linear in the number of tokens: base_shift at base_image_seq_len and max_shift at max_image_seq_len.
     Source: "resolution-dependent shifting", arXiv 2403.03206, sec. 5.3.2.
     """
-    config = FlowMatchEulerDiscreteScheduler.from_config(config).config
+    values = _scheduler(config).config
     _, height, width = latent_shape
-    extra_tokens = height // 2 * (width // 2) - config.base_image_seq_len
-    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    return config.base_shift + slope * extra_tokens
+    extra_tokens = height // 2 * (width // 2) - values.base_image_seq_len
+    slope = (values.max_shift - values.base_shift) / (values.max_image_seq_len - values.base_image_seq_len)
+    return values.base_shift + slope * extra_tokens
 
 
 def stock_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentShape) -> Grid:
@@ -40,7 +40,7 @@ def stock_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentShape
     It equals `uniform_grid` up to fp32 rounding, unless the scheduler stretches it to end at shift_terminal
     (Qwen-Image).
     """
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    scheduler = _scheduler(config)
     scheduler.set_timesteps(sigmas=[1 - i / num_steps for i in range(num_steps)], mu=size_shift(config, latent_shape))
     return Grid(tuple(scheduler.sigmas.tolist()))
 
@@ -50,7 +50,7 @@ def uniform_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentSha
 
     Unlike `stock_grid`, it is never stretched to end at shift_terminal.
     """
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    scheduler = _scheduler(config)
     shift = scheduler.config.shift
     if scheduler.config.use_dynamic_shifting:
         mu = size_shift(config, latent_shape)
@@ -65,4 +65,9 @@ def exact_scheduler(config: dict[str, Any], kind: StudentKind) -> FlowMatchEuler
     """
     plain = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
     plain |= dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas"), False)
-    return FlowMatchEulerDiscreteScheduler.from_config(config, **plain, stochastic_sampling=kind == "renoise")
+    return _scheduler(config, **plain, stochastic_sampling=kind == "renoise")
+
+
+def _scheduler(config: dict[str, Any], **changes: Any) -> Any:
+    """The stock scheduler; Any, because diffusers declares neither the result of `from_config` nor its attributes."""
+    return FlowMatchEulerDiscreteScheduler.from_config(config, **changes)

@@ -70,14 +70,17 @@ class FluxAdapter(StockAdapter):
 
         embedded_guidance: default: the adapter's own; ignored by a network without a guidance embedding.
         """
-        value = self.embedded_guidance if embedded_guidance is None else embedded_guidance
+        guidance = None
+        if self.embedded_guidance is not None:
+            value = self.embedded_guidance if embedded_guidance is None else embedded_guidance
+            guidance = torch.full_like(t, value)
         embeds, (height, width) = cond.tensors["prompt_embeds"], x_t.shape[2:]
         tokens = network(
             hidden_states=packed.pack(x_t),
             encoder_hidden_states=embeds,
             pooled_projections=cond.tensors["pooled_prompt_embeds"],
             timestep=t,  # the network multiplies timestep and guidance by 1000
-            guidance=None if self.embedded_guidance is None else torch.full_like(t, value),
+            guidance=guidance,
             txt_ids=torch.zeros(embeds.shape[1], 3, device=x_t.device),
             img_ids=_image_ids(height // 2, width // 2, x_t.device),
             return_dict=False,

@@ -10,6 +10,7 @@ Folding the copies into one token is exact, for tiny models as well as for SD3.5
 """
 
 import math
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -40,7 +41,7 @@ class FoldedJointAttention:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,  # an `Attention`, which declares optional what SD3's always has
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

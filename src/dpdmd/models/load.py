@@ -4,7 +4,7 @@ import importlib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -79,7 +79,7 @@ def pipeline_class(source: str) -> str:
 
     names = ", ".join(map(repr, BUILT_IN))
     with reading(f"{source!r} is neither a built-in model ({names}) nor a folder; as a hub id", "model_index.json"):
-        return DiffusionPipeline.load_config(source).get("_class_name", "unknown")
+        return cast("dict[str, Any]", DiffusionPipeline.load_config(source)).get("_class_name", "unknown")
 
 
 def load_adapter(source: str) -> ModelAdapter:

@@ -4,6 +4,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def lora_configs(settings: LoraSettings, adapter: ModelAdapter, network: nn.Modu
     return {
         role: LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
+            lora_alpha=settings.rank if settings.alpha is None else settings.alpha,  # pyright: ignore[reportArgumentType]  # it takes floats
             target_modules=list(targets),
             use_rslora=settings.use_rslora,
             use_dora=settings.use_dora,
@@ -70,8 +71,9 @@ def merge_lora(adapter: ModelAdapter, network: nn.Module, folder: Path) -> None:
 
     Raises ValueError when it does not fit the network.
     """
+    stock = cast("Any", network)  # a diffusers model
     try:
-        network.load_lora_adapter(
+        stock.load_lora_adapter(
             str(folder),
             prefix=adapter.network_name,
             adapter_name="student",
@@ -80,5 +82,5 @@ def merge_lora(adapter: ModelAdapter, network: nn.Module, folder: Path) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{folder / LORA_FILE} does not fit {adapter.source}: {error}") from None
-    network.fuse_lora()
-    network.unload_lora()
+    stock.fuse_lora()
+    stock.unload_lora()

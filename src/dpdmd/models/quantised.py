@@ -36,7 +36,8 @@ def quantise(network: nn.Module, dtype: str, block_lists: tuple[str, ...], devic
         # Autocast does not apply to quantised layers: without the cast they would compute in the dtype of their input.
         layer.register_forward_pre_hook(_in_bf16)
         network.set_submodule(name, layer)
-    network.is_loaded_in_4bit = dtype == "nf4"  # peft reads this to choose the class of the adapter
+    # peft reads this to choose the class of the adapter.
+    network.is_loaded_in_4bit = dtype == "nf4"  # pyright: ignore[reportArgumentType]  # torch declares only modules
 
 
 def block_layers(network: nn.Module, block_lists: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear]]:

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -90,7 +91,7 @@ def enable_gradient_checkpointing(roles: Roles, wrapped: Callable[[Callable], Ca
         return checkpoint(wrapped(block), *args, use_reentrant=False, context_fn=lambda: (nullcontext(), switch))
 
     for network in {id(roles.networks[role]): roles.networks[role] for role in TRAINED_ROLES}.values():
-        network.enable_gradient_checkpointing(run)
+        cast("Any", network).enable_gradient_checkpointing(run)  # a diffusers model
 
 
 def compile_blocks(roles: Roles, block_lists: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Stable Diffusion 3 and 3.5: velocity prediction, timestep 1000 t, plain guidance, latents passed unpacked."""
 
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -57,7 +58,7 @@ class SD3Adapter(StockAdapter):
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Load the pretrained transformer, with attention over folded tokens."""
         network = super().load_network(dtype)
-        network.set_attn_processor(FoldedJointAttention(self._num_folded_tokens))
+        cast("Any", network).set_attn_processor(FoldedJointAttention(self._num_folded_tokens))
         return network
 
     @torch.no_grad()

@@ -36,12 +36,13 @@ class SDXLAdapter(StockAdapter):
     network_class = UNet2DConditionModel
     network_name = "unet"
     vae_class = AutoencoderKL
+    path: VPPath
     guidance_scale = 8.0
     num_inference_steps = 50
     token_limits = (("tokenizer", None), ("tokenizer_2", None))
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     block_lists = ("down_blocks", "up_blocks")
-    feature_lists = ("down_blocks", "mid_block")
+    feature_lists = ("down_blocks", "mid_block")  # pyright: ignore[reportAssignmentType]  # a property by default
 
     def __init__(self, source: str):
         super().__init__(source)

@@ -30,6 +30,7 @@ class StockAdapter:
     pipeline_class: type
     network_class: type
     vae_class: type
+    block_lists: tuple[str, ...]
     network_name = "transformer"
     path: Path = FlowPath()
     prediction_space = "velocity"
@@ -51,8 +52,8 @@ class StockAdapter:
         return parts.load_text_pipeline(self.pipeline_class, self.source, self.network_name, "vae")
 
     @cached_property
-    def vae(self) -> nn.Module:
-        """The autoencoder, frozen."""
+    def vae(self) -> Any:
+        """The autoencoder, frozen: an nn.Module with what diffusers adds to it."""
         return parts.load_part(self.vae_class, self.source, "vae")
 
     @property

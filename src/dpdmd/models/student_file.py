@@ -33,18 +33,18 @@ class StudentFile(BaseModel):
 
     base: str = Field(description="The teacher: a built-in name, an absolute folder or a hub id.")
     grid: tuple[float, ...] = Field(description="Times of the steps, N + 1 values from noise (at most 1) to data (0).")
-    guidance_scale: float = Field(1.0, description="Classifier-free guidance when sampling; 1 = off.")
-    kind: StudentKind = Field("ode", description='How a step is taken: "ode" or "renoise".')
+    guidance_scale: float = Field(default=1.0, description="Classifier-free guidance when sampling; 1 = off.")
+    kind: StudentKind = Field(default="ode", description='How a step is taken: "ode" or "renoise".')
     embedded_guidance: float | None = Field(
-        None, description="Guidance that the network is fed as an input; null for a network that takes none."
+        default=None, description="Guidance that the network is fed as an input; null for a network that takes none."
     )
-    height: int | None = Field(None, description="Height of the images in pixels; null for the base's own.")
-    width: int | None = Field(None, description="Width of the images in pixels; null for the base's own.")
-    objective: str = Field("unknown", description="Name of the objective that the student was trained with.")
-    updates: int = Field(0, description="Student updates done.")
-    seconds: float | None = Field(None, description="Training time in seconds, without validation.")
+    height: int | None = Field(default=None, description="Height of the images in pixels; null for the base's own.")
+    width: int | None = Field(default=None, description="Width of the images in pixels; null for the base's own.")
+    objective: str = Field(default="unknown", description="Name of the objective that the student was trained with.")
+    updates: int = Field(default=0, description="Student updates done.")
+    seconds: float | None = Field(default=None, description="Training time in seconds, without validation.")
     peak_memory_bytes: int | None = Field(
-        None, description="Most memory of the main process in bytes: of the GPU if there is one, else resident."
+        default=None, description="Most memory of the main process in bytes: of the GPU if there is one, else resident."
     )
 
     @computed_field(description="N, the number of network calls per image.")

@@ -33,7 +33,7 @@ class ZImageAdapter(StockAdapter):
     token_limits = (("tokenizer", 512),)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     block_lists = ("noise_refiner", "context_refiner", "layers")
-    feature_lists = ("noise_refiner", "layers")
+    feature_lists = ("noise_refiner", "layers")  # pyright: ignore[reportAssignmentType]  # a property by default
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
         """(C, H, W) of the latents of an image in pixels; default: IMAGE_SIZE."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +30,7 @@ def new_discriminator(
     plan: Plan, adapter: ModelAdapter, roles: Roles, uncond: Condition, accelerator: Accelerator
 ) -> Discriminator:
     """A new head on the plan's blocks of the plan's role; in bf16 the network call alone is autocast."""
+    assert plan.objective.discriminator is not None  # the objective trains one
     role, device, compute = plan.objective.discriminator.features, accelerator.device, plan.compute
     guidance = plan.embedded_guidance[role]
     read = feature_reader(adapter, roles, role, plan.feature_blocks, guidance, whole_calls=compute.shard)
@@ -119,6 +121,7 @@ def teacher_samples(
 
     sample: from a micro-batch whose noise has seeds, which may remember it.
     """
+    assert plan.objective.discriminator is not None  # the objective trains one
     number, size = plan.objective.discriminator.num_real, plan.data.batch_size
     rng = partial(generator, plan.data.seed)
 
@@ -163,5 +166,5 @@ def over_processes(
     parts = []
     for start in tqdm(range(0, number, together), desc=title, disable=not accelerator.is_main_process):
         mine = make([(start + rank * size + i) % number for i in range(size)])
-        parts.append(accelerator.gather(mine.contiguous()).cpu())
+        parts.append(cast("Tensor", accelerator.gather(mine.contiguous())).cpu())
     return torch.cat(parts)[:number]

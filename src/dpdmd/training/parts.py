@@ -16,7 +16,7 @@ from dpdmd.data.images import images_digest
 from dpdmd.data.prompts import SCENES, lint_prompts, training_prompts
 from dpdmd.distributed.processes import new_accelerator, on_all_processes, on_main_process, require_equal
 from dpdmd.method.denoiser import Condition
-from dpdmd.method.roles import Roles
+from dpdmd.method.roles import Role, Roles
 from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.parts import tokenizers
@@ -85,9 +85,8 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
     encoded = EncodedPrompts(prompts, text_encoder(plan, adapter, accelerator, texts))
     images = image_samples(plan, adapter, accelerator) if plan.real_images else None
     roles = new_roles(plan, adapter, accelerator)
-    denoisers = Denoisers(
-        **{role: role_denoiser(plan, adapter, roles, role) for role in ("student", "teacher", "fake_score")}
-    )
+    of_role = partial(role_denoiser, plan, adapter, roles)
+    denoisers = Denoisers(student=of_role("student"), teacher=of_role("teacher"), fake_score=of_role("fake_score"))
     teacher = GuidedTeacher(denoisers.teacher, plan.path, plan.teacher.grid, plan.teacher.guidance)
     batches = new_batches(plan, encoded, accelerator)
     kept = partial(new_teacher_samples, plan, adapter, teacher)
@@ -184,7 +183,10 @@ def new_teacher_samples(plan: Plan, adapter: ModelAdapter, teacher: GuidedTeache
 
 
 def _role_updaters(plan: Plan, roles: Roles, accelerator: Accelerator) -> dict[Trained, Updater]:
-    rates = {"student": plan.optimiser.learning_rate, "fake_score": plan.optimiser.fake_learning_rate}
+    rates: dict[Role, float] = {
+        "student": plan.optimiser.learning_rate,
+        "fake_score": plan.optimiser.fake_learning_rate,
+    }
     return {
         role: Updater(role, roles.networks[role], roles.parameters(role), accelerator, plan.optimiser, rate)
         for role, rate in rates.items()

@@ -45,6 +45,7 @@ class TeacherSamples:
         A micro-batch is sampled as a whole though only one of it is missing, so that a sample does not depend on how
         often a run was killed on the way to it.
         """
+        assert batch.noise_seeds is not None  # see the class
         pairs = zip(batch.prompts, batch.noise_seeds, strict=True)
         keys = [key_of(self.teacher, prompt, str(seed)) for prompt, seed in pairs]
         entries = [self.store.read(key) for key in keys]
@@ -52,9 +53,9 @@ class TeacherSamples:
             fresh = self.sample(batch).float().cpu()
             for i, key in enumerate(keys):
                 if entries[i] is None:
-                    entries[i] = {"x0": fresh[i]}
-                    self.store.write(key, entries[i])
-        return torch.stack([entry["x0"] for entry in entries]).to(batch.noise.device)
+                    entries[i] = entry = {"x0": fresh[i]}
+                    self.store.write(key, entry)
+        return torch.stack([entry["x0"] for entry in entries if entry is not None]).to(batch.noise.device)
 
 
 def samples_folder(cache: str | None) -> Path:

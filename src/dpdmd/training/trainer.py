@@ -4,7 +4,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import get_peft_model_state_dict
@@ -91,10 +91,10 @@ class Trainer:
 
     def is_finished(self) -> bool:
         """Whether train.num_updates are done or train.max_seconds over; on all processes when on any."""
-        budget = self.plan.budget
-        if self.step >= budget.num_updates or budget.max_seconds is None:
-            return self.step >= budget.num_updates
-        return any(on_all_processes(lambda: self.seconds >= budget.max_seconds))
+        done, limit = self.step >= self.plan.budget.num_updates, self.plan.budget.max_seconds
+        if done or limit is None:
+            return done
+        return any(on_all_processes(lambda: self.seconds >= limit))
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint; all processes wait for it, and raise OSError when it cannot be written."""
@@ -140,7 +140,8 @@ class Trainer:
             state = get_peft_model_state_dict(network, adapter_name="student") if is_lora else network.state_dict()
             weights = self._gathered(state)
             if is_lora:
-                on_main_process(lambda: save_lora(adapter, weights, network.peft_config["student"], folder))
+                config = cast("Any", network).peft_config["student"]  # peft has put it there
+                on_main_process(lambda: save_lora(adapter, weights, config, folder))
             else:
                 on_main_process(lambda: write_tensors(folder / WEIGHTS_FILE, weights))
         on_main_process(lambda: self._student_file().write(folder))

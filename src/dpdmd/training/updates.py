@@ -1,6 +1,8 @@
 """The losses of an update as functions of a micro-batch: which role learns what from which samples."""
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -122,4 +124,4 @@ def student_loss(
     log = {f"loss/{name}": result.loss.detach() for name, (_, result) in results.items()}
     log |= {f"health/{key}": value for _, result in results.values() for key, value in result.health.items()}
     log |= {f"sample/{key}": value for key, value in sample_health(rollout.x0).items()}
-    return MicroLoss(sum(weight * result.loss for weight, result in results.values()), log)
+    return MicroLoss(reduce(add, (weight * result.loss for weight, result in results.values())), log)

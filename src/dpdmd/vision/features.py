@@ -1,12 +1,12 @@
 """Image features, from the built-in world's own network or from any transformers vision model."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dpdmd.store.cache import batches
@@ -126,18 +126,19 @@ def load_extractor(name: str | Path, *, device: str = "cpu", local_files_only: b
     return FeatureExtractor(str(name), extract, identity, weights.facts())
 
 
-def load_vision_model(name: str | Path, *, local_files_only: bool = False) -> tuple[nn.Module, Preprocessing]:
+def load_vision_model(name: str | Path, *, local_files_only: bool = False) -> tuple[Any, Preprocessing]:
     """Load a transformers vision model, frozen and in fp32, and its preprocessing, by folder or hub id.
 
     For CLIP only the vision tower is loaded. Raises ValueError if a file is missing or the model is not a vision model.
     """
     from transformers import AutoConfig, AutoModel, CLIPVisionModel
 
-    options = {"local_files_only": local_files_only}
     try:
-        config = AutoConfig.from_pretrained(name, **options)
+        config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
         model_class = CLIPVisionModel if config.model_type in CLIP_TYPES else AutoModel
-        network = model_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **options)
+        network = model_class.from_pretrained(
+            name, use_safetensors=True, dtype=torch.float32, local_files_only=local_files_only
+        )
         preprocessing = read_preprocessing(name, local_files_only)
     except (OSError, ValueError) as error:
         raise ValueError(_missing(name, error)) from error
@@ -161,7 +162,7 @@ def _missing(name: str | Path, error: Exception) -> str:
     )
 
 
-def _places(network: nn.Module, hidden: Tensor, size: tuple[int, int]) -> Tensor | None:
+def _places(network: Any, hidden: Tensor, size: Sequence[int]) -> Tensor | None:
     """Grid cells (B, P, D) of a last hidden state, or None if it has no known spatial layout.
 
     hidden: a feature map (B, D, h, w), or tokens (B, N, D) that end with the patch tokens.
@@ -181,5 +182,5 @@ def _places(network: nn.Module, hidden: Tensor, size: tuple[int, int]) -> Tensor
 
 def _cells(maps: Tensor) -> Tensor:
     """Average feature maps (B, D, h, w) over the cells of a grid, (B, P, D); maps smaller than the grid are kept."""
-    size = tuple(min(GRID, side) for side in maps.shape[-2:])
-    return F.adaptive_avg_pool2d(maps, size).flatten(2).transpose(1, 2)
+    height, width = maps.shape[-2:]
+    return F.adaptive_avg_pool2d(maps, (min(GRID, height), min(GRID, width))).flatten(2).transpose(1, 2)

@@ -8,9 +8,10 @@ A backbone maps images (B, 3, H, W) in [-1, 1] to a list of feature maps (B, C, 
 to the images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,9 @@ def perceptual_distance(
     weights: one (C,) per layer; default: 1. With the default, a position contributes 2 - 2 cos(a, b), between 0 and 4.
     Source: arXiv 1801.03924, eq. 1; differs: the weights are outside the square, as in the authors' released networks.
     """
-    weights = [None] * len(first) if weights is None else weights
-    total = 0
-    for a, b, weight in zip(first, second, weights, strict=True):
+    by_layer = [None] * len(first) if weights is None else weights
+    total = first[0].new_zeros(())
+    for a, b, weight in zip(first, second, by_layer, strict=True):
         difference = (_unit(a.float().flatten(2)) - _unit(b.float().flatten(2))).square()  # (B, C, places)
         per_place = difference.sum(dim=1) if weight is None else torch.einsum("bcp,c->bp", difference, weight)
         total = total + per_place.mean(dim=1)
@@ -66,7 +67,7 @@ class PerceptualDistance:
         _check(backbone, image_size)
 
     @cached_property
-    def network(self) -> nn.Module:
+    def network(self) -> "Backbone":
         """The frozen backbone, in fp32."""
         return load_backbone(self.backbone)
 
@@ -143,7 +144,10 @@ def _alexnet() -> tuple[nn.Sequential, tuple[int, ...]]:
 
 
 # Identified by the shape of the first convolution's weight, in which the two trunks differ.
-TRUNKS = {(64, 3, 3, 3): _vgg16, (64, 3, 11, 11): _alexnet}
+TRUNKS: dict[tuple[int, ...], Callable[[], tuple[nn.Sequential, tuple[int, ...]]]] = {
+    (64, 3, 3, 3): _vgg16,
+    (64, 3, 11, 11): _alexnet,
+}
 
 
 def lpips_shapes(first: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -160,8 +164,11 @@ def lpips_shapes(first: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         )
     with torch.device("meta"):
         trunk, taps = TRUNKS[first]()
-    shapes = {f"features.{name}": tuple(tensor.shape) for name, tensor in trunk.state_dict().items()}
-    return shapes | {f"lin{k}.model.1.weight": (1, trunk[tap - 1].out_channels, 1, 1) for k, tap in enumerate(taps)}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"features.{name}": tuple(tensor.shape) for name, tensor in trunk.state_dict().items()
+    }
+    widths = [cast("nn.Conv2d", trunk[tap - 1]).out_channels for tap in taps]
+    return shapes | {f"lin{k}.model.1.weight": (1, width, 1, 1) for k, width in enumerate(widths)}
 
 
 class VisionModel(nn.Module):
@@ -192,7 +199,7 @@ class VisionModel(nn.Module):
         chosen = [states[round(last * i / NUM_HIDDEN_STATES)] for i in range(1, NUM_HIDDEN_STATES + 1)]
         return [self._places(state, images.shape[-2:]) for state in chosen]
 
-    def _places(self, state: Tensor, size: tuple[int, int]) -> Tensor:
+    def _places(self, state: Tensor, size: Sequence[int]) -> Tensor:
         """(B, C, ...) from a convolutional feature map, returned unchanged, or from tokens (B, N, C)."""
         if state.ndim == 4:
             return state
@@ -202,7 +209,10 @@ class VisionModel(nn.Module):
         return state[:, -num_patches:].transpose(1, 2)  # class and register tokens come first
 
 
-def load_backbone(name: str) -> nn.Module:
+Backbone = SceneBackbone | Lpips | VisionModel
+
+
+def load_backbone(name: str) -> Backbone:
     """Load a backbone by name, frozen, in fp32, on the CPU; its `weights` are the channel weights, None if all equal.
 
     Raises ValueError if it cannot be loaded.

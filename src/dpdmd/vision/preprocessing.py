@@ -74,8 +74,9 @@ def resized(images: Tensor, size: tuple[int, int], resample: int = BICUBIC) -> T
     import numpy as np
     from PIL import Image
 
+    height, width = size
     arrays = [
-        np.asarray(Image.fromarray(image.numpy()).resize(size[::-1], Image.Resampling(resample)))
+        np.asarray(Image.fromarray(image.numpy()).resize((width, height), Image.Resampling(resample)))
         for image in to_uint8(images)
     ]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
@@ -94,6 +95,7 @@ def read_preprocessing(name: str | Path, local_files_only: bool = False) -> Prep
     from transformers.utils import cached_file
 
     path = cached_file(name, "preprocessor_config.json", local_files_only=local_files_only)
+    assert path is not None  # by default it raises an error instead
     config = json.loads(Path(path).read_text(encoding="utf-8"))
     return Preprocessing(
         resize=_size(config.get("size")) if config.get("do_resize", True) else None,
@@ -112,5 +114,5 @@ def _size(size: dict[str, int] | int | None) -> tuple[int, int] | int | None:
 
 
 def _crop(size: dict[str, int] | int | None) -> tuple[int, int] | None:
-    size = _size(size)
-    return (size, size) if isinstance(size, int) else size
+    sides = _size(size)
+    return (sides, sides) if isinstance(sides, int) else sides

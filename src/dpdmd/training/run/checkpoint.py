@@ -17,13 +17,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import (
+    CheckpointException,
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+    TensorStorageMetadata,
+)
 
 from dpdmd.distributed.processes import on_all_processes, on_main_process, rank_and_world_size
 from dpdmd.distributed.wrapping import shard_like
@@ -56,7 +61,8 @@ class Checkpoint:
         path = self._file(name)
         if not path.is_file():
             stored = _reader(path.with_suffix("")).read_metadata().state_dict_metadata
-            return {key: tuple(tensor.size) for key, tensor in stored.items()}
+            # Files of safetensors hold nothing but tensors.
+            return {key: tuple(cast("TensorStorageMetadata", tensor).size) for key, tensor in stored.items()}
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 

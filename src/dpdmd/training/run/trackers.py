@@ -12,12 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from accelerate.tracking import TensorBoardTracker, WandBTracker
 
 from dpdmd.distributed.processes import on_all_processes
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.png import read_png, to_uint8
 from dpdmd.training.run.folder import RunFolder
+
+Tracker = TensorBoardTracker | WandBTracker
 
 PROJECT = "dpdmd"  # of wandb, unless WANDB_PROJECT names another
 
@@ -63,7 +65,7 @@ class Trackers:
     opened: each with the last step that an earlier session logged and that it cannot forget; it is not logged again.
     """
 
-    opened: list[tuple[GeneralTracker, int]]
+    opened: list[tuple[Tracker, int]]
 
     def log(self, row: dict[str, Any]) -> None:
         """Log a line of `metrics.jsonl` at its step."""
@@ -77,7 +79,7 @@ class Trackers:
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"validation": to_uint8(read_png(path)[None]).numpy()}, step=step, **options)
 
-    def _behind(self, step: int) -> list[GeneralTracker]:
+    def _behind(self, step: int) -> list[Tracker]:
         return [tracker for tracker, logged in self.opened if step > logged]
 
 
@@ -97,7 +99,7 @@ def open_trackers(
     in all processes for a tracker that does not start. `Accelerator.end_training` is not used: it ends the process
     group as well.
     """
-    opened: list[tuple[GeneralTracker, int]] = []
+    opened: list[tuple[Tracker, int]] = []
     exit_code = 0
 
     def start() -> None:
@@ -115,7 +117,7 @@ def open_trackers(
         raise
     finally:
         for tracker, _ in opened:
-            if tracker.name == "wandb":
+            if isinstance(tracker, WandBTracker):
                 tracker.tracker.finish(exit_code=exit_code)
             else:
                 tracker.finish()
@@ -128,9 +130,11 @@ def _start_tensorboard(
 
     tracker = TensorBoardTracker("tensorboard", run.root, purge_step=step + 1)
     tracker.start()
+    file_writer = tracker.writer.file_writer
+    assert file_writer is not None  # it is open
     # `store_init_configuration` would show the settings as a run of their own, and as another one at every resume.
     for summary in hparams(flat_settings(settings), {}):
-        tracker.writer.file_writer.add_summary(summary)
+        file_writer.add_summary(summary)
     return tracker, step
 
 
@@ -154,7 +158,7 @@ def _start_wandb(settings: dict[str, Any], run: RunFolder, step: int, last_step:
     return tracker, known["last_step"] if tracker.run.offline else tracker.run.starting_step - 1
 
 
-_START: dict[str, Callable[[dict[str, Any], RunFolder, int, int], tuple[GeneralTracker, int]]] = {
+_START: dict[str, Callable[[dict[str, Any], RunFolder, int, int], tuple[Tracker, int]]] = {
     "tensorboard": _start_tensorboard,
     "wandb": _start_wandb,
 }

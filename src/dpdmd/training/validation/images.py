@@ -62,6 +62,7 @@ class Validation:
         kept = _read_images(self._teacher_file)
         self._is_kept = kept is not None
         if all(on_all_processes(lambda: self._is_kept)):
+            assert kept is not None  # all includes this process
             return kept
 
         def latents(rows: slice, cond: Condition) -> Tensor:

@@ -64,16 +64,16 @@ def figures(images: Drawn, teacher: Drawn) -> Figures:
         values["quality"] = good.value
     share = None
     if "diversity_share" in metrics:
-        bounds = metrics["intervals"].get("diversity_share", (None, None))
-        share = Estimate(metrics["diversity_share"], *bounds, len(images.prompts))
+        low, high = metrics["intervals"].get("diversity_share", (None, None))
+        share = Estimate(metrics["diversity_share"], low, high, len(images.prompts))
     return Figures(values, share, mean_estimate((_saturated(images) - _saturated(teacher)).tolist()))
 
 
 def _scores(images: Drawn, teacher: Drawn) -> list[Scores]:
     num, scores, ours, theirs = len(images.prompts), [saturation(images)], images.features, teacher.features
-    if ours is not None and images.images_per_prompt > 1:
+    if ours is not None and theirs is not None and images.images_per_prompt > 1:
         scores.append(diversity_scores(images.prompts, ours.per_prompt(num), theirs.per_prompt(num)))
-    if ours is not None and len(images.tensor) > NUM_NEIGHBOURS:
+    if ours is not None and theirs is not None and len(images.tensor) > NUM_NEIGHBOURS:
         near = neighbours(ours.pooled, theirs.pooled, num_neighbours=NUM_NEIGHBOURS)
         scores.append(Scores(values={"precision": near.precision}))
     if is_world(images):

@@ -1,7 +1,7 @@
 """Scores computed with CLIP-type models: CLIPScore, PickScore, HPSv2.1 and CLIP-IQA."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -66,9 +66,10 @@ class Clip:
     """A CLIP model in fp32 with its tokenizer; its embeddings have unit length."""
 
     def __init__(self, model: CLIPModel, tokenizer: Any, device: str):
-        self.model, self.tokenizer, self.device = model.to(device).eval().requires_grad_(False), tokenizer, device
+        stock = cast("Any", model)  # transformers declares neither its `to` nor the parts of its configuration
+        self.model, self.tokenizer, self.device = stock.to(device).eval().requires_grad_(False), tokenizer, device
         self.scale = float(model.logit_scale.exp())
-        self.preprocess = clip_preprocessing(model.config.vision_config.image_size)
+        self.preprocess = clip_preprocessing(self.model.config.vision_config.image_size)
 
     def images(self, images: Tensor) -> Tensor:
         """Embeddings (B, D) of images (B, 3, H, W) in [-1, 1]."""

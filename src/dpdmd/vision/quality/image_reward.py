@@ -1,6 +1,7 @@
 """ImageReward: a BLIP model that predicts how much people prefer an image, given its prompt."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -64,10 +65,13 @@ class ImageReward(nn.Module):
         self.vision = vision_model(vision)
         self.text = BlipTextModel(_text_config(text), add_pooling_layer=False)
         # Linear layers with only dropout between them, which accounts for the gaps in the numbering.
-        self.head = nn.ModuleDict({name[:-7]: nn.Linear(*head[name].shape[::-1]) for name in head if "weight" in name})
+        sides = {name[:-7]: tensor.shape[::-1] for name, tensor in head.items() if "weight" in name}
+        self.head = nn.ModuleDict(
+            {name: nn.Linear(*side) for name, side in sides.items()}  # pyright: ignore[reportArgumentType]  # two sides
+        )
         for module, own in ((self.text, text), (self.head, head)):
             module.load_state_dict(own)
-        self.preprocess = clip_preprocessing(self.vision.config.image_size)
+        self.preprocess = clip_preprocessing(cast("int", self.vision.config.image_size))
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores (B,) of images (B, 3, H, W) in [-1, 1] and prompt tokens (B, L)."""

@@ -42,7 +42,9 @@ def quality_weights(text: str) -> Weights:
     """
     require_known([text])
     name, _, place = text.partition("=")
-    return find_weights(place or QUALITY[name][2])
+    source = place or QUALITY[name][2]
+    assert source is not None  # else `require_known` has raised an error
+    return find_weights(source)
 
 
 def load_quality(text: str, *, device: str = "cpu", weights: Weights | None = None) -> QualityScorer:

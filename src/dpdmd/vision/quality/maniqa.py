@@ -1,6 +1,7 @@
 """MANIQA: image quality without a prompt, by a network trained on human ratings of distorted images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,13 @@ def crops(image: Tensor, size: int) -> Tensor:
 class Maniqa(nn.Module):
     """The released network, with its configuration inferred from the shapes of its tensors."""
 
+    tablock1: nn.ModuleList
+    tablock2: nn.ModuleList
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    swintransformer1: "Windows"
+    swintransformer2: "Windows"
+
     def __init__(self, tensors: dict[str, Tensor]):
         """Raises KeyError or RuntimeError if tensors are missing or do not fit."""
         super().__init__()
@@ -69,8 +77,9 @@ class Maniqa(nn.Module):
         }
         vision = {name.removeprefix("vit."): tensor for name, tensor in tensors.items() if name.startswith("vit.")}
         self.vit = vision_model(vision, with_norm=False)
-        self.grid = self.vit.config.image_size // self.vit.config.patch_size
-        self.crop_size = self.vit.config.image_size
+        config = cast("Any", self.vit.config)  # of which transformers declares a side as a number or several
+        self.grid: int = config.image_size // config.patch_size
+        self.crop_size: int = config.image_size
         for number in (1, 2):
             wide, width = tensors[f"conv{number}.weight"].shape[1::-1]
             attentions = [ChannelAttention(self.grid**2) for _ in range(_count(tensors, f"tablock{number}."))]
@@ -135,7 +144,7 @@ class Windows(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
+        for layer in cast("Iterable[Any]", self.layers):  # torch declares any nn.Module
             y = x.permute(0, 2, 3, 1)
             for block in layer["blocks"]:
                 y = block(y)
@@ -145,6 +154,9 @@ class Windows(nn.Module):
 
 class WindowBlock(nn.Module):
     """A layer of a Swin transformer, for x (B, H, W, C) with H = W = grid."""
+
+    offsets: Tensor
+    mask: Tensor
 
     def __init__(self, width: int, hidden: int, grid: int, shift: int):
         super().__init__()
@@ -168,7 +180,8 @@ class WindowBlock(nn.Module):
     def _attend(self, windows: Tensor) -> Tensor:
         """Attention within each window; input and output are (B, windows, positions, C)."""
         q, k, v = self.attn["qkv"](windows).unflatten(-1, (3, NUM_HEADS, -1)).movedim(-3, 0).transpose(-3, -2)
-        bias = self.attn.relative_position_bias_table[self.offsets].movedim(-1, 0)  # (heads, positions, positions)
+        table = self.attn.get_parameter("relative_position_bias_table")
+        bias = table[self.offsets].movedim(-1, 0)  # (heads, positions, positions)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias + self.mask[:, None]
         return self.attn["proj"]((scores.softmax(dim=-1) @ v).transpose(-3, -2).flatten(-2))
 

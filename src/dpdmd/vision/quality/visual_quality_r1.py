@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def visual_quality_r1(weights: Weights, device: str) -> Callable[[Tensor, list[s
         raise ValueError(
             f"{weights.name} does not contain a Qwen2.5-VL model ({str(error).splitlines()[0]})"
         ) from error
-    model = model.to(device).eval().requires_grad_(False)
+    model = cast("Any", model).to(device).eval().requires_grad_(False)
 
     def score(images: Tensor, prompts: list[str]) -> Tensor:
         answers = [_answer(model, inputs(image, tokenizer, model.config), tokenizer) for image in images]
