@@ -88,8 +88,10 @@ def gradients(updates: int) -> None:
 
     def gradient(term, index: int) -> Tensor:
         batch = trainer.batches.micro_batch("student", trainer.step, index)
-        x0 = trainer.teacher_samples(batch) if trainer.teacher_samples else None
-        loss = student_loss(trainer.denoisers, batch, Objective((term,), 0), teacher_x0=x0)
+        x0 = trainer.parts.teacher_samples(batch) if trainer.parts.teacher_samples else None
+        loss = student_loss(
+            trainer.denoisers, replace(trainer.plan, objective=Objective((term,))), batch, teacher_x0=x0
+        )
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss.total, parameters)])
 
     print("| updates | DMD | perceptual | ratio | cosine |\n|---|---|---|---|---|")

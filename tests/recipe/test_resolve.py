@@ -1,11 +1,14 @@
 """A plan says before training what training then does."""
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
 
+import dpdmd
 from dpdmd.method.paths import VPPath
+from dpdmd.method.terms.adversarial import Adversarial
 from dpdmd.recipe.resolve import resolve
 
 
@@ -82,6 +85,21 @@ def test_an_objective_of_ones_own_is_named_by_the_recipe_or_given_and_recorded_a
         assert [(term.name, term.weight) for term in plan.objective.terms] == [("small", 0.5)]
         assert plan.objective_name == plan.settings["objective.name"] == "own_terms:small"
         assert 'name = "own_terms:small"' in plan.recipe_toml and plan.anchor_steps is None
+
+
+def test_an_objective_that_could_not_be_trained_is_refused(adapter, make_recipe):
+    anchor, adversarial, second = (
+        lambda setting: replace(dpdmd.dp_dmd(setting), detach_first=False),
+        lambda setting: dpdmd.Objective((*dpdmd.dmd(setting).terms, Adversarial())),
+        lambda setting: dpdmd.Objective(tuple(replace(term, every=2) for term in dpdmd.dmd(setting).terms)),
+    )
+    for objective, message in (
+        (anchor, "'anchor' trains step 1 and needs an objective with detach_first"),
+        (adversarial, "'adversarial' needs an objective with a discriminator"),
+        (second, "at least one term needs every = 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resolve(make_recipe(), adapter, objective=objective)
 
 
 def test_a_function_that_returns_no_objective_is_refused(adapter, make_recipe, own_module):

@@ -52,10 +52,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         ),
     )
     built = build(setting)
-    if not isinstance(built, Objective):
-        raise ValueError(f"objective.name {recipe.objective.name!r} must return an Objective, got {built!r}")
-    if built.detach_first and student_grid.num_steps < 2:
-        raise ValueError(f"an objective with detach_first needs student.num_steps >= 2, got {student_grid.num_steps}")
+    _require_trainable(built, recipe.objective.name, student_grid.num_steps)
     anchor_steps = next((term.num_steps for term in built.terms if isinstance(term, DiversityAnchor)), None)
     return Plan(
         latent_shape=latent_shape,
@@ -172,6 +169,21 @@ def _embedded_guidance(
 def _feature_blocks(adapter: ModelAdapter) -> tuple[int, ...]:
     """The blocks that a discriminator sees: a quarter, a half and three quarters of the way."""
     return default_blocks(len(feature_blocks(adapter, empty_network(adapter))))
+
+
+def _require_trainable(objective: object, name: str, num_steps: int) -> None:
+    """Raises ValueError for what is no objective, lacks what a term of it needs, or leaves an update without a loss."""
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective.name {name!r} must return an Objective, got {objective!r}")
+    if objective.detach_first and num_steps < 2:
+        raise ValueError(f"an objective with detach_first needs student.num_steps >= 2, got {num_steps}")
+    for term in objective.terms:
+        if term.trains_first_step and not objective.detach_first:
+            raise ValueError(f"{name}: the term {term.name!r} trains step 1 and needs an objective with detach_first")
+        if term.needs_discriminator and objective.discriminator is None:
+            raise ValueError(f"{name}: the term {term.name!r} needs an objective with a discriminator")
+    if all(term.every > 1 for term in objective.terms):
+        raise ValueError(f"{name}: at least one term needs every = 1, so that every student update has a loss")
 
 
 def _real_images(objective: Objective, column: str) -> list[tuple[FilePath, str]]:
