@@ -90,7 +90,7 @@ def test_an_objective_of_ones_own_is_named_by_the_recipe_or_given_and_recorded_a
 def test_an_objective_that_could_not_be_trained_is_refused(adapter, make_recipe):
     anchor, adversarial, second = (
         lambda setting: replace(dpdmd.dp_dmd(setting), detach_first=False),
-        lambda setting: dpdmd.Objective((*dpdmd.dmd(setting).terms, Adversarial())),
+        lambda setting: dpdmd.Objective((*dpdmd.dmd(setting).terms, Adversarial(tau_low=0.02, tau_high=0.98))),
         lambda setting: dpdmd.Objective(tuple(replace(term, every=2) for term in dpdmd.dmd(setting).terms)),
     )
     for objective, message in (
