@@ -44,8 +44,7 @@ def dmd_loss(x_student: Tensor, gradient: Tensor) -> Tensor:
 
     Only `x_student` receives gradient: the student, through the steps that its rollout kept.
     """
-    target = (x_student.float() - gradient).detach()
-    return 0.5 * F.mse_loss(x_student.float(), target)
+    return 0.5 * F.mse_loss(x_student.float(), (x_student.float() - gradient).detach())
 
 
 def denoising_loss(prediction: Prediction, x0: Tensor, eps: Tensor, space: Space, path: Path, t: Tensor) -> Tensor:

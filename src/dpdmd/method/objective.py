@@ -62,7 +62,6 @@ class Term:
     mean weight is `weight`. A subclass is a frozen dataclass that sets `name` and defines `__call__`.
 
     name: of the term in logs ("loss/NAME"). trains_first_step: whether its loss has a gradient for `rollout.first`.
-    needs_discriminator: whether it reads `StudentStep.discriminator`.
     network: what the term needs in addition to the roles' networks, if anything: a comparison counts its parameters.
     """
 
@@ -70,7 +69,6 @@ class Term:
     every: int = 1
     name: ClassVar[str]
     trains_first_step: ClassVar[bool] = False
-    needs_discriminator: ClassVar[bool] = False
     network: ClassVar[nn.Module | None] = None
 
     def __call__(self, step: StudentStep) -> TermResult:

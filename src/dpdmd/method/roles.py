@@ -38,8 +38,7 @@ class Roles:
 
     def __init__(self, networks: Mapping[Role, nn.Module], adapters: Adapters | None = None):
         self.networks, self.modules = dict(networks), dict(networks)
-        self.adapters, self.num_calls = adapters.roles if adapters else frozenset(), 0
-        self._adapters = adapters
+        self.adapters, self._adapters, self.num_calls = adapters.roles if adapters else frozenset(), adapters, 0
         self._active: Role | None = None
 
     @contextmanager
@@ -78,9 +77,8 @@ class _Switch(AbstractContextManager):
     """
 
     def __init__(self, roles: Roles, role: Role | None):
-        self.roles = roles
+        self.roles, self.before = roles, []
         self.role: Role | None = role
-        self.before: list[Role | None] = []
 
     def __enter__(self) -> None:
         self.before.append(self.roles._active)

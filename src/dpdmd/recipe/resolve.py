@@ -9,6 +9,7 @@ from dpdmd.method.guidance import Guidance
 from dpdmd.method.objective import Objective
 from dpdmd.method.paths import FlowPath
 from dpdmd.method.roles import Role
+from dpdmd.method.terms.adversarial import Adversarial
 from dpdmd.method.terms.anchor import DiversityAnchor
 from dpdmd.method.terms.perceptual import Pictures
 from dpdmd.models.base import LatentShape, ModelAdapter, decoder, empty_network, feature_blocks
@@ -180,7 +181,7 @@ def _require_trainable(objective: object, name: str, num_steps: int) -> None:
     for term in objective.terms:
         if term.trains_first_step and not objective.detach_first:
             raise ValueError(f"{name}: the term {term.name!r} trains step 1 and needs an objective with detach_first")
-        if term.needs_discriminator and objective.discriminator is None:
+        if isinstance(term, Adversarial) and objective.discriminator is None:
             raise ValueError(f"{name}: the term {term.name!r} needs an objective with a discriminator")
     if all(term.every > 1 for term in objective.terms):
         raise ValueError(f"{name}: at least one term needs every = 1, so that every student update has a loss")

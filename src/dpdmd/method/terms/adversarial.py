@@ -23,7 +23,6 @@ class Adversarial(Term):
     tau_low: float
     tau_high: float
     name: ClassVar[str] = "adversarial"
-    needs_discriminator: ClassVar[bool] = True
 
     @property
     def num_forwards(self) -> int:
