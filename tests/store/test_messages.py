@@ -1,4 +1,4 @@
-"""What is logged is printed once, by the first process, beside progress bars."""
+"""What is logged is printed once, by the first process, between progress bars."""
 
 import logging
 import sys
@@ -14,8 +14,10 @@ def own_logger(monkeypatch):
     logger = logging.getLogger("dpdmd")
     monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(logger, "propagate", False)  # pytest's own handler
-    yield
+    level = logger.level
     logger.setLevel(logging.NOTSET)
+    yield
+    logger.setLevel(level)  # setLevel also forgets what the loggers below have cached
 
 
 def log_all():
