@@ -92,7 +92,7 @@ def test_an_audit_of_the_teacher_itself_finds_all_of_its_diversity(tmp_path):
     assert metrics["diversity_share"] == pytest.approx(1, abs=0.02) and metrics["validity"] == 1
     text = report.read_text()
     assert "student" in text and "a red circle" in text
-    with pytest.raises(ValueError, match="made with num_inference_steps 30, now 4"):
+    with pytest.raises(ValueError, match="made with num_inference_steps 30, not 4"):
         audit(str(built_in_teacher()), "scenes", num_inference_steps=4, guidance_scale=3.5, **options)
 
 

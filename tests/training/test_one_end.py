@@ -20,7 +20,7 @@ from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import read_json
 from dpdmd.store.png import write_png
 from dpdmd.store.tensors import read_tensors
-from dpdmd.training import health, trainer
+from dpdmd.training import trainer
 from dpdmd.training.run import trackers
 from dpdmd.training.run.signals import StoppedBySignal
 from dpdmd.training.trainer import Trainer
@@ -63,7 +63,7 @@ def no_room_for_lines(recipe: Recipe) -> None:
     def open_or_fail(self, mode="r", **options):
         return full_disk() if self.name == "metrics.jsonl" and "a" in mode else real(self, mode, **options)
 
-    health.Path.open = open_or_fail
+    Path.open = open_or_fail
 
 
 def no_room_for_the_student(recipe: Recipe) -> None:
