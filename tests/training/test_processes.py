@@ -135,7 +135,7 @@ def count_one_call_more_in_the_second_process(recipe: Recipe) -> None:
     if trainer.accelerator.process_index == 1:
         with trainer.roles.use("teacher"):
             pass
-    with pytest.raises(RuntimeError, match="unequally often: "):
+    with pytest.raises(RuntimeError, match="different numbers of network calls: "):
         trainer.iterate()
 
 

@@ -1,4 +1,4 @@
-"""What validation says of a student: figures as `dpdmd evaluate` has them, alarms, and what they cost."""
+"""The scores of a student in validation, equal to those of `dpdmd evaluate`; alarms, and what validation costs."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from dpdmd.store.jsonl import read_rows
 from dpdmd.store.png import write_png
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training.validation.images import Validation
-from dpdmd.training.validation.scores import Figures, Judge, alarms, figures, too_slow
+from dpdmd.training.validation.scores import Judge, ValidationScores, alarms, too_slow, validation_scores
 from dpdmd.vision.features import load_extractor
 from dpdmd.world.scenes import render, sample_scenes
 
@@ -93,8 +93,8 @@ def test_what_few_prompts_cannot_show_is_no_alarm():
     teacher = scenes("teacher", PROMPTS[:1])
     assert judge_of(teacher, PROMPTS[:1]).row(1, teacher[:1].expand_as(teacher), None)["alarms"] == {}
     unsure, none = Estimate(0.3, 0.1, 0.6, 4), Estimate(0.0, -0.1, 0.05, 4)
-    assert alarms(Figures({"saturation": 0.1}, unsure, none), 1) == {}
-    assert set(alarms(Figures({"saturation": 0.1}, Estimate(0.3, 0.1, 0.45, 4), none), 1)) == {"collapse"}
+    assert alarms(ValidationScores({"saturation": 0.1}, unsure, none), 1) == {}
+    assert set(alarms(ValidationScores({"saturation": 0.1}, Estimate(0.3, 0.1, 0.45, 4), none), 1)) == {"collapse"}
 
 
 def test_without_a_network_the_saturation_is_left_and_why_is_said():
@@ -110,7 +110,7 @@ def test_elsewhere_quality_is_the_share_of_images_near_the_teachers():
     far = 0.05 * torch.randn(teacher.shape, generator=generator(0, "far"))
     other = SimpleNamespace(prompts=["some", "other", "thing"], num_seeds=NUM_SEEDS, identity="test")
     judge = Judge(other, teacher, load_extractor("scenes"), "cpu")
-    assert figures(judge.teacher, judge.teacher).values["quality"] == 1
+    assert validation_scores(judge.teacher, judge.teacher).values["quality"] == 1
     assert judge.row(1, far, None)["validation/quality"] < 0.2
 
 

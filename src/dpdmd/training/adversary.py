@@ -1,4 +1,4 @@
-"""The other side of an adversarial objective: the discriminator of a run, and samples that it takes for real."""
+"""The discriminator of a run with an adversarial objective, and the real samples that it learns from."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,12 +29,12 @@ from dpdmd.training.updates import MicroLoss
 def new_discriminator(
     plan: Plan, adapter: ModelAdapter, roles: Roles, uncond: Condition, accelerator: Accelerator
 ) -> Discriminator:
-    """A new head on the plan's blocks of the plan's role; in bf16 the network call alone is autocast."""
+    """A new head on the features of the plan's role and blocks; in bf16 only the network call is autocast."""
     assert plan.objective.discriminator is not None  # the objective trains one
     role, device, compute = plan.objective.discriminator.features, accelerator.device, plan.compute
     guidance = plan.embedded_guidance[role]
     read = feature_reader(adapter, roles, role, plan.feature_blocks, guidance, whole_calls=compute.shard)
-    # Nobody can listen to a compiled block.
+    # Hooks that read features do not run in a compiled block.
     eager = partial(torch.compiler.set_stance, "force_eager") if compute.compile else nullcontext
     gathered = partial(kept_gathered, roles.modules[role]) if compute.shard else nullcontext
 
@@ -47,7 +47,7 @@ def new_discriminator(
         with eager(), gathered():
             yield
 
-    with torch.no_grad():  # one call finds out how wide the blocks are
+    with torch.no_grad():  # one call shows how wide the features are
         blank = torch.zeros(1, *plan.latent_shape, device=device)
         sizes = [f.shape[-1] for f in features(blank, torch.full((1,), 0.5, device=device), uncond.to(device))]
     return Discriminator(features, Head(sizes, seed=plan.data.seed).to(device), differentiable)
@@ -55,7 +55,7 @@ def new_discriminator(
 
 @dataclass(frozen=True)
 class RealSamples:
-    """`latents` (R, C, H, W) fp32 on the CPU of every process, and the prompt of each."""
+    """`latents` (R, C, H, W) in fp32 on the CPU of every process, and the prompt of each."""
 
     latents: Tensor
     prompts: list[str]
@@ -63,15 +63,15 @@ class RealSamples:
     def draw(
         self, number: int, rng: torch.Generator, encode: Callable[[list[str]], Condition], device: torch.device
     ) -> tuple[Tensor, Condition]:
-        """Some of them, at random and independent of each other, with the conditioning of their own prompts."""
+        """`number` of them, drawn at random with replacement, and the conditioning of their prompts."""
         rows = torch.randint(len(self.prompts), (number,), generator=rng)
         return self.latents[rows].to(device), encode([self.prompts[i] for i in rows.tolist()]).to(device)
 
 
 class Adversary:
-    """A run's discriminator, what it takes for real, and the loss that teaches its head the difference.
+    """A run's discriminator, the real samples, and the loss that trains its head to tell them from the student's.
 
-    network: the head, or what is wrapped around it for several processes.
+    network: the head, wrapped if there are several processes.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Adversary:
         accelerator: Accelerator,
         draw: Callable[[], RealSamples],
     ):
-        """`draw`: returns what is real; the first loss calls it."""
+        """draw: returns the real samples; the first loss calls it."""
         self.discriminator = new_discriminator(plan, adapter, roles, prompts.uncond, accelerator)
         self.network = replicate_head(self.discriminator.head, accelerator)
         self.tau_range, self.path = plan.tau_range, plan.path
@@ -91,15 +91,15 @@ class Adversary:
 
     @cached_property
     def real(self) -> RealSamples:
-        """What is taken for real."""
+        """The real samples."""
         return self._draw()
 
     def loss(self, batch: MicroBatch, x0: Tensor, *, update: int) -> MicroLoss:
         """L_D (arXiv 2405.14867, sec. 4.3) on the student's samples x0 of `batch` and as many real ones.
 
-        The i-th of both is noised to the same tau, uniform as in DMD2: at high noise they cannot be distinguished.
-        Features have no graph: the head alone receives gradient (differs: DMD2 trains the fake score, whose features
-        they are, by this loss as well). `update` of this iteration names the draws.
+        The i-th real and student sample share tau, which is uniform as in DMD2: at high noise they cannot be
+        distinguished. Features have no graph, so that only the head receives gradient (differs: DMD2 also trains the
+        fake score, whose features these are, with this loss). update: index of the fake-score update in this iteration.
         """
         rng, number = batch.rng(f"discriminator_{update}"), len(x0)
         real, real_cond = self.real.draw(number, batch.rng(f"real_{update}"), self.prompts.encode, x0.device)
@@ -117,9 +117,9 @@ class Adversary:
 def teacher_samples(
     plan: Plan, batches: BatchSource, sample: Callable[[MicroBatch], Tensor], accelerator: Accelerator
 ) -> RealSamples:
-    """`num_real` samples of the guided teacher: of the first prompts of the student's sequence, noise by their number.
+    """`num_real` samples of the guided teacher for the first prompts of the student's sequence, each with fixed noise.
 
-    sample: from a micro-batch whose noise has seeds, which may remember it.
+    sample: returns the teacher's x0 (B, C, H, W) of a micro-batch whose noise has seeds; it may read them from disk.
     """
     assert plan.objective.discriminator is not None  # the objective trains one
     number, size = plan.objective.discriminator.num_real, plan.data.batch_size
@@ -134,9 +134,9 @@ def teacher_samples(
 
 
 def image_samples(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> RealSamples:
-    """The plan's images as latents, cut and resampled to the size of training.
+    """The plan's images as latents, cropped and resampled to the training size.
 
-    Raises ValueError in all processes, naming one that is broken.
+    Raises ValueError in all processes, naming a broken image.
     """
     height, width = (adapter.vae_factor * side for side in plan.latent_shape[1:])
 
@@ -158,9 +158,9 @@ def image_samples(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -
 def over_processes(
     number: int, size: int, make: Callable[[list[int]], Tensor], accelerator: Accelerator, title: str
 ) -> Tensor:
-    """`make(rows)` of rows 0 ... number - 1, `size` at a time, each process a part; all of it on the CPU of each.
+    """`make(rows)` of rows 0 ... number - 1, `size` at a time, split over the processes; all results on every CPU.
 
-    After the last row it continues with the first ones, so that all processes make equally many calls.
+    The last calls are filled up with the first rows, so that all processes make equally many calls.
     """
     together, rank = size * accelerator.num_processes, accelerator.process_index
     parts = []

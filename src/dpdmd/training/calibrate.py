@@ -1,4 +1,4 @@
-"""Seconds and memory of an update on this machine, for `dpdmd plan --calibrate`."""
+"""Measure seconds and memory of an update on this machine, for `dpdmd plan --calibrate`."""
 
 import json
 import tempfile
@@ -18,21 +18,21 @@ from dpdmd.training.trainer import Trainer
 
 
 def describe_calibration(plan: Plan, adapter: ModelAdapter) -> str:
-    """What a few updates took on this machine, and what all of them will take."""
+    """Time and memory of an update measured on this machine, and the hours of the whole run, as one line."""
     seconds, peak = calibrate(plan, adapter)
     name = torch.cuda.get_device_name(0) if has_gpu() else "CPU"
     memory = "" if peak is None else f", {peak / GIB:.2f} GiB allocated at its peak"
     hours = seconds * plan.budget.num_updates / 3600
     return (
         f"measured on this machine ({name}): {seconds:.2f} s per update{memory}; {hours:.1f} h for "
-        f"{plan.budget.num_updates}, without encoding prompts, pictures and checkpoints"
+        f"{plan.budget.num_updates}, not counting prompt encoding, validation and checkpoints"
     )
 
 
 def calibrate(plan: Plan, adapter: ModelAdapter, number: int = 2) -> tuple[float, int | None]:
-    """Seconds per update, and on a GPU the most bytes it had allocated, None elsewhere.
+    """Seconds per update, and the peak of bytes allocated on a GPU (None without one).
 
-    The model is loaded and trained for `number` + 1 updates on the longest prompts; no run is written.
+    Trains for `number` + 1 updates on the longest prompts, of which the first is not timed; no run is written.
     """
     on_gpu = has_gpu()
     prompts = sorted(training_prompts(plan.data.prompts, plan.data.column), key=len)

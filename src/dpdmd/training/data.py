@@ -1,7 +1,7 @@
-"""What one micro-batch is made of: prompts in a fixed order, noise, and names for everything else that is random.
+"""The micro-batches of a run: prompts in a fixed order, noise, and generators for all other randomness.
 
-Every draw is a function of (seed, role, step, update, micro-batch of all processes): nothing is carried over, so a
-resumed run draws what an uninterrupted one would, and two objectives with one seed see the same prompts and noise.
+Every draw is a function of (seed, role, step, update, micro-batch of all processes). No random state is carried over,
+so a resumed run draws what an uninterrupted one would, and two objectives with one seed see the same prompts and noise.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,11 +19,11 @@ from dpdmd.store.digests import key_of
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """`noise` (B, C, H, W), the prompts' `cond` and `uncond` (B each); `rng(stream)` a fresh generator of its own.
+    """`noise` (B, C, H, W), the prompts' `cond` and `uncond` (B each); `rng(stream)`: a fresh generator for a stream.
 
-    levels: (B,) in [0, 1), one for each sample, stratified over the micro-batch and over the whole update, in all
-    processes: what decides at which step a sample is trained. noise_seeds: what `image_noise` drew each noise from,
-    where it is one of a pool that comes again.
+    levels: (B,) in [0, 1), stratified over the micro-batch and over the whole update on all processes; they decide at
+    which step each sample is trained. noise_seeds: the seed of each noise (`image_noise`) if it belongs to a fixed
+    pair of prompt and noise.
     """
 
     prompts: list[str]
@@ -54,9 +54,9 @@ def stratified_levels(size: int, number: int, count: int, of_update: torch.Gener
 
 
 class EncodedPrompts:
-    """The prompts of a run, and the conditioning of any of them; `uncond` is the empty prompt's.
+    """The prompts of a run and their conditioning; `uncond` is that of the empty prompt.
 
-    `encode`: texts to conditioning on the CPU, an adapter's `encode` or a cache's `condition`.
+    encode: from texts to conditioning on the CPU; an adapter's `encode` or a cache's `condition`.
     """
 
     def __init__(self, prompts: list[str], encode: Callable[[list[str]], Condition]):
@@ -78,7 +78,7 @@ def _epoch_order(num_prompts: int, seed: int, stream: str, epoch: int) -> Tensor
 
 
 def prompt_indices(positions: Iterable[int], num_prompts: int, *, seed: int, stream: str) -> Tensor:
-    """Which prompts stand at `positions` of the endless sequence `stream`: one shuffled pass after the other."""
+    """Indices of the prompts at `positions` of the endless sequence `stream`: one shuffled pass after another."""
     return torch.tensor(
         [int(_epoch_order(num_prompts, seed, stream, p // num_prompts)[p % num_prompts]) for p in positions]
     )
@@ -88,12 +88,12 @@ def prompt_indices(positions: Iterable[int], num_prompts: int, *, seed: int, str
 class BatchSource:
     """The micro-batches of a run.
 
-    The prompts of one update are a slice of one sequence per role, cut by micro-batch and rank: how an update's
-    prompts are spread over processes and micro-batches does not change which they are. The same holds for everything
-    random: two processes draw what one draws in twice as many micro-batches.
+    The prompts of one update are a slice of one sequence per role, cut by micro-batch and rank, so that they do not
+    depend on how they are spread over processes and micro-batches. The same holds for everything random: two processes
+    draw what one draws in twice as many micro-batches.
 
-    num_pairs: the student's prompts and noises come from a fixed pool of that many pairs, each taken
-    once per pass; its prompts are the first of the student's sequence. None: new noise in every update.
+    num_pairs: size of a fixed pool of pairs of prompt and noise for the student, each taken once per pass; its prompts
+    are the first of the student's sequence. None: fresh noise in every update.
     """
 
     prompts: EncodedPrompts
@@ -109,7 +109,7 @@ class BatchSource:
     num_pairs: int | None = None
 
     def micro_batch(self, role: Role, step: int, index: int, *, update: int = 0) -> MicroBatch:
-        """Micro-batch `index` of update number `update` (0 ... M - 1; the student has one) of `role` at `step`."""
+        """Micro-batch `index` of update `update` (0 ... M - 1; 0 for the student) of `role` at `step`."""
         updates_per_step = self.fake_updates if role == "fake_score" else 1
         done = (step * updates_per_step + update) * self.accumulation + index
         start = (done * self.num_processes + self.rank) * self.batch_size
@@ -130,13 +130,13 @@ class BatchSource:
         return replace(self._micro_batch(self._prompts(role, positions), noise, rng), levels=levels)
 
     def pairs(self, numbers: list[int], rng: Callable[[str], torch.Generator]) -> MicroBatch:
-        """Pairs of a prompt and a noise that come again, by their numbers."""
+        """The fixed pairs of prompt and noise with these numbers."""
         noise_seeds = [generator(self.seed, "pair_noise", pair).initial_seed() for pair in numbers]
         noise = image_noise(noise_seeds, self.latent_shape)
         return replace(self._micro_batch(self.pair_prompts(numbers), noise, rng), noise_seeds=noise_seeds)
 
     def pair_prompts(self, numbers: Iterable[int]) -> Tensor:
-        """Which prompts the pairs of these numbers have: the first of the student's sequence."""
+        """Indices of the prompts of these pairs: the first of the student's sequence."""
         return self._prompts("student", numbers)
 
     def _prompts(self, role: Role, positions: Iterable[int]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 class Ema:
     """Average of named parameters in fp32: average <- decay average + (1 - decay) parameter.
 
-    It starts at the parameters as they are.
+    It starts at the current parameters.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float):
@@ -19,13 +19,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the present parameters into the average."""
+        """Move the average towards the current parameters."""
         for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter.float(), 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the parameters hold the average; afterwards their own values are back, bit by bit."""
+        """Within the block the parameters hold the average; afterwards their own values are restored exactly."""
         parameters = self.parameters
         own = {name: p.detach().clone() for name, p in parameters.items()}
         with torch.no_grad():

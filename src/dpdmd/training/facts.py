@@ -1,4 +1,4 @@
-"""What a run is: for its provenance, and in a line to compare with what was asked for."""
+"""The facts of a run for its provenance, and one line about where it runs."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from dpdmd.training.parts import Parts
 
 
 def facts(plan: Plan, parts: Parts) -> dict[str, Any]:
-    """What a run is made of, for provenance.json."""
+    """Teacher, objective, grids, sizes and cost of a run, for provenance.json."""
     forward, backward = forwards_per_update(plan)
     return {
         "teacher": parts.adapter.source,
@@ -33,7 +33,7 @@ def facts(plan: Plan, parts: Parts) -> dict[str, Any]:
 
 
 def setup(plan: Plan, parts: Parts) -> dict[str, Any]:
-    """What a session of a run may have of its own, for provenance.json."""
+    """What may differ between the sessions of a run, for provenance.json."""
     return {
         "num_processes": parts.accelerator.num_processes,
         "device": device_name(parts.accelerator.device),
@@ -42,7 +42,7 @@ def setup(plan: Plan, parts: Parts) -> dict[str, Any]:
 
 
 def describe(plan: Plan, parts: Parts) -> str:
-    """What runs, in a line, to compare with what was asked for."""
+    """Processes, device and samples per update in one line, for the user to check."""
     number, device = parts.accelerator.num_processes, device_name(parts.accelerator.device)
     samples = f"{parts.identity['samples_per_update']} samples per update"
     if number == 1:

@@ -1,4 +1,4 @@
-"""Numbers that tell early whether a run is well, and the file they go to."""
+"""Statistics of samples that show early whether a run goes wrong, and means over micro-batches."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ def sample_health(x0: Tensor) -> dict[str, Tensor]:
     """Scalars `mean`, `std` and `saturation` of the student's samples x0 (B, C, H, W).
 
     saturation: share of values with |x| > 3. Latents are scaled to about unit variance by every family, so this is
-    the share beyond three standard deviations of the data; .0027 for a normal distribution.
+    the share beyond three standard deviations of the data; 0.0027 for a normal distribution.
     """
     x0 = x0.float()
     return {
@@ -22,6 +22,6 @@ def sample_health(x0: Tensor) -> dict[str, Tensor]:
 
 
 def mean_of(rows: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Key by key the mean over rows of equal keys, whose values are scalars on one device; read in one go."""
+    """The mean of each key over rows of equal keys, whose values are scalars on one device; one copy to the CPU."""
     values = torch.stack([torch.stack([value.float() for value in row.values()]) for row in rows])
     return dict(zip(rows[0], values.mean(dim=0).tolist(), strict=True))

@@ -43,10 +43,10 @@ def run_training(
     """Train a student as `plan` says; returns the run folder, which then holds `student/`.
 
     resume: continue from the newest undamaged checkpoint of the folder, or start when it has none. overwrite: replace a
-    run that is there. callbacks: called in every process with the log row of each update.
-    Raises ValueError for impossible settings, for a folder that holds a run and for processes that were given different
-    things; OSError for a folder that cannot be written to, when the disk is too small or full, and when a tracker does
-    not start; FloatingPointError when a loss is no longer finite, which `failure.json` then says; StoppedBySignal after
+    run in the folder. callbacks: called in every process with the log row of each update.
+    Raises ValueError for impossible settings, for a folder that holds a run and when the processes have different
+    inputs; OSError for a folder that cannot be written to, when the disk is too small or full, and when a tracker does
+    not start; FloatingPointError when a loss is not finite, with the reason in `failure.json`; StoppedBySignal on
     Ctrl-C or SIGTERM, after a checkpoint was saved.
     """
     run = RunFolder(plan.output.folder)
@@ -104,7 +104,7 @@ def run_training(
 def _loop(
     trainer: Trainer, run: RunFolder, trackers: Trackers, *, progress: bool, callbacks: Sequence[Callback]
 ) -> None:
-    """Iterate to the last update or second, with log, checkpoints and pictures at their intervals."""
+    """Iterate until the updates or the time are used up; log, save checkpoints and validate at their intervals."""
     plan, checkpoint, accelerator = trainer.plan, trainer.plan.checkpoint, trainer.accelerator
     last, finished = plan.budget.num_updates, trainer.is_finished()
     saved_step = trainer.step if trainer.step else None
@@ -116,7 +116,7 @@ def _loop(
             validate()  # the run was killed after the checkpoint of this step
         while not finished:
             row = trainer.iterate()
-            # All stop at the same step or none does.
+            # All processes stop after the same step.
             signum = max(on_all_processes(partial(_log, run, trackers, row, stop)))
             for callback in callbacks:
                 callback(row)
@@ -125,7 +125,7 @@ def _loop(
             finished = trainer.is_finished()
             if signum or finished or _is_due(trainer.step, checkpoint.every):
                 if checkpoint.students:
-                    # Before the checkpoint: a run that is killed in between comes by again.
+                    # Before the checkpoint: a run that is killed in between writes it again when resumed.
                     trainer.write_student(run.students / f"step-{trainer.step:06d}")
                 trainer.save(run.checkpoints)
                 saved_step = trainer.step
@@ -139,7 +139,7 @@ def _loop(
 
 
 def _log(run: RunFolder, trackers: Trackers, row: dict[str, float], stop: StopRequest) -> int:
-    """The first process writes the line of an update; returns the signal that this one has received, 0 for none."""
+    """Log the row of an update in the first process; returns the signal that this process received, 0 for none."""
     if rank_and_world_size()[0] == 0:
         log_row(run.metrics, row)
         trackers.log(row)
@@ -147,9 +147,10 @@ def _log(run: RunFolder, trackers: Trackers, row: dict[str, float], stop: StopRe
 
 
 def _validate(trainer: Trainer, run: RunFolder, trackers: Trackers) -> None:
-    """Picture, best student, scores, whose line comes last: without it a resumed run validates this step again.
+    """Draw the picture, keep the student if it is one of the best, log the scores.
 
-    What cannot be written costs only itself.
+    The scores come last: without their row a resumed run validates this step again. Training continues when something
+    cannot be written.
     """
     step, before = trainer.step, on_main_process(lambda: read_rows(run.scores))
     try:
@@ -175,7 +176,7 @@ def _validate(trainer: Trainer, run: RunFolder, trackers: Trackers) -> None:
 
 
 def _keep_best(trainer: Trainer, checkpoint: CheckpointConfig, run: RunFolder, rows: list[dict[str, Any]]) -> bool:
-    """Keep the student that the last row is about if it is one of the best; returns whether it is the best."""
+    """Keep the student of the last row if it is one of the best; returns whether it is the best."""
     entries = [as_entry(row) for row in rows]
     if not checkpoint.best or entries[-1] is None:
         return False

@@ -1,4 +1,4 @@
-"""The networks of a run before its first update: loaded, compared between processes, put into roles, spread."""
+"""Load the networks of a run, compare them between processes, assign their roles, and replicate or shard them."""
 
 import torch
 from accelerate import Accelerator
@@ -20,12 +20,12 @@ from dpdmd.store.digests import fingerprint
 
 
 def load_networks(plan: Plan, adapter: ModelAdapter) -> tuple[nn.Module, nn.Module | None]:
-    """The teacher's network, and the one that the student starts from, None for the teacher's.
+    """The teacher's network, and the network that the student starts from (None: the teacher's).
 
-    Raises ValueError when they do not fit each other.
+    Raises ValueError when the names or shapes of their weights differ.
     """
     source = plan.student.start
-    # What is only ever frozen need not pass through fp32.
+    # Weights that stay frozen need not be loaded in fp32.
     is_frozen = plan.teacher.dtype != "fp32" and set(plan.lora.roles) == set(TRAINED_ROLES)
     teacher = adapter.load_network(torch.bfloat16) if is_frozen else adapter.load_network()
     if source is None:
@@ -42,7 +42,7 @@ def load_networks(plan: Plan, adapter: ModelAdapter) -> tuple[nn.Module, nn.Modu
 
 
 def new_roles(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> Roles:
-    """Student, teacher and fake score on this process's device, copied or spread over the processes.
+    """Student, teacher and fake score on this process's device, replicated or sharded over the processes.
 
     Raises ValueError in all processes when they read different weights.
     """
@@ -70,7 +70,7 @@ def new_roles(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> Ro
 
 
 def role_denoiser(plan: Plan, adapter: ModelAdapter, roles: Roles, role: Role) -> Denoiser:
-    """The role's denoiser; in bf16 the network call alone is autocast, its prediction is fp32."""
+    """The role's denoiser; in bf16 only the network call is autocast, and its prediction is fp32."""
     denoise = denoiser(adapter, roles, role, plan.embedded_guidance[role])
     if not plan.compute.in_bf16:
         return denoise

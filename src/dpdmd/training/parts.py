@@ -1,4 +1,4 @@
-"""What a run is put together from before its first update, in the order that memory and checks need."""
+"""Build the parts of a run before its first update, in the order that memory and checks require."""
 
 import logging
 from collections.abc import Callable
@@ -42,9 +42,9 @@ logger = logging.getLogger(__name__)
 class Parts:
     """Everything that a trainer works with.
 
-    teacher_samples: the teacher's samples of a pool of pairs, None without such a pool. networks: what training needs
-    in addition to the roles' networks (a discriminator's head, a perceptual backbone), by name. identity: what a
-    checkpoint must share with the run that continues from it. notes: warnings for the user.
+    teacher_samples: the teacher's samples of a pool of pairs; None without a pool. networks: networks in addition to
+    those of the roles (a discriminator's head, a perceptual backbone), by name. identity: what a checkpoint must share
+    with the run that continues from it. notes: warnings for the user.
     """
 
     adapter: ModelAdapter
@@ -66,8 +66,8 @@ class Parts:
 def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | None = None) -> Parts:
     """The parts of a run. accelerator: default `new_accelerator()`.
 
-    Raises ValueError, before anything is loaded, for settings that cannot be had here, and in all processes when they
-    were given different recipes, prompts, packages or models.
+    Raises ValueError before the model is loaded for settings that this machine cannot provide, and in all processes
+    when their recipes, prompts, packages or models differ.
     """
     if (missing := missing_package(plan.teacher.dtype)) is not None:
         raise ValueError(missing)
@@ -80,7 +80,7 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
     validator = Validator(plan, adapter, accelerator, drawn)
     images_hash = {"images_hash": images_digest(plan.real_images)} if plan.real_images else {}
     require_equal({**plan.settings, "the prompts": prompts_digest(prompts), **images_hash, **versions()})
-    # Before the networks are there: the text encoders and the autoencoder may need the memory.
+    # Before the networks are loaded: text encoders and autoencoder may need the memory.
     texts = [*prompts, *drawn, *(prompt for _, prompt in plan.real_images)]
     encoded = EncodedPrompts(prompts, text_encoder(plan, adapter, accelerator, texts))
     images = image_samples(plan, adapter, accelerator) if plan.real_images else None
@@ -127,9 +127,9 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
 def text_encoder(
     plan: Plan, adapter: ModelAdapter, accelerator: Accelerator, texts: list[str]
 ) -> Callable[[list[str]], Condition]:
-    """What gives the conditioning of `texts` and of "": their cache, filled here, or the text encoders.
+    """The function from texts to conditioning: a cache, filled here with `texts` and "", or the text encoders.
 
-    With a cache the encoders are released: the networks need their memory.
+    With a cache the text encoders are released, because the networks need their memory.
     """
     device = accelerator.device
     if not plan.data.use_cache:
@@ -142,7 +142,7 @@ def text_encoder(
     def ensure() -> None:
         if device.type != "cpu" and cache.missing([*texts, ""]):
             adapter.texts.to(device, dtype)
-        cache.ensure([""], progress=False)  # alone, as without a cache: equal to the bit
+        cache.ensure([""], progress=False)  # alone, as without a cache, so that both are bitwise equal
         cache.ensure(texts, progress=accelerator.is_main_process)
 
     on_main_process(ensure)
@@ -152,7 +152,7 @@ def text_encoder(
 
 
 def new_batches(plan: Plan, prompts: EncodedPrompts, accelerator: Accelerator) -> BatchSource:
-    """What this process draws; shared samples are those of one fake-score update."""
+    """The micro-batches of this process; with train.reuse_samples the fake score draws one set of samples per step."""
     data = plan.data
     return BatchSource(
         prompts=prompts,
@@ -201,7 +201,7 @@ def _real_samples(
     accelerator: Accelerator,
     images: RealSamples | None,
 ) -> RealSamples:
-    """What a discriminator takes for real: the images, or samples of the teacher."""
+    """The real samples of a discriminator: the images, or samples of the teacher."""
     if images is not None:
         return images
     sample = kept() if plan.data.use_cache else partial(sample_teacher, teacher)

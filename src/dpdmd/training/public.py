@@ -1,4 +1,4 @@
-"""`dpdmd.train`: a recipe in, a run out, from a script or a notebook."""
+"""`dpdmd.train`: train from a script or a notebook."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,8 +49,8 @@ def train(
 ) -> Run:
     """Train a student and return the run.
 
-    recipe: a TOML file, the name of a shipped recipe, or a loaded `Recipe`. objective: a function of your own in place
-    of what objective.name says (see `ObjectiveSetting`); its name is recorded, so that resuming without it is refused.
+    recipe: a TOML file, the name of a shipped recipe, or a loaded `Recipe`. objective: your own function,
+    used instead of objective.name (see `ObjectiveSetting`); its name is recorded, and resuming without it is refused.
     callbacks: each is called with the log row of every update. overrides: "section.key=value" for a file or name.
     resume: continue the run in output.folder. overwrite: replace it. progress: show messages and a progress bar.
     Raises ValueError for settings that cannot be used, before any work; see `training.loop.run_training` for the rest.

@@ -1,9 +1,9 @@
-"""The teacher's samples of a pool of (prompt, noise) pairs, on disk: made when first needed, read from then on.
+"""The teacher's samples of fixed pairs of prompt and noise, on disk: made when first needed, read afterwards.
 
     FOLDER/KE/KEY.safetensors
 
-KEY names the teacher by its content and how it is sampled, a prompt and the seed of its noise
-(`store.tensor_store.TensorStore`): runs that ask for the same share the file, and what was damaged is made again.
+KEY is a hash of the teacher's content, how it is sampled, the prompt and the seed of the noise
+(`store.tensor_store.TensorStore`): runs with the same key share the file, and a damaged file is made again.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ class TeacherSamples:
     ):
         """teacher: what identifies the teacher and how it is sampled (`teacher_identity`).
 
-        sample: the teacher's x0 (B, C, H, W) of a micro-batch, called for those that the folder does not hold.
-        on_any_process: whether a flag is up on some process. If one samples, all do: a sharded teacher needs them.
+        sample: the teacher's x0 (B, C, H, W) of a micro-batch, called when the folder lacks one of them.
+        on_any_process: whether a flag is set on any process. If one samples, all do: a sharded teacher needs them.
         """
         self.store, self.teacher = TensorStore(folder), teacher
         self.sample, self.on_any_process = sample, on_any_process
@@ -42,8 +42,8 @@ class TeacherSamples:
     def __call__(self, batch: MicroBatch) -> Tensor:
         """(B, C, H, W) in fp32 on the device of the noise.
 
-        A micro-batch is sampled as a whole though only one of it is missing, so that a sample does not depend on how
-        often a run was killed on the way to it.
+        A micro-batch is sampled as a whole even if only one sample is missing, so that samples do not depend on when a
+        run was interrupted.
         """
         assert batch.noise_seeds is not None  # see the class
         pairs = zip(batch.prompts, batch.noise_seeds, strict=True)
@@ -64,9 +64,9 @@ def samples_folder(cache: str | None) -> Path:
 
 
 def teacher_identity(plan: Plan, adapter: ModelAdapter, memo: Path | None = None) -> str:
-    """What the samples depend on besides prompt and noise: the teacher's files, its grid, guidance, size and precision.
+    """What samples depend on, except prompt and noise: the teacher's files, its grid, guidance, size and precision.
 
-    memo: the folder that remembers hashes of files.
+    memo: folder that caches hashes of files.
     """
     settings = [
         plan.teacher.grid.times,

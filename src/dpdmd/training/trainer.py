@@ -29,7 +29,7 @@ SAMPLES_HINT = "on fewer processes raise train.accumulation, on more lower it, s
 
 
 class Trainer:
-    """A run's parts in motion: `step` student updates done in `seconds` of training."""
+    """Trains the parts of a run. step: student updates done; seconds: training time they took."""
 
     def __init__(self, plan: Plan, parts: Parts):
         self.plan, self.parts = plan, parts
@@ -38,9 +38,9 @@ class Trainer:
         self.step, self.seconds, self.peak_memory = 0, 0.0, 0
 
     def iterate(self) -> dict[str, Any]:
-        """M fake-score updates, one student update, one step of the moving average; returns the line to log.
+        """M fake-score updates, one student update, one step of the moving average; returns the row to log.
 
-        The head of an adversarial objective is updated after every fake-score update, on the same samples.
+        The head of a discriminator is updated after every fake-score update, on the same samples.
         """
         started = time.perf_counter()
         fake_rows = self._fake_updates()
@@ -56,7 +56,7 @@ class Trainer:
         return {"step": self.step, "seconds": self.seconds, **row, "learning_rate": rate}
 
     def _fake_updates(self) -> list[dict[str, float]]:
-        """M updates of the fake score, on samples of their own or on one rollout that they share."""
+        """M updates of the fake score, each on its own samples or all on those of one rollout."""
         rows, drawn, adversary = [], [], self.parts.adversary
         for m in range(self.plan.data.fake_updates):
             if m == 0 or not self.plan.data.reuse_samples:
@@ -86,11 +86,11 @@ class Trainer:
         return student_loss(self.denoisers, self.plan, batch, step=self.step, teacher_x0=teacher_x0)
 
     def network(self, role: Role) -> nn.Module:
-        """The network of a role without what is wrapped around it for several processes."""
+        """The network of a role, without its wrapper for several processes."""
         return self.roles.modules[role]
 
     def is_finished(self) -> bool:
-        """Whether train.num_updates are done or train.max_seconds over; on all processes when on any."""
+        """Whether train.num_updates or train.max_seconds is reached; true on all processes as soon as on one."""
         done, limit = self.step >= self.plan.budget.num_updates, self.plan.budget.max_seconds
         if done or limit is None:
             return done
@@ -108,7 +108,7 @@ class Trainer:
         save_checkpoint(folder, tensors, state, keep=self.plan.checkpoint.keep, shares=self.plan.compute.shard)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Become what was saved. Raises ValueError when it was saved by another recipe, prompt list or setup."""
+        """Restore a saved state. Raises ValueError when it belongs to another recipe, prompt list or setup."""
         state, budget = checkpoint.state, self.plan.budget
         for key, mine in self.parts.identity.items():
             if state.get(key) != mine:
@@ -129,10 +129,10 @@ class Trainer:
         self.step, self.seconds, self.peak_memory = state["step"], state["seconds"], state["peak_memory_bytes"]
 
     def write_student(self, folder: Path) -> None:
-        """The student's weights (averaged if there is an average), and `student.json`, which names base and grid.
+        """Write the student's weights (averaged if there is an average), and `student.json`, which names base and grid.
 
-        `student.safetensors` holds all weights; of an adapter there is `pytorch_lora_weights.safetensors`. Every
-        process has to call it. Raises OSError in all of them when the first cannot write.
+        The weights are in `student.safetensors`, or for LoRA in `pytorch_lora_weights.safetensors`. Every process must
+        call this. Raises OSError in all of them when the first cannot write.
         """
         network, adapter = self.network("student"), self.parts.adapter
         is_lora = "student" in self.roles.adapters
@@ -140,7 +140,7 @@ class Trainer:
             state = get_peft_model_state_dict(network, adapter_name="student") if is_lora else network.state_dict()
             weights = self._gathered(state)
             if is_lora:
-                config = cast("Any", network).peft_config["student"]  # peft has put it there
+                config = cast("Any", network).peft_config["student"]  # set by peft
                 on_main_process(lambda: save_lora(adapter, weights, config, folder))
             else:
                 on_main_process(lambda: write_tensors(folder / WEIGHTS_FILE, weights))
@@ -165,7 +165,7 @@ class Trainer:
         )
 
     def draw_validation(self, folder: Path) -> dict[str, Any]:
-        """Write the picture of this step; returns the line of its scores (`Validator.row`)."""
+        """Write the picture of this step; returns the row of its scores (`Validator.row`)."""
         encode, averaged = self.batches.prompts.encode, self.averaged if self.ema else None
         row = self.parts.validator.row(self.step, folder, self.parts.teacher, self.denoisers.student, encode, averaged)
         return {"step": self.step, "seconds": self.seconds} | row
@@ -175,15 +175,15 @@ class Trainer:
         return self.ema.applied() if self.ema else nullcontext()
 
     def _gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors on the CPU of the main process, which writes them; every process has to ask."""
+        """Full tensors on the CPU of the main process, which writes them; every process must call this."""
         is_main = self.accelerator.is_main_process
         gathered = ((name, full_tensor(tensor)) for name, tensor in tensors.items())
         return {name: tensor.cpu() for name, tensor in gathered if is_main}
 
     def _mean_over_processes(self, row: dict[str, float]) -> dict[str, float]:
-        """Key by key. Raises RuntimeError in all processes when they have called the networks unequally often.
+        """The mean of each key. Raises RuntimeError in all processes when their numbers of network calls differ.
 
-        Processes that share networks gather their parts at every call: unequal numbers would pair wrongly.
+        Processes that share networks gather the parts at every call: unequal numbers would pair different calls.
         """
         if self.accelerator.num_processes == 1:
             return row
@@ -193,7 +193,7 @@ class Trainer:
         rows = self.accelerator.gather(values[None])
         num_calls = rows[:, -1].tolist()
         if len(set(num_calls)) > 1:
-            raise RuntimeError(f"the processes have called their networks unequally often: {num_calls}")
+            raise RuntimeError(f"the processes made different numbers of network calls: {num_calls}")
         return dict(zip(row, rows[:, :-1].mean(dim=0).tolist(), strict=True))
 
     def _peak(self) -> int:

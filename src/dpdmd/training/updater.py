@@ -1,4 +1,4 @@
-"""The one way in which weights change: mean gradient over micro-batches, clipped, one step of AdamW."""
+"""How all weights are updated: mean gradient over micro-batches, clipped, one step of AdamW."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,12 +14,12 @@ from dpdmd.recipe.plan import OptimiserPlan
 from dpdmd.training.health import mean_of
 from dpdmd.training.updates import MicroLoss
 
-# What has an optimiser: the trained roles, and the head of an objective's discriminator.
+# What has an optimiser: the trained roles, and the head of a discriminator.
 Trained = Role | Literal["discriminator"]
 
 
 def learning_rate_at(step: int, peak: float, warmup: int) -> float:
-    """Linear warm-up: peak (step + 1) / warmup until it is reached; `step` counts student updates from 0."""
+    """Linear warm-up over `warmup` updates: peak (step + 1) / warmup, then peak; step: student updates done."""
     return peak * min(1.0, (step + 1) / max(warmup, 1))
 
 
@@ -35,7 +35,7 @@ class Updater:
         plan: OptimiserPlan,
         learning_rate: float,
     ):
-        """`network`: whose gradients are exchanged between processes, wrapped."""
+        """network: with its wrapper for several processes, which exchange its gradients."""
         self.role, self.network, self.named_parameters, self.accelerator = role, network, parameters, accelerator
         self.parameters = list(parameters.values())
         self.plan, self.peak = plan, learning_rate

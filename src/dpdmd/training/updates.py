@@ -32,9 +32,9 @@ class Denoisers:
 
 @dataclass(frozen=True)
 class MicroLoss:
-    """`total` is what backward starts from; `log` detached scalars: unweighted losses, health.
+    """total: the loss to backpropagate; log: detached scalars (unweighted losses, health).
 
-    They stay on the device until the whole update is done: reading one would make the device wait.
+    They stay on the device until the whole update is done: reading one would make the CPU wait for the device.
     """
 
     total: Tensor
@@ -42,9 +42,9 @@ class MicroLoss:
 
 
 def training_rollout(student: Denoiser, plan: Plan, batch: MicroBatch, *, trains_first_step: bool) -> StudentRollout:
-    """The student's samples of a micro-batch as the plan trains them: of the whole rollout or each of one random step.
+    """The student's samples of a micro-batch as the plan trains them: from the whole rollout or from one random step.
 
-    The random steps come after the anchored one, so that none is a step that DMD must not reach.
+    The random step is never the anchored one, which DMD must not train.
     """
     grid, detach_first = plan.student.grid, plan.objective.detach_first
     rng = batch.rng("renoise")
@@ -73,7 +73,7 @@ def last_steps(levels: Tensor, start: int, num_steps: int) -> list[int]:
 
 @torch.no_grad()
 def draw_samples(student: Denoiser, plan: Plan, batch: MicroBatch) -> Tensor:
-    """x0 (B, C, H, W) of the student for the fake score to learn, of the same steps that the objective trains."""
+    """The student's x0 (B, C, H, W) for the fake score to learn, from the steps that the objective trains."""
     return training_rollout(student, plan, batch, trains_first_step=True).x0
 
 
@@ -82,8 +82,8 @@ def fake_score_loss(
 ) -> MicroLoss:
     """L_fake (arXiv 2405.14867, sec. 3): the fake score denoises the student's samples x0 of `batch`, tau per sample.
 
-    The samples have no graph: the fake score alone receives gradient. `stream` names tau and noise, which differ for
-    every update that uses the same samples.
+    The samples have no graph: only the fake score receives gradient. stream: names the draws of tau and noise, which
+    differ between updates on the same samples.
     """
     rng, noise_levels = batch.rng(stream), plan.tau_range
     tau = sample_times(len(x0), rng, low=noise_levels.low, high=noise_levels.high, shift=noise_levels.shift)
@@ -96,10 +96,10 @@ def fake_score_loss(
 def student_loss(
     denoisers: Denoisers, plan: Plan, batch: MicroBatch, *, step: int = 0, teacher_x0: Tensor | None = None
 ) -> MicroLoss:
-    """Sum of weight * term over one rollout; the student receives gradient.
+    """Sum of weight * loss over the terms that are due, on one rollout; only the student receives gradient.
 
-    step: student updates done so far, for terms that are not in every update. teacher_x0: the guided teacher's samples
-    from the noise of `batch`, where they are kept.
+    step: student updates done so far; some terms are not due in every update. teacher_x0: the guided teacher's samples
+    from the noise of `batch`, if they are kept on disk.
     """
     due = plan.objective.due(step)
     trains_first_step = any(term.trains_first_step for _, term in due)

@@ -47,7 +47,7 @@ BYTES_PER_FILE = 2**30
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint folder and its state: `step` student updates done in `seconds`, and whatever was added."""
+    """A verified checkpoint folder and its state: `step` student updates done in `seconds`, and further values."""
 
     folder: Path
     state: dict[str, Any]
@@ -57,7 +57,7 @@ class Checkpoint:
         return self.state["step"]
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        """The whole shapes of the tensors stored as `name`. Raises ValueError when there are none."""
+        """The full shapes of the tensors stored as `name`. Raises ValueError when there are none."""
         path = self._file(name)
         if not path.is_file():
             stored = _reader(path.with_suffix("")).read_metadata().state_dict_metadata
@@ -68,7 +68,7 @@ class Checkpoint:
 
     @torch.no_grad()
     def load(self, name: str, into: dict[str, Tensor]) -> None:
-        """Fill tensors with what is stored as `name`; every process has to ask, whatever it holds of them.
+        """Fill tensors with what is stored as `name`; every process must call this, whatever it holds of them.
 
         Raises ValueError when names or shapes differ.
         """
@@ -93,7 +93,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder`/step-000300 with `tensors` by name and `state` (it has "step"); drop all but `keep`.
 
-    Every process has to call it. shares: each writes what it holds of the tensors; else the first writes all of them.
+    Every process must call this. shares: each writes what it holds of the tensors; else the first writes all of them.
     Raises OSError in all processes, with the older checkpoints untouched, when one cannot write.
     """
     folder = Path(folder)
@@ -112,7 +112,7 @@ def save_checkpoint(
         os.replace(temporary, final)
         found = _folders(folder)
         newest = found.index(final)
-        # Newer ones are damaged: this run went on from before them.
+        # Newer ones are damaged: this run resumed from before them.
         for path in found[:newest] + found[newest + keep :]:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -177,8 +177,8 @@ def _reader(folder: Path) -> HuggingFaceStorageReader:
 def latest_checkpoint(folder: str | Path) -> Checkpoint | None:
     """The newest undamaged checkpoint of `folder`, None when there is none at all; damaged ones are reported.
 
-    Every process has to ask, and verifies its part of the files.
-    Raises ValueError when there are checkpoints and every one is damaged.
+    Every process must call this, and verifies its part of the files.
+    Raises ValueError when all checkpoints are damaged.
     """
     folders = on_main_process(lambda: _folders(Path(folder)))
     for path in folders:
@@ -198,7 +198,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _remove_partial(folder: Path) -> None:
-    """Remove what a process left that was killed while writing."""
+    """Remove what a process left when it was killed while writing."""
     for path in folder.glob(f".{PREFIX}*{PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -235,7 +235,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, nn
 def load_optimizer(
     optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], checkpoint: Checkpoint, name: str
 ) -> None:
-    """Put back what `optimizer_tensors` gave and `checkpoint` stored as `name`; every process has to ask.
+    """Restore the `optimizer_tensors` that `checkpoint` stores as `name`; every process must call this.
 
     Raises ValueError when it belongs to another network.
     """
@@ -245,7 +245,7 @@ def load_optimizer(
         if owner not in parameters:
             raise ValueError(f"the stored optimiser state has {owner!r}, which the network has not")
         parameter = parameters[owner].detach()
-        # Moments are spread as their parameter is. Steps are single numbers; fused AdamW counts them beside it.
+        # Moments are sharded like their parameter. Steps are scalars, which fused AdamW keeps on the same device.
         blank = torch.empty_like(parameter) if shape == parameter.shape else torch.empty(shape, device=parameter.device)
         optimizer.state[parameters[owner]][key] = blank
     checkpoint.load(name, optimizer_tensors(optimizer, parameters))

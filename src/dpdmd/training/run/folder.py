@@ -46,7 +46,7 @@ FREE_KEYS = (
 
 
 def binding_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of {dotted key: value} that decide what the student's weights become, the number of updates aside."""
+    """The settings {dotted key: value} that decide the student's weights, except for the number of updates."""
     return {
         key: value
         for key, value in settings.items()
@@ -55,10 +55,10 @@ def binding_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def binding_digest(settings: dict[str, Any], schema: type[Recipe] = Recipe) -> str:
-    """SHA-256 of the binding settings that are not at their default.
+    """SHA-256 of the binding settings that differ from their defaults.
 
-    So a run continues under a release that has a key more, which at its default means what was before it. The price: a
-    default that a release changes is not seen here, but in the run folder's recipe.toml, which has every value.
+    So a run can continue under a release with a new key, whose default keeps the old behaviour. A default that a
+    release changes is not noticed here, but by comparison with the run folder's recipe.toml, which has every value.
     """
     defaults = {key: field.get_default() for key, field in recipe_keys(schema)}
     chosen = {key: value for key, value in binding_settings(settings).items() if value != defaults[key]}
@@ -118,7 +118,7 @@ class RunFolder:
             )
 
     def changed_settings(self, settings: dict[str, Any]) -> dict[str, list[Any]]:
-        """{dotted key: [before, now]} of what is not as it was when the run was last started here."""
+        """{dotted key: [before, now]} of settings that differ from when the run was last started here."""
         if not self.recipe.exists():
             return {}
         old = flatten(load_recipe(self.recipe))
@@ -127,7 +127,7 @@ class RunFolder:
     def require_room(self, checkpoint_bytes: int, *, keep: int) -> list[str]:
         """Raises OSError when the disk has no room for one checkpoint of that size.
 
-        Returns a note when it has none for all of those that are there at a time, one more than `keep`.
+        Returns a note when it has no room for all that exist at a time, `keep` + 1.
         """
         free = shutil.disk_usage(require_writable(self.recipe)).free
         rooms = f"{self.root} has {free / 2**30:.1f} GiB free, and a checkpoint takes {checkpoint_bytes / 2**30:.1f}"
@@ -172,7 +172,7 @@ class RunFolder:
             raise OSError(f"cannot write to output.folder {self.root}: {error.strerror}") from error
 
     def forget_after(self, step: int) -> None:
-        """Drop what an earlier start of the run left that goes on from `step` now: later students, its failure."""
+        """Remove what an earlier session left after `step`: later students, unnamed best students, failure.json."""
         self.failure.unlink(missing_ok=True)
         for later in (path for done, path in self.kept_students().items() if done > step):
             shutil.rmtree(later)
@@ -183,9 +183,9 @@ class RunFolder:
         write_json(self.failure, {"step": step, "error": str(error)})
 
     def write_provenance(self, facts: dict[str, Any], session: dict[str, Any], *, from_step: int) -> None:
-        """`provenance.json`: `facts` of the run, and under "sessions" where and with what each start of it ran.
+        """`provenance.json`: `facts` of the run, and under "sessions" when, where and with what each session ran.
 
-        session: more about this start.
+        session: more about this session.
         """
         before = read_json(self.provenance).get("sessions", []) if self.provenance.exists() and from_step else []
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")

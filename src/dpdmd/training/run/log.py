@@ -1,4 +1,4 @@
-"""Lines added to `metrics.jsonl` and validation/scores.jsonl while a run goes on."""
+"""Append rows to `metrics.jsonl` and validation/scores.jsonl during a run."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from dpdmd.store.jsonl import Row, append_row
 
 
 def log_row(path: Path, row: Row) -> None:
-    """Append a line and flush it, as `store.jsonl.append_row`. Raises OSError that says how to go on."""
+    """Append a row and flush it (`store.jsonl.append_row`). Raises OSError that says how to continue."""
     try:
         append_row(path, row)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that the loop grants between two updates."""
+"""Turn Ctrl-C and SIGTERM into a request that the loop obeys between two updates."""
 
 import signal
 import threading

@@ -28,7 +28,7 @@ def require_trackers(names: tuple[str, ...]) -> None:
     """Raise ValueError, before any work, for a tracker that is not installed, and for wandb without a login."""
     for name in names:
         try:
-            version(name)  # importable is not enough: a folder `wandb`, as wandb leaves behind, is importable too
+            version(name)  # importable is not enough: a folder `wandb`, as wandb creates, is importable too
         except PackageNotFoundError:
             raise ValueError(
                 f'output.trackers names {name}, which is not installed: pip install "dpdmd[{name}]"'
@@ -60,26 +60,27 @@ def flat_settings(settings: dict[str, Any]) -> dict[str, bool | int | float | st
 
 @dataclass(frozen=True)
 class Trackers:
-    """The trackers that are open, all of the recipe's in the main process and none in the others.
+    """The open trackers: all of the recipe's in the main process, none in the others.
 
-    opened: each with the last step that an earlier session logged and that it cannot forget; it is not logged again.
+    opened: each with the last step that it keeps from earlier sessions; up to there nothing is logged again.
     """
 
     opened: list[tuple[Tracker, int]]
 
     def log(self, row: dict[str, Any]) -> None:
-        """Log a line of `metrics.jsonl` at its step."""
+        """Log a row of `metrics.jsonl` at its step."""
         step = row["step"]
-        for tracker in self._behind(step):
+        for tracker in self._without(step):
             tracker.log({key: value for key, value in row.items() if key != "step"}, step=step)
 
     def log_picture(self, step: int, path: Path) -> None:
         """Log the picture in the PNG file `path`, pixel by pixel the same."""
-        for tracker in self._behind(step):
+        for tracker in self._without(step):
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"validation": to_uint8(read_png(path)[None]).numpy()}, step=step, **options)
 
-    def _behind(self, step: int) -> list[Tracker]:
+    def _without(self, step: int) -> list[Tracker]:
+        """Those that have not logged this step yet."""
         return [tracker for tracker, logged in self.opened if step > logged]
 
 
@@ -93,11 +94,11 @@ def open_trackers(
     last_step: int,
     is_main_process: bool,
 ) -> Iterator[Trackers]:
-    """Start the trackers `names` and close them on every way out; wandb learns whether the run succeeded.
+    """Start the trackers `names` and close them however the block ends; wandb records whether the run succeeded.
 
     step: updates done so far. last_step: the last that was logged, beyond `step` if the run was killed. Raises OSError
-    in all processes for a tracker that does not start. `Accelerator.end_training` is not used: it ends the process
-    group as well.
+    in all processes for a tracker that does not start. `Accelerator.end_training` is not used, because it also ends the
+    process group.
     """
     opened: list[tuple[Tracker, int]] = []
     exit_code = 0
@@ -132,7 +133,7 @@ def _start_tensorboard(
     tracker.start()
     file_writer = tracker.writer.file_writer
     assert file_writer is not None  # it is open
-    # `store_init_configuration` would show the settings as a run of their own, and as another one at every resume.
+    # `store_init_configuration` would show the settings as a separate run, and as another one at every resume.
     for summary in hparams(flat_settings(settings), {}):
         file_writer.add_summary(summary)
     return tracker, step
@@ -141,8 +142,8 @@ def _start_tensorboard(
 def _start_wandb(settings: dict[str, Any], run: RunFolder, step: int, last_step: int) -> tuple[WandBTracker, int]:
     """The same run at wandb in every session: `wandb/run.json` keeps its id and the last step logged.
 
-    Online, wandb itself says how far it is. Of offline sessions it does not know, and renumbers what overlaps when they
-    are synced. The log alone does not know either: a resumed run may be killed before it comes as far as the last one.
+    Online, wandb itself reports its last step. It does not know offline sessions, and renumbers overlapping steps when
+    they are synced. The log does not suffice: a resumed run may be killed before it gets as far as the last session.
     """
     path = run.root / "wandb" / "run.json"
     if path.exists():

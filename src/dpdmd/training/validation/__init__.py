@@ -1,1 +1,1 @@
-"""Validation while training: images, their scores, the best students."""
+"""Validation during training: images, their scores, the best students."""

@@ -1,10 +1,10 @@
-"""The best students of a run, by its own validation: which they are, what for, and the folder that keeps them.
+"""The best students of a run by its validation: which they are, why, and the folder that keeps them.
 
-students/best/best.json       them in order, the best first, each with its scores and why it is kept
+students/best/best.json       their scores and why each is kept, the best first
 students/best/step-000100/    one of them
 
-`best.json` alone says which ones count: a student is written before it is named there, and removed after its name is,
-so that a run killed in between leaves a folder of whole students.
+Only students named in `best.json` count. A student is written before its name is added and removed after its name is,
+so that every named student is complete, even if the run is killed in between.
 """
 
 import shutil
@@ -20,7 +20,7 @@ Entry = dict[str, Any]
 
 
 def as_entry(row: dict[str, Any]) -> Entry | None:
-    """What counts of a line of validation/scores.jsonl; None of one without quality or share of diversity."""
+    """The entry of a row of validation/scores.jsonl; None if it lacks quality or diversity share."""
     found = {key: row.get(f"validation/{key}") for key in ("quality", "diversity_share")}
     if None in found.values():
         return None
@@ -28,10 +28,9 @@ def as_entry(row: dict[str, Any]) -> Entry | None:
 
 
 def rank(entries: list[Entry], floor: float) -> list[Entry]:
-    """The best first: by quality among those that keep `floor` of the teacher's diversity, then the others by how much
-    they keep; of equals the one that keeps more, then the later one.
+    """Best first: by quality those that keep `floor` of the teacher's diversity, then the others by diversity share.
 
-    entries: each with "step", "quality" and "diversity_share".
+    Ties go to the higher share, then to the later student. entries: each with "step", "quality" and "diversity_share".
     """
 
     def worth(entry: Entry) -> tuple[bool, float, float, int]:
@@ -42,7 +41,7 @@ def rank(entries: list[Entry], floor: float) -> list[Entry]:
 
 
 def why(entry: Entry, place: int, seen: list[Entry], floor: float) -> str:
-    """Why the student at that place, 0 for the best, is kept, `seen` being all that were validated."""
+    """Why the student at `place` (0: the best) is kept; seen: all students that were validated."""
     share, quality = f"{entry['diversity_share']:.2f}", f"{entry['quality']:.2f}"
     keeping = sum(other["diversity_share"] >= floor for other in seen)
     highest = "the highest" if place == 0 else f"number {place + 1}"
@@ -58,12 +57,12 @@ def why(entry: Entry, place: int, seen: list[Entry], floor: float) -> str:
 
 
 def read_best(folder: Path) -> list[Entry]:
-    """What best.json says, the best first; [] without one."""
+    """The entries of best.json, the best first; [] without the file."""
     return read_json(folder / BEST_FILE)["students"] if (folder / BEST_FILE).is_file() else []
 
 
 def remove_strays(folder: Path) -> None:
-    """Remove students that best.json does not name: they fell out, or were being written when the run was killed."""
+    """Remove students that best.json does not name: replaced ones, or ones being written when the run was killed."""
     named = {entry["folder"] for entry in read_best(folder)}
     for path in folder.glob("step-*"):
         if path.name not in named:
@@ -79,11 +78,11 @@ def keep_best(
     number: int,
     floor: float,
 ) -> bool:
-    """Take the student of this moment among the best `number` if it belongs there; returns whether it is the best.
+    """Keep the current student if it is among the best `number`; returns whether it is the best.
 
-    entry: as `as_entry` gives it; ones that were judged by other images or another network make way. seen: those of all
-    students validated so far. write_student: called in every process, as this has to be. Raises OSError in all of them
-    when the first cannot write.
+    entry: from `as_entry`; kept students that were judged by other images or another network are dropped. seen: entries
+    of the students validated before. write_student: called in every process, and every process must call this. Raises
+    OSError in all of them when the first cannot write.
     """
     entry = entry | {"folder": f"step-{entry['step']:06d}"}
     before = [e for e in on_main_process(lambda: read_best(folder)) if e["judged_by"] == entry["judged_by"]]

@@ -31,7 +31,7 @@ def default_prompts(prompts: list[str]) -> list[str]:
 
 
 class Validation:
-    """Draws `step-000100.png` into `folder`; the teacher's images are made once and kept there."""
+    """Writes `step-000100.png` into `folder`; the teacher's images are drawn once and kept there."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Validation:
         self.uncond = encode([""])
 
     def teacher_images(self, teacher: GuidedTeacher) -> Tensor:
-        """The guided teacher's images: those in the folder if they were made with the same settings."""
+        """The guided teacher's images, read from the folder if they were drawn with the same settings."""
         grid, scale = teacher.grid, teacher.guidance.scale
         settings = [self.prompts, self.num_seeds, list(self.latent_shape), grid.times, scale]
         self.identity = f"teacher-{key_of(json.dumps(settings))[:12]}"
@@ -118,12 +118,12 @@ class Validation:
 
 
 def picture_path(folder: Path, step: int) -> Path:
-    """Where the picture of a step is."""
+    """Path of the picture of a step."""
     return folder / f"step-{step:06d}.png"
 
 
 def _read_images(path: Path) -> Tensor | None:
-    """None when there are none, or broken ones."""
+    """The stored images; None if the file is missing or broken."""
     try:
         return read_tensors(path)["images"]
     except (ValueError, KeyError, OSError):
@@ -131,7 +131,7 @@ def _read_images(path: Path) -> Tensor | None:
 
 
 def picture(teacher: Tensor, student: Tensor, num_seeds: int) -> Tensor:
-    """(P * S, 3, H, W) twice to one image: per prompt a teacher row above a student row, white gaps."""
+    """Two sets (P * S, 3, H, W) as one image (3, H, W): per prompt a teacher row above a student row, white gaps."""
     rows = torch.stack([teacher.unflatten(0, (-1, num_seeds)), student.unflatten(0, (-1, num_seeds))], dim=1)
     framed = F.pad(rows.clamp(-1, 1), (GAP, GAP, GAP, GAP), value=1.0)
     return torch.cat([torch.cat(list(row), dim=-1) for row in framed.flatten(0, 1)], dim=-2)

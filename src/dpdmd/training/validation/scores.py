@@ -1,4 +1,4 @@
-"""Figures of validation images, as `dpdmd evaluate` has them of a folder, and what is alarming about them."""
+"""Scores of validation images, as `dpdmd evaluate` computes them for a folder, and alarms about them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from dpdmd.store.png import to_uint8
 from dpdmd.training.validation.images import Validation
 from dpdmd.vision.features import FeatureExtractor, Features, extract_features
 
-# Of the teacher's diversity: with less, samples of a prompt are more alike than apart.
+# Alarm below this share of the teacher's diversity.
 COLLAPSED = 0.5
-# More saturated than the teacher by so much of all colour values.
+# Alarm above this share of colour values that are saturated in addition to the teacher's.
 OVERSATURATED = 0.1
-# Of training seconds: what validation may take without a word.
+# Warn when validation takes more than this share of the training time.
 MOST_TIME = 0.05
 
 
 @dataclass(frozen=True)
 class Drawn(Samples):
-    """Images in memory, (P * R, 3, H, W), instead of a folder's, and their features if there is a network for them."""
+    """Images in memory, (P * R, 3, H, W), instead of a folder, and their features if there is a feature network."""
 
     tensor: Tensor
     features: Features | None
@@ -40,12 +40,11 @@ class Drawn(Samples):
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Of one set of validation images.
+class ValidationScores:
+    """Scores of one set of validation images.
 
-    values: "saturation" and, as far as they can be had, "diversity", "diversity_share" and "quality". share, excess: by
-    how much diversity is the teacher's and how much more is saturated than of the teacher's, with intervals over
-    prompts; None of the teacher itself.
+    values: "saturation" and, if they can be computed, "diversity", "diversity_share" and "quality". share: diversity
+    share; excess: saturation minus the teacher's; both with intervals over prompts.
     """
 
     values: dict[str, float]
@@ -53,8 +52,8 @@ class Figures:
     excess: Estimate | None
 
 
-def figures(images: Drawn, teacher: Drawn) -> Figures:
-    """What is measured of `images` against the teacher's of the same prompts and seeds.
+def validation_scores(images: Drawn, teacher: Drawn) -> ValidationScores:
+    """Scores of `images`, compared with the teacher's of the same prompts and seeds.
 
     Diversity needs features and two images per prompt, precision features and more than five images.
     """
@@ -66,7 +65,7 @@ def figures(images: Drawn, teacher: Drawn) -> Figures:
     if "diversity_share" in metrics:
         low, high = metrics["intervals"].get("diversity_share", (None, None))
         share = Estimate(metrics["diversity_share"], low, high, len(images.prompts))
-    return Figures(values, share, mean_estimate((_saturated(images) - _saturated(teacher)).tolist()))
+    return ValidationScores(values, share, mean_estimate((_saturated(images) - _saturated(teacher)).tolist()))
 
 
 def _scores(images: Drawn, teacher: Drawn) -> list[Scores]:
@@ -87,12 +86,12 @@ def _saturated(images: Drawn) -> Tensor:
 
 
 class Judge:
-    """Gives the figures of a run's validation images; it holds the teacher's, and the network that sees them."""
+    """Scores the validation images of a run; holds the teacher's images and the feature network."""
 
     def __init__(self, validation: Validation, teacher: Tensor, extractor: FeatureExtractor | None, device: str):
         """teacher: its images (P * R, 3, H, W). extractor: None chooses as `dpdmd evaluate` does.
 
-        Raises ValueError for images that the network cannot see.
+        Raises ValueError for images that the network cannot compute features of.
         """
         self.validation, self.extractor = validation, None
         self.skipped: dict[str, str] = {}
@@ -100,23 +99,25 @@ class Judge:
             extractor, self.skipped = choose_extractor("auto", is_world(self._drawn(teacher)), device)
         self.extractor = extractor
         self.teacher = self._drawn(teacher)
-        self.of_teacher = figures(self.teacher, self.teacher).values
+        self.of_teacher = validation_scores(self.teacher, self.teacher).values
         self.judged_by = f"{extractor.name if extractor else 'no network'}, {validation.identity}"
 
     def row(self, step: int, student: Tensor, live: Tensor | None) -> dict[str, Any]:
-        """ "validation/quality" and so on of the student that a finished run has, "validation/live_..." of its
-        weights before averaging, "validation/teacher_..."; "alarms" of the student; "judged_by": the feature network.
+        """The row of a validation: "validation/quality" and so on of the student as a finished run has it.
+
+        "validation/live_...": of its weights before averaging; "validation/teacher_...": of the teacher; "alarms": of
+        the student; "judged_by": the feature network and the validation images.
         """
-        found = figures(self._drawn(student), self.teacher)
+        found = validation_scores(self._drawn(student), self.teacher)
         by_prefix = {"": found.values, "teacher_": self.of_teacher}
         if live is not None:
-            by_prefix["live_"] = figures(self._drawn(live), self.teacher).values
+            by_prefix["live_"] = validation_scores(self._drawn(live), self.teacher).values
         row = {f"validation/{prefix}{key}": v for prefix, values in by_prefix.items() for key, v in values.items()}
         row.pop("validation/teacher_diversity_share", None)
         return row | {"alarms": alarms(found, step), "judged_by": self.judged_by}
 
     def _drawn(self, images: Tensor) -> Drawn:
-        """With the digits that a PNG would keep."""
+        """Images with the precision of a PNG (8 bits), and their features."""
         pixels = to_uint8(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         features = extract_features(self.extractor, pixels) if self.extractor else None
         prompts, num_seeds = self.validation.prompts, self.validation.num_seeds
@@ -125,30 +126,30 @@ class Judge:
         return Drawn(Path(), prompts, seeds, files, pixels, features)
 
 
-def alarms(found: Figures, step: int) -> dict[str, str]:
-    """{"collapse", "saturation": a sentence} for what is wrong even at the better end of the interval over prompts.
+def alarms(found: ValidationScores, step: int) -> dict[str, str]:
+    """{"collapse" or "saturation": message} for limits exceeded even at the better end of the interval over prompts.
 
-    A single prompt has no interval, and so no alarm.
+    A single prompt has no interval and raises no alarm.
     """
     found_alarms = {}
     share, excess = found.share, found.excess
     if share is not None and share.high is not None and share.high < COLLAPSED:
         found_alarms["collapse"] = (
             f"collapse: samples of one prompt have become alike: {share.value:.2f} of the teacher's diversity at "
-            f"update {step} (95 % interval over prompts {share.low:.2f} to {share.high:.2f}). More weight on the "
-            "anchor or a lower learning rate keeps more of it"
+            f"update {step} (95 % interval over prompts {share.low:.2f} to {share.high:.2f}). A larger "
+            "objective.anchor.weight or a lower train.learning_rate keeps more of it"
         )
     if excess is not None and excess.low is not None and excess.low > OVERSATURATED:
         found_alarms["saturation"] = (
-            f"saturation: {found.values['saturation']:.2f} of all colour values are at the end of the scale at update "
-            f"{step}, {excess.value:.2f} more than of the teacher's. Less guidance of the real score or a lower "
-            "learning rate helps"
+            f"saturation: {found.values['saturation']:.2f} of all colour values are at either end of the scale at "
+            f"update {step}, {excess.value:.2f} more than the teacher's. A lower model.guidance_scale or a lower "
+            "train.learning_rate helps"
         )
     return found_alarms
 
 
 def too_slow(rows: list[dict[str, Any]], every: int) -> str | None:
-    """A warning when validation takes more than its share of the training's time, not counting what happens once.
+    """A warning when validation takes more than MOST_TIME of the training time, not counting what happens once.
 
     rows: of validation/scores.jsonl.
     """
@@ -156,13 +157,13 @@ def too_slow(rows: list[dict[str, Any]], every: int) -> str | None:
     if not rows or seconds - once <= MOST_TIME * rows[-1]["seconds"]:
         return None
     return (
-        f"{time_in_words(rows)}: a larger validation.every than {every}, fewer prompts or a smaller "
-        "validation.num_seeds make it less"
+        f"{time_in_words(rows)}. To reduce it, raise validation.every ({every}), take fewer prompts or lower "
+        "validation.num_seeds"
     )
 
 
 def time_in_words(rows: list[dict[str, Any]]) -> str:
-    """The time of validation so far, compared with training; rows: of validation/scores.jsonl, at least one."""
+    """The time of validation so far, compared with training; rows: at least one of validation/scores.jsonl."""
     (seconds, once), training = _seconds(rows), rows[-1]["seconds"]
     return (
         f"validation took {seconds:.1f} s, training {training:.1f} s: {once:.1f} s once, then "
@@ -171,12 +172,12 @@ def time_in_words(rows: list[dict[str, Any]]) -> str:
 
 
 def _seconds(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """In all, and of them for what happens once."""
+    """Seconds of validation: in total, and for what happens once."""
     return sum(row["validation/seconds"] for row in rows), sum(row.get("once_seconds", 0.0) for row in rows)
 
 
 def in_words(row: dict[str, Any]) -> str:
-    """A row's figures of the student in a line."""
+    """The student's scores of a row in one line."""
     names = {"quality": "quality", "diversity_share": "share of the teacher's diversity", "saturation": "saturated"}
     return ", ".join(
         f"{name} {row[f'validation/{key}']:.2f}" for key, name in names.items() if f"validation/{key}" in row

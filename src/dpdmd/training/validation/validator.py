@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Validator:
-    """Holds what validations share: the network of the scores, and from the first one on the teacher's images."""
+    """Holds what validations share: the feature network and, after the first validation, the teacher's images."""
 
     def __init__(self, plan: Plan, adapter: ModelAdapter, accelerator: Accelerator, prompts: list[str]):
         """Raises ValueError in all processes when the network of `validation.features` cannot be loaded."""
@@ -45,13 +45,12 @@ class Validator:
         encode: Callable[[list[str]], Condition],
         averaged: Callable[[], AbstractContextManager[None]] | None,
     ) -> dict[str, Any]:
-        """Write the picture of a step into `folder`; returns scores and alarms.
+        """Write the picture of a step into `folder`; returns scores, alarms and seconds.
 
-        averaged: within it the student computes with its averaged weights; None when it has no others. Returns also
-        "validation/seconds": what it took, which are not training seconds; "once_seconds": of them what the first one
-        alone takes, for the teacher's images and the network of the scores. All processes draw: sharded networks need
-        them, and the others would only wait; the first one scores. Raises OSError in all of them when it cannot be
-        written.
+        averaged: within it the student computes with its averaged weights; None without an average.
+        "validation/seconds" is the time this took, which is not training time; "once_seconds" the part that only the
+        first validation needs, for the teacher's images and the feature network. All processes draw, since sharded
+        networks need them; the first one scores. Raises OSError in all processes when a file cannot be written.
         """
         started = time.perf_counter()
         once = self._drawn is None
@@ -96,7 +95,7 @@ class Validator:
             logger.info("note: validation has no %s: %s", what, why.replace("--features", "validation.features"))
 
     def _judged(self, step: int, student: Tensor, live: Tensor | None) -> dict[str, Any]:
-        """The scores, without those that these images do not allow: no network can distinguish black images."""
+        """The scores, or none if these images have none, such as black ones, which no network can distinguish."""
         try:
             return self._judge.row(step, student, live) if self._judge else {"alarms": {}}
         except ValueError as error:
@@ -104,7 +103,7 @@ class Validator:
             return {"alarms": {}}
 
     def _load_features(self) -> str | None:
-        """Load the network of validation.features in the process that scores; returns what is wrong with it."""
+        """Load the network of validation.features in the process that scores; returns an error message or None."""
         if not self.config.every or self.config.features == "auto":
             return None
         try:
