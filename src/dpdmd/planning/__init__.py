@@ -1,1 +1,1 @@
-"""What a training will cost, before it starts: network calls, memory, disk."""
+"""The cost of a run before it starts: network calls, memory, disk."""

@@ -1,4 +1,4 @@
-"""What a run will cost: network calls per update, bytes on every device; and the whole plan in words."""
+"""The cost of a run: network calls per update, bytes per device and on disk; and the whole plan in words."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ FROZEN_BYTES = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """Numbers of the denoising network: parameters, those of one adapter on it (0 when no role trains one), buffers.
+    """Numbers in the denoising network: parameters, those of one adapter (0 when no role trains one), buffers.
 
-    frozen: bytes of the teacher, whose weights are as `model.dtype` says.
+    frozen: bytes of the teacher, with its weights in `model.dtype`.
     """
 
     network: int
@@ -30,7 +30,7 @@ class NetworkSizes:
 
 
 def network_sizes(plan: Plan, adapter: ModelAdapter) -> NetworkSizes:
-    """Counted on networks without data, from the configuration alone. Raises ValueError for impossible targets."""
+    """The sizes, counted on networks without data. Raises ValueError for impossible LoRA targets."""
     from dpdmd.models.lora import lora_configs
     from dpdmd.models.role_networks import make_roles
 
@@ -46,7 +46,7 @@ def network_sizes(plan: Plan, adapter: ModelAdapter) -> NetworkSizes:
 
 
 def frozen_bytes(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -> int:
-    """What the network takes with its frozen weights in `model.dtype`, tables included."""
+    """Bytes of the network with frozen weights in `model.dtype`, including buffers and scales of quantised weights."""
     numbers = _count(network.parameters()) + _count(network.buffers())
     if dtype in FROZEN_BYTES:
         return FROZEN_BYTES[dtype] * numbers
@@ -58,7 +58,7 @@ def frozen_bytes(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -
 
 
 def num_parameters(adapter: ModelAdapter) -> int:
-    """Size of the denoising network, from its configuration alone."""
+    """Parameters of the denoising network, counted without its weights."""
     return _count(empty_network(adapter).parameters())
 
 
@@ -67,13 +67,12 @@ def _count(tensors: Iterable[Tensor]) -> int:
 
 
 def forwards_per_update(plan: Plan) -> tuple[float, float]:
-    """Network calls on one sample for one student update with its M fake-score updates: (forward, backward).
+    """Network calls per sample for one student update and its M fake-score updates: (forward, backward).
 
-    A guided call counts twice, and one for a discriminator's features as if it went to the end. Students whose samples
-    are each of one random step take (first trained step + N) / 2 calls on average, and more in micro-batches that are
-    smaller than the number of such steps, since a call is of one sample at least. A term that is not in every update
-    counts for its share of them. Only the denoising network is counted: a perceptual term's autoencoder and backbone
-    are not, nor are teacher samples that are kept.
+    A guided call counts twice, a call for a discriminator's features as a full one. With one random step per sample a
+    rollout takes (first trained step + N) / 2 calls on average, and more when the micro-batch is smaller than the
+    number of such steps, since a call is for at least one sample. A term counts by its share of the updates. Only the
+    denoising network is counted, not a perceptual term's autoencoder and backbone, nor teacher samples that are kept.
     """
     n, objective, m = plan.student.grid.num_steps, plan.objective, plan.data.fake_updates
     anchored = int(objective.detach_first)
@@ -83,24 +82,24 @@ def forwards_per_update(plan: Plan) -> tuple[float, float]:
     forward = num_rollouts * rollout + m + rollout + sum(t.num_forwards / t.every for t in objective.terms)
     backward = m + (1 if is_simulated else n - anchored)
     if anchored:
-        # Step 1 has a graph in those updates alone in which a term wants one.
+        # Step 1 has a graph only in updates with a term that needs it.
         backward += max((1 / term.every for term in objective.terms if term.trains_first_step), default=0)
     if plan.feature_blocks:
-        # Real samples and the student's; the student's term goes back to its samples.
+        # Features of real samples and the student's; the student's term backpropagates to its samples.
         forward += 2 * m
         backward += 1
     return forward, backward
 
 
 def _simulated(num_steps: int, batch_size: int) -> float:
-    """Calls without graph before a random one of `num_steps` steps, per sample."""
+    """Mean number of calls without graph per sample, before one random step of `num_steps`."""
     return sum(max(going_on / num_steps, 1 / batch_size) for going_on in range(1, num_steps))
 
 
 def state_bytes(plan: Plan, sizes: NetworkSizes) -> dict[str, int]:
-    """What stays in memory on every device, without activations, text encoders, autoencoder and a discriminator's head.
+    """Bytes that stay on every device, by part, without activations, text encoders, autoencoder and discriminator head.
 
-    Student and fake score are updated in turn, so that the gradients of one of them exist at a time.
+    Student and fake score are updated in turn, so only one of them has gradients at a time.
     """
     trained = {role: sizes.adapter if role in plan.lora.roles else sizes.network for role in TRAINED_ROLES}
     tables = {role: 0 if role in plan.lora.roles else sizes.buffers for role in TRAINED_ROLES}
@@ -114,20 +113,20 @@ def state_bytes(plan: Plan, sizes: NetworkSizes) -> dict[str, int]:
 
 
 def checkpoint_bytes(plan: Plan, sizes: NetworkSizes) -> int:
-    """What a checkpoint takes on disk: trained weights, their moments and the moving average."""
+    """Bytes of a checkpoint on disk: trained weights, their moments and the moving average."""
     state = state_bytes(plan, sizes)
     return sum(state[part] for part in ("student", "fake score", "AdamW moments", "moving average"))
 
 
 def embedding_bytes(plan: Plan, adapter: ModelAdapter) -> int:
-    """What the cache holds of one prompt, at most."""
+    """The largest number of bytes that the embedding cache holds for one prompt."""
     size = FROZEN_BYTES["bf16" if plan.compute.in_bf16 else "fp32"]
     tensors = adapter.blank_condition(1).tensors.values()
     return sum(tensor.numel() * (size if tensor.is_floating_point() else tensor.itemsize) for tensor in tensors)
 
 
 def describe(plan: Plan, adapter: ModelAdapter) -> str:
-    """The plan in words, for `dpdmd train --dry-run`. Reads the model's JSON, none of its weights."""
+    """The plan in words, for `dpdmd train --dry-run`. Reads the model's configuration, not its weights."""
     sizes, data = network_sizes(plan, adapter), plan.data
     forward, backward = forwards_per_update(plan)
     memory = state_bytes(plan, sizes)
@@ -163,7 +162,7 @@ def describe(plan: Plan, adapter: ModelAdapter) -> str:
 
 
 def _of_terms(plan: Plan) -> dict[str, str]:
-    """What the plan says of the terms that have more to say than their name."""
+    """{name: description} of the terms that need more than their name."""
     lines = {}
     if plan.anchor_steps is not None:
         lines["anchor"] = _anchor(plan.teacher.grid, plan.anchor_steps, plan.settings["objective.anchor.coarse_steps"])
@@ -178,7 +177,7 @@ def _of_terms(plan: Plan) -> dict[str, str]:
 
 
 def _anchor(grid: Grid, num_steps: int, coarse_steps: int) -> str:
-    """How the teacher gets to the anchor, in how many of its steps."""
+    """The teacher steps to the anchor, in how many they are taken, and the time where they end."""
     taken = min(num_steps, coarse_steps)
     way = f"{num_steps} teacher steps" + (f" in {taken}" if taken < num_steps else "")
     return f"{way}, to t = {grid.times[num_steps]:.4f}"

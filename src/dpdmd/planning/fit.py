@@ -1,4 +1,4 @@
-"""Will a recipe fit a device, and what makes it fit: for `dpdmd plan`."""
+"""Whether a recipe fits a device, and settings that make it fit, for `dpdmd plan`."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ Settings = tuple[str, ...]  # the values of --set
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on one device: what stays, the most that comes on top of it at a time, and when."""
+    """Bytes on one device: `state` stays; `peak` is the most that is added to it at a time, `when` says when."""
 
     state: int
     peak: int
@@ -30,9 +30,9 @@ class Need:
 
 
 def memory_need(plan: Plan, adapter: ModelAdapter) -> Need:
-    """Of one process, without sharding. Fused, AdamW's step needs nothing in addition to gradients and moments."""
+    """The need of one process, without sharding. A fused AdamW step needs no memory but gradients and moments."""
     state = state_bytes(plan, network_sizes(plan, adapter))
-    del state["gradients"]  # are in the peak
+    del state["gradients"]  # part of the peak
     peaks = {
         "in an update": peak_bytes(plan, adapter),
         "in drawing validation pictures": picture_bytes(plan, adapter),
@@ -42,7 +42,7 @@ def memory_need(plan: Plan, adapter: ModelAdapter) -> Need:
 
 
 def reserve(memory: int) -> int:
-    """What to leave of a device's bytes: 1 GiB for the driver's context and workspaces, 1/20 for fragmentation.
+    """Bytes of a device to leave free: 1 GiB for the driver's context and workspaces, 1/20 for fragmentation.
 
     An assumption: neither has been measured here.
     """
@@ -50,7 +50,7 @@ def reserve(memory: int) -> int:
 
 
 def counter(adapter: ModelAdapter) -> Callable[[Plan], Need]:
-    """`memory_need` that counts no plan twice: large models take seconds."""
+    """`memory_need` with a cache, since a large model takes seconds."""
     known: dict[str, Need] = {}
 
     def count(plan: Plan) -> Need:
@@ -65,11 +65,11 @@ def counter(adapter: ModelAdapter) -> Callable[[Plan], Need]:
 def savings(
     plan_with: Callable[[Settings], Plan], count: Callable[[Plan], Need], memory: int
 ) -> list[tuple[Settings, Need]]:
-    """Settings that lower the need, one on top of the other, until it fits a device of `memory` bytes or none is left.
+    """Settings that lower the need, cumulative, until it fits a device of `memory` bytes or none is left.
 
-    Of those that save something the one that costs least is taken first; at the end some of the batch is given back
-    where less of it has to go. plan_with: the plan with further settings. count: a plan's `memory_need`. Settings that
-    save nothing, or that the recipe's other settings exclude, are left out.
+    The setting that costs least is taken first; at the end the micro-batch is raised again as far as it fits. Settings
+    that save nothing, or that the recipe's other settings exclude, are left out. plan_with: the plan with further
+    settings. count: a plan's `memory_need`.
     """
     found: list[tuple[Settings, Need]] = []
     plan, available = plan_with(()), memory - reserve(memory)
@@ -103,9 +103,9 @@ def savings(
 
 
 def _switches(batch_sizes: list[Settings]) -> list[Settings]:
-    """What saves memory, in the order of what it costs: time, digits of the teacher, what students can learn, pictures.
+    """Settings that save memory, cheapest first: they cost time, teacher precision, student capacity, pictures.
 
-    Last comes nf4, since int8 is nearer to the teacher's own weights.
+    nf4 comes last, since int8 is nearer to the teacher's own weights.
     """
     return [
         ("train.precision=bf16",),
@@ -120,26 +120,26 @@ def _switches(batch_sizes: list[Settings]) -> list[Settings]:
 
 
 def _batch_sizes(data: DataPlan) -> list[Settings]:
-    """From the recipe's micro-batch down to one prompt, with as many samples per update."""
+    """From the recipe's micro-batch down to one prompt, with the same number of samples per update."""
     size, samples = data.batch_size, data.batch_size * data.accumulation
     sizes = [n for n in range(size, 0, -data.samples_per_prompt) if size % n == 0]
     return [(f"train.batch_size={n}", f"train.accumulation={samples // n}") for n in sizes]
 
 
 def has_gpu() -> bool:
-    """Whether this machine has one."""
+    """Whether this machine has a GPU."""
     return torch.cuda.is_available()
 
 
 def device_memory() -> int:
-    """Of the GPU, else of this machine."""
+    """Bytes of the GPU's memory, else of this machine's."""
     if has_gpu():
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def describe_fit(need: Need, memory: int, found: list[tuple[Settings, Need]]) -> str:
-    """Whether it fits a device of `memory` bytes, what each of the `savings` leaves, and the settings in one line."""
+    """Whether it fits a device of `memory` bytes, the need after each of the `savings`, all settings in one line."""
     available = memory - reserve(memory)
     lines = [
         f"at the peak, {need.when}: {need.peak / GIB:.2f} GiB, counted on the meta device, on top "

@@ -1,7 +1,7 @@
-"""What an update needs at its peak, found by going through one on torch's meta device.
+"""Peak memory of an update, found by running one on torch's meta device.
 
-There tensors have shapes and no data, so that a network of any size runs in seconds and in no memory; `LiveBytes`
-counts what is alive at any moment, as an allocator without fragmentation would.
+Its tensors have shapes but no data, so that a network of any size runs in seconds and without memory; `LiveBytes`
+counts the bytes alive at any moment, as an allocator without fragmentation would.
 """
 
 import weakref
@@ -29,7 +29,7 @@ from dpdmd.models.sampling import student_rollout
 from dpdmd.recipe.plan import Plan
 
 META = torch.device("meta")
-# What torch.autocast computes in bf16 and what in fp32 on a GPU, as far as denoising networks do it.
+# Functions that torch.autocast computes in bf16 and in fp32 on a GPU, as far as denoising networks use them.
 IN_BF16 = {F.linear, F.conv2d, F.scaled_dot_product_attention, torch.matmul, torch.bmm, torch.baddbmm}
 IN_BF16 |= {Tensor.matmul, Tensor.__matmul__, Tensor.bmm}
 IN_FP32 = {F.layer_norm, F.group_norm, F.rms_norm, F.interpolate, F.softmax, torch.softmax, Tensor.softmax}
@@ -37,7 +37,7 @@ IN_FP32 |= {torch.rsqrt, Tensor.rsqrt, torch.pow, Tensor.pow, Tensor.__pow__, to
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within it `peak` is the largest number of bytes that tensors made within it have held at a time."""
+    """Within the block, `peak` is the largest number of bytes that tensors made in it have held at a time."""
 
     def __init__(self):
         super().__init__()
@@ -69,11 +69,11 @@ class LiveBytes(TorchDispatchMode):
 
 
 class LiveShapes(LiveBytes):
-    """The same for tensors of the meta device, faster, and where real tensors take part as well.
+    """The same for tensors of the meta device, faster, and also with real tensors among them.
 
-    There an operation takes up to a millisecond to find out what it returns; here it is asked once for arguments of the
-    same shapes. Operations on real tensors alone are computed, since some networks read numbers out of masks; together
-    with a meta tensor they count as one.
+    A meta operation takes up to a millisecond to find the shape of its result; here it runs once for arguments of the
+    same shapes. Operations on real tensors alone are computed, since some networks read values from masks; a real
+    tensor combined with a meta tensor counts as a meta tensor.
     """
 
     def __init__(self):
@@ -95,9 +95,9 @@ class LiveShapes(LiveBytes):
 
 
 class AsOnGpu(TorchFunctionMode):
-    """Tensors of the meta device are computed with as a GPU does it: autocast, and attention without its matrix.
+    """Makes the meta device compute as a GPU does: with autocast, and attention without its matrix.
 
-    Autocast passes over that device, and attention there is that of the formula, quadratic in the number of tokens.
+    By itself the meta device ignores autocast, and its attention needs memory quadratic in the number of tokens.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
@@ -113,7 +113,7 @@ def _attention(
 ) -> Tensor:
     if attn_mask is not None:
         attn_mask = attn_mask.to(query.dtype)
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # keeps what the kernels of a GPU keep
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # keeps the same tensors as the kernels of a GPU
     return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
@@ -124,7 +124,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 class Blueprint(NamedTuple):
-    """What a tensor without data is."""
+    """The description of a tensor without data."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -140,14 +140,14 @@ def _tensors(values: Iterable) -> Iterator[Tensor]:
 
 
 def _mapped(function: Callable, value: Any) -> Any:
-    """`function` of every item of a list, tuple or dictionary; what is none of these is returned as it is."""
+    """`function` of every item of a list, tuple or dictionary; any other value is returned unchanged."""
     if isinstance(value, dict):
         return {name: function(item) for name, item in value.items()}
     return type(value)(map(function, value)) if type(value) in (list, tuple) else value
 
 
 def _came_in(storage: torch.UntypedStorage, args: tuple, kwargs: dict) -> bool:
-    """Whether an operation returns what it was given: a view, or what it wrote into."""
+    """Whether the result is a view of an argument, or an argument that was written to."""
     return any(t.untyped_storage()._cdata == storage._cdata for t in _tensors((*args, *kwargs.values())))
 
 
@@ -188,11 +188,11 @@ def _build(value: Any) -> Any:
 
 
 def peak_bytes(plan: Plan, adapter: ModelAdapter) -> int:
-    """Activations and gradients at their peak, of the update that needs more, on the main device.
+    """Peak bytes of activations and gradients, of the update that needs more, on the main device.
 
-    For the student that is the rollout with its graph, a guided call of the teacher or a discriminator's features with
-    their own graph, then the backward pass; with accumulation, in addition to the gradients of the micro-batch before.
-    Weights, moments and text encoders are not counted, nor are a discriminator's head and a perceptual term's pictures.
+    The student's update holds the rollout with its graph, a guided call of the teacher or a discriminator's features
+    with their own graph, then the backward pass; with accumulation also the gradients of the previous micro-batch.
+    Weights, moments and text encoders are not counted, nor a discriminator's head and a perceptual term's images.
     """
     roles = _roles_without_data(plan, adapter)
     cond, uncond = (_without_data(adapter.blank_condition(plan.data.batch_size)) for _ in range(2))
@@ -207,7 +207,7 @@ def peak_bytes(plan: Plan, adapter: ModelAdapter) -> int:
             return role_denoiser(adapter, roles, role, plan.embedded_guidance[role])(x_t, t, condition)
 
     def look(x0: Tensor) -> None:
-        """The adversarial term: features with a graph of their own, normalised as its head does, and back to x0."""
+        """The adversarial term: features with a separate graph, normalised as by its head, and the gradient to x0."""
         discriminator = plan.objective.discriminator
         assert discriminator is not None, "only a discriminator has feature blocks"
         role, x_t = discriminator.features, x0.detach().requires_grad_()
@@ -265,13 +265,13 @@ def _roles_without_data(plan: Plan, adapter: ModelAdapter) -> Roles:
     with META:
         roles = make_roles(network, lora=configs, frozen_dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
     if plan.compute.gradient_checkpointing:
-        # Blocks are recomputed as on a GPU too: in a backward pass modes of functions are off.
+        # Recomputed blocks need the mode too: in a backward pass function modes are off.
         enable_gradient_checkpointing(roles, on_gpu)
     return roles
 
 
 def on_gpu(block: Callable) -> Callable:
-    """A block that computes as on a GPU, wherever it is called from."""
+    """A block that computes as on a GPU (`AsOnGpu`), wherever it is called from."""
 
     def call(*args) -> Any:
         with AsOnGpu():
@@ -281,7 +281,7 @@ def on_gpu(block: Callable) -> Callable:
 
 
 def picture_bytes(plan: Plan, adapter: ModelAdapter) -> int:
-    """The autoencoder, and the peak of its decoding an image, for validation pictures; 0 where none are drawn."""
+    """Bytes of the autoencoder and its peak when decoding one image, for validation; 0 without validation."""
     if not plan.validation.every:
         return 0
     blank = copy(adapter)
@@ -294,7 +294,7 @@ def picture_bytes(plan: Plan, adapter: ModelAdapter) -> int:
 
 
 def _stand_in(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -> None:
-    """Layers that need what quantised ones do: a weight in bf16 while they compute, which torchao's keep as well."""
+    """Layers that need the memory of quantised ones: a bf16 weight while they compute, and for int8 until backward."""
     nn.Module.to(network, torch.bfloat16)
     for _, layer in block_layers(network, block_lists):
         layer.weight = nn.Parameter(torch.empty(layer.weight.shape, dtype=torch.int8, device=META), requires_grad=False)
@@ -312,7 +312,7 @@ def _nf4_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class _Nf4Product(torch.autograd.Function):
-    """x W^T; the weight in bf16 is made for it, and again in the backward pass."""
+    """x W^T; the weight is converted to bf16 for it, and again in the backward pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
@@ -325,5 +325,5 @@ class _Nf4Product(torch.autograd.Function):
 
 
 def _without_data(cond: Condition) -> Condition:
-    """On the meta device but for masks, whose numbers matter."""
+    """On the meta device, except for masks, whose values matter."""
     return Condition({name: t.to(META) if t.is_floating_point() else t for name, t in cond.tensors.items()})
