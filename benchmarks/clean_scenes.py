@@ -34,7 +34,7 @@ Cells = dict[tuple[str, ...], list[bool]]
 
 
 def read_cells(runs: list[Run]) -> Cells:
-    """Of every cell (shape, size, background) whether each of its images is a clean scene."""
+    """{cell (shape, size, background): whether each of its images is a clean scene}."""
     cells: Cells = defaultdict(list)
     for run in runs:
         samples = read_samples(run.folder / "samples")
@@ -48,15 +48,15 @@ def read_cells(runs: list[Run]) -> Cells:
 
 
 def decompose(a: Cells, b: Cells) -> dict[str, float]:
-    """The difference of two shares, a less b, over the cells that both have, in two parts that add up to it.
+    """The difference of two shares, a - b, over the cells that both have, in two parts that add up to it.
 
-    With w a cell's share of the images and r of these images the share that is clean
+    With w a cell's share of the images, and r the share of its images that are clean:
 
         composition = sum (w_a - w_b) (r_a + r_b) / 2        rate = sum (w_a + w_b) / 2 (r_a - r_b)
 
-    "common": the least share of either's images that is in such cells.
+    "common": the share of images in such cells, the smaller one of a and b.
     Source: Kitagawa 1955, "Components of a difference between two rates".
-    Raises ValueError when there is no such cell.
+    Raises ValueError when no cell is common to both.
     """
     both = [cell for cell in a if a[cell] and b.get(cell)]
     if not both:
@@ -77,7 +77,7 @@ def decompose(a: Cells, b: Cells) -> dict[str, float]:
 
 
 def by(cells: Cells, *places: int) -> Cells:
-    """Coarser cells: of some of the factors."""
+    """Coarser cells, by some of the factors only."""
     coarse: Cells = defaultdict(list)
     for cell, images in cells.items():
         coarse[tuple(cell[i] for i in places)] += images
@@ -85,7 +85,7 @@ def by(cells: Cells, *places: int) -> Cells:
 
 
 def share(images: list[bool]) -> str:
-    """As a cell of a table, with the number of images."""
+    """The share of clean images as a table cell, with the number of images."""
     return f"{sum(images) / len(images):.3f} ({len(images)})" if images else ""
 
 

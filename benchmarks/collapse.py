@@ -7,7 +7,7 @@ lambda = 1 and K = 15, the time at which the student's step 1 ends. All students
 noise levels and learning rate. Only the objective differs, in its published form. For other settings see pareto.py.
 
 Finished runs are kept in --out and not repeated, so an interrupted command can be run again. Writes
-benchmarks/results/collapse.json and prints the table of the README. The time is about --seeds x --updates x 7 s on one
+benchmarks/results/collapse.json and prints a table. The time is about --seeds x --updates x 7 s on one
 core: 90 minutes on two cores for the command above.
 """
 
@@ -15,7 +15,7 @@ from benchmarks.seeds import run_benchmark
 from dpdmd.compare.arms import Arm
 from dpdmd.demo import demo_arms
 
-# Where the recipe has gone on.
+# The published settings where the recipe now has others.
 PUBLISHED = {
     "train.reuse_samples": False,
     "train.random_step": False,
@@ -29,7 +29,7 @@ TEACHERS = [arm for arm in demo_arms() if arm.model]
 
 
 def student_arms(settings: dict) -> list[Arm]:
-    """The trained arms."""
+    """The arms that are trained."""
     settings = settings | PUBLISHED
     paper = {"objective.anchor.steps": 5, "objective.anchor.weight": 0.05}
     return [

@@ -52,7 +52,7 @@ SHARED = {"lora": {"roles": ["student", "fake_score"], "rank": 16}}
 
 
 def merged(*settings: dict) -> dict:
-    """Nested tables, later ones first."""
+    """Nested tables merged; later ones take precedence."""
     result: dict[str, Any] = {}
     for table in settings:
         for key, value in table.items():
@@ -70,7 +70,7 @@ ARMS = {
 
 
 def save_model(folder: Path, *, width: int, num_blocks: int, latent_size: int) -> None:
-    """A random SD3 pipeline whose T5 speaks: all of its 256 tokens are attended to."""
+    """Save a random SD3 pipeline whose T5 is not silent: all of its 256 tokens are attended to."""
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     t5, encoder = silent_t5(len(tokenizer)), new_text_encoder(tokenizer).eval()
@@ -104,7 +104,7 @@ def save_model(folder: Path, *, width: int, num_blocks: int, latent_size: int) -
 
 
 def our_trainer(model: Path, work: Path, settings: dict, batch_size: int) -> Trainer:
-    """A run of DP-DMD that has not begun."""
+    """The trainer of a DP-DMD run before its first update."""
     (work / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     cuda = torch.cuda.is_available()
     base = {
@@ -117,12 +117,12 @@ def our_trainer(model: Path, work: Path, settings: dict, batch_size: int) -> Tra
 
 
 def resident(trainer: Trainer) -> list[nn.Module | torch.optim.Optimizer]:
-    """What of ours stays on the device."""
+    """The networks and optimisers of our trainer that stay on the device."""
     return [*trainer.roles.modules.values(), *(updater.optimizer for updater in trainer.updaters.values())]
 
 
 def num_bytes(parts: list[nn.Module | torch.optim.Optimizer]) -> int:
-    """Of all their tensors, each storage once."""
+    """Bytes of all their tensors, each storage counted once."""
     storages = {}
     for part in parts:
         if isinstance(part, nn.Module):
@@ -204,7 +204,7 @@ def our_phases(trainer: Trainer) -> dict[str, float]:
 
 
 def peak(cycle: Callable[[], Any], parts: Callable[[], list]) -> int:
-    """Bytes at the peak of a cycle, with what is there before it."""
+    """Bytes at the peak of a cycle, including those of `parts`."""
     before = num_bytes(parts())
     with LiveBytes() as live:
         cycle()
@@ -212,7 +212,7 @@ def peak(cycle: Callable[[], Any], parts: Callable[[], list]) -> int:
 
 
 def measure(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All arms; ratios are ours over the reference's."""
+    """The results of all arms; ratios are ours divided by the reference's."""
     model, device = work / "model", torch.device("cuda" if torch.cuda.is_available() else "cpu")
     save_model(model, width=arguments.width, num_blocks=arguments.blocks, latent_size=arguments.latent_size)
     reference = ReferenceRun(model, PROMPTS, arguments.batch_size, device, work)

@@ -14,7 +14,7 @@ from dpdmd.compare.arms import Arm
 from dpdmd.compare.plan import Teacher
 
 TEACHERS = Teacher("scenes_eps", guidance_scale=3.5, num_inference_steps=30, few_steps=4).arms()
-# Target and weight. In eps space a weight of 213.6 is what 1 is in x0 space.
+# Target and weight. A weight of 213.6 in eps space corresponds to 1 in x0 space.
 ANCHORS = {
     "x0_paper": ("x0", 0.05),
     "x0": ("x0", 1.0),
@@ -22,8 +22,8 @@ ANCHORS = {
 }
 
 
-# Samples of its own for every update, all steps trained at once, every teacher step to the anchor: the published
-# schedule, and scores compared mostly at high noise. The recipe has gone on.
+# The published schedule, where the recipe now has other settings: fresh samples for every update, all steps trained at
+# once, every teacher step to the anchor. Scores are compared mostly at high noise.
 SCHEDULE = {
     "train.reuse_samples": False,
     "train.random_step": False,
@@ -35,7 +35,7 @@ SCHEDULE = {
 
 
 def student_arms(settings: dict) -> list[Arm]:
-    """The trained arms."""
+    """The arms that are trained."""
     settings = settings | SCHEDULE
     arms = [Arm("dmd", "scenes_eps_dp_dmd", settings | {"objective.name": "dmd"})]
     for name, (target, weight) in ANCHORS.items():

@@ -18,7 +18,7 @@ SECANT = {"objective.anchor.target": "secant", "objective.anchor.weight": 200.0,
 
 
 def student_arms(settings: dict) -> list[Arm]:
-    """The trained arms."""
+    """The arms that are trained."""
     return [
         Arm("dmd", "scenes_eps_dp_dmd", settings | {"objective.name": "dmd"}),
         Arm("dp_dmd_x0", "scenes_eps_dp_dmd", settings),

@@ -36,14 +36,14 @@ ARMS = {
 
 
 def trainer_of(recipe: str, settings: dict, folder: Path) -> Trainer:
-    """A run that has not begun."""
+    """The trainer of a run before its first update."""
     folders = {"output.folder": folder / "run", "data.cache": folder / "cache"}
     sets = [f"{key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in (settings | folders).items()]
     return new_trainer(load_recipe(recipe, sets))
 
 
 def seconds(trainer: Trainer) -> float:
-    """Of so many updates."""
+    """Training seconds of UPDATES updates."""
     before = trainer.seconds
     for _ in range(UPDATES):
         trainer.iterate()
@@ -66,11 +66,11 @@ def main() -> None:
     results = {}
     for name, trainer in trainers.items():
         forward, backward = forwards_per_update(trainer.plan)
-        figures = {
+        measured = {
             "ratio": [turn[name] / turn["dmd"] for turn in turns],
             "seconds_per_cycle": [turn[name] / UPDATES for turn in turns],
         }
-        own = {key: summarise(values) | {"interval": "turns"} for key, values in figures.items()}
+        own = {key: summarise(values) | {"interval": "turns"} for key, values in measured.items()}
         results[name] = own | {"forwards_per_update": forward, "backwards_per_update": backward}
     content = {
         "arms": results,

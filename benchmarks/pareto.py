@@ -40,11 +40,11 @@ from dpdmd.world.prompts import evaluation_prompts
 GUIDANCE = 3.5
 COMMON = {"train.num_updates": 150, "validation.every": 0, "checkpoint.every": 50, "checkpoint.keep": 1}
 PUBLISHED = str(Path(__file__).with_name("published.toml"))
-# DMD's schedule as published: noise levels uniform, samples of its own for every update, all steps trained at once.
+# DMD's schedule as published: uniform noise levels, fresh samples for every update, all steps trained at once.
 PUBLISHED_DMD = {"objective.tau_shift": 1.0, "train.reuse_samples": False, "train.random_step": False}
-# Steps that draw fresh noise, as DMD2's do.
+# A re-noising student, as in DMD2.
 RENOISE = {"student.kind": "renoise"}
-# Of the recipe scenes_dp_dmd, and beside it.
+# Guidance scale of the anchor in the recipe scenes_dp_dmd, and all scales that are compared.
 ANCHOR_SCALE, ANCHOR_SCALES = 2.5, (1.0, 2.5, 3.5)
 OPTIONS = {
     "tau_shift_0.25": {"objective.tau_shift": 0.25},
@@ -72,7 +72,7 @@ OPTIONS = {
 RIVAL_WEIGHTS = {"perceptual": (0.25, 0.05, 0.1, 1.0), "adversarial": (0.05, 0.01, 0.2)}  # the recipe's first
 STEPS = (2, 3, 4, 8)
 SCALES = (1.0, 2.0, 3.5, 5.0, 8.0)
-LEARNING_RATES = (2.5e-4, 1e-3)  # the recipes' is 5e-4, of both networks
+LEARNING_RATES = (2.5e-4, 1e-3)  # 5e-4 in the recipes, for both networks
 
 
 def _dmd(name: str, settings: dict) -> Arm:
@@ -84,7 +84,7 @@ def _dp_dmd(name: str, settings: dict) -> Arm:
 
 
 def main_arms() -> list[Arm]:
-    """The claim: everything as published, or at what measured best."""
+    """The main comparison: every method as published, and with the settings that measured best."""
     return [
         _dp_dmd("dp_dmd_default", {}),
         _dmd("dmd", {}),
@@ -101,7 +101,7 @@ def main_arms() -> list[Arm]:
 
 
 def rival_arms() -> list[Arm]:
-    """Each rival over its main knob; all, and DMD, with scores compared at other noise."""
+    """Each rival over its main setting; all of them and DMD with scores compared at other noise levels."""
     arms = [_dmd(f"dmd_tau_shift_{shift:g}", {"objective.tau_shift": shift}) for shift in (0.25, 1.0, 3.0, 6.0)]
     for name, weights in RIVAL_WEIGHTS.items():
         for i, weight in enumerate(weights):
@@ -114,12 +114,12 @@ def rival_arms() -> list[Arm]:
 
 
 def option_arms() -> list[Arm]:
-    """One thing changed at a time."""
+    """One option changed at a time."""
     return [_dp_dmd(name, option) for name, option in OPTIONS.items()]
 
 
 def frontier_arms() -> list[Arm]:
-    """How much the anchor is guided; the recipe's own scale is among the main arms."""
+    """Guidance scales of the anchor, except the recipe's, which is among the main arms."""
     return [
         _dp_dmd(f"dp_dmd_guided_everywhere_anchor_{scale:g}", {"objective.anchor.guidance_scale": scale})
         for scale in ANCHOR_SCALES
@@ -128,7 +128,7 @@ def frontier_arms() -> list[Arm]:
 
 
 def sweep_arms() -> list[Arm]:
-    """K, lambda, N, guidance scale (the anchor's as far on the way from 1 as in the recipe) and learning rate."""
+    """K, lambda, N, guidance scale (the anchor's s - 1 in the same ratio to it as in the recipe) and learning rate."""
     arms = [_dp_dmd(f"k_{k}", {"objective.anchor.steps": k}) for k in (3, 5, 10, 20)]
     arms += [_dp_dmd(f"lambda_{weight:g}", {"objective.anchor.weight": weight}) for weight in (0.05, 0.25, 0.5, 4.0)]
     for n in STEPS:
@@ -146,7 +146,7 @@ def sweep_arms() -> list[Arm]:
 
 
 def longer_arms() -> list[Arm]:
-    """DMD goes on losing diversity; what does DP-DMD?"""
+    """DMD and DP-DMD with twice as many updates: does either keep losing diversity?"""
     return [make(f"{name}_longer", {"train.num_updates": 300}) for name, make in MAKERS.items()]
 
 
@@ -165,13 +165,13 @@ SOURCES = {hybrid: student for student, hybrid in HYBRIDS.items()}
 
 
 def teacher_arm(scale: float) -> Arm:
-    """The teacher at a guidance scale; at the recipes' it is the reference."""
+    """The teacher at a guidance scale; at the scale of the recipes it is the reference."""
     name = REFERENCE if scale == GUIDANCE else f"teacher_guidance_{scale:g}"
     return Arm(name, model="scenes", sampling=("--guidance-scale", f"{scale:g}"))
 
 
 def teacher_arms() -> list[Arm]:
-    """The teacher, its curve over guidance, and at as few steps as students have."""
+    """The teacher at all guidance scales, and with as few steps as the students."""
     few = [
         Arm(
             f"{FEW_STEPS}_{n}",
@@ -184,7 +184,7 @@ def teacher_arms() -> list[Arm]:
 
 
 def hybrids(runs: list[Run]) -> list[Run]:
-    """Of every student in HYBRIDS: the guided teacher instead of its first step."""
+    """The hybrid of every student in HYBRIDS: the guided teacher replaces its first step."""
     return [
         Run(
             Arm(name, model=str(run.folder), sampling=("--teacher-first",)),
@@ -197,12 +197,12 @@ def hybrids(runs: list[Run]) -> list[Run]:
 
 
 def finished(runs: list[Run]) -> list[Run]:
-    """Those that have been trained and sampled, or have failed, here."""
+    """The runs in this folder that are trained and sampled, or have failed."""
     return [run for run in runs if (run.folder / "cost.json").exists() or failure(run)]
 
 
 def settings(name: str) -> dict[str, Any]:
-    """What makes a student but for seed and folder: the keys of its recipe that are no defaults."""
+    """The keys of a student's recipe that are not at their defaults, except for seed and folder."""
     arm = STUDENTS[SOURCES.get(name, name)]
     keys = load_recipe(arm.recipe, arm.settings()).model_dump(mode="json", exclude_defaults=True)
     keys["train"].pop("seed", None)
@@ -211,7 +211,7 @@ def settings(name: str) -> dict[str, Any]:
 
 
 def recorded(earlier: dict[str, Any], run: Run) -> RunMetrics | None:
-    """The row that earlier results hold of a student's run with these settings; None when there is none."""
+    """The metrics of a student's run with the same settings in earlier results; None if they lack it."""
     made = earlier["students"].get(run.arm.name)
     if made is None or run.seed not in made["seeds"] or made["settings"] != settings(run.arm.name):
         return None
@@ -221,14 +221,14 @@ def recorded(earlier: dict[str, Any], run: Run) -> RunMetrics | None:
 
 
 def scored(runs: list[Run], teachers: list[Run]) -> list[RunMetrics]:
-    """A row for each run, which is compared with the teacher at its own guidance."""
+    """The metrics of each run, compared with the teacher at the guidance scale of the run."""
     by_name = {run.arm.name: run for run in teachers}
     references = [by_name[teacher_arm(run.arm.overrides.get("model.guidance_scale", GUIDANCE)).name] for run in runs]
     return [row for run, reference in zip(runs, references, strict=True) for row in measure([run], reference)]
 
 
 def results(groups: dict[str, list[Run]], teachers: list[Run], earlier: dict[str, Any]) -> dict[str, Any]:
-    """{"arms": their summaries, "groups": their names, "students": settings and seeds} of all runs that there are."""
+    """{"arms": their summaries, "groups": their names, "students": settings and seeds} of all finished runs."""
     content = {"arms": {}, "groups": {}, "students": {}}
     for name, runs in groups.items():
         rows = {run.folder: row for run in runs if (row := recorded(earlier, run))}
@@ -259,7 +259,7 @@ def main() -> None:
 
     teachers = arrange(out, teacher_arms(), [], [])
     students = {name: arrange(out, [], arms(), list(range(seeds))) for name, (arms, seeds) in GROUPS.items()}
-    # Seed by seed: whenever this ends, all arms have been trained about as often.
+    # Seed by seed: whenever this is interrupted, all arms have about equally many seeds.
     wanted = [run for name in arguments.groups or GROUPS for run in students[name] if run.seed < arguments.seeds]
     wanted.sort(key=lambda run: run.seed)
     if arguments.arms:
@@ -274,7 +274,7 @@ def main() -> None:
     for name, group in content["groups"].items():
         print(f"\n{name}\n\n{table({arm: content['arms'][arm] for arm in group}, SHOWN)}")
     made = surroundings("python -m benchmarks.pareto")
-    # Of every call that has added to these results.
+    # The commits of all calls that added to these results.
     commits = list(dict.fromkeys([*earlier.get("provenance", {}).get("commits", []), made["commit"]]))
     write_json(arguments.results, content | {"provenance": made | {"commits": commits}})
     print(f"\nwritten to {arguments.results}")

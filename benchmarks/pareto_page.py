@@ -2,7 +2,7 @@
 
     python -m benchmarks.pareto_page
 
-Reads benchmarks/results/pareto.json and noise_prediction_recipe.json; rewrites what stands between the markers
+Reads benchmarks/results/pareto.json and noise_prediction_recipe.json; rewrites the text between the markers
 `<!-- pareto NAME -->` and `<!-- end -->`; draws docs/images/pareto.png. Nothing in the tables is written by hand:
 docs/tables.md has all of them, the other two pages the short ones.
 """
@@ -87,7 +87,7 @@ Arms = dict[str, dict[str, Summary]]
 
 
 def cell(summary: Summary | None, digits: int) -> str:
-    """Mean and interval: over seeds half its width, over prompts its ends."""
+    """Mean and interval: half the width of one over seeds, both ends of one over prompts."""
     if summary is None:
         return ""
     text = f"{summary['mean']:z.{digits}f}"
@@ -99,7 +99,7 @@ def cell(summary: Summary | None, digits: int) -> str:
 
 
 def metric_cell(arm: dict[str, Summary], key: str) -> str:
-    """The cell of one metric; of failed runs their number, and not a mean over runs."""
+    """The cell of one metric; for failed runs their number instead of a mean."""
     if key == "failed" and key in arm:
         return f"{sum(arm[key]['values']):.0f}"
     return cell(arm.get(key), COLUMNS[key])
@@ -123,7 +123,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def table(arms: Arms, labels: dict[str, str], keys: Sequence[str]) -> str:
-    """The metrics `keys` of the arms in `labels` that there are, in that order."""
+    """The metrics `keys` of those arms in `labels` that have results, in that order."""
     rows = [
         [label, num_seeds(name, arms[name]), *(metric_cell(arms[name], key) for key in keys), calls(arms[name])]
         for name, label in labels.items()
@@ -148,7 +148,7 @@ README_COLUMNS = {
 
 
 def readme_table(arms: Arms) -> str:
-    """A few arms and columns."""
+    """The table of README.md: a few arms and columns."""
     rows = [[label, *(cell(arms[name][key], 2) for key in README_COLUMNS)] for name, label in README_LABELS.items()]
     return markdown(["model", *README_COLUMNS.values()], rows)
 
@@ -165,12 +165,12 @@ def changed(group: str) -> dict[str, str]:
 
 
 def first_seeds(arm: dict[str, Summary], number: int) -> dict[str, Summary]:
-    """Its metrics over the first training seeds only."""
+    """The metrics of an arm over the first training seeds only."""
     return {key: summarise(summary["values"][:number]) for key, summary in arm.items()}
 
 
 def paired(a: dict[str, Summary], b: dict[str, Summary]) -> list[str]:
-    """a minus b, paired by seed: the number of seeds that both have, then DIFFERENCES."""
+    """a - b, paired by seed: the number of seeds that both have, then the metrics in DIFFERENCES."""
     cells = []
     for key in DIFFERENCES:
         pairs = list(zip(a[key]["values"], b[key]["values"], strict=False))
@@ -191,7 +191,7 @@ def option_differences(arms: Arms) -> str:
 
 
 def sweep_differences(arms: Arms) -> str:
-    """DP-DMD minus DMD at the same setting, wherever both have been swept."""
+    """DP-DMD minus DMD at the same setting, for settings that both have."""
     labels = {name: label for name, label in changed("sweeps").items() if f"dp_{name}" in arms}
     rows = {label.removeprefix("dmd: "): paired(arms[f"dp_{name}"], arms[name]) for name, label in labels.items()}
     return _differences("DP-DMD minus DMD", rows)
@@ -203,7 +203,7 @@ def _differences(corner: str, rows: dict[str, list[str]]) -> str:
 
 
 def picture(arms: Arms) -> Figure | None:
-    """Diversity against quality: the main arms, their seeds, the teacher's curve over guidance."""
+    """Plot diversity against quality: the main arms, their seeds, the teacher's curve over guidance."""
     there = {name: arms[name] for name in PICTURED if name in arms}
     labels = {name: PICTURED[name] for name in there}
     curve = [{"guidance_scale": scale, **arms[teacher_arm(scale).name]} for scale in SCALES]
@@ -219,7 +219,7 @@ def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
     """{name: Markdown} of all tables on the pages."""
     base = {OURS: "dp_dmd, as in the recipe", RIVAL: "dmd, as in the recipe"}
     rivals = {name: LABELS[name] for name in ("dmd_perceptual", "dmd_adversarial")}
-    # The recipes, with the three seeds of the arms that they are compared with.
+    # The recipes with three seeds, as many as the arms that they are compared with.
     alike = arms | {name: first_seeds(arms[name], 3) for name in base}
     ours = [name for name in NOISE_PREDICTION_LABELS if name.startswith("dp_dmd")]
     less_dmd = {NOISE_PREDICTION_LABELS[name]: paired(noise_prediction[name], noise_prediction["dmd"]) for name in ours}

@@ -107,7 +107,7 @@ def gradients(updates: int) -> None:
 
 
 def seconds() -> None:
-    """The middle of five iterations, after one that warms up."""
+    """Median of five iterations, after one as warm-up."""
     perceptual = "objective.perceptual.num_pairs="
     runs = {
         "DMD": ("scenes_dmd", []),
@@ -128,7 +128,7 @@ def seconds() -> None:
 
 
 def memory() -> None:
-    """GiB that are alive at a time."""
+    """The largest number of GiB alive at a time."""
 
     def peak(shape: tuple[int, ...], see: Callable[[Tensor], list[Tensor]], precision: str) -> float:
         given = torch.randn(shape, requires_grad=True)

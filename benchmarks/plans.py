@@ -79,14 +79,14 @@ SECTION = """
 
 
 def write_configuration(name: str, folder: Path) -> None:
-    """The JSON of a model's parts, as its repository holds them."""
+    """Write the JSON files of a model's parts, as in its repository."""
     for file, content in json.loads(CONFIGURATIONS.read_text())[name].items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         write_text(folder / file, json.dumps(content))
 
 
 def plan_devices(name: str) -> tuple[list[str], str]:
-    """A cell of the table per device, and the section, of one shipped recipe."""
+    """The table cells (one per device) and the section of one shipped recipe."""
     with tempfile.TemporaryDirectory() as folder:
         write_configuration(name, Path(folder))
         adapter = load_adapter(folder)
@@ -114,13 +114,13 @@ def plan_devices(name: str) -> tuple[list[str], str]:
 
 
 def _new_lines(answer: list[str], shown: list[str]) -> str:
-    """The answer, with "..." for lines that were shown already."""
+    """The answer, with "..." in place of lines that were shown before."""
     lines = ["..." if line in shown else line for line in answer]
     return "\n".join(line for line, _ in groupby(lines))
 
 
 def _cell(plan: Plan, need: Need, memory: int) -> str:
-    """What a device of that size runs, in a few words."""
+    """What runs on a device of `memory` GiB, in a few words."""
     total = f"{need.total / GIB:.1f} GiB"
     if need.total > memory * GIB - reserve(memory * GIB):
         return f"does not fit: {total}"

@@ -5,7 +5,7 @@ It follows facts about the released training script and launcher configuration; 
 - three full copies of the network;
 - prompts are encoded three times in every micro-iteration, once of them together with the empty negative prompt;
 - text encoders and autoencoder stay on the device;
-- every fake-score update has a student rollout of its own;
+- every fake-score update has its own student rollout;
 - K = 10 teacher steps on the stock grid, with both predictions of the guidance in one batch;
 - the student's samples are decoded one by one and written as PNG files;
 - activation checkpointing in the model, and again around every block by the launcher;
@@ -65,7 +65,7 @@ class ReferenceRun:
         self._student_update(phase)
 
     def _begin(self, phase: Phase) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Noise, and the conditioning of each role, which is encoded for each anew."""
+        """Noise, and the conditioning of each role, which is encoded separately for each."""
         start = self.iteration * self.batch_size
         batch = [self.prompts[(start + i) % len(self.prompts)] for i in range(self.batch_size)]
         rng = torch.Generator().manual_seed(self.iteration)
@@ -99,7 +99,7 @@ class ReferenceRun:
         return uncond + GUIDANCE_SCALE * (cond_ - uncond)
 
     def _rollout(self, noise: Tensor, cond: tuple[Tensor, Tensor], *, cut: bool) -> tuple[Tensor, Tensor]:
-        """The student's samples and its first velocity; `cut` stops the gradient behind step 1."""
+        """The student's samples and its first velocity; `cut` stops the gradient after step 1."""
         scheduler = self.schedulers["student"]
         scheduler.set_timesteps(NUM_STUDENT_STEPS, device=self.device)
         x, first = noise, None

@@ -8,7 +8,7 @@ from dpdmd.training.trainer import Trainer
 
 
 def new_trainer(recipe: Recipe) -> Trainer:
-    """A run that has not begun; nothing is written."""
+    """The trainer of a run before its first update; nothing is written."""
     adapter = load_adapter(recipe.model.teacher)
     plan = resolve(recipe, adapter)
     return Trainer(plan, build_parts(plan, adapter))

@@ -2,7 +2,7 @@
 
     python -m tools.metrics_page
 
-Rewrites what stands between `<!-- metrics GROUP -->` and `<!-- end -->`; nothing else in these pages is generated.
+Rewrites the text between `<!-- metrics GROUP -->` and `<!-- end -->`; nothing else in these pages is generated.
 """
 
 import re
@@ -24,7 +24,7 @@ def table(group: str) -> str:
 
 
 def fill(page: str) -> str:
-    """The page with its tables as they are now."""
+    """The page with its tables brought up to date."""
 
     def section(match: re.Match[str]) -> str:
         return f"<!-- metrics {match[1]} -->\n\n{table(match[1])}\n\n<!-- end -->"

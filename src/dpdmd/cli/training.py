@@ -1,4 +1,4 @@
-"""What has to do with a recipe: `train`, `plan`, `config`."""
+"""Commands that take a recipe: `train`, `plan`, `config`."""
 
 import os
 from typing import TYPE_CHECKING, Annotated

@@ -38,7 +38,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Run:
-    """An arm in a folder of its own, trained with `seed`; None for a model that is only sampled."""
+    """An arm in its own folder, trained with `seed`; None for a model that is only sampled."""
 
     arm: Arm
     folder: Path

@@ -1,6 +1,6 @@
-"""Train and sample by the commands that a user would type, each in a process of its own and never twice.
+"""Train and sample by the commands that a user would type, each in a separate process and never twice.
 
-A process of its own makes time and peak memory those of the command. A finished command is not repeated.
+Separate processes make it possible to measure time and peak memory of each command. A finished command is not repeated.
 """
 
 import fcntl
@@ -40,8 +40,8 @@ def run_all(
     """Train and sample every run, `jobs` at a time, each on its share of the cores and on one of the GPUs.
 
     Small networks do not fill several cores, so that two jobs on a core each are faster than one after the other on
-    both. A run whose losses are no longer finite has failed (see `failure`), and the others go on. When a command fails
-    for another reason, or on Ctrl-C, the commands under way finish or save, and no other starts. batch_size: images
+    both. A run whose losses are no longer finite has failed (see `failure`), and the others continue. When a command
+    fails for another reason, or on Ctrl-C, the running commands finish or save, and no other starts. batch_size: images
     sampled at once.
     Raises ValueError, before anything starts, when `out` or a run's folder was made by other arguments or another
     process works in `out`, and for a command that refuses its arguments; ChildProcessError for a command that fails.
@@ -201,7 +201,7 @@ def _once(run: Run, command: Command, call: Call) -> dict[str, Any]:
 def _call(
     arguments: list[str], *, environment: dict[str, str], lock: int, sampling: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Run `dpdmd ARGUMENTS` in a process of its own; returns its "seconds", "peak_memory_bytes" and "exit_code".
+    """Run `dpdmd ARGUMENTS` in a separate process; returns its "seconds", "peak_memory_bytes" and "exit_code".
 
     sampling: further arguments of `sample`, which change no image. lock: the file that the process keeps locked.
     """

@@ -16,8 +16,8 @@ MOST_POINTS = 8
 def path_runs(runs: list[Run]) -> list[Run]:
     """Runs that sample the students kept during training, each into RUN/path/step-000050.
 
-    Of each arm they are those of the steps that all its runs, failed ones aside, have kept before their last one; of
-    many steps MOST_POINTS = 8, evenly spaced.
+    Of each arm: the steps at which all its runs, except failed ones, kept a student, without the last step of each run;
+    at most MOST_POINTS = 8 of them, evenly spaced.
     """
     points = []
     for name in dict.fromkeys(run.arm.name for run in runs if run.arm.recipe):

@@ -86,7 +86,7 @@ def sampling_grid(
 ) -> Grid:
     """The grid of a student, or the stock grid of a teacher.
 
-    Raises ValueError when a student is asked for another number of steps than its own.
+    Raises ValueError for a student with another number of steps than its own.
     """
     if sampler.grid is None:
         return sampler.adapter.stock_grid(num_inference_steps or sampler.adapter.num_inference_steps, latent_shape)

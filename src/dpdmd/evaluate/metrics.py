@@ -17,7 +17,7 @@ class Metric:
     """One number that is measured.
 
     key: in metrics.json. heading: of its row or column. meaning: one or two sentences. style: how it is written, see
-    `report.tables.written`. better: HIGHER, LOWER, or "" where neither is. group: the heading that it stands under.
+    `report.tables.written`. better: HIGHER, LOWER, or "" where neither is. group: the heading that it is listed under.
     """
 
     key: str
@@ -368,7 +368,7 @@ BY_KEY = {metric.key: metric for metric in METRICS}
 GROUPS = {group: tuple(m for m in METRICS if m.group == group) for group in dict.fromkeys(m.group for m in METRICS)}
 # What images are judged by, and what a model card shows.
 SCORES = (*GROUPS[DIVERSITY], *GROUPS[LIKENESS], *GROUPS[QUALITY])
-# Keys of the few that a table in a terminal has room for.
+# Keys of the few metrics that fit into a table in a terminal.
 HEADLINE = (
     "diversity",
     "diversity_share",

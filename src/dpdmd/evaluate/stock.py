@@ -33,8 +33,8 @@ def generate_with_stock(
 ) -> Manifest:
     """`generate.generate_folder` for any pipeline that diffusers loads, or a LoRA for `base`, called as it is.
 
-    num_inference_steps, guidance_scale: as the pipeline's call takes them; default its own. Each image has a generator
-    of its own, so that a pipeline that draws its noise at once starts from the noise of our samples with that seed.
+    num_inference_steps, guidance_scale: as the pipeline's call takes them; default its own. Each image has its own
+    generator, so that a pipeline that draws its noise at once starts from the noise of our samples with that seed.
     Raises ValueError for a model that cannot be loaded and for a pipeline that does not take these arguments.
     """
     require_different(prompts, seeds, batch_size)

@@ -38,7 +38,7 @@ def build_report(
     """Write the report to `out` (.html) and its files to `report_files/` next to it; returns `out`.
 
     The files are every plot as PNG and CSV, every table as CSV, and the galleries as one PNG.
-    arms: by name; "teacher", "teacher_few_steps", "dmd" and "dp_dmd" have labels and colours of their own, and the last
+    arms: by name; "teacher", "teacher_few_steps", "dmd" and "dp_dmd" have their own labels and colours, and the last
     two are compared in words. comparison: what several training seeds under one budget add. provenance: texts or JSON
     needed to repeat the report, shown as they are. max_prompts: most prompts with images on the page; there are fewer
     when these would exceed `galleries.MOST_BYTES`.

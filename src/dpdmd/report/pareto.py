@@ -46,7 +46,7 @@ def pareto(comparison: Comparison, colours: dict[str, str]) -> "Figure | None":
     for name, metrics in ends.items():
         points += _draw_arm(axes, metrics, _points(comparison.paths.get(name, [])), colours[name])
     _fit(axes, points, curve)
-    figure.draw_without_rendering()  # settles where the points are on the page
+    figure.draw_without_rendering()  # decides where the points are on the page
     labels = _Labels(axes)
     labels.avoid(curve)
     for name, metrics in ends.items():

@@ -146,7 +146,7 @@ def _drawn(drawing: _Drawing, folder: Path) -> str | None:
 
 
 def _inline(svg: str, drawing: _Drawing) -> str:
-    """An SVG file as part of an HTML page: without declarations and addresses, in page colours, with ids of its own and
+    """An SVG file as part of an HTML page: without declarations and addresses, in page colours, with unique ids and
     a name for screen readers."""
     from markupsafe import escape
 

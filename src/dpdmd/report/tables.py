@@ -8,7 +8,7 @@ from dpdmd.evaluate.metrics import GROUPS, METRICS, REFERENCE, SAMPLING, SCORES,
 from dpdmd.report.runs import ArmReport, is_number
 from dpdmd.report.summary import duration, percent
 
-# Numbers of metrics.json that measure nothing, or that the page says elsewhere.
+# Numbers of metrics.json that measure nothing, or that the page shows elsewhere.
 UNSHOWN = ("num_prompts", "images_per_prompt", "total_variation_floor")
 
 
@@ -34,7 +34,7 @@ class Table:
 
     @property
     def has_groups(self) -> bool:
-        """Whether its metrics stand under different headings."""
+        """Whether its metrics have different headings."""
         return len({metric.group for metric in self.lines}) > 1
 
 
