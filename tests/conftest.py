@@ -22,7 +22,7 @@ def make_prompts(means) -> Condition:
 
 
 class ExactGaussian:
-    """The optimal denoiser of data N(mean, std^2) in each coordinate, `mean` said by the prompt, on any path.
+    """The optimal denoiser of data N(mean, std^2) in each coordinate, with `mean` given by the prompt, on any path.
 
     x0 = mean + alpha std^2 r / var and eps = sigma r / var, with r = x_t - alpha mean, var = alpha^2 std^2 + sigma^2.
     Linear in the mean: guided, it is the denoiser of the mean u + s (c - u).
@@ -39,7 +39,7 @@ class ExactGaussian:
 
 
 class StepwiseNetwork(nn.Module):
-    """A flow network with parameters of its own at each time of a grid: velocity = weight x_t + bias + gain mean.
+    """A flow network with separate parameters for each time of a grid: velocity = weight x_t + bias + gain mean.
 
     Row i of each parameter serves the times nearest to times[i], so a gradient shows which steps it came through.
     """
@@ -66,7 +66,7 @@ class StepwiseNetwork(nn.Module):
 
 
 class Recorder:
-    """A denoiser that keeps what it was asked: `calls` of (x_t, t, cond), and whether gradients were recorded."""
+    """A denoiser that records its `calls` as (x_t, t, cond), and whether gradients were recorded."""
 
     def __init__(self, denoise):
         self.denoise, self.calls, self.grad_enabled = denoise, [], []
@@ -154,7 +154,7 @@ def prompts_file(tmp_path) -> Path:
 
 @pytest.fixture
 def make_recipe(tmp_path, prompts_file):
-    """A recipe of a few fast updates; sections are given as keyword arguments and win over what stands here."""
+    """A recipe of a few fast updates; sections given as keyword arguments take precedence over these."""
 
     def make(folder: str = "run", **sections: dict) -> Recipe:
         data = {

@@ -1,4 +1,4 @@
-"""A student that nobody here trained, judged by the same report."""
+"""A student that was trained elsewhere, judged by the same report."""
 
 from dataclasses import replace
 
@@ -96,7 +96,7 @@ def test_an_audit_of_the_teacher_itself_finds_all_of_its_diversity(tmp_path):
         audit(str(built_in_teacher()), "scenes", num_inference_steps=4, guidance_scale=3.5, **options)
 
 
-def test_what_is_missing_is_told_before_anything_is_drawn(tmp_path):
+def test_what_is_missing_is_reported_before_anything_is_drawn(tmp_path):
     for options, match in (
         ({"prompts": None}, "give --prompts FILE"),
         ({"quality": ["beauty"]}, "there is no quality score 'beauty'"),

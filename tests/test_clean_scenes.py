@@ -30,7 +30,7 @@ def test_both_parts_add_up_and_change_sign_with_the_sides():
     assert ab["composition"] != 0 != ab["rate"]
 
 
-def test_only_cells_of_both_count_and_how_many_is_told():
+def test_only_common_cells_count_and_their_share_is_reported():
     alone = ("square", "small", "black")
     assert decompose({EASY: images(2, 4), alone: images(0, 12)}, {EASY: images(1, 4)}) == pytest.approx(
         {"difference": 0.25, "composition": 0, "rate": 0.25, "common": 0.25}

@@ -169,7 +169,7 @@ def test_sample_counts_seeds_up_and_joins_prompts(run, called, tmp_path):
     }
 
 
-def test_sample_without_a_prompt_says_so(run, tmp_path):
+def test_sample_without_a_prompt_is_an_error(run, tmp_path):
     code, _, err = run("sample", "runs/x", "--out", tmp_path / "images")
     assert (code, err) == (2, "error: there are no prompts: give --prompt TEXT or --prompts FILE\n")
 

@@ -24,7 +24,7 @@ def test_students_differ_in_the_objective_alone():
 
 
 @pytest.mark.parametrize("name", ["report.html", "overview.png", "metrics.json"])
-def test_what_the_demo_could_not_write_is_told_before_it_trains(tmp_path, monkeypatch, name):
+def test_what_the_demo_cannot_write_is_reported_before_it_trains(tmp_path, monkeypatch, name):
     (tmp_path / name).mkdir()
     monkeypatch.setattr(demo, "run_and_measure", lambda *args, **options: pytest.fail("began to train"))
     with pytest.raises(OSError, match=f"cannot write .*{name}: Is a directory"):
@@ -33,7 +33,7 @@ def test_what_the_demo_could_not_write_is_told_before_it_trains(tmp_path, monkey
 
 @pytest.mark.slow
 def test_the_demo_ends_in_a_report_and_repeats_itself(tmp_path, monkeypatch):
-    """The whole way with two updates and few images, twice: the same figures, time and memory aside."""
+    """The whole demo with two updates and few images, twice: the same scores, except for time and memory."""
     monkeypatch.setattr(demo, "NUM_SEEDS", 3)
     monkeypatch.setattr(demo, "evaluation_prompts", lambda: evaluation_prompts()[:4])
     results = []

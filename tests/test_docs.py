@@ -1,4 +1,4 @@
-"""What the documentation tells people to type is accepted by the command line, and recipes in it can be read."""
+"""The commands in the documentation are accepted by the command line, and recipes in it can be read."""
 
 import importlib
 import re

@@ -40,7 +40,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_an_example_is_short_and_says_what_to_expect(script):
+def test_an_example_is_short_and_states_what_to_expect(script):
     text = script.read_text(encoding="utf-8")
     docstring = ast.get_docstring(ast.parse(text))
     assert len(text.splitlines()) <= 60
@@ -93,7 +93,7 @@ def test_stock_diffusers_draws_the_students_image(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_is_judged_as_the_example_says(tmp_path):
+def test_a_folder_is_judged_as_in_the_example(tmp_path):
     diversity, accuracy, *_ = run([sys.executable, str(EXAMPLES / "judge_a_folder.py")], tmp_path).splitlines()
     assert diversity.startswith("diversity, as a share of the teacher's: 0.5")
     assert accuracy.startswith("colours and shapes drawn as the prompt says: 1.00")

@@ -22,7 +22,7 @@ def test_import_needs_torch_only_and_is_quick():
     assert result["seconds"] < 2
 
 
-def test_every_public_name_exists_and_says_what_it_is():
+def test_every_public_name_exists_and_has_a_docstring():
     import dpdmd
 
     for name in dpdmd.__all__:

@@ -50,7 +50,7 @@ def recipe_tables() -> str:
 
 
 def anchor(key: str) -> str:
-    """Where a key stands on the reference page."""
+    """The HTML anchor of a key on the reference page."""
     return f"key-{key.replace('.', '-').replace('_', '-')}"
 
 

@@ -1,4 +1,4 @@
-"""Commands that are not run: they note how they were called and leave behind what the real ones would."""
+"""Commands that are not run: they record how they were called and write what the real ones would."""
 
 from itertools import pairwise
 from pathlib import Path

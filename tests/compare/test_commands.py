@@ -166,7 +166,7 @@ def _python(monkeypatch, tmp_path: Path, text: str) -> None:
     monkeypatch.setattr(sys, "executable", str(script))
 
 
-def test_a_command_is_a_process_of_its_own(monkeypatch, tmp_path):
+def test_a_command_is_a_separate_process(monkeypatch, tmp_path):
     _python(monkeypatch, tmp_path, f'echo "$* $MARK" > {tmp_path}/seen; exit 7')
     with (tmp_path / "lock").open("w") as lock:
         cost = commands._call(

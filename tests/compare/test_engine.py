@@ -1,4 +1,4 @@
-"""The whole way of `dpdmd compare`: orchestration with commands that are not run, and once for real."""
+"""`dpdmd compare` from arguments to report: orchestration with commands that are not run, and once for real."""
 
 import csv
 import math
@@ -108,7 +108,7 @@ def test_all_arms_and_seeds_end_in_one_report(fast, prompts, tmp_path):
     }
 
 
-def test_a_comparison_that_was_killed_goes_on_arm_by_arm(fast, prompts, tmp_path, monkeypatch):
+def test_a_killed_comparison_continues_arm_by_arm(fast, prompts, tmp_path, monkeypatch):
     sample, left = fast.sample, [4]
 
     def dying(arguments):
@@ -192,7 +192,7 @@ def test_without_matplotlib_the_numbers_remain(fast, prompts, tmp_path):
         ({"sets": ["train.lerning_rate=1"]}, "did you mean train.learning_rate"),
     ],
 )
-def test_what_cannot_be_compared_leaves_nothing_behind(fast, prompts, tmp_path, options, message):
+def test_what_cannot_be_compared_is_refused_and_leaves_no_files(fast, prompts, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         compare(tmp_path / "out", prompts, **options)
     assert not fast.calls and not (tmp_path / "out").exists()
@@ -211,7 +211,7 @@ def test_two_arms_of_the_built_in_teacher_are_compared(in_process, prompts, tmp_
         arm = content["arms"][name]
         assert arm["updates"]["values"] == [2, 2] and arm["failed"]["mean"] == 0
         # Two rollouts to a random step, one call of it with a graph; two fake scores; guided teacher and fake score.
-        # Before the random one of four steps 3, 2 and 1 of four samples go on, in batches of two at least one of two:
+        # Before the random one of four steps 3, 2 and 1 of four samples remain, in batches of two at least one of two:
         # 3/4 + 1/2 + 1/2 calls per sample. DP-DMD has an anchored step, a random one of three (2/3 + 1/2), and four
         # guided calls of the anchor in an update on average.
         assert arm["forwards_per_update"]["mean"] == pytest.approx(forwards)

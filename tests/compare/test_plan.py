@@ -86,7 +86,7 @@ def test_what_cannot_be_compared_is_refused(recipe, message):
         shared_teacher(plan("scenes_dmd", recipe))
 
 
-def test_prompts_are_asked_for_where_there_are_none():
+def test_prompts_are_required_where_there_are_no_defaults():
     assert prompts_of(Teacher("scenes", 3.5, 30)) == evaluation_prompts()
     with pytest.raises(ValueError, match="give --prompts FILE"):
         prompts_of(Teacher("some/model", 3.5, 30))

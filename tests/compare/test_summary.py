@@ -16,7 +16,7 @@ def test_intervals_over_seeds_are_those_of_scipy(number):
     assert summary["interval"] == "training seeds" and summary["values"] == values.tolist()
 
 
-def test_one_seed_has_the_interval_over_prompts_and_says_so():
+def test_one_seed_has_the_interval_over_prompts_and_is_marked_so():
     assert summarise([0.5], [0.4, 0.6]) == {
         "mean": 0.5, "low": 0.4, "high": 0.6, "interval": "prompts", "values": [0.5],
     }  # fmt: skip

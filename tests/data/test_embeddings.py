@@ -15,7 +15,7 @@ from dpdmd.store import digests, tensor_store
 
 
 class WordsAdapter:
-    """Embeds every word at random, by its name; the padding behind shorter prompts is masked."""
+    """Embeds every word at random, by its name; the padding after shorter prompts is masked."""
 
     pipeline_class, network_name, token_limits = type("WordsPipeline", (), {}), "network", (("tokenizer", 7),)
 
@@ -109,7 +109,7 @@ def test_what_was_written_before_a_kill_is_kept(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: data[:-1] + b"\x01", lambda data: b"no"])
-def test_damage_is_found_told_and_mended(model, tmp_path, damage, caplog):
+def test_damage_is_found_reported_and_repaired(model, tmp_path, damage, caplog):
     EmbeddingCache(tmp_path / "cache", WordsAdapter(model)).ensure(PROMPTS, progress=False)
     (shard,) = (tmp_path / "cache").rglob("*.safetensors")
     shard.write_bytes(damage(shard.read_bytes()))
@@ -172,7 +172,7 @@ def test_only_a_few_shards_are_open_at_a_time(model, tmp_path, monkeypatch):
     assert len(cache.groups._open) == 2
 
 
-def test_the_size_is_told_before_writing_and_a_full_disk_refused(model, tmp_path, monkeypatch, caplog):
+def test_the_size_is_reported_before_writing_and_a_full_disk_refused(model, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", logger="dpdmd")
     cache = EmbeddingCache(tmp_path / "cache", WordsAdapter(model))
     cache.ensure(PROMPTS, progress=False)

@@ -14,7 +14,7 @@ def picture(path, size=(8, 8), colour=(255, 0, 0)):
     return path
 
 
-def test_prompts_stand_in_metadata_else_beside_the_image_else_nowhere(tmp_path):
+def test_prompts_come_from_metadata_or_from_a_file_next_to_the_image(tmp_path):
     for name in ("b.png", "a.JPG", "c.jpeg", "d.png"):
         picture(tmp_path / name)
     (tmp_path / "a.txt").write_text(" from the text file\n")

@@ -22,7 +22,7 @@ SETTINGS = {"model": "here", "identity": "1", "guidance_scale": 2.0, "grid": [1.
 
 
 class Drawing:
-    """Draws grey images that tell prompt and seed, counts them and may stop."""
+    """Draws grey images whose level encodes prompt and seed, counts them and may stop."""
 
     def __init__(self, stop_after=None):
         self.drawn, self.stop_after = [], stop_after
@@ -43,7 +43,7 @@ def _pixels(folder):
     return {path.name: np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))}
 
 
-def test_an_interrupted_folder_is_gone_on_with_and_is_none_before_it_is_whole(tmp_path):
+def test_an_interrupted_folder_is_continued_and_has_no_manifest_until_complete(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _draw(tmp_path / "out", Drawing(stop_after=4))
     with pytest.raises(ValueError, match="neither manifest"):

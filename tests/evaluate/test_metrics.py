@@ -10,13 +10,13 @@ from dpdmd.vision.quality.load import QUALITY
 from tools.metrics_page import PAGES, fill
 
 
-def test_every_metric_has_a_key_a_heading_and_a_meaning_of_its_own():
+def test_every_metric_has_its_own_key_heading_and_meaning():
     for field in ("key", "heading", "meaning"):
         values = [getattr(metric, field) for metric in METRICS]
         assert all(values) and len(set(values)) == len(values)
 
 
-def test_every_metric_stands_in_one_group_and_can_be_written():
+def test_every_metric_is_in_one_group_and_can_be_written():
     assert [metric for group in GROUPS.values() for metric in group] == list(METRICS)
     for metric in METRICS:
         assert written(0.5, metric.style)
@@ -31,7 +31,7 @@ def test_an_unknown_metric_is_called_by_its_key():
     assert (metric.heading, metric.explanation) == ("new score", "")
 
 
-def test_what_was_measured_on_the_teachers_images_says_so():
+def test_metrics_of_the_teachers_images_are_labelled():
     metric = metric_of("reference_clip_score")
     assert (metric.key, metric.heading) == ("reference_clip_score", "CLIPScore, the teacher's")
     assert metric.style == metric_of("clip_score").style and not metric.explanation

@@ -102,7 +102,7 @@ def test_the_prompts_that_lost_most_are_listed_first(teacher, truth, tmp_path):
     assert worst[0]["diversity_share"] < metrics["diversity_share"] < 1
 
 
-def test_further_networks_tell_the_same_under_their_names(teacher, collapsed, tmp_path):
+def test_further_networks_give_the_same_metrics_under_their_names(teacher, collapsed, tmp_path):
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
@@ -190,7 +190,7 @@ def test_saturation_counts_values_at_the_ends(tmp_path):
     assert evaluate_folder(folder)["saturation"] == pytest.approx(60 / 300)
 
 
-def test_other_images_without_a_feature_network_say_what_was_skipped(tmp_path, monkeypatch):
+def test_without_a_feature_network_skipped_metrics_of_other_images_are_listed(tmp_path, monkeypatch):
     monkeypatch.setattr("dpdmd.evaluate.run.DEFAULT_MODEL", "nobody/has-this-in-the-cache")
     folder = _folder(tmp_path / "photos", {"a photo of a dog": torch.zeros(2, 3, 48, 48)})
     metrics = evaluate_folder(folder)
@@ -198,7 +198,7 @@ def test_other_images_without_a_feature_network_say_what_was_skipped(tmp_path, m
     assert "name one with --features" in metrics["skipped"]["feature metrics"]
 
 
-def test_one_image_per_prompt_says_what_was_skipped(truth, tmp_path):
+def test_with_one_image_per_prompt_skipped_metrics_are_listed(truth, tmp_path):
     metrics = evaluate_folder(_folder(tmp_path / "single", {p: images[:1] for p, images in truth.items()}))
     assert "at least 2 images per prompt, got 1" in metrics["skipped"]["feature metrics"]
     assert "diversity" not in metrics

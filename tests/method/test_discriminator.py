@@ -18,7 +18,7 @@ from dpdmd.method.discriminator import (
 
 @pytest.fixture
 def head():
-    """A head with an opinion."""
+    """A head whose output is not zero, unlike that of a new one."""
     head = Head([6, 3])
     for branch in head.branches:
         nn.init.normal_(branch[-1].weight, generator=torch.Generator().manual_seed(0))
@@ -62,7 +62,7 @@ def test_default_blocks_are_spread_over_the_depth():
     assert {number: default_blocks(number) for number in expected} == expected
 
 
-def test_it_learns_to_tell_two_shifted_gaussians_apart():
+def test_it_learns_to_distinguish_two_shifted_gaussians():
     rng = torch.Generator().manual_seed(0)
     # Vectors of 8 tokens with 4 numbers; means .5 apart in one number of each: Bayes is right Phi(.25 sqrt 8) = 76 %.
     shift = torch.tensor([0.5, 0.0, 0.0, 0.0])
@@ -107,7 +107,7 @@ def test_listening_gives_each_blocks_output_and_may_leave_early(stop, calls, ran
     assert torch.equal(outputs[0], second) and torch.equal(outputs[1], first)
     assert chain.calls == calls
     chain(x)
-    assert chain.calls == calls + 1  # nobody listens any more
+    assert chain.calls == calls + 1  # the hooks are removed
 
 
 def test_an_error_of_the_network_is_not_swallowed_and_nobody_listens_on():

@@ -82,7 +82,7 @@ def test_vp_rollouts_are_the_ddim_loop_of_diffusers(exact_gaussian, prompts, ran
     assert_close(student_rollout(denoise, path, noise, cond, grid=grid).x0, x, atol=1e-4, rtol=1e-4)
 
 
-def test_teacher_rollout_stops_where_asked(stepwise_network, recorder, prompts, randn):
+def test_teacher_rollout_stops_after_the_requested_step(stepwise_network, recorder, prompts, randn):
     spy = recorder(stepwise_network(GRID.times))
     z_k = teacher_rollout(
         spy, FLOW, randn(0, 2, 1, 3, 3), prompts([1.0, 2.0]), prompts([0.0, 0.0]), grid=GRID, guidance=OFF, stop_after=2

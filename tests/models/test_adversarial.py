@@ -82,7 +82,7 @@ def test_features_are_of_the_picture_and_hear_it_the_time_and_the_prompt(teacher
             assert f.ndim == 3 and len(f) == 3 and f.shape[1] <= x_t.shape[2] * x_t.shape[3] and f.shape[2] > 4
         for other in (read(x_t + 0.5, t, cond), read(x_t, 0.5 * t, cond), read(x_t, t, cond[torch.tensor([1, 2, 0])])):
             assert ((other[-1] - features[-1]).abs().amax(dim=(1, 2)) > 1e-4).all()
-        # Prompts of other lengths beside it do not change a sample's features.
+        # Prompts of other lengths in the same batch do not change a sample's features.
         alone = read(x_t[:1], t[:1], adapter.encode(PROMPTS[:1]))
     for one, all_ in zip(alone, features, strict=True):
         assert_close(one, all_[:1], atol=1e-4, rtol=1e-4)
@@ -131,7 +131,7 @@ def test_gradient_checkpointing_changes_nothing(folder, make_recipe, lora, featu
         adversarial = recipe.objective.adversarial.model_copy(update={"features": features})
         objective = recipe.objective.model_copy(update={"adversarial": adversarial})
         trainer = new_trainer(recipe.model_copy(update={"objective": objective}), load_adapter(folder))
-        # A head with an opinion, so that the first student update hears it.
+        # A head whose output is not zero, so that the first student update has a gradient from it.
         for branch in trainer.denoisers.discriminator.head.branches:
             nn.init.normal_(branch[-1].weight, generator=torch.Generator().manual_seed(0))
         trainer.updaters["student"].optimizer.step = lambda trainer=trainer: weights.append(

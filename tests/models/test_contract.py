@@ -1,6 +1,6 @@
 """What every model family has to do; stock diffusers is the judge.
 
-A family is a module tiny_FAMILY.py beside this file:
+A family is a module tiny_FAMILY.py next to this file:
 
 - `save(folder)` writes a tiny random pipeline folder, seeded, whose prompts and guidance visibly change its pictures.
 - `STOCK`, the stock pipeline class. `GUIDANCE_SCALE`, ours: unconditional + s (conditional - unconditional), 1 = off.
@@ -195,7 +195,7 @@ def test_training_moves_student_and_fake_score_and_nothing_else(family, folder, 
         "output": {"folder": str(tmp_path / "run")},
     }
     latents = image_noise([0], adapter.latent_shape(height, width))
-    said, shown = adapter.encode(PROMPTS), adapter.decode(latents)
+    encoded, decoded = adapter.encode(PROMPTS), adapter.decode(latents)
     start = adapter.load_network().state_dict()
     trainer = new_trainer(Recipe.model_validate(recipe), adapter)
     rows = [trainer.iterate() for _ in range(2)]
@@ -204,8 +204,8 @@ def test_training_moves_student_and_fake_score_and_nothing_else(family, folder, 
         now = trainer.network(role).state_dict()
         assert any(not torch.equal(now[name], tensor) for name, tensor in start.items()) == moves, role
     for name, tensor in adapter.encode(PROMPTS).tensors.items():
-        assert torch.equal(tensor, said.tensors[name]), name
-    assert torch.equal(adapter.decode(latents), shown)
+        assert torch.equal(tensor, encoded.tensors[name]), name
+    assert torch.equal(adapter.decode(latents), decoded)
 
 
 def test_gradient_checkpointing_leaves_gradients_as_they_are(teacher):

@@ -26,7 +26,7 @@ def test_without_a_stretched_end_the_stock_grid_is_the_uniform_one(config, shape
     assert uniform.times == pytest.approx(stock.times, abs=1e-6)
 
 
-def test_grids_depend_on_the_size_only_where_the_scheduler_says_so():
+def test_grids_depend_on_the_size_only_if_the_scheduler_requires_it():
     for grid in (stock_grid, uniform_grid):
         large, small = (grid(DYNAMIC, 4, shape).times for shape in SHAPES)
         assert large[1] > small[1] + 0.01

@@ -26,7 +26,7 @@ def transformer(qk_norm):
         qk_norm=qk_norm,
         dual_attention_layers=(0,) if qk_norm else (),
     )
-    # Norm weights start at 1; others tell whether query and key norms are taken from the right places.
+    # Norm weights start at 1; other values show whether query and key norms are taken from the right places.
     for name, parameter in model.named_parameters():
         if "norm_" in name and parameter.ndim == 1:
             torch.nn.init.uniform_(parameter, 0.5, 2.0)
@@ -63,7 +63,7 @@ def test_one_folded_token_equals_its_copies_under_stock_attention(qk_norm, promp
     out, by_prompt, by_parameter = run(model, prompt_embeds, randn)
     folded, by_folded_prompt, by_parameter_folded = run(model, prompt_embeds[:, :4], randn, NUM_COPIES)
     assert_close(folded, out, atol=1e-5, rtol=1e-5)
-    # The folded token stands for its copies: it receives the sum of their gradients.
+    # The folded token represents its copies: it receives the sum of their gradients.
     assert_close(by_folded_prompt[:, :3], by_prompt[:, :3], atol=1e-5, rtol=1e-4)
     assert_close(by_folded_prompt[:, 3], by_prompt[:, 3:].sum(dim=1), atol=1e-5, rtol=1e-4)
     for name, gradient in by_parameter.items():

@@ -92,7 +92,7 @@ def test_an_export_is_not_the_teacher_that_lies_in_the_same_files(pipeline):
     assert model_identity(str(pipeline)) != teacher
 
 
-def test_a_lora_is_told_apart_by_its_content_and_its_base(pipeline, tmp_path):
+def test_a_lora_is_identified_by_its_content_and_its_base(pipeline, tmp_path):
     lora = tmp_path / "lora.safetensors"
     lora.write_text("lora")
     before = lora_identity(str(lora), str(pipeline))

@@ -74,7 +74,7 @@ def test_the_cards_snippet_in_stock_diffusers_reproduces_our_sample(run, tmp_pat
     assert np.abs(np.asarray(scope["image"]).astype(int) - pixels(tmp_path / "ours")[0]).max() <= 1
 
 
-def test_the_card_tells_what_is_known_of_the_run(run, sd3_folder, tmp_path):
+def test_the_card_states_what_is_known_of_the_run(run, sd3_folder, tmp_path):
     first = export_run(run, tmp_path / "first")
     assert "has not been evaluated yet" in (first / "README.md").read_text()
     assert ModelCard.load(first / "README.md").data.license == "unknown"
@@ -214,7 +214,7 @@ def test_exports_link_the_bases_files_and_copy_on_request(run, sd3_folder, tmp_p
     assert (linked / own).read_bytes() != (tmp_path / sd3_folder / own).read_bytes()
 
 
-def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_no_files(run, tmp_path, monkeypatch):
     def fails(*_):
         raise OSError("disk full")
 

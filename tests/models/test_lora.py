@@ -94,7 +94,7 @@ def test_only_the_active_roles_adapter_ever_moves(family, folder, tmp_path):
         {"student": trainer._student_update, "fake_score": trainer._fake_updates}[role]()
         now = trainer.roles.parameters(role).values()
         moved = [not torch.equal(p, old) for p, old in zip(now, before[role], strict=True)]
-        assert sum(moved) > len(moved) / 3  # the halves that start at zero, but for those without influence
+        assert sum(moved) > len(moved) / 3  # the halves that start at zero, except those without influence
         assert all(map(torch.equal, trainer.roles.parameters(other).values(), before[other]))
     for name, value in trainer.network("teacher").state_dict().items():
         if "lora_" not in name:
@@ -102,7 +102,7 @@ def test_only_the_active_roles_adapter_ever_moves(family, folder, tmp_path):
 
 
 class ThreeBackbones:
-    """The reference: every role has a backbone of its own, with one adapter that is always on."""
+    """The reference: every role has its own backbone, with one adapter that is always on."""
 
     def __init__(self, teacher, start=None, *, lora, frozen_dtype, seed):
         options = {"frozen_dtype": frozen_dtype, "seed": seed}

@@ -82,7 +82,7 @@ def test_shapes_alone_need_what_numbers_do():
     assert peaks[0] == peaks[1] > 0
 
 
-def test_real_numbers_are_computed_beside_shapes():
+def test_real_tensors_are_computed_next_to_meta_tensors():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     with LiveShapes():
         x = torch.ones(2, 3, device=META)
@@ -175,7 +175,7 @@ def published(tmp_path):
 
     def write(name: str) -> str:
         if not CONFIGURATIONS.is_file():
-            pytest.skip("the configurations stand in the repository only")
+            pytest.skip("the configurations are in the repository only")
         for file, content in json.loads(CONFIGURATIONS.read_text())[name].items():
             (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name / file).write_text(json.dumps(content))
@@ -201,11 +201,11 @@ def test_stable_diffusion_35_medium_fits_24_gib_with_adapters_on_one_backbone_an
     name, memory = "sd35_medium_dp_dmd", 24 * GIB
     folder = published(name)
     adapter = load_adapter(folder)
-    asked = [f"model.teacher={folder}", "train.batch_size=1", "train.gradient_checkpointing=true"]
+    common = [f"model.teacher={folder}", "train.batch_size=1", "train.gradient_checkpointing=true"]
 
     def plan_with(settings: tuple[str, ...]) -> Plan:
         # Four steps would take twice the time.
-        return resolve(load_recipe(name, [*asked, "student.num_steps=2", *settings]), adapter)
+        return resolve(load_recipe(name, [*common, "student.num_steps=2", *settings]), adapter)
 
     adapters = memory_need(plan_with(("model.dtype=bf16", LORA)), adapter)
     assert "per device: fits in 24.0 GiB" in describe_fit(adapters, memory, [])
@@ -222,7 +222,7 @@ def test_stable_diffusion_35_medium_fits_24_gib_with_adapters_on_one_backbone_an
 
 
 @pytest.mark.slow
-def test_stable_diffusion_35_medium_is_told_how_to_fit(published, tmp_path, monkeypatch, capsys):
+def test_plan_states_how_stable_diffusion_35_medium_fits(published, tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     folder, prompts = published("sd35_medium_dp_dmd"), tmp_path / "prompts.txt"
     sets = f"--set model.teacher={folder} --set data.prompts={prompts}".split()
@@ -241,7 +241,7 @@ def test_stable_diffusion_35_medium_is_told_how_to_fit(published, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_plan_says_whether_it_fits_and_what_helps(tiny_folder, tmp_path, monkeypatch, capsys):
+def test_plan_states_whether_it_fits_and_what_helps(tiny_folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     sets = {"model.teacher": tiny_folder("sd3"), "data.prompts": tmp_path / "prompts.txt"}
     sets |= {"model.height": 32, "model.width": 48, "output.folder": tmp_path / "run", "train.batch_size": 2}

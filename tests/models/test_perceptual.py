@@ -1,4 +1,4 @@
-"""The perceptual term on a stock family: through its real autoencoder, with the teacher told apart by its files."""
+"""The perceptual term on a stock family: through its real autoencoder, with the teacher identified by its files."""
 
 import shutil
 

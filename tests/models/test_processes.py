@@ -1,4 +1,4 @@
-"""The network of every family stands being wrapped for several processes, and comes back from their checkpoint."""
+"""The network of every family can be wrapped for several processes, and is restored from their checkpoint."""
 
 import importlib
 from math import isfinite
@@ -62,7 +62,7 @@ def test_two_processes_of_every_family_stay_together_copied_and_sharded(lora, ob
             "student": {"num_steps": 2},
             "objective": objective,
             "data": {"prompts": str(tmp_path / "prompts.txt")},
-            # Of a batch of one, Sana's adapters cannot be recomputed in a pass that goes on to x_t when sharded.
+            # With a batch of one, Sana's sharded adapters cannot be recomputed in a backward pass that reaches x_t.
             "train": {"batch_size": 2 if objective is ADVERSARIAL else 1, "fake_updates": 1, "learning_rate": 1e-3},
             "lora": lora,
             "output": {"folder": str(tmp_path / name)},

@@ -1,4 +1,4 @@
-"""Adapters on a quantised base: the base stays what it is, and what was trained goes on the unquantised one."""
+"""Adapters on a quantised base: the base is unchanged, and what was trained is put on the unquantised one."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_only_adapters_change(dtype, family, folder, tmp_path):
 
 
 def dense(layer: nn.Linear) -> torch.Tensor:
-    """What the weight of a quantised layer stands for, in fp32."""
+    """The weight that a quantised layer represents, in fp32."""
     if PACKAGES["nf4"] in type(layer).__module__:
         from bitsandbytes.functional import dequantize_4bit
 
@@ -137,7 +137,7 @@ def test_it_trains_as_adapters_on_the_dequantised_weights_do(dtype, family_name,
         own[name].weight.data = dense(layer)
     monkeypatch.setattr(adapter, "load_network", lambda dtype: network)
     expected = first_rows(make_recipe(folder, tmp_path, "bf16"), adapter)
-    # They differ by what bf16 rounds: where the scale is multiplied, before the sum or behind it.
+    # They differ by what bf16 rounds: where the scale is multiplied, before the sum or after it.
     assert quantised_rows == pytest.approx(expected, rel=0.03, abs=1e-4)
 
 

@@ -125,7 +125,7 @@ def test_the_role_of_before_is_back_after_an_error_and_after_nesting(adapters):
         assert torch.equal(module(torch.linspace(-1, 1, 6).view(2, 3)), student)
 
 
-def test_a_full_student_beside_an_adapted_fake_score():
+def test_a_full_student_with_an_adapted_fake_score():
     roles = make_roles(network(), lora={"fake_score": LoraConfig(r=2, target_modules=["0"])})
     assert roles.networks["fake_score"] is roles.networks["teacher"] is not roles.networks["student"]
     before = output(roles, "teacher")

@@ -18,7 +18,7 @@ FACTOR = 2
 
 
 def save(folder: Path, *, guidance_embeds: bool = True, dynamic_shifting: bool = True) -> None:
-    """A random pipeline folder: FLUX.1-dev as it stands, FLUX.1-schnell with both off."""
+    """A random pipeline folder: FLUX.1-dev by default, FLUX.1-schnell with both off."""
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     shared = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}

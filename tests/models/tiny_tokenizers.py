@@ -7,7 +7,7 @@ from tools.pretrain.text_encoders import new_tokenizer
 
 
 def new_gemma_tokenizer() -> PreTrainedTokenizerFast:
-    """Words, with a start token before them and none behind, as Gemma's."""
+    """Words, with a start token before them and none after, like Gemma's."""
     tokenizer = new_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|start|> $A", special_tokens=[("<|start|>", tokenizer.bos_token_id)]

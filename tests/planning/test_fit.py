@@ -26,7 +26,7 @@ def plan_of(settings: tuple[str, ...]) -> SimpleNamespace:
 
 
 def need_of(plan: SimpleNamespace) -> Need:
-    """Adapters make the state small; only beside a small state is the batch what counts."""
+    """Adapters make the state small; only then does the batch dominate the need."""
     kept = plan.settings
     weights = {"int8": 15, "nf4": 10, "bf16": 20}.get(kept.get("model.dtype"), 40)
     activations = (5 if "train.gradient_checkpointing" in kept else 20) * plan.data.batch_size
@@ -76,7 +76,7 @@ def test_samples_of_one_prompt_stay_together():
     assert (BATCH_2 in [settings for settings, _ in savings(load, need_of, GIB)]) and need_of(load(())).total > GIB
 
 
-def test_the_settings_are_said_in_one_line_each_key_once():
+def test_the_settings_are_printed_in_one_line_with_each_key_once():
     steps = [(BATCH_1, Need(10 * GIB, 10 * GIB)), ((LORA,), Need(8 * GIB, GIB)), (BATCH_2, Need(8 * GIB, 2 * GIB))]
     text = describe_fit(Need(90 * GIB, 10 * GIB, "in an update"), 20 * GIB, steps)
     assert "at the peak, in an update: 10.00 GiB, counted on the meta device, on top of 90.00 GiB that stay" in text
@@ -85,7 +85,7 @@ def test_the_settings_are_said_in_one_line_each_key_once():
     assert text.splitlines()[-1] == (f"so add --set train.batch_size=2 --set train.accumulation=16 --set '{LORA}'")
 
 
-def test_what_fits_as_it_is_needs_nothing_and_what_never_fits_is_said():
+def test_a_plan_that_fits_needs_nothing_and_one_that_never_fits_is_reported():
     assert describe_fit(Need(GIB, GIB), 24 * GIB, []).splitlines()[-1].startswith("2.00 GiB per device: fits in 24.0")
     assert "not on one such device" in describe_fit(Need(90 * GIB, GIB), 24 * GIB, [((LORA,), Need(80 * GIB, GIB))])
 

@@ -1,4 +1,4 @@
-"""The model card: figures as measured, a licence as the base has it, and no text that breaks the page."""
+"""The model card: scores as measured, the licence of the base, and no text that breaks the page."""
 
 import json
 import shlex
@@ -64,11 +64,11 @@ def test_a_base_that_is_a_folder_is_no_base_model_for_the_hub():
     assert "- Base model: `/models/base`" in text
 
 
-def test_the_table_holds_the_measured_figures_with_their_intervals():
+def test_the_table_holds_the_measured_scores_with_their_intervals():
     text = metrics_section(METRICS)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
-    figures = {name: (value, interval) for name, value, interval, _ in rows[2:]}
-    assert figures == {
+    scores = {name: (value, interval) for name, value, interval, _ in rows[2:]}
+    assert scores == {
         "diversity": ("0.300", "0.278 to 0.321"),
         "diversity_share": ("1.021", "0.931 to 1.139"),
         "frechet": ("0.613", ""),

@@ -13,7 +13,7 @@ URL = "https://huggingface.co/me/student"
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub that notes what it is asked; `hub.fails[NAME]` is what a call raises instead."""
+    """A hub that records its calls; `hub.fails[NAME]` is what a call raises instead."""
     hub = SimpleNamespace(calls=[], fails={}, is_private=True)
 
     class Api:

@@ -56,7 +56,7 @@ def test_dmd_adversarial_is_dmd_and_the_discriminators_term_through_every_step()
     assert build(name="dmd").discriminator is None
 
 
-def test_both_terms_are_guided_like_the_teacher_unless_told_otherwise():
+def test_both_terms_are_guided_like_the_teacher_by_default():
     dmd, anchor = build().terms
     assert dmd.guidance == anchor.guidance == Guidance(3.5)
     dmd, anchor = build(anchor={"guidance_scale": 1.0}).terms

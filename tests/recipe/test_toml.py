@@ -30,7 +30,7 @@ def recipe_file(tmp_path):
     return write
 
 
-def test_every_key_says_what_it_means():
+def test_every_key_has_a_description():
     assert all(field.description for _, field in recipe_keys())
 
 
@@ -113,7 +113,7 @@ def test_a_mistake_is_named_with_what_came_and_what_is_allowed(recipe_file, over
         load_recipe(recipe_file(GOOD), [override])
 
 
-def test_all_mistakes_are_told_at_once(recipe_file):
+def test_all_mistakes_are_reported_at_once(recipe_file):
     text = '[model]\nteacher = "scenes"\n[train]\nseed = "x"\nstep = 1\n[student]\nnum_steps = 0\n'
     with pytest.raises(ValueError, match="cannot be used, 6 problems:") as error:
         load_recipe(recipe_file(text), ["oops"])
@@ -136,7 +136,7 @@ def test_a_file_that_is_no_toml_or_missing_is_named(recipe_file, tmp_path):
         load_recipe(tmp_path)
 
 
-def test_a_shipped_recipe_is_found_by_its_name_and_a_near_miss_is_told(tmp_path, monkeypatch):
+def test_a_shipped_recipe_is_found_by_its_name_and_a_near_miss_gets_a_hint(tmp_path, monkeypatch):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "scenes_dp_dmd.toml").write_text(GOOD)
     monkeypatch.setattr(reading, "files", lambda package: tmp_path)
@@ -162,7 +162,7 @@ def test_the_schema_and_the_reader_load_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_a_recipe_has_at_most_74_keys_and_each_says_what_it_does():
+def test_a_recipe_has_at_most_74_keys_and_each_is_described():
     keys = dict(reading.recipe_keys())
     assert len(keys) <= 74
     assert all(field.description and field.description.endswith(".") for field in keys.values())

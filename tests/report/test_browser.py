@@ -188,7 +188,7 @@ def test_the_table_begins_with_what_collapsed_and_sorts_by_any_column(opened):
     assert texts(opened, "#prompts-table tbody td") == ["35"] * 3
 
 
-def test_the_whole_table_is_shown_when_it_is_asked_for(opened):
+def test_the_whole_table_is_shown_on_request(opened):
     more = opened.find_element("id", "more")
     assert more.text == "Show all 1000"
     more.click()
@@ -213,7 +213,7 @@ def test_the_keyboard_enlarges_an_image_and_goes_to_the_same_seed_of_the_next_ar
     assert dialog.find_element("tag name", "img").get_property("naturalWidth") == 8
     opened.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not dialog.is_displayed()
-    # A dialog gives the focus back to what opened it, and only then tells that it has closed.
+    # A dialog gives the focus back to what opened it, and only then reports that it has closed.
     left = f"{PLAIN[0]} · DMD · seed 2"
     WebDriverWait(opened, 10).until(lambda _: opened.execute_script(FOCUSED) == left, f"the focus is not at {left}")
 
@@ -241,17 +241,17 @@ def test_every_image_and_plot_has_a_name_and_every_text_enough_contrast(opened):
 
 def test_a_page_from_a_server_asks_for_nothing_either(chromium, page):
     class Quiet(SimpleHTTPRequestHandler):
-        asked: list = []  # noqa: RUF012
+        requested: list = []  # noqa: RUF012
 
         def log_message(self, *args):
-            self.asked.append(self.path)
+            self.requested.append(self.path)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=page.parent)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         chromium.get(f"http://127.0.0.1:{server.server_port}/report.html")
         assert len(texts(chromium, "#prompts-table tbody tr")) == 50
         server.shutdown()
-    assert Quiet.asked == ["/report.html"]
+    assert Quiet.requested == ["/report.html"]
 
 
 def colour(driver, selector, name):

@@ -127,7 +127,7 @@ def test_missing_parts_are_left_out(demo, missing):
         assert "There are no scores yet" in page.text
 
 
-def test_without_matplotlib_the_page_says_so(demo, monkeypatch):
+def test_without_matplotlib_the_page_explains_that_plots_are_missing(demo, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     page = _Page(report_from_runs([demo], demo / "report.html").read_text())
     assert "svg" not in page.tags and "matplotlib is not installed" in page.text
@@ -161,7 +161,7 @@ def test_the_teachers_scores_are_shown_where_it_is_no_arm_and_failures_are_repor
     assert "CLIPScore, the teacher's" in text and "31.8" in text
 
 
-def test_the_tables_beside_the_page_hold_all_numbers_unrounded(demo):
+def test_the_tables_next_to_the_page_hold_all_numbers_unrounded(demo):
     report_from_runs([demo], demo / "report.html")
     rows = read_csv(demo / "report_files" / "numbers.csv")
     share = next(row for row in rows if row["arm"] == "DMD" and row["metric"] == "diversity_share")
@@ -191,7 +191,7 @@ def test_the_policy_names_the_one_script_and_lets_nothing_be_loaded(demo):
     assert directives["script-src"] == f"'sha256-{digest}'"
 
 
-def test_images_stay_below_their_limit_and_the_page_says_what_is_left_out(demo, monkeypatch):
+def test_images_stay_below_their_limit_and_the_page_lists_what_is_left_out(demo, monkeypatch):
     arms = read_runs([demo])
     everything = prompt_galleries(arms)
     assert [row.prompt for row in everything] == [HOSTILE, "a cross", "a red circle"]

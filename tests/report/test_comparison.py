@@ -73,7 +73,7 @@ def drawn(folder):
     return pareto(comparison, arm_colours(comparison.arms)), comparison
 
 
-def test_every_arm_is_in_the_plot_with_its_name_beside_it(tmp_path):
+def test_every_arm_is_in_the_plot_with_its_name_next_to_it(tmp_path):
     figure, comparison = drawn(write_comparison(tmp_path, CROWD))
     axes = figure.axes[0]
     texts = {text.get_text(): text for text in axes.texts if text.get_text()}

@@ -38,7 +38,7 @@ def test_every_colour_of_an_arm_is_seen_on_a_light_and_on_a_dark_page(page):
         assert (light + 0.05) / (dark + 0.05) >= 3
 
 
-def test_colours_of_arms_can_be_told_apart():
+def test_colours_of_arms_are_distinguishable():
     assert min(np.linalg.norm(lab(a) - lab(b)) for a, b in combinations(COLOURS, 2)) >= 24
 
 

@@ -28,7 +28,7 @@ def log_all():
 
 
 @pytest.mark.parametrize("rank", [None, "0"])
-def test_messages_are_plain_lines_on_stdout_however_often_it_is_asked(capsys, monkeypatch, rank):
+def test_messages_are_plain_lines_on_stdout_however_often_they_are_enabled(capsys, monkeypatch, rank):
     monkeypatch.delenv("RANK", raising=False) if rank is None else monkeypatch.setenv("RANK", rank)
     show_messages()
     show_messages()

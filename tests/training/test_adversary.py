@@ -45,7 +45,7 @@ def moved(trainer, name, before):
 def test_every_update_changes_its_own_weights_and_no_others(make_trainer, lora, features):
     trainer = make_trainer({"features": features}, lora=lora)
     frozen = {name: p.detach().clone() for name, p in trainer.network("teacher").named_parameters()}
-    trainer.iterate()  # the head has an opinion, so that the student's term has a gradient
+    trainer.iterate()  # now the head's output is not zero, and the student's term has a gradient
     order = []
     for name, updater in trainer.updaters.items():
         step = updater.optimizer.step
@@ -159,7 +159,7 @@ def test_the_discriminator_sees_uniform_noise_levels_whatever_the_scores_see(mak
     assert len(spy.calls) == 9
 
 
-def test_it_tells_the_students_samples_from_shifted_ones(make_trainer):
+def test_it_distinguishes_the_students_samples_from_shifted_ones(make_trainer):
     trainer = make_trainer({"features": "teacher", "learning_rate": 3e-2})
     real = torch.randn(64, 4, 4, 4, generator=generator(0, "real")) + 1.0
     trainer.parts.adversary.real = RealSamples(real, [PROMPTS[0]] * 64)

@@ -71,7 +71,7 @@ def test_keeping_on_the_way_ends_with_the_best_of_all(tmp_path, number):
     assert find_student(tmp_path) == tmp_path / "step-000005"
 
 
-def test_why_a_student_is_kept_is_said(tmp_path):
+def test_the_reason_for_keeping_a_student_is_stated(tmp_path):
     keep_all(tmp_path, ENTRIES, number=2)
     first, second = (e["why"] for e in read_best(tmp_path))
     assert first == (
@@ -117,12 +117,12 @@ def test_a_step_done_again_replaces_itself(tmp_path):
 
 
 def course(monkeypatch, values=COURSE):
-    """Let validation find these figures, whatever is drawn."""
+    """Let validation find these scores, whatever is drawn."""
 
     def row(self, step, student, live):
         quality, share = values[step - 1]
-        figures = {"validation/quality": quality, "validation/diversity_share": share, "validation/saturation": 0.0}
-        return figures | {"alarms": {}, "judged_by": "course"}
+        scores = {"validation/quality": quality, "validation/diversity_share": share, "validation/saturation": 0.0}
+        return scores | {"alarms": {}, "judged_by": "course"}
 
     monkeypatch.setattr(Judge, "row", row)
 
@@ -143,7 +143,7 @@ def test_a_resumed_run_keeps_what_an_uninterrupted_one_does(make_recipe, tmp_pat
     options = {"validation": SCENES, "checkpoint": {"every": 3}}
     adapter = PictureAdapter(tmp_path)
     train(make_recipe(train={"num_updates": 5}, **options), adapter, progress=False)
-    shutil.rmtree(Path(make_recipe().output.folder) / "checkpoints/step-000005")  # as if killed behind update 5
+    shutil.rmtree(Path(make_recipe().output.folder) / "checkpoints/step-000005")  # as if killed after update 5
     seven = {"train": {"num_updates": 7}}
     resumed = train(make_recipe(**seven, **options), adapter, resume=True, progress=False)
     whole = train(make_recipe("whole", **seven, **options), adapter, progress=False)
@@ -152,7 +152,7 @@ def test_a_resumed_run_keeps_what_an_uninterrupted_one_does(make_recipe, tmp_pat
     assert a.parent.name == "step-000005" and a.read_bytes() == b.read_bytes()
 
 
-def test_none_is_kept_when_none_is_asked_for_and_no_room_costs_the_best_student_only(
+def test_none_is_kept_when_the_number_is_0_and_a_full_disk_costs_only_the_best_student(
     make_recipe, tmp_path, monkeypatch, capsys
 ):
     adapter = PictureAdapter(tmp_path)

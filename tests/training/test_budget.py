@@ -53,7 +53,7 @@ def test_a_resumed_run_goes_on_counting_its_seconds_and_may_be_given_more(make_r
     train(recipe(2), adapter, progress=False)
     train(recipe(5), adapter, resume=True, progress=False)
     assert steps(recipe(5)) == [1, 2, 3, 4, 5]
-    # Over already: it ends at once, as a run that is resumed behind its last update does.
+    # The time is up already: it ends at once, like a run that is resumed after its last update.
     folder = train(recipe(3), adapter, resume=True, progress=False)
     assert read_json(folder / "student/student.json")["updates"] == 5
 
@@ -76,11 +76,11 @@ def test_a_student_is_kept_with_every_checkpoint_and_can_be_sampled(make_recipe,
     assert all(torch.equal(tensor, expected[name]) for name, tensor in sampler.network.state_dict().items())
 
 
-def test_students_are_not_kept_unless_asked_for(make_recipe, adapter):
+def test_students_are_not_kept_by_default(make_recipe, adapter):
     assert not (train(make_recipe(), adapter, progress=False) / "students").exists()
 
 
-def test_a_run_killed_behind_a_kept_student_keeps_the_same_ones(make_recipe, adapter, monkeypatch):
+def test_a_run_killed_after_a_kept_student_keeps_the_same_ones(make_recipe, adapter, monkeypatch):
     settings = {"train": {"num_updates": 4}, "checkpoint": {"every": 1, "students": True}}
     whole = RunFolder(train(make_recipe("whole", **settings), adapter, progress=False))
     parts = make_recipe("parts", **settings)
@@ -93,7 +93,7 @@ def test_a_run_killed_behind_a_kept_student_keeps_the_same_ones(make_recipe, ada
         train(parts, adapter, progress=False)
     run = RunFolder(parts.output.folder)
     assert list(run.kept_students()) == [1, 2, 3]
-    # Given fewer updates it would not come by step 3 again.
+    # With fewer updates it does not reach step 3 again.
     train(parts.model_copy(update={"train": parts.train.model_copy(update={"num_updates": 2})}), adapter, resume=True)
     assert list(run.kept_students()) == [1, 2]
     train(parts, adapter, resume=True, progress=False)

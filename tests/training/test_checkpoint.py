@@ -197,7 +197,7 @@ def test_training_works_outside_of_the_main_thread(make_recipe, adapter):
     assert (results[0] / "student" / "student.json").exists()
 
 
-def test_what_a_resumed_run_changes_is_told_and_kept(make_recipe, adapter, capsys):
+def test_what_a_resumed_run_changes_is_reported_and_recorded(make_recipe, adapter, capsys):
     train(make_recipe(train={"num_updates": 2}), adapter, progress=False)
     longer = make_recipe(train={"num_updates": 3}, checkpoint={"keep": 1}, validation={"prompts": ["a ring"]})
     folder = train(longer, adapter, resume=True)
@@ -267,10 +267,10 @@ def flip(path):
 )
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(three, damage, name, reason):
     damage(three / "step-000010" / name)
-    checkpoint, said = latest_and_messages(three)
+    checkpoint, messages = latest_and_messages(three)
     assert checkpoint.step == 2
-    assert len(said) == 1
-    assert reason in said[0]
+    assert len(messages) == 1
+    assert reason in messages[0]
 
 
 def test_nothing_but_damaged_checkpoints_is_an_error_and_none_is_none(three, tmp_path):

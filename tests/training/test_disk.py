@@ -1,4 +1,4 @@
-"""A disk that is full, small or read-only is told before the run, or costs at most what came after the checkpoint."""
+"""A full, small or read-only disk is reported before the run, or costs at most what came after the checkpoint."""
 
 import resource
 import shutil
@@ -72,7 +72,7 @@ def test_a_student_that_cannot_be_written_is_written_by_resuming(make_recipe, ad
 
 
 @pytest.mark.parametrize("target", ["write_png", "write_tensors"])
-def test_a_picture_that_cannot_be_written_is_told_and_training_goes_on(
+def test_a_picture_that_cannot_be_written_is_reported_and_training_continues(
     make_recipe, adapter, monkeypatch, capsys, target
 ):
     real = getattr(validation, target)
@@ -84,8 +84,8 @@ def test_a_picture_that_cannot_be_written_is_told_and_training_goes_on(
     monkeypatch.setattr(validation, target, limited)
     folder = train(make_recipe(validation={"every": 2}), adapter)
     assert (folder / "student" / "student.json").exists()
-    said = [line for line in capsys.readouterr().out.splitlines() if "picture" in line]
-    assert len(said) == 2 and all("no picture" in line and "too large" in line for line in said), said
+    lines = [line for line in capsys.readouterr().out.splitlines() if "picture" in line]
+    assert len(lines) == 2 and all("no picture" in line and "too large" in line for line in lines), lines
 
 
 def test_broken_pictures_of_the_teacher_are_drawn_again(make_recipe, adapter):
@@ -106,7 +106,7 @@ def untouched(adapter, monkeypatch):
     return adapter
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(make_recipe, untouched, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported_before_the_model_is_loaded(make_recipe, untouched, tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "run", "/proc/run"):  # root may write nearly anywhere
         recipe = make_recipe(output={"folder": str(place)})
@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(make
             train(recipe, untouched, progress=False)
 
 
-def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_model_is_loaded(make_recipe, untouched, monkeypatch):
+def test_a_disk_too_small_for_a_checkpoint_is_reported_before_the_model_is_loaded(make_recipe, untouched, monkeypatch):
     recipe = make_recipe(train={"ema_decay": 0.5})
     folder = Path(recipe.output.folder)
     # In fp32: student, fake score, two moments of each, and the moving average.

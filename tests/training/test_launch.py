@@ -1,4 +1,4 @@
-"""The command line under torchrun: how it is stopped, and how it ends when it cannot go on."""
+"""The command line under torchrun: how it is stopped, and how it ends when it cannot continue."""
 
 import os
 import resource

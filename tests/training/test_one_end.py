@@ -1,4 +1,4 @@
-"""What was asked is what runs, and what ends one process ends them all: none is left waiting."""
+"""The settings are what runs, and what ends one process ends all of them: none is left waiting."""
 
 import errno
 import os

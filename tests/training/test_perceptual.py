@@ -254,11 +254,11 @@ def test_all_processes_sample_when_one_has_to(recipe, adapter):
     sample = trainer.parts.teacher_samples(batch)
     kept = trainer.parts.teacher_samples
 
-    def again(asked):
-        calls.append(asked)
-        return torch.full_like(asked.noise, 7.0)
+    def again(batch):
+        calls.append(batch)
+        return torch.full_like(batch.noise, 7.0)
 
-    # All is here, but another process lacks something: the rollout takes place, and what was kept stays.
+    # This process has all samples, but another lacks some: the rollout takes place, and what was kept stays.
     assert torch.equal(TeacherSamples(kept.store.folder, kept.teacher, again, lambda mine: not mine)(batch), sample)
     assert calls == [batch]
 
@@ -325,7 +325,7 @@ def test_the_recipe_differs_from_dmds_in_the_objective_alone():
     }
 
 
-def test_the_recipe_says_what_it_costs_and_trains(tmp_path):
+def test_the_recipe_reports_its_cost_and_trains(tmp_path):
     settings = load_recipe("scenes_dmd_perceptual", recipe_overrides(tmp_path))
     teacher = load_adapter("scenes")
     text = describe(resolve(settings, teacher), teacher)

@@ -47,8 +47,8 @@ def save_shares(folder: Path, bytes_per_file: int) -> None:
 def expect_shares(folder: Path, step: int, num_messages: int = 0) -> None:
     """The newest undamaged checkpoint is that of `step`, and each process gets its own of it."""
     new_accelerator()
-    checkpoint, said = latest_and_messages(folder)
-    assert (checkpoint.step, len(said)) == (step, num_messages)
+    checkpoint, messages = latest_and_messages(folder)
+    assert (checkpoint.step, len(messages)) == (step, num_messages)
     for name, expected in (("a", whole_tensors(step)), ("b", whole_tensors(-step))):
         into = {key: torch.zeros_like(value) for key, value in shares(step).items()}
         checkpoint.load(name, into)

@@ -1,4 +1,4 @@
-"""Trackers are told what is in `metrics.jsonl` and in the validation folder, once, and are closed on every way out."""
+"""Trackers receive what is in `metrics.jsonl` and in the validation folder, once, and are always closed."""
 
 import io
 import json
@@ -37,7 +37,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def wandb_of_its_own(monkeypatch, tmp_path):
-    """Neither login nor folders of the user; wandb reads the environment once, so it starts anew behind every test."""
+    """Neither login nor folders of the user; wandb reads the environment once, so it is restarted after every test."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     home = tmp_path / "home"
@@ -96,7 +96,7 @@ def wandb_sessions(folder):
 
 
 def wandb_records(session):
-    """What an offline session wrote: a LevelDB log of protocol buffers, behind 7 bytes of wandb's own."""
+    """What an offline session wrote: 7 bytes of wandb's own, then a LevelDB log of protocol buffers."""
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -126,7 +126,7 @@ def sessions_of(folder, name):
     return {path.name.rpartition("-")[2] for path in wandb_sessions(folder / name)}
 
 
-def kill_behind(patch, step):
+def kill_after(patch, step):
     """Let a run die when `step` updates are done and logged."""
     real = Trainer.iterate
 
@@ -139,17 +139,17 @@ def kill_behind(patch, step):
 
 
 def assert_as_in_the_folder(folder, name):
-    """The tracker has the rows of metrics.jsonl, each once and in order, and pictures and figures of validation."""
+    """The tracker has the rows of metrics.jsonl, each once and in order, and pictures and scores of validation."""
     _, rows, pictures = logged(folder, name)
     expected = read_rows(folder / "metrics.jsonl")
-    figures = {row["step"]: row for row in read_rows(folder / "validation/scores.jsonl")}
+    scores = {row["step"]: row for row in read_rows(folder / "validation/scores.jsonl")}
     for row in expected:
-        row |= {key: v for key, v in figures.get(row["step"], {}).items() if key.startswith("validation/")}
+        row |= {key: v for key, v in scores.get(row["step"], {}).items() if key.startswith("validation/")}
     assert [step for step, _ in rows] == [row["step"] for row in expected]
     for (_, values), row in zip(rows, expected, strict=True):
         assert values.keys() == row.keys() - {"step"}
         for key, value in values.items():
-            # What wandb was told of an update before the kill stays, and doing it again takes other seconds.
+            # What wandb received about an update before the kill stays; the repeated update takes other seconds.
             if name != "wandb" or not key.endswith("seconds"):
                 assert value == pytest.approx(row[key], rel=1e-6), key  # tensorboard keeps fp32
     files = {int(path.stem.removeprefix("step-")): path for path in (folder / "validation").glob("*.png")}
@@ -174,14 +174,14 @@ def test_a_tracker_has_the_rows_the_pictures_and_the_settings(make_recipe, adapt
 
 @BOTH
 def test_a_run_killed_twice_and_resumed_is_in_the_tracker_once(make_recipe, adapter, monkeypatch, name):
-    """Killed behind update 5 and then behind update 4; the checkpoint to go on from is of update 3."""
+    """Killed after update 5 and then after update 4; it resumes from the checkpoint of update 3."""
     pytest.importorskip(name)
     sections = {"train": {"num_updates": 6}, "checkpoint": {"every": 3}, "validation": {"every": 1}}
     recipe = make_recipe(output={"trackers": [name]}, **sections)
-    for killed_behind in (5, 4):
+    for killed_after in (5, 4):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            kill_behind(patch, killed_behind)
-            train(recipe, adapter, resume=killed_behind == 4, progress=False)
+            kill_after(patch, killed_after)
+            train(recipe, adapter, resume=killed_after == 4, progress=False)
         if name == "wandb":
             time.sleep(1)  # a session is called by its second
     folder = train(recipe, adapter, resume=True, progress=False)
@@ -208,7 +208,7 @@ def test_an_overwritten_run_leaves_nothing_in_the_tracker(make_recipe, adapter, 
 def test_a_run_that_is_resumed_with_a_tracker_is_in_it_from_the_checkpoint_on(make_recipe, adapter, monkeypatch, name):
     pytest.importorskip(name)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_behind(patch, 3)
+        kill_after(patch, 3)
         train(make_recipe(), adapter, progress=False)
     folder = train(make_recipe(output={"trackers": [name]}), adapter, resume=True, progress=False)
     _, rows, _ = logged(folder, name)
@@ -288,7 +288,7 @@ def test_trackers_are_closed_on_every_way_out(make_recipe, adapter, monkeypatch,
 
 
 @ENDINGS
-def test_wandb_is_told_how_a_run_ended(make_recipe, adapter, monkeypatch, iterate, error, exit_code):
+def test_wandb_records_how_a_run_ended(make_recipe, adapter, monkeypatch, iterate, error, exit_code):
     pytest.importorskip("wandb")
     recipe = make_recipe(output={"trackers": ["wandb"]})
     train_to(iterate, error, recipe, adapter, monkeypatch)

@@ -74,14 +74,14 @@ def test_a_constant_student_has_share_zero_and_an_alarm():
     assert "samples of one prompt have become alike: 0.00 of the teacher's diversity at update 100" in str(row)
 
 
-def test_a_student_at_the_end_of_the_scale_is_told():
+def test_a_student_at_the_end_of_the_scale_raises_an_alarm():
     teacher = 0.9 * scenes("teacher")
     row = judge_of(teacher).row(7, (4 * teacher).clamp(-1, 1), teacher)
     assert row["validation/saturation"] > 0.5 and row["validation/live_saturation"] == 0
     assert "at update 7" in row["alarms"]["saturation"]
 
 
-def test_the_averaged_weights_and_the_live_ones_are_told_apart():
+def test_the_averaged_weights_and_the_live_ones_are_scored_separately():
     teacher = scenes("teacher")
     row = judge_of(teacher).row(1, teacher, teacher[:1].expand_as(teacher))
     assert row["validation/diversity_share"] == pytest.approx(1)
@@ -97,7 +97,7 @@ def test_what_few_prompts_cannot_show_is_no_alarm():
     assert set(alarms(ValidationScores({"saturation": 0.1}, Estimate(0.3, 0.1, 0.45, 4), none), 1)) == {"collapse"}
 
 
-def test_without_a_network_the_saturation_is_left_and_why_is_said():
+def test_without_a_network_only_saturation_is_scored_and_the_reason_reported():
     teacher = torch.rand(len(PROMPTS) * NUM_SEEDS, 3, 8, 8)
     judge = judge_of(teacher, ["no scene", "nor this", "nor that"])
     row = judge.row(1, teacher, None)
@@ -114,7 +114,7 @@ def test_elsewhere_quality_is_the_share_of_images_near_the_teachers():
     assert judge.row(1, far, None)["validation/quality"] < 0.2
 
 
-def test_more_than_a_twentieth_of_the_time_is_told_what_happens_once_aside():
+def test_more_than_a_twentieth_of_the_time_is_reported_except_what_happens_once():
     rows = [{"seconds": 100.0, "validation/seconds": 20.0, "once_seconds": 17.0}]
     assert too_slow(rows, 50) is None
     rows.append({"seconds": 120.0, "validation/seconds": 3.6})
@@ -149,7 +149,7 @@ def test_figures_do_not_change_what_is_trained(make_recipe, tmp_path):
     assert not (plain / "validation").exists() and not (plain / "students").exists()
 
 
-def test_an_alarm_is_told_once_per_episode_also_by_a_resumed_run(make_recipe, tmp_path, monkeypatch, capsys):
+def test_an_alarm_is_reported_once_per_episode_also_by_a_resumed_run(make_recipe, tmp_path, monkeypatch, capsys):
     real, healthy = Validation.student_images, {3}
 
     def student_images(self, *args):
@@ -165,8 +165,8 @@ def test_an_alarm_is_told_once_per_episode_also_by_a_resumed_run(make_recipe, tm
     calls = [3, 4, 5]
     longer = make_recipe(train={"num_updates": 5}, **every)
     folder = train(longer, PictureAdapter(tmp_path), resume=True, progress=False)
-    said = [line for line in capsys.readouterr().out.splitlines() if "ALARM" in line]
-    assert len(said) == 1 and "at update 4" in said[0]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "ALARM" in line]
+    assert len(lines) == 1 and "at update 4" in lines[0]
     assert [list(row["alarms"]) for row in scores_of(folder)] == [["collapse"], ["collapse"], [], *2 * [["collapse"]]]
 
 

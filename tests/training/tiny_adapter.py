@@ -116,7 +116,7 @@ class PictureAdapter(TinyAdapter):
 
     @staticmethod
     def save(folder: Path, weights: str = "some weights") -> None:
-        """The folder, as far as what a teacher is told apart by goes."""
+        """Write the files of a model folder by which a teacher is identified."""
         for part in ("network", "text_encoder", "vae"):
             (folder / part).mkdir(parents=True)
             (folder / part / "model.safetensors").write_text(weights)

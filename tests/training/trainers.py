@@ -29,19 +29,19 @@ def train(recipe: Recipe, adapter: ModelAdapter, **options) -> Path:
 
 
 def latest_and_messages(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest undamaged checkpoint, and what was said of damaged ones."""
-    said: list[str] = []
+    """The newest undamaged checkpoint, and the messages about damaged ones."""
+    messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
+    handler.emit = lambda record: messages.append(record.getMessage())
     checkpoints.logger.addHandler(handler)
     try:
-        return checkpoints.latest_checkpoint(folder), said
+        return checkpoints.latest_checkpoint(folder), messages
     finally:
         checkpoints.logger.removeHandler(handler)
 
 
 def newest(folder: Path) -> Checkpoint:
     """The newest checkpoint, where none is damaged."""
-    checkpoint, said = latest_and_messages(folder)
-    assert not said, said
+    checkpoint, messages = latest_and_messages(folder)
+    assert not messages, messages
     return checkpoint

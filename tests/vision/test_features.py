@@ -158,7 +158,7 @@ def test_features_are_computed_once_and_the_same_image_once(folder, tmp_path):
     assert other.seen == 3
 
 
-def test_an_interrupted_scoring_goes_on_and_a_damaged_file_is_made_again(folder, tmp_path):
+def test_an_interrupted_scoring_continues_and_a_damaged_file_is_made_again(folder, tmp_path):
     samples, cache = read_samples(folder), tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
         folder_features(Counting(stop_after=2).extractor, samples, cache=cache, batch_size=1)

@@ -68,10 +68,10 @@ def pooled(x, size):
 
 
 def lpips_maps(tensors, trunk, image):
-    """What the LPIPS release sees of an image (3, H, W): torchvision's trunks, a map behind five rectifiers."""
+    """What the LPIPS release sees of an image (3, H, W): torchvision's trunks, a map after each of five rectifiers."""
     x = (image - np.array([-0.030, -0.088, -0.188])[:, None, None]) / np.array([0.458, 0.448, 0.450])[:, None, None]
     if trunk == "vgg":
-        # (layer, whether its rectified map is kept, whether a pool stands before it)
+        # (layer, whether its rectified map is kept, whether a pool comes before it)
         convolutions = [(0, 0, 0), (2, 1, 0), (5, 0, 1), (7, 1, 0), (10, 0, 1), (12, 0, 0), (14, 1, 0), (17, 0, 1)]
         convolutions += [(19, 0, 0), (21, 1, 0), (24, 0, 1), (26, 0, 0), (28, 1, 0)]
         size, first = 2, {"stride": 1, "padding": 1}

@@ -51,7 +51,7 @@ def test_a_failure_counts_for_nothing_and_is_counted(tmp_path):
     assert scores.sources["brightness"] == {"name": "here", "revision": None, "sha256": "0"}
 
 
-def test_no_score_at_all_is_said_and_none_is_made_up(tmp_path):
+def test_a_missing_score_is_reported_and_not_invented(tmp_path):
     samples = read_samples(_folder(tmp_path / "images", {"a dog": (-1.0, -1.0)}))
     scores = quality_scores(samples, None, Brightness().scorer)
     assert scores.estimates == {} and scores.skipped == {"brightness": "no image got a score"}
@@ -72,7 +72,7 @@ def test_scores_are_kept_by_image_prompt_weights_and_version(tmp_path):
     assert third.seen == 2
 
 
-def test_unknown_names_are_told_before_anything_is_scored(tmp_path, monkeypatch):
+def test_unknown_names_are_reported_before_anything_is_scored(tmp_path, monkeypatch):
     folder = _folder(tmp_path / "images")
     monkeypatch.setattr("dpdmd.evaluate.run.read_samples", lambda *_: pytest.fail("began to score"))
     with pytest.raises(ValueError, match="there is no quality score 'prettiness'"):
@@ -81,7 +81,7 @@ def test_unknown_names_are_told_before_anything_is_scored(tmp_path, monkeypatch)
         evaluate_folder(folder, quality=["clip_score=a", "clip_score=b"])
 
 
-def test_missing_weights_are_told_before_anything_is_scored(tmp_path, monkeypatch):
+def test_missing_weights_are_reported_before_anything_is_scored(tmp_path, monkeypatch):
     folder = _folder(tmp_path / "images")
     monkeypatch.setattr("dpdmd.evaluate.run.saturation", lambda *_: pytest.fail("began to score"))
     with pytest.raises(ValueError, match=r"nowhere' is neither a folder nor a hub id"):

@@ -172,7 +172,7 @@ def open_clip(tmp_path):
 
 def test_hps_runs_open_clip_weights(open_clip):
     folder, model = open_clip
-    # open_clip pads with zeros behind the end.
+    # open_clip pads with zeros after the end.
     rows = [_tokenizer()(prompt).input_ids for prompt in PROMPTS]
     tokens = torch.tensor([row + [0] * (77 - len(row)) for row in rows])
     processor = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
@@ -196,7 +196,7 @@ def test_weights_that_do_not_fit_are_refused(open_clip, tmp_path):
         load_quality(f"hps_v21={folder}")
 
 
-def test_names_without_a_scorer_or_without_weights_are_told_first():
+def test_names_without_a_scorer_or_without_weights_are_reported_first():
     with pytest.raises(ValueError, match="there is no quality score 'clipscore'; choose from clip_score"):
         load_quality("clipscore")
     with pytest.raises(ValueError, match="hps_v21 needs a folder with its weights, hps_v21=FOLDER"):

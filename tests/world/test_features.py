@@ -21,7 +21,7 @@ def network():
     return load_scene_features()
 
 
-def test_shipped_features_tell_discrete_factors_apart_linearly(network):
+def test_shipped_features_separate_discrete_factors_linearly(network):
     scenes = sample_scenes(2048, generator(3, "features_test"))
     features = network(render(scenes))
     design = torch.cat([features, torch.ones(len(scenes), 1)], dim=1)

@@ -147,7 +147,7 @@ def test_reading_does_not_depend_on_the_batch(images):
         assert torch.equal(whole.scenes.discrete[name][290:], single.scenes.discrete[name])
 
 
-def test_valid_is_what_both_thresholds_say(images):
+def test_valid_requires_both_thresholds(images):
     reading = read_scenes(images + noise(0.1))
     assert 0 < (~reading.valid).sum() < NUM
     assert torch.equal(reading.valid, (reading.residual <= VALID_RESIDUAL) & (reading.distortion <= VALID_DISTORTION))

@@ -55,7 +55,7 @@ def test_the_recorded_command_makes_stock_pipelines(tmp_path):
 
 
 @pytest.mark.slow
-def test_rounds_go_on_from_the_one_before_and_are_not_repeated(tmp_path, monkeypatch):
+def test_rounds_continue_from_the_one_before_and_are_not_repeated(tmp_path, monkeypatch):
     for rounds in ((10_000,), (10_000, 20_000)):
         teacher = dataclasses.replace(run.TEACHERS["transformer"], rounds=rounds)
         monkeypatch.setitem(run.TEACHERS, "transformer", teacher)

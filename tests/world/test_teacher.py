@@ -40,7 +40,7 @@ def test_stock_diffusers_with_default_arguments_draws_the_same_picture(name, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_it_is_as_good_as_its_card_says(name, tmp_path):
+def test_it_is_as_good_as_its_card_states(name, tmp_path):
     """Eight of the card's 32 seeds per prompt: named factors to 2 %, validity to the card's interval and 2 %."""
     generate_folder(
         name,

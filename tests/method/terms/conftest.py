@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture
 def micro_batch(request, prompts, randn):
-    """What `student_step` takes beside the networks: four prompts, one noise each."""
+    """What `student_step` takes in addition to the networks: four prompts, one noise each."""
     grids = {"student_grid": request.module.STUDENT_GRID}
     if hasattr(request.module, "TEACHER_GRID"):
         grids["teacher_grid"] = request.module.TEACHER_GRID
@@ -19,7 +19,7 @@ def micro_batch(request, prompts, randn):
 
 @pytest.fixture
 def networks(request, stepwise_network, recorder):
-    """Student, teacher and fake score; the last two behind recorders, all with parameters that want gradients."""
+    """Student, teacher and fake score; the last two in recorders, all with parameters that require gradients."""
     student_times = request.module.STUDENT_GRID.times
     teacher_times = getattr(request.module, "TEACHER_GRID", request.module.STUDENT_GRID).times
     student, fake = (stepwise_network(student_times, seed) for seed in (0, 2))

@@ -18,7 +18,7 @@ def adversarial(**settings):
 
 @pytest.fixture
 def discriminator(networks):
-    """A head with an opinion on what the fake score predicts."""
+    """A discriminator on the fake score's prediction, with a head whose output is not zero."""
     head = Head([2])
     torch.nn.init.normal_(head.branches[0][-1].weight, generator=torch.Generator().manual_seed(3))
     return Discriminator(lambda x, t, cond: [networks[2](x, t, cond).eps.flatten(2).transpose(1, 2)], head)
