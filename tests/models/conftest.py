@@ -22,13 +22,13 @@ def tiny_folder(tmp_path_factory) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def sd3_folder(tiny_folder) -> str:
-    """A random StableDiffusion3Pipeline folder whose T5 says nothing, as the built-in teacher's."""
+    """A random StableDiffusion3Pipeline folder with a silent T5 (all outputs zero), like the built-in teacher's."""
     return tiny_folder("sd3")
 
 
 @pytest.fixture(scope="session")
 def sd3_folder_with_t5(tiny_folder) -> str:
-    """The same with a T5 that speaks, so that nothing can be folded."""
+    """The same with a T5 that is not silent, so that nothing can be folded."""
     return tiny_folder("sd3", speaking_t5=True)
 
 

@@ -160,7 +160,7 @@ def test_prompts_of_mixed_lengths_predict_alone_as_in_a_batch(teacher):
         assert_close(predict(slice(i, i + 1), cond)[:, 0], batch[:, i], atol=1e-5, rtol=1e-5)
     assert_close(predict(slice(None), concatenate(single)), batch, atol=1e-5, rtol=1e-5)
     others = predict(slice(None), together[torch.tensor([1, 2, 0])])
-    assert ((others - batch).abs().amax(dim=(0, 2, 3, 4)) > 1e-3).all()  # every row hears its prompt
+    assert ((others - batch).abs().amax(dim=(0, 2, 3, 4)) > 1e-3).all()  # every row depends on its prompt
 
 
 def test_the_cards_snippet_in_stock_diffusers_reproduces_the_student(run, export, tmp_path):

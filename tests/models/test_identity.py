@@ -1,4 +1,4 @@
-"""A model is known by its content: wherever it lies it is the same, and with any other weight it is another."""
+"""A model is identified by its content: it is the same in any place, and another with any other weight."""
 
 import shutil
 from pathlib import Path

@@ -70,7 +70,7 @@ def test_shapes_alone_need_what_numbers_do():
     def work(device) -> None:
         network = nn.Sequential(nn.Linear(8, 32, device=device), nn.GELU(), nn.LayerNorm(32, device=device))
         x = torch.empty(5, 8, device=device)
-        for _ in range(3):  # the second time it is known what comes out
+        for _ in range(3):  # the second time the result's shape is known
             y = network(x)
             (y.view(-1)[:7].sum() + torch.cat([y, y]).square().mean()).backward()
 

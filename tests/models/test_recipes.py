@@ -1,4 +1,4 @@
-"""Every shipped recipe of a real model resolves on a tiny pipeline of its family, and a run of it goes all the way."""
+"""Every shipped recipe of a real model resolves on a tiny pipeline of its family, and a run of it completes."""
 
 import importlib
 

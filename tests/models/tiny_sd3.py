@@ -18,7 +18,7 @@ IMAGE_SIZE = (32, 48)
 
 
 def save(folder: Path, *, speaking_t5: bool = False) -> None:
-    """A random pipeline folder. Its T5 says nothing, as the built-in teacher's, unless `speaking_t5`."""
+    """A random pipeline folder. Its T5 is silent, like the built-in teacher's, unless `speaking_t5`."""
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     t5 = silent_t5(len(tokenizer))

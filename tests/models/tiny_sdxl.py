@@ -19,7 +19,7 @@ NUM_TIME_CHANNELS = 8
 
 
 def new_unet() -> UNet2DConditionModel:
-    """A random U-Net whose attention hears its prompt."""
+    """A random U-Net whose output depends on its prompt."""
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),

@@ -113,7 +113,7 @@ def test_two_processes_train_what_one_does(recipe, objective, kind, lora):
     ids=str,
 )
 def test_sharded_networks_train_as_whole_ones_do(recipe, objective, lora, simulated):
-    """Also where each sample has its own last step, the first time that ranks may want unequally many calls."""
+    """Also where each sample has its own last step, so that processes could make different numbers of calls."""
     sections = {"lora": lora, "objective": objective, "student": {"num_steps": 4}}
     options = dict(simulated)
     if "kind" in options:

@@ -111,7 +111,7 @@ class Plan:
     latent_shape: (C, H, W). image_size: (height, width) in pixels, None for the model's own. path, prediction_space:
     the model's. embedded_guidance: per role, None where the network takes none. anchor_steps: K of the objective's
     anchor, None without one. feature_blocks: which blocks a discriminator sees, empty without one. real_images: (file,
-    prompt) of what it takes for real, empty where that is the teacher's samples. objective_name: as a recipe names it.
+    prompt) of its real images, empty if it uses samples of the teacher. objective_name: as a recipe names it.
     settings: {dotted key: value} of the whole recipe, for records and for comparing runs. recipe_toml: the same as a
     file. notes: warnings in plain words.
     """
