@@ -7,15 +7,19 @@
 #                  else the CPU build from PyTorch's own index, or, if that cannot be reached, from the default index
 #                  (which on most Linux machines brings several GB of CUDA packages along).
 #   ARGS           added to the command, e.g. `make test ARGS="-k grids"` or `make demo ARGS="--help"`
+#   JOBS           test processes at once, each with about 1 GiB; by default one per core, at most 8; 0: in this process
 
 PYTHON ?= python3
 TORCH_INSTALL ?=
 ARGS ?=
+JOBS ?= logical
 
 VENV := .venv
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+# One thread for each process: several threads of several processes would wait for each other's cores.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -35,14 +39,14 @@ demo: $(READY)
 	@$(VENV)/bin/dpdmd demo $(ARGS)
 
 test: $(READY)
-	@$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 # pytest exits with 5 when no test is marked slow.
 test-slow: $(READY)
-	@$(VENV)/bin/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]
+	@$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ]
 
 test-all: $(READY)
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

@@ -1,5 +1,6 @@
 """Toy models shared by the tests, handed out as fixtures: each fixture returns the class or the function itself."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,13 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPDMD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_logger():
+    """Each test begins without `show_messages`, whatever an earlier one has called."""
+    logger = logging.getLogger("dpdmd")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)  # setLevel also forgets what the loggers below have cached

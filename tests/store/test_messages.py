@@ -10,14 +10,8 @@ from dpdmd.store.messages import show_messages
 
 
 @pytest.fixture(autouse=True)
-def own_logger(monkeypatch):
-    logger = logging.getLogger("dpdmd")
-    monkeypatch.setattr(logger, "handlers", [])
-    monkeypatch.setattr(logger, "propagate", False)  # pytest's own handler
-    level = logger.level
-    logger.setLevel(logging.NOTSET)
-    yield
-    logger.setLevel(level)  # setLevel also forgets what the loggers below have cached
+def only_our_handlers(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("dpdmd"), "propagate", False)  # pytest's own handler
 
 
 def log_all():
