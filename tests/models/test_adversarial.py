@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from trainers import new_trainer
 
 import dpdmd.training.networks as networks
-from dpdmd.evaluate.generate import image_noise
+from dpdmd.method.randomness import image_noise
 from dpdmd.models.base import empty_network, feature_blocks, feature_reader
 from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.models.role_networks import make_roles
