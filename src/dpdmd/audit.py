@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpdmd.data.prompts import evaluation_prompts_of
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.stock import generate_with_stock
@@ -14,7 +15,6 @@ from dpdmd.store.files import require_writable
 from dpdmd.vision.features import SCENES
 from dpdmd.vision.quality.load import require_known
 from dpdmd.vision.weights import find_weights
-from dpdmd.world.prompts import evaluation_prompts
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -51,11 +51,7 @@ def audit(
         if name not in ("auto", SCENES):
             find_weights(name)
     if prompts is None:
-        if teacher not in BUILT_IN:
-            raise ValueError(
-                f"give --prompts FILE: only the built-in teachers have default prompts, and {teacher} is not built in"
-            )
-        prompts = evaluation_prompts()
+        prompts = evaluation_prompts_of(teacher)
     out = Path(out)
     require_writable(out / "report.html", "the report")
     common = {"seeds": list(range(images_per_prompt)), "batch_size": batch_size}

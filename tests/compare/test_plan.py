@@ -1,7 +1,7 @@
 import pytest
 
 from dpdmd.compare.arms import Arm, parse_budget
-from dpdmd.compare.plan import Teacher, plan_students, prompts_of, require_features, shared_teacher
+from dpdmd.compare.plan import Teacher, plan_students, require_features, shared_teacher
 from dpdmd.evaluate import run
 from dpdmd.world.prompts import evaluation_prompts
 
@@ -84,12 +84,6 @@ def test_arms_share_a_teacher_which_is_sampled_as_they_have_it():
 def test_what_cannot_be_compared_is_refused(recipe, message):
     with pytest.raises(ValueError, match=message):
         shared_teacher(plan("scenes_dmd", recipe))
-
-
-def test_prompts_are_required_where_there_are_no_defaults():
-    assert prompts_of(Teacher("scenes", 3.5, 30)) == evaluation_prompts()
-    with pytest.raises(ValueError, match="give --prompts FILE"):
-        prompts_of(Teacher("some/model", 3.5, 30))
 
 
 def test_without_features_nothing_begins(monkeypatch):

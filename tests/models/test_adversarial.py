@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from trainers import new_trainer
 
 import dpdmd.training.networks as networks
-from dpdmd.evaluate.generate import image_noise
+from dpdmd.method.randomness import image_noise
 from dpdmd.models.base import empty_network, feature_blocks, feature_reader
 from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.models.role_networks import make_roles
@@ -158,8 +158,9 @@ def test_one_backbone_trains_as_three_do(folder, make_recipe, features, gradient
         )
 
     shared = trainer(gradient_checkpointing)
-    monkeypatch.setattr(networks, "Roles", ThreeBackbones)
+    monkeypatch.setattr(networks, "make_roles", ThreeBackbones)
     apart = trainer(False)
+    assert isinstance(apart.roles, ThreeBackbones)
     for _ in range(2):
         row, expected = shared.iterate(), apart.iterate()
         for key in row:

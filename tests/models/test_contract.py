@@ -25,9 +25,10 @@ from trainers import new_trainer
 
 from dpdmd.data.embeddings import EmbeddingCache
 from dpdmd.data.prompts import lint_prompts
-from dpdmd.evaluate.generate import generate_folder, image_noise, sample_latents
+from dpdmd.evaluate.generate import generate_folder, sample_latents
 from dpdmd.method.denoiser import concatenate
 from dpdmd.method.paths import FlowPath, from_velocity
+from dpdmd.method.randomness import image_noise
 from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.models.parts import tokenizers
 from dpdmd.models.sampling import student_rollout

@@ -3,7 +3,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch.testing import assert_close
 
-from dpdmd.models.folding import FoldedJointAttention, count_repeated_tail
+from dpdmd.models.folding import FoldedJointAttention
 
 NUM_COPIES = 5
 
@@ -87,20 +87,3 @@ def test_a_mask_is_refused(prompt_embeds, randn):
     attention = transformer(None).transformer_blocks[0].attn
     with pytest.raises(ValueError, match="does not support an attention_mask"):
         FoldedJointAttention(2)(attention, randn(0, 1, 2, 16), randn(1, 1, 2, 16), attention_mask=torch.ones(1, 4))
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([[1, 2, 3, 4]], 1),
-        ([[1, 2, 0, 0]], 2),
-        ([[7, 7, 7, 7]], 4),
-        ([[1, 0, 0, 0], [1, 2, 0, 0]], 2),  # the row with the fewest decides
-        ([[1, 5, 5, 5], [1, 2, 8, 8]], 2),  # rows may repeat different tokens
-        ([[0, 0, 2, 0]], 1),  # equal tokens before the tail do not count
-        ([[3]], 1),
-    ],
-)
-def test_repeated_tail_is_counted_over_all_rows(rows, expected):
-    tokens = torch.tensor(rows, dtype=torch.float32)[..., None]
-    assert count_repeated_tail(torch.cat([torch.ones_like(tokens), tokens], dim=2)) == expected

@@ -140,6 +140,7 @@ def test_one_backbone_trains_as_three_do(
     shared = trainer(gradient_checkpointing)
     monkeypatch.setattr(networks, "make_roles", ThreeBackbones)
     apart = trainer(False)
+    assert isinstance(apart.roles, ThreeBackbones)
     for _ in range(2):
         row, expected = shared.iterate(), apart.iterate()
         for key in row:

@@ -1,11 +1,9 @@
-import json
-
 import pytest
 import torch
 
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
 from dpdmd.report import build
-from dpdmd.report.runs import read_log, read_runs
+from dpdmd.report.runs import read_runs
 from dpdmd.store.files import write_json
 from dpdmd.store.png import write_png
 
@@ -31,16 +29,6 @@ def test_single_runs_are_arms_and_equal_names_stay_apart(tmp_path):
     for parent in ("a", "b"):
         _samples(tmp_path / parent / "run")
     assert list(read_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])) == ["run", "run (2)"]
-
-
-def test_a_log_cut_off_in_its_last_line_is_read_up_to_it(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"step": 1}) + "\n\n" + '{"step": 2, "lo')
-    assert read_log(path) == [{"step": 1}]
-    path.write_text('{"step": 1, "lo\n' + json.dumps({"step": 2}) + "\n")
-    with pytest.raises(ValueError, match="line 1 is not valid JSON"):
-        read_log(path)
-    assert read_log(tmp_path / "none.jsonl") == []
 
 
 def test_folders_without_anything_to_report_are_refused(tmp_path):

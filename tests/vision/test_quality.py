@@ -7,6 +7,7 @@ import torch
 
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.samples import read_samples
+from dpdmd.evaluate.scorers import quality
 from dpdmd.evaluate.scorers.quality import image_scores, quality_scores
 from dpdmd.store.png import write_png
 from dpdmd.vision.quality.base import QualityScorer
@@ -57,18 +58,19 @@ def test_a_missing_score_is_reported_and_not_invented(tmp_path):
     assert scores.estimates == {} and scores.skipped == {"brightness": "no image got a score"}
 
 
-def test_scores_are_kept_by_image_prompt_weights_and_version(tmp_path):
+def test_scores_are_kept_by_image_prompt_weights_and_version(tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "BATCH_SIZE", 4)
     samples, cache = read_samples(_folder(tmp_path / "images")), tmp_path / "cache"
     first, again = Brightness(), Brightness()
-    scores = image_scores(samples, first.scorer, cache, 4)
-    assert torch.equal(scores.nan_to_num(-9), image_scores(samples, again.scorer, cache, 4).nan_to_num(-9))
+    scores = image_scores(samples, first.scorer, cache)
+    assert torch.equal(scores.nan_to_num(-9), image_scores(samples, again.scorer, cache).nan_to_num(-9))
     assert (first.seen, again.seen) == (5, 0)  # the two black images of one prompt are one
     for other in (Brightness(sha256="1"), Brightness(version=2)):
-        image_scores(samples, other.scorer, cache, 4)
+        image_scores(samples, other.scorer, cache)
         assert other.seen == 5
     renamed = read_samples(_folder(tmp_path / "renamed", {"another prompt": GREYS["a dog"]}))
     third = Brightness()
-    image_scores(renamed, third.scorer, cache, 4)
+    image_scores(renamed, third.scorer, cache)
     assert third.seen == 2
 
 

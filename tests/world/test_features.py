@@ -4,9 +4,8 @@ from torch.nn import functional as F
 
 from dpdmd.method.randomness import generator
 from dpdmd.world.features import FEATURE_DIM, SceneFeatures, load_scene_features
-from dpdmd.world.scenes import DISCRETE_FACTORS, SHAPES, Scenes, render, sample_scenes
+from dpdmd.world.scenes import CONTINUOUS_FACTORS, DISCRETE_FACTORS, SHAPES, Scenes, render, sample_scenes
 from tools.pretrain.features import (
-    CONTINUOUS_FACTORS,
     FactorHeads,
     augment,
     balance,

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dpdmd.cli.options import AS_EVALUATE, BATCH_SIZE, SEVERAL_IMAGES
+
 app = typer.Typer()
 
 
@@ -45,9 +47,7 @@ def sample(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of each prompt's first image; the next ones have seed + 1, seed + 2, ...")
     ] = 0,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images per batch; affects only speed and memory, not the images.")
-    ] = 32,
+    batch_size: Annotated[int, BATCH_SIZE] = 32,
 ) -> None:
     """Generate images with a teacher or a student.
 
@@ -176,7 +176,7 @@ def audit(
             help="Text file with one prompt per line. Default, for built-in teachers only: 24 scene prompts.",
         ),
     ] = None,
-    images_per_prompt: Annotated[int, typer.Option(min=2, help="Number of images per prompt.")] = 9,
+    images_per_prompt: Annotated[int, SEVERAL_IMAGES] = 9,
     num_inference_steps: Annotated[
         int | None, typer.Option(min=1, help="Number of steps of MODEL. Default: its pipeline's.")
     ] = None,
@@ -184,14 +184,12 @@ def audit(
         float | None,
         typer.Option(min=0, help="Guidance scale of MODEL, as its pipeline defines it. Default: its pipeline's."),
     ] = None,
-    features: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As for `dpdmd evaluate`.")] = None,
-    perceptual: Annotated[str | None, typer.Option(metavar="NAME", help="As for `dpdmd evaluate`.")] = None,
+    features: Annotated[list[str] | None, AS_EVALUATE] = None,
+    perceptual: Annotated[str | None, AS_EVALUATE] = None,
     quality: Annotated[
         list[str] | None, typer.Option(metavar="NAME[=WEIGHTS]", help="As for `dpdmd evaluate`.")
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images per batch; affects only speed and memory, not the images.")
-    ] = 32,
+    batch_size: Annotated[int, BATCH_SIZE] = 32,
 ) -> None:
     """Compare a few-step model trained elsewhere with its teacher.
 

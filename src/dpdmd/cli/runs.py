@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dpdmd.cli.options import Overrides
+from dpdmd.cli.options import AS_EVALUATE, BATCH_SIZE, SEVERAL_IMAGES, Overrides
 
 app = typer.Typer()
 
@@ -74,11 +74,9 @@ def compare(
             help="Text file with one prompt per line. Default: the evaluation prompts of the built-in world.",
         ),
     ] = None,
-    images_per_prompt: Annotated[int, typer.Option(min=2, help="Number of images per prompt.")] = 16,
-    features: Annotated[str, typer.Option(metavar="NAME", help="As for `dpdmd evaluate`.")] = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images per batch; affects only speed and memory, not the images.")
-    ] = None,
+    images_per_prompt: Annotated[int, SEVERAL_IMAGES] = 16,
+    features: Annotated[str, AS_EVALUATE] = "auto",
+    batch_size: Annotated[int | None, BATCH_SIZE] = None,
 ) -> None:
     """Train several recipes with several seeds and compare them.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpdmd.cli.options import Overrides
+from dpdmd.cli.options import Overrides, RecipeName
 
 if TYPE_CHECKING:
     from dpdmd.recipe.schema import Recipe
@@ -15,7 +15,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: dpdmd train recipe.toml --set train.num_updates=200 --set output.folder=runs/try")
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file, or the name of a shipped recipe.")],
+    recipe: RecipeName,
     overrides: Overrides = None,
     resume: Annotated[
         bool,
@@ -63,7 +63,7 @@ def train(
 
 @app.command(epilog="Example: dpdmd plan sd35_medium_dp_dmd --memory 24")
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file, or the name of a shipped recipe.")],
+    recipe: RecipeName,
     overrides: Overrides = None,
     memory: Annotated[
         float | None, typer.Option(min=0, metavar="GIB", help="Memory of the device. Default: this machine's.")

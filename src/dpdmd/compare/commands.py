@@ -23,7 +23,7 @@ from dpdmd.recipe.toml import flatten, load_recipe
 from dpdmd.store.files import read_json, write_json, write_text
 from dpdmd.training.run.folder import RunFolder
 
-STOPPED_ERROR, USER_ERROR = 1, 2
+STOPPED_ERROR, USER_ERROR = 1, 2  # exit codes, as in `dpdmd.cli`
 Command = tuple[str, ...]
 Call = Callable[..., dict[str, Any]]
 

@@ -6,9 +6,10 @@ from typing import Any
 from dpdmd.compare.arms import REFERENCE, Budget, Run, arrange
 from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import RunMetrics, measure
-from dpdmd.compare.plan import Teacher, plan_students, prompts_of, require_features, shared_teacher
+from dpdmd.compare.plan import Teacher, plan_students, require_features, shared_teacher
 from dpdmd.compare.summary import summarise_arms, summarise_runs, table
 from dpdmd.compare.trade_off import on_axes, path_runs, paths, step_of
+from dpdmd.data.prompts import evaluation_prompts_of
 from dpdmd.evaluate.metrics import METRICS
 from dpdmd.report.build import report_from_runs
 from dpdmd.report.spreadsheet import write_rows
@@ -68,7 +69,7 @@ def compare_recipes(
     out, path_images = Path(out), min(PATH_IMAGES_PER_PROMPT, images_per_prompt)
     students = plan_students(recipes, names=names, sets=sets, budget=budget)
     teacher = shared_teacher(students)
-    prompts = prompts or prompts_of(teacher)
+    prompts = prompts or evaluation_prompts_of(teacher.model)
     require_features(features, teacher, prompts)
     print(f"{len(students)} arms x {len(seeds)} seeds, {budget} each, in {out}", flush=True)
 

@@ -11,9 +11,9 @@ from dpdmd.evaluate.metrics import HEADLINE
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.scores import quality
 from dpdmd.models.student_file import STUDENT_FILE, StudentFile
-from dpdmd.report.runs import read_log
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.files import read_json
+from dpdmd.store.jsonl import read_rows
 from dpdmd.training.run.folder import RunFolder
 
 SPIKE, WINDOW, FEWEST = 5.0, 50, 10
@@ -60,7 +60,7 @@ def training_metrics(run: Run) -> dict[str, float | None]:
     leaves out the first update, which prepares what later ones use. What an older version did not write is None.
     """
     folder = RunFolder(run.folder)
-    log = read_log(folder.metrics)
+    log = read_rows(folder.metrics)
     seconds = [0.0, *(row["seconds"] for row in log)]
     counted = seconds[1:] if len(log) > 1 else seconds
     facts = read_json(folder.provenance) if folder.provenance.exists() else {}
@@ -85,7 +85,7 @@ def num_spikes(values: list[float]) -> int:
 
     The median is taken over the WINDOW = 50 values before, or over as many as there are, from FEWEST = 10 on. It
     follows a trend and is not moved by spikes. Consecutive values above the limit are one spike. A quantity that
-    changes its sign, such as a generator's hinge loss, has no usual size: 0.
+    changes its sign has no usual size: 0.
     Why 5: in fifteen runs on the built-in teacher (benchmarks/collapse.py) all losses and the gradient norm of the fake
     score stayed below 2 times their median, while the gradient norm of the student reached 27 times.
     """

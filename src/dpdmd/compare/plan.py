@@ -11,7 +11,6 @@ from dpdmd.models.student_file import exported_student
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.world.captions import all_captions
-from dpdmd.world.prompts import evaluation_prompts
 
 # Defaults of every run: students are kept for the plot, and nobody looks at validation images.
 DEFAULTS = {"checkpoint.students": "true", "checkpoint.keep": "1", "validation.every": "0"}
@@ -100,13 +99,6 @@ def shared_teacher(students: list[Arm]) -> Teacher:
         raise ValueError(f"arms must share the teacher, its guidance and its number of steps: {each}")
     first = next(iter(teachers.values()))
     return first if len(set(teachers.values())) == 1 else replace(first, few_steps=None)
-
-
-def prompts_of(teacher: Teacher) -> list[str]:
-    """The default prompts to judge arms on. Raises ValueError for a teacher that is not built in."""
-    if teacher.model not in BUILT_IN:
-        raise ValueError(f"give --prompts FILE: only the built-in teachers have default prompts, got {teacher.model}")
-    return evaluation_prompts()
 
 
 def require_features(features: str, teacher: Teacher, prompts: list[str]) -> None:

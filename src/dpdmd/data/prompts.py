@@ -74,6 +74,18 @@ def training_prompts(source: str, column: str = COLUMN) -> list[str]:
     return read_prompts(source, column)
 
 
+def evaluation_prompts_of(teacher: str) -> list[str]:
+    """The default prompts to judge students of a teacher on. Raises ValueError for a teacher that is not built in."""
+    from dpdmd.models.load import BUILT_IN
+    from dpdmd.world.prompts import evaluation_prompts
+
+    if teacher not in BUILT_IN:
+        raise ValueError(
+            f"give --prompts FILE: only the built-in teachers have default prompts, and {teacher} is not built in"
+        )
+    return evaluation_prompts()
+
+
 def lint_prompts(prompts: list[str], tokenizers: dict[str, tuple[Any, int]]) -> list[str]:
     """Warnings in plain words about repeated prompts and prompts that are too long for a text encoder.
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 NUM_RESAMPLES = 4000
 LEVEL = 0.95
+SEED = 0
 # Numbers that are drawn at once: some tens of MB, whatever the number of prompts.
 MOST_DRAWN = 10**6
 
@@ -30,15 +31,15 @@ class Estimate:
         return None if self.low is None or self.high is None else [self.low, self.high]
 
 
-def mean_estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
+def mean_estimate(values: Sequence[float]) -> Estimate:
     """Mean over prompts with a 95 % percentile bootstrap interval.
 
     values: one number per prompt. Raises ValueError when there is none or one is not finite.
     """
-    return ratio_estimate(values, [1.0] * len(values), seed=seed)
+    return ratio_estimate(values, [1.0] * len(values))
 
 
-def ratio_estimate(numerator: Sequence[float], denominator: Sequence[float], *, seed: int = 0) -> Estimate:
+def ratio_estimate(numerator: Sequence[float], denominator: Sequence[float]) -> Estimate:
     """sum(numerator) / sum(denominator) over prompts with a 95 % percentile bootstrap interval.
 
     Prompts are resampled as pairs, with a fixed seed. A ratio of sums and not a mean of ratios, so that a prompt whose
@@ -68,7 +69,7 @@ def ratio_estimate(numerator: Sequence[float], denominator: Sequence[float], *, 
             paired=True,
             vectorized=True,
             method="percentile",
-            random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue]  # `rng` since scipy 1.15
+            random_state=np.random.default_rng(SEED),  # pyright: ignore[reportCallIssue]  # `rng` since scipy 1.15
         ).bootstrap_distribution
     low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high), n)

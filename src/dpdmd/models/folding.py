@@ -18,13 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def count_repeated_tail(prompt_embeds: Tensor) -> int:
-    """Count the tokens at the end of prompt_embeds (B, L, D) that equal the last one in every row; at least 1."""
-    equal = (prompt_embeds == prompt_embeds[:, -1:]).all(dim=2).all(dim=0)
-    unequal = (~equal).nonzero()
-    return prompt_embeds.shape[1] - (int(unequal[-1]) + 1 if len(unequal) else 0)
-
-
 def _heads(states: Tensor, attn: Attention) -> Tensor:
     return states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
@@ -36,7 +29,7 @@ class FoldedJointAttention:
     calls it. Raises ValueError if it is given an attention mask, which SD3 does not use.
     """
 
-    def __init__(self, num_copies: int = 1):
+    def __init__(self, num_copies: int):
         self.num_copies = num_copies
 
     def __call__(

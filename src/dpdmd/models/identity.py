@@ -52,7 +52,7 @@ def pipeline_identity(source: str, *facts: str, without: Collection[str] = (), m
     )
 
 
-def lora_identity(lora: str, base: str, *, memo: Path | None = None) -> str:
+def lora_identity(lora: str, base: str) -> str:
     """SHA-256 of a LoRA, a file, a folder or a hub id that has been downloaded, and of the model that it is for."""
     place = Path(lora)
     if place.is_file():
@@ -63,7 +63,7 @@ def lora_identity(lora: str, base: str, *, memo: Path | None = None) -> str:
 
             place = Path(snapshot_download(lora, allow_patterns="*.safetensors", local_files_only=True))
         files = {path.name: path for path in place.glob("*.safetensors")}
-    return key_of(model_identity(base, memo=memo), files_digest(files, memo=memo or default_memo()))
+    return key_of(model_identity(base), files_digest(files, memo=default_memo()))
 
 
 def default_memo() -> Path | None:

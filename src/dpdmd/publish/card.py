@@ -1,6 +1,5 @@
 """The model card of an export: origin of the student, how to sample it, its scores, its licence."""
 
-import math
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from dpdmd.evaluate.intervals import LEVEL
 from dpdmd.evaluate.metrics import SCORES
 from dpdmd.models.student_file import StudentFile
+from dpdmd.report.runs import is_number
 from dpdmd.store.files import read_json
 
 CARD = """\
@@ -98,7 +98,7 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     for key in (metric.key for metric in SCORES):
         value, interval = metrics.get(key), metrics["intervals"].get(key)
         is_pair = interval is None or (isinstance(interval, list) and len(interval) == 2)
-        if not (is_pair and all(map(_is_number, [0 if value is None else value, *(interval or [])]))):
+        if not (is_pair and all(map(is_number, [0 if value is None else value, *(interval or [])]))):
             raise ValueError(
                 f'{path} was not written by `dpdmd evaluate`: its "{key}" is not a number with an interval'
             )
@@ -173,10 +173,6 @@ def _licence_section(licence: dict[str, Any]) -> str:
         )
     name, link = licence.get("license_name") or licence["license"], licence.get("license_link")
     return f"{_code(str(name))}{f' (<{link}>)' if link else ''}. A student inherits the licence of its base model."
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _code(text: str) -> str:

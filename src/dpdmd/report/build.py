@@ -33,15 +33,13 @@ def build_report(
     arms: dict[str, ArmReport],
     comparison: Comparison | None = None,
     provenance: dict[str, Any] | None = None,
-    max_prompts: int = 24,
 ) -> Path:
     """Write the report to `out` (.html) and its files to `report_files/` next to it; returns `out`.
 
     The files are every plot as PNG and CSV, every table as CSV, and the galleries as one PNG.
     arms: by name; "teacher", "teacher_few_steps", "dmd" and "dp_dmd" have their own labels and colours, and the last
     two are compared in words. comparison: what several training seeds under one budget add. provenance: texts or JSON
-    needed to repeat the report, shown as they are. max_prompts: most prompts with images on the page; there are fewer
-    when these would exceed `galleries.MOST_BYTES`.
+    needed to repeat the report, shown as they are.
     What an arm lacks (images, metrics, log) is left out. Without matplotlib there are no plots, and the page says so.
     Raises ValueError when there is no arm.
     """
@@ -53,7 +51,7 @@ def build_report(
     folder = out.parent / FILES
     plots, plots_note = _plots(arms, comparison, folder)
     tables = _tables(arms, comparison)
-    galleries = prompt_galleries(arms, max_prompts=max_prompts)
+    galleries = prompt_galleries(arms)
     chosen = [of_prompt for of_prompt in galleries if of_prompt.reason] or galleries[:6]
     _write_tables(folder, tables, arms)
     _write_galleries(folder / "galleries.png", galleries, arms)

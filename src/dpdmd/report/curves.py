@@ -21,7 +21,6 @@ PANEL_TITLES = {
     "loss/fake_score": "fake score loss",
     "loss/adversarial": "adversarial loss",
     "loss/discriminator": "discriminator loss",
-    "loss/r1": "gradient penalty of the discriminator",
     "health/cosine": "cosine of teacher's and fake score",
     "health/relative_gap": "relative gap of the scores",
     "health/magnitude_ratio": "magnitude ratio, fake / real",

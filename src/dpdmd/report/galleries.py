@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpdmd.evaluate.manifest import ImageEntry
-from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of
+from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of, students_of
 from dpdmd.report.summary import percent
 from dpdmd.store.files import atomic_path
 
@@ -20,9 +20,11 @@ SEEDS_PER_PROMPT = 9
 # Larger images are shrunk to this edge. Images up to PIXELS are kept exactly and shown with visible pixels.
 LARGEST_EDGE = 320
 PIXELS = 128
-# Limit for all images of a page; about 500 of LARGEST_EDGE.
-MOST_BYTES = 8 * 2**20
+# Limits of a page: prompts with images, and all images together; about 500 of LARGEST_EDGE.
+MOST_PROMPTS, MOST_BYTES = 24, 8 * 2**20
 NUM_COLLAPSED, NUM_KEPT = 8, 4
+# Lines of the overview, unless its prompts are named.
+OVERVIEW_PROMPTS = 4
 
 Entries = dict[str, dict[str, list[ImageEntry]]]
 
@@ -76,14 +78,12 @@ def choose_prompts(
 
 def deciding_arm(arms: dict[str, ArmReport]) -> ArmReport | None:
     """The arm by whose losses prompts are sorted: DMD, else the first student with metrics per prompt."""
-    names = ["dmd"] + [name for name in arms if name not in ("teacher", "teacher_few_steps", "dmd")]
+    names = ["dmd", *students_of(arms)]
     return next((arms[name] for name in names if name in arms and shares_of(arms[name].metrics)), None)
 
 
-def prompt_galleries(
-    arms: dict[str, ArmReport], *, max_prompts: int = 24, most_bytes: int = MOST_BYTES
-) -> list[PromptGalleries]:
-    """Galleries of the chosen prompts, then of others in their order, up to `max_prompts` prompts and `most_bytes`.
+def prompt_galleries(arms: dict[str, ArmReport], *, most_bytes: int = MOST_BYTES) -> list[PromptGalleries]:
+    """Galleries of the chosen prompts, then of others in their order, up to MOST_PROMPTS prompts and `most_bytes`.
 
     When the chosen ones exceed this, the most and the least collapsed of them are kept.
     """
@@ -98,7 +98,7 @@ def prompt_galleries(
     found: dict[str, PromptGalleries] = {}
     weight = 0
     with ThreadPoolExecutor(4) as pool:
-        for prompt in order[:max_prompts]:
+        for prompt in order[:MOST_PROMPTS]:
             galleries = [
                 Gallery(
                     name,
@@ -115,9 +115,7 @@ def prompt_galleries(
     return [found[prompt] for prompt in dict.fromkeys([*chosen, *found]) if prompt in found]
 
 
-def write_overview_png(
-    path: str | Path, arms: dict[str, ArmReport], *, prompts: list[str] | None = None, num_prompts: int = 4
-) -> None:
+def write_overview_png(path: str | Path, arms: dict[str, ArmReport], *, prompts: list[str] | None = None) -> None:
     """Write one PNG: a line for each prompt, with a block of 3 x 3 images for each arm side by side.
 
     The nine seeds are the same in every block of a line; "teacher_few_steps" is left out. prompts: default those of
@@ -127,7 +125,7 @@ def write_overview_png(
     from PIL import Image, ImageDraw, ImageFont
 
     arms = {name: arm for name, arm in arms.items() if arm.images and name != "teacher_few_steps"}
-    prompts = prompts or list(choose_prompts(arms, num_collapsed=num_prompts - 1, num_kept=1))[:num_prompts]
+    prompts = prompts or list(choose_prompts(arms, num_collapsed=OVERVIEW_PROMPTS - 1, num_kept=1))[:OVERVIEW_PROMPTS]
     entries = _entries(arms)
     drawn = {p: [_block(arm, entries[name].get(p, [])) for name, arm in arms.items()] for p in prompts}
     blocks = {p: [block for block in row if block is not None] for p, row in drawn.items()}
@@ -156,12 +154,13 @@ def write_overview_png(
         sheet.save(temporary, optimize=True)
 
 
-def _block(arm: ArmReport, entries: list[ImageEntry], *, cell: int = 72, gap: int = 3) -> "Image | None":
+def _block(arm: ArmReport, entries: list[ImageEntry]) -> "Image | None":
     """The images of one prompt as a sheet of 3 x 3."""
     from PIL import Image
 
     if not entries:
         return None
+    cell, gap = 72, 3
     edge = 3 * cell + 2 * gap
     sheet = Image.new("RGB", (edge, edge), "white")
     for place, entry in enumerate(entries):

@@ -17,7 +17,7 @@ LABELS = {
     "dp_dmd": "DP-DMD",
     "dmd_adversarial": "DMD + adversarial",
 }
-SETTINGS_FILES = ("recipe.toml", "config.toml", "config.json", "provenance.json", "versions.json", "grid.json")
+SETTINGS_FILES = ("recipe.toml", "provenance.json")
 # A settings file is shown in full; anything longer is not a settings file.
 LONGEST_SETTINGS = 20_000
 
@@ -92,14 +92,14 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
         samples=samples,
         images=read_manifest(samples) if samples else None,
         metrics=found | (metrics or {}),
-        log=read_log(folder / "metrics.jsonl") + read_log(folder / "validation" / "scores.jsonl"),
+        log=read_rows(folder / "metrics.jsonl") + read_rows(folder / "validation" / "scores.jsonl"),
         settings={name: path.read_text(encoding="utf-8")[:LONGEST_SETTINGS] for name, path in texts.items()},
     )
 
 
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The training log, one dict per line; see `store.jsonl.read_rows`."""
-    return read_rows(path)
+def students_of(arms: dict[str, ArmReport]) -> dict[str, ArmReport]:
+    """The arms without the teacher, at its own or at few steps."""
+    return {name: arm for name, arm in arms.items() if name not in ("teacher", "teacher_few_steps")}
 
 
 def read_runs(runs: list[str | Path]) -> dict[str, ArmReport]:

@@ -2,7 +2,7 @@
 
 from dpdmd.evaluate.intervals import Estimate, mean_estimate, ratio_estimate, t_estimate
 from dpdmd.evaluate.metrics import metric_of
-from dpdmd.report.runs import ArmReport, is_number, per_prompt
+from dpdmd.report.runs import ArmReport, is_number, per_prompt, students_of
 
 # How far a share of saturated colour values must exceed the teacher's to be mentioned.
 NOTABLE_SATURATION = 0.05
@@ -12,7 +12,7 @@ SCORES = ("image_reward", "pick_score", "hps_v21", "clip_score")
 
 def summary_sentences(arms: dict[str, ArmReport]) -> list[str]:
     """Sentences on diversity, quality and time, for what was measured."""
-    students = _students(arms)
+    students = students_of(arms)
     pair = _pair(arms, students)
     sentences = [_diversity(students), _worst(students), pair and _diversity_verdict(*pair), _distance(students)]
     sentences += [_quality(arms, students), _scores(arms, students), pair and _quality_verdict(*pair)]
@@ -58,10 +58,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def _students(arms: dict[str, ArmReport]) -> dict[str, ArmReport]:
-    return {name: arm for name, arm in arms.items() if name not in ("teacher", "teacher_few_steps")}
 
 
 def _pair(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> tuple[ArmReport, ArmReport] | None:

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from dpdmd.distributed.processes import new_accelerator, on_all_processes, on_main_process, rank_and_world_size
 from dpdmd.models.base import ModelAdapter
 from dpdmd.planning.cost import checkpoint_bytes, network_sizes
-from dpdmd.recipe.plan import CheckpointConfig, Plan
+from dpdmd.recipe.plan import Plan
+from dpdmd.recipe.schema import CheckpointConfig
 from dpdmd.store.jsonl import cut_after, read_rows
 from dpdmd.training.facts import describe, facts, setup
 from dpdmd.training.parts import build_parts

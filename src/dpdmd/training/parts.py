@@ -1,6 +1,5 @@
 """Build the parts of a run before its first update, in the order that memory and checks require."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,8 +33,6 @@ from dpdmd.training.updater import Trained, Updater
 from dpdmd.training.updates import Denoisers
 from dpdmd.training.validation.images import default_prompts
 from dpdmd.training.validation.validator import Validator
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

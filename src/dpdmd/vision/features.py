@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
 from dpdmd.vision.preprocessing import Preprocessing, read_preprocessing
-from dpdmd.vision.weights import Weights, find_weights
+from dpdmd.vision.weights import Weights, find_weights, first_line
 
 SCENES = "scenes"
 CLIP_TYPES = ("clip", "clip_vision_model")
@@ -155,10 +155,9 @@ def _find(name: str | Path, local_files_only: bool) -> Weights:
 
 
 def _missing(name: str | Path, error: Exception) -> str:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
     return (
         f"no feature model at {str(name)!r}: expected {SCENES!r}, or a folder or hub id with config.json, "
-        f"preprocessor_config.json and safetensors weights ({reason})"
+        f"preprocessor_config.json and safetensors weights ({first_line(error)})"
     )
 
 

@@ -285,14 +285,14 @@ def _check_lpips(name: str, image_size: tuple[int, int]) -> None:
 def _check_vision_model(name: str) -> None:
     from transformers import AutoConfig
 
-    from dpdmd.vision.features import read_preprocessing
+    from dpdmd.vision.preprocessing import read_preprocessing
+    from dpdmd.vision.weights import first_line
 
     try:
         AutoConfig.from_pretrained(name)
         read_preprocessing(name)
     except (OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"backbone {name!r} is neither {SCENES!r}, nor a .safetensors file of LPIPS weights, nor the folder or hub "
-            f"id of a transformers vision model with config.json and preprocessor_config.json ({reason})"
+            f"id of a transformers vision model with config.json and preprocessor_config.json ({first_line(error)})"
         ) from None

@@ -39,9 +39,8 @@ def find_weights(name: str | Path, *, local_files_only: bool = False) -> Weights
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=FILES, local_files_only=local_files_only))
         except (OSError, ValueError, HTTPError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(
-                f"{str(name)!r} is neither a folder nor a hub id that can be downloaded ({reason})"
+                f"{str(name)!r} is neither a folder nor a hub id that can be downloaded ({first_line(error)})"
             ) from None
         revision = folder.name
     files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
@@ -53,3 +52,8 @@ def find_weights(name: str | Path, *, local_files_only: bool = False) -> Weights
 def weights_digest(name: str | Path) -> str:
     """SHA-256 of a single file, or `Weights.sha256` of a folder or hub id. Raises ValueError like `find_weights`."""
     return sha256_of(name) if Path(name).is_file() else find_weights(name).sha256
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpdmd.world.captions import NAMEABLE_FACTORS, named_factors
-from dpdmd.world.oracle import Reading, read_scenes
+from dpdmd.world.oracle import Reading
 from dpdmd.world.scenes import (
     CONTINUOUS_FACTORS,
     DISCRETE_FACTORS,
@@ -128,9 +128,9 @@ def effective_modes(prompts: list[str], reading: Reading) -> dict[str, dict[str,
 
 
 def total_variation_by_condition(
-    prompts: list[str], reading: Reading, other_prompts: list[str] | None = None, other: Reading | None = None
+    prompts: list[str], reading: Reading, reference: Reading | None = None
 ) -> dict[str, dict[str, float | None]]:
-    """Total variation between the distribution of each free factor and the truth, and optionally another reading.
+    """Total variation between the distribution of each free factor and the truth, and optionally a reference.
 
     Valid images are pooled over all prompts that share the factor on which the free one depends (DEPENDS_ON), because
     the total variation of few samples is mostly noise. Conditions are averaged with their image counts as weights.
@@ -138,8 +138,8 @@ def total_variation_by_condition(
     Returns for each factor
         "true": the distance to the world's conditional distribution;
         "floor": the expected distance of exact samples of the same size;
-        "reference": the distance to the other reading (if given) over the conditions that both have, biased upwards by
-            the sampling noise of both.
+        "reference": the distance to the reading of another model's images of the same prompts (if given), over the
+            conditions that both have, biased upwards by the sampling noise of both.
     None: no image counts for the factor.
     """
     out = {}
@@ -151,9 +151,8 @@ def total_variation_by_condition(
             "true": _weighted({key: float(total_variation(counts[key], truth[key])) for key in counts}, sizes),
             "floor": _weighted({key: total_variation_floor(truth[key], sizes[key]) for key in counts}, sizes),
         }
-        if other is not None:
-            assert other_prompts is not None, "another reading comes with its prompts"
-            others = _counts_by_condition(other_prompts, other, factor)
+        if reference is not None:
+            others = _counts_by_condition(prompts, reference, factor)
             shared = {key: float(total_variation(counts[key], others[key])) for key in counts if key in others}
             row["reference"] = _weighted(shared, sizes)
         out[factor] = row
@@ -184,19 +183,12 @@ def spread(prompts: list[str], reading: Reading) -> dict[str, dict[str, float | 
     return out
 
 
-def scene_metrics(
-    prompts: list[str],
-    images: Tensor | Reading,
-    *,
-    reference: Tensor | Reading | None = None,
-    reference_prompts: list[str] | None = None,
-) -> dict:
+def scene_metrics(prompts: list[str], reading: Reading, *, reference: Reading | None = None) -> dict:
     """Compute all exact metrics of generated images, as a plain dict of numbers that can be written as JSON.
 
     prompts: one per image; repeat a prompt for each of its images.
-    images: (B, 3, 32, 32) in [-1, 1], or their reading by `read_scenes`.
-    reference: images or reading of another model, usually the teacher.
-    reference_prompts: one per image of `reference`; default: `prompts`.
+    reading: of the images, by `read_scenes`.
+    reference: of another model's images of the same prompts, usually the teacher's.
 
     Returns
         num_images, num_prompts;
@@ -210,19 +202,17 @@ def scene_metrics(
         spread, spread_true: per continuous factor, see `spread`.
     A value that no image determines is None.
 
-    Raises ValueError if there are no images, if the numbers of prompts and images differ, or if reference_prompts are
-    given without a reference.
+    Raises ValueError if there are no images, or if the numbers of prompts and images differ.
     """
-    reading = _reading_of(images, prompts, "images")
-    other, other_prompts = None, None
-    if reference is not None:
-        other_prompts = prompts if reference_prompts is None else reference_prompts
-        other = _reading_of(reference, other_prompts, "reference")
-    elif reference_prompts is not None:
-        raise ValueError("reference_prompts are given without a reference; give both or neither")
+    for name, images in (("images", reading), ("reference", reference)):
+        if images is not None and (len(images) != len(prompts) or not prompts):
+            raise ValueError(
+                f"{name}: expected one prompt per image and at least one, got {len(prompts)} prompts for "
+                f"{len(images)} images; repeat a prompt for each of its images"
+            )
     accuracy = named_accuracy(prompts, reading)
     modes = effective_modes(prompts, reading)
-    variation = total_variation_by_condition(prompts, reading, other_prompts, other)
+    variation = total_variation_by_condition(prompts, reading, reference)
     spreads = spread(prompts, reading)
     ratios = [
         math.log(row["measured"] / row["exact"])
@@ -244,19 +234,9 @@ def scene_metrics(
         "spread": _column(spreads, "measured"),
         "spread_true": _column(spreads, "true"),
     }
-    if other is not None:
+    if reference is not None:
         out["total_variation_reference"] = _column(variation, "reference")
     return out
-
-
-def _reading_of(images: Tensor | Reading, prompts: list[str], name: str) -> Reading:
-    """The reading of `images`, after checking that there is one prompt per image."""
-    if len(images) != len(prompts) or len(prompts) == 0:
-        raise ValueError(
-            f"{name}: expected one prompt per image and at least one, got {len(prompts)} prompts for "
-            f"{len(images)} images; repeat a prompt for each of its images"
-        )
-    return images if isinstance(images, Reading) else read_scenes(images)
 
 
 def _valid_rows(prompts: list[str], reading: Reading) -> dict[str, Tensor]:

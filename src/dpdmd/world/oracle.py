@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpdmd.world.scenes import BACKGROUNDS, COLOURS, IMAGE_SIZE, SHAPES, SIDES, SIZES, Scenes, coverage
+from dpdmd.world.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    IMAGE_SIZE,
+    SHAPES,
+    SIDES,
+    SIZES,
+    Scenes,
+    coverage,
+    coverage_of,
+    palette,
+)
 
 VALID_RESIDUAL = 0.12
 VALID_DISTORTION = 0.065
@@ -111,35 +122,30 @@ def read_scenes(images: Tensor) -> Reading:
 def _read_chunk(images: Tensor) -> tuple[Tensor, ...]:
     """Background, colour, shape, geometry (B, 4), residual and distortion of at most CHUNK images."""
     background = _read_background(images)
-    backdrop = _palette(BACKGROUNDS)[background]
+    backdrop = palette(BACKGROUNDS)[background]
     colour = _read_colour(images, backdrop)
-    direction = _palette(COLOURS)[colour] - backdrop
+    direction = palette(COLOURS)[colour] - backdrop
     # Least-squares coverage of every pixel: 0 for the colour of the background, 1 for that of the shape.
     pixels = images - backdrop[:, :, None, None]
     signal = torch.einsum("bchw,bc->bhw", pixels, direction) / direction.square().sum(1)[:, None, None]
     shape, geometry = _fit(signal)
-    error = pixels - _coverage_of(shape, geometry)[:, None] * direction[:, :, None, None]
+    error = pixels - coverage_of(shape, *geometry.unbind(1))[:, None] * direction[:, :, None, None]
     residual = error.square().mean((1, 2, 3)).sqrt()
     structure = F.avg_pool2d(error, 3, 1, 1, count_include_pad=False).square().mean((1, 2, 3)).sqrt()
     return background, colour, shape, geometry, residual, structure / direction.square().mean(1).sqrt()
-
-
-def _palette(table: dict[str, tuple[int, int, int]]) -> Tensor:
-    """The colours (N, 3) of a palette in [-1, 1]."""
-    return torch.tensor(list(table.values())) / 127.5 - 1
 
 
 def _read_background(images: Tensor) -> Tensor:
     """The palette entry nearest to the median of the outermost pixels, most of which no shape covers."""
     border = torch.ones(IMAGE_SIZE, IMAGE_SIZE, dtype=torch.bool)
     border[BORDER:-BORDER, BORDER:-BORDER] = False
-    return torch.cdist(images[:, :, border].median(dim=2).values, _palette(BACKGROUNDS)).argmin(1)
+    return torch.cdist(images[:, :, border].median(dim=2).values, palette(BACKGROUNDS)).argmin(1)
 
 
 def _read_colour(images: Tensor, backdrop: Tensor) -> Tensor:
     """The colour c that minimises sum over pixels p of min over m in [0, 1] of |p - backdrop - m (c - backdrop)|^2."""
     pixels = (images - backdrop[:, :, None, None]).flatten(2)
-    direction = _palette(COLOURS)[None] - backdrop[:, None]
+    direction = palette(COLOURS)[None] - backdrop[:, None]
     length = direction.square().sum(2)[:, :, None]
     along = torch.bmm(direction, pixels)
     part = (along / length).clamp(0, 1)
@@ -201,13 +207,3 @@ def _fit(signal: Tensor) -> tuple[Tensor, Tensor]:
         errors.append(error)
     shape = torch.stack(errors).argmin(0)
     return shape, torch.stack(fits, dim=1)[torch.arange(len(shape)), shape]
-
-
-def _coverage_of(shape: Tensor, geometry: Tensor) -> Tensor:
-    """Coverage (B, 32, 32) of scenes with different shapes; shape: (B,), geometry: (B, 4)."""
-    mask = torch.empty(len(shape), IMAGE_SIZE, IMAGE_SIZE)
-    for index, name in enumerate(SHAPES):
-        rows = (shape == index).nonzero().squeeze(1)
-        if len(rows):
-            mask[rows] = coverage(name, *geometry[rows].unbind(1))
-    return mask

@@ -181,16 +181,27 @@ def coverage(shape: str, x: Tensor, y: Tensor, radius: Tensor, rotation: Tensor)
     return (0.5 - signed_distance(shape, px, py, radius[:, None, None])).clamp(0, 1)
 
 
+def coverage_of(shape: Tensor, *geometry: Tensor) -> Tensor:
+    """`coverage` of scenes with different shapes, (B, 32, 32).
+
+    shape: (B,), indices into SHAPES. geometry: x, y, radius and rotation, (B,) each.
+    """
+    mask = torch.empty(len(shape), IMAGE_SIZE, IMAGE_SIZE)
+    for index, name in enumerate(SHAPES):
+        rows = (shape == index).nonzero().squeeze(1)
+        if len(rows):
+            mask[rows] = coverage(name, *(values[rows] for values in geometry))
+    return mask
+
+
+def palette(table: dict[str, tuple[int, int, int]]) -> Tensor:
+    """The colours (N, 3) of COLOURS or BACKGROUNDS in [-1, 1]."""
+    return torch.tensor(list(table.values())) / 127.5 - 1
+
+
 def render(scenes: Scenes) -> Tensor:
     """Render scenes as antialiased images (B, 3, 32, 32) in [-1, 1]."""
-    palette = torch.tensor(list(COLOURS.values())) / 127.5 - 1
-    backdrop = torch.tensor(list(BACKGROUNDS.values())) / 127.5 - 1
-    mask = torch.empty(len(scenes), IMAGE_SIZE, IMAGE_SIZE)
-    for index, shape in enumerate(SHAPES):
-        rows = (scenes.discrete["shape"] == index).nonzero().squeeze(1)
-        if len(rows):
-            part = scenes[rows].continuous
-            mask[rows] = coverage(shape, part["x"], part["y"], part["radius"], part["rotation"])
-    colour = palette[scenes.discrete["colour"]][:, :, None, None]
-    background = backdrop[scenes.discrete["background"]][:, :, None, None]
+    mask = coverage_of(scenes.discrete["shape"], *(scenes.continuous[name] for name in CONTINUOUS_FACTORS))
+    colour = palette(COLOURS)[scenes.discrete["colour"]][:, :, None, None]
+    background = palette(BACKGROUNDS)[scenes.discrete["background"]][:, :, None, None]
     return background + mask[:, None] * (colour - background)

@@ -15,9 +15,11 @@ from dpdmd.store.digests import key_of
 from dpdmd.store.png import read_png
 from dpdmd.vision.quality.base import QualityScorer
 
+BATCH_SIZE = 16
+
 
 def quality_scores(
-    samples: Samples, teacher: Samples | None, scorer: QualityScorer, *, cache: Path | None = None, batch_size: int = 16
+    samples: Samples, teacher: Samples | None, scorer: QualityScorer, *, cache: Path | None = None
 ) -> Scores:
     """The score called `scorer.name`: the mean over prompts of the mean over a prompt's images.
 
@@ -29,7 +31,7 @@ def quality_scores(
     for key, images in ((name, samples), (f"reference_{name}", teacher)):
         if images is None:
             continue
-        values = image_scores(images, scorer, cache, batch_size).unflatten(0, (len(images.prompts), -1))
+        values = image_scores(images, scorer, cache).unflatten(0, (len(images.prompts), -1))
         counts[f"{key}_failures"] = int(values.isnan().sum())
         means = [None if math.isnan(mean) else mean for mean in values.nanmean(dim=1).tolist()]
         for row, mean in zip(rows, means, strict=True):
@@ -41,12 +43,12 @@ def quality_scores(
     return Scores(estimates, counts, rows, skipped, {name: scorer.weights.facts()})
 
 
-def image_scores(samples: Samples, scorer: QualityScorer, cache: Path | None, batch_size: int) -> Tensor:
+def image_scores(samples: Samples, scorer: QualityScorer, cache: Path | None) -> Tensor:
     """(N,) fp64, the score of each image, NaN where there is none."""
 
     def compute(numbers: list[int]) -> Iterator[dict[str, Tensor]]:
         items = ((read_png(samples.files[number]), prompts[number]) for number in numbers)
-        for batch in batches(items, batch_size, alike=lambda first, other: first[0].shape == other[0].shape):
+        for batch in batches(items, BATCH_SIZE, alike=lambda first, other: first[0].shape == other[0].shape):
             images, texts = zip(*batch, strict=True)
             for value in scorer.score(torch.stack(images), list(texts)):
                 yield {"score": value.detach().float().cpu().clone()}

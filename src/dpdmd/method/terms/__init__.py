@@ -1,1 +1,1 @@
-"""Objectives: short lists of terms."""
+"""The shipped terms of an objective, one in each file."""

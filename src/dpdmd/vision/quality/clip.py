@@ -11,7 +11,7 @@ from dpdmd.store.tensors import read_tensors
 from dpdmd.vision.preprocessing import clip_preprocessing
 from dpdmd.vision.quality.load import weights_file
 from dpdmd.vision.quality.open_clip import clip_from_open_clip, is_open_clip
-from dpdmd.vision.weights import Weights
+from dpdmd.vision.weights import Weights, first_line
 
 MAX_TOKENS = 77
 ANTONYMS = ("Good photo.", "Bad photo.")
@@ -110,7 +110,7 @@ def load_clip(weights: Weights, device: str = "cpu") -> Clip:
         tensors = read_tensors(weights_file(weights.folder))
     except (OSError, TypeError) as error:
         raise ValueError(
-            f"{weights.name} does not contain a CLIP model with its tokenizer ({_first_line(error)})"
+            f"{weights.name} does not contain a CLIP model with its tokenizer ({first_line(error)})"
         ) from error
     if not is_open_clip(tensors):
         raise ValueError(f"{weights.name} has no config.json, and its weights do not have the names of open_clip")
@@ -119,7 +119,3 @@ def load_clip(weights: Weights, device: str = "cpu") -> Clip:
 
 def _unit(embeddings: Tensor) -> Tensor:
     return embeddings / embeddings.norm(dim=1, keepdim=True)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
