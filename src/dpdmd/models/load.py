@@ -96,13 +96,15 @@ def load_sampler(model: str) -> Sampler:
     """Load a model to sample from.
 
     model: a teacher (built-in name, pipeline folder or hub id), a run folder, one of the students that a run has kept,
-    its folder students/best, or an exported pipeline. Raises ValueError if it cannot be loaded.
+    its folder students/best, or an exported pipeline. Raises ValueError if it cannot be loaded, and for a student
+    whose weights have changed since it was written.
     """
     from dpdmd.models.student_file import STUDENT_FILE, StudentFile, exported_student, find_student
 
     folder = Path(model)
     if (student := find_student(folder)) is not None:
         info = StudentFile.read(student)
+        info.require_its_weights(student)
         adapter = load_adapter(info.base)
         return _student(adapter, _trained_network(adapter, student), info)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
