@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, read_manifest
+from dpdmd.models.student_file import STUDENT_FILE, STUDENT_FOLDER, StudentFile
 from dpdmd.store.files import read_json
 from dpdmd.store.jsonl import read_rows
 
@@ -77,11 +78,15 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
     """Read a run folder: `samples/` (or images in the folder itself), `metrics.json`, `metrics.jsonl`, settings files.
 
     metrics: further metrics, which replace those of metrics.json.
-    Raises ValueError for a missing folder and for files that are there but broken.
+    Raises ValueError for a missing folder and for files that are there but broken, student.json included: its student
+    could not be sampled, which a page about it must not leave out.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no such run folder: {folder}")
+    for place in (folder / STUDENT_FOLDER, folder):
+        if (place / STUDENT_FILE).is_file():
+            StudentFile.read(place)
     samples = next((path for path in (folder / "samples", folder) if (path / MANIFEST_NAME).exists()), None)
     found = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
     if not isinstance(found, dict):
