@@ -64,6 +64,15 @@ def test_control_characters_survive_writing(recipe_file):
     assert load_recipe(recipe_file(dump_recipe(recipe))) == recipe
 
 
+def test_the_home_folder_is_written_out_in_every_key_that_names_a_place(recipe_file, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ["model.teacher", "student.start", "objective.perceptual.backbone", "objective.adversarial.real"]
+    keys += ["data.prompts", "data.cache", "validation.features", "output.folder"]
+    values = reading.flatten(load_recipe(recipe_file(GOOD), [f"{key}=~/x" for key in keys]))
+    assert {key for key, value in values.items() if value == "/home/me/x"} == set(keys)
+    assert load_recipe(recipe_file(GOOD), ["output.folder=a/~b"]).output.folder == "a/~b"
+
+
 def test_overrides_win_and_an_empty_one_restores_the_default(recipe_file):
     path = recipe_file(GOOD + "[train]\nseed = 3\nlearning_rate = 1.0\n")
     recipe = load_recipe(path, ["train.seed=7", "train.learning_rate=", "objective.anchor.weight=1"])
@@ -134,6 +143,8 @@ def test_a_file_that_is_no_toml_or_missing_is_named(recipe_file, tmp_path):
         load_recipe(tmp_path / "nowhere.toml")
     with pytest.raises(ValueError, match="no recipe file"):
         load_recipe(tmp_path)
+    with pytest.raises(ValueError, match=rf"did you mean {tmp_path / 'recipe.toml'}\?"):
+        load_recipe(tmp_path / "recip.toml")
 
 
 def test_a_shipped_recipe_is_found_by_its_name_and_a_near_miss_is_told(tmp_path, monkeypatch):

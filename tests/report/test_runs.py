@@ -48,6 +48,9 @@ def test_folders_without_anything_to_report_are_refused(tmp_path):
         read_runs([tmp_path])
     with pytest.raises(ValueError, match="no such run folder"):
         read_runs([tmp_path / "nowhere"])
+    (tmp_path / "demo").mkdir()
+    with pytest.raises(ValueError, match=rf"no such run folder: .*dmeo; did you mean {tmp_path / 'demo'}\?"):
+        read_runs([tmp_path / "dmeo"])
 
 
 @pytest.mark.parametrize("place", ["student/student.json", "student.json"])

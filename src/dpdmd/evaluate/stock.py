@@ -15,6 +15,7 @@ from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.parts import reading
 from dpdmd.store.cache import batches
+from dpdmd.store.names import local_or_hub_id
 
 NETWORKS = ("transformer", "unet")
 
@@ -38,6 +39,7 @@ def generate_with_stock(
     Raises ValueError for a model that cannot be loaded and for a pipeline that does not take these arguments.
     """
     require_different(prompts, seeds, batch_size)
+    model, base = local_or_hub_id(model), base and local_or_hub_id(base)
     device = start_processes()
     pipeline = load_pipeline(model, base)
     options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from dpdmd.recipe.schema import Recipe
+from dpdmd.store.names import did_you_mean, expanded
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +103,13 @@ def shipped_recipes() -> list[str]:
 
 def find_recipe(name: str | Path) -> Path:
     """The file `name`, or the shipped recipe called so. Raises ValueError with the nearest names."""
-    path, shipped = Path(name), shipped_recipes()
+    path, shipped = Path(expanded(name)), shipped_recipes()
     if path.is_file():
         return path
     if str(name) in shipped:
         return Path(str(files("dpdmd") / "recipes" / f"{name}.toml"))
     nearest = difflib.get_close_matches(str(name), shipped, n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = f"; did you mean {nearest[0]}?" if nearest else did_you_mean(path)
     raise ValueError(
         f"there is no recipe file {path} and no shipped recipe of that name ({', '.join(shipped) or 'none'}){hint}"
     )

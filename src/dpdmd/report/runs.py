@@ -9,6 +9,7 @@ from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, read_ma
 from dpdmd.models.student_file import STUDENT_FILE, STUDENT_FOLDER, StudentFile
 from dpdmd.store.files import read_json
 from dpdmd.store.jsonl import read_rows
+from dpdmd.store.names import did_you_mean, expanded
 
 LABELS = {
     "teacher": "Teacher",
@@ -115,9 +116,9 @@ def read_runs(runs: list[str | Path]) -> dict[str, ArmReport]:
     Raises ValueError when a folder is missing or has nothing to report.
     """
     arms: dict[str, ArmReport] = {}
-    for run in map(Path, runs):
+    for run in map(Path, map(expanded, runs)):
         if not run.is_dir():
-            raise ValueError(f"no such run folder: {run}")
+            raise ValueError(f"no such run folder: {run}{did_you_mean(run)}")
         together = read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
         extra = together.get("arms") if isinstance(together, dict) else None
         if _is_run(run) and not isinstance(extra, dict):
