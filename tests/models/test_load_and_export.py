@@ -1,6 +1,7 @@
 """Runs, exports and pipeline folders: one name, one model, the same pictures."""
 
 import json
+import logging
 import shutil
 from types import SimpleNamespace
 
@@ -37,6 +38,7 @@ from dpdmd.vision.perceptual import PerceptualDistance
 from dpdmd.vision.quality.load import quality_weights
 from dpdmd.vision.weights import find_weights, weights_digest
 
+TORCHVISION = "`CLIPImageProcessor` requires torchvision (not installed); falling back to `CLIPImageProcessorPil`"
 GRID = [1.0, 0.9, 0.75, 0.5, 0.0]
 
 
@@ -124,6 +126,18 @@ def test_the_best_student_of_a_run_samples_and_exports_as_a_run_does(run, tmp_pa
         generate_folder(str(model), ["one cross"], out=tmp_path / name, seeds=[5], progress=False)
         assert np.abs(pixels(tmp_path / "run_images") - pixels(tmp_path / name)).max() <= 1
     assert "# its recipe" in (out / "README.md").read_text()
+
+
+def test_loading_says_nothing(run, capfd):
+    sampler = load_sampler(str(run))
+    sampler.adapter.encode(["a red circle"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_of_the_warnings_of_transformers_only_that_about_torchvision_is_silenced():
+    logger = logging.getLogger("transformers.utils.import_utils")
+    said = [logger.makeRecord("", logging.WARNING, "", 0, text, (), None) for text in (TORCHVISION, "`X` is slow")]
+    assert [bool(logger.filter(record)) for record in said] == [False, True]
 
 
 @pytest.mark.parametrize("form", ["run", "export"])

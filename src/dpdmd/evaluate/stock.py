@@ -15,6 +15,7 @@ from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.parts import reading
 from dpdmd.store.cache import batches
+from dpdmd.store.messages import without_loading_bars
 from dpdmd.store.names import local_or_hub_id
 
 NETWORKS = ("transformer", "unet")
@@ -88,7 +89,7 @@ def load_pipeline(model: str, base: str | None = None) -> Any:
         if base is None:
             raise ValueError(f"{model} is not a diffusers pipeline; a LoRA needs the pipeline that it was made for")
         source = base
-    with reading(source, "pipeline"):
+    with reading(source, "pipeline"), without_loading_bars():
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
     if is_lora:
         _merge_lora(pipeline, model, source)
