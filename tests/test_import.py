@@ -28,3 +28,8 @@ def test_every_public_name_exists_and_has_a_docstring():
     for name in dpdmd.__all__:
         value = getattr(dpdmd, name)
         assert value.__doc__ or name == "Role" or name == "Denoiser", name
+
+
+def test_a_mistyped_name_is_answered_with_the_nearest():
+    done = subprocess.run([sys.executable, "-c", "import dpdmd; dpdmd.trian"], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "AttributeError: No dpdmd attribute trian. Did you mean: 'train'?"

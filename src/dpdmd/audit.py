@@ -12,6 +12,7 @@ from dpdmd.models.student_file import exported_student, find_student
 from dpdmd.report.build import report_from_runs
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.files import require_writable
+from dpdmd.store.names import local_or_hub_id
 from dpdmd.vision.features import SCENES
 from dpdmd.vision.quality.load import require_known
 from dpdmd.vision.weights import find_weights
@@ -46,6 +47,7 @@ def audit(
     Returns the path of report.html. An audit that was interrupted continues when it is called again.
     Raises ValueError, before images are generated, if prompts or weights are missing or a name is unknown.
     """
+    model, teacher = local_or_hub_id(model), local_or_hub_id(teacher)
     require_known(quality)
     for name in [features] if isinstance(features, str) else features:
         if name not in ("auto", SCENES):

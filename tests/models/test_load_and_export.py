@@ -1,6 +1,7 @@
 """Runs, exports and pipeline folders: one name, one model, the same pictures."""
 
 import json
+import logging
 import shutil
 from types import SimpleNamespace
 
@@ -13,13 +14,17 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from PIL import Image
 from trainers import new_trainer
 
+from dpdmd.audit import audit
+from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.manifest import read_manifest
+from dpdmd.evaluate.stock import generate_with_stock
 from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import Guidance
 from dpdmd.method.randomness import image_noise
 from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import network_denoiser
+from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.models.sampling import hybrid_samples
 from dpdmd.publish.export import export_run
@@ -28,7 +33,12 @@ from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import write_json
 from dpdmd.store.png import to_uint8
 from dpdmd.store.tensors import write_tensors
+from dpdmd.vision.features import load_extractor
+from dpdmd.vision.perceptual import PerceptualDistance
+from dpdmd.vision.quality.load import quality_weights
+from dpdmd.vision.weights import find_weights, weights_digest
 
+TORCHVISION = "`CLIPImageProcessor` requires torchvision (not installed); falling back to `CLIPImageProcessorPil`"
 GRID = [1.0, 0.9, 0.75, 0.5, 0.0]
 
 
@@ -118,6 +128,18 @@ def test_the_best_student_of_a_run_samples_and_exports_as_a_run_does(run, tmp_pa
     assert "# its recipe" in (out / "README.md").read_text()
 
 
+def test_loading_says_nothing(run, capfd):
+    sampler = load_sampler(str(run))
+    sampler.adapter.encode(["a red circle"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_of_the_warnings_of_transformers_only_that_about_torchvision_is_silenced():
+    logger = logging.getLogger("transformers.utils.import_utils")
+    said = [logger.makeRecord("", logging.WARNING, "", 0, text, (), None) for text in (TORCHVISION, "`X` is slow")]
+    assert [bool(logger.filter(record)) for record in said] == [False, True]
+
+
 @pytest.mark.parametrize("form", ["run", "export"])
 def test_a_hybrid_begins_with_the_base_not_the_student(form, run, sd3_folder, tmp_path):
     model = run if form == "run" else export_run(run, tmp_path / "export")
@@ -160,6 +182,39 @@ def test_bad_models_are_refused_in_one_sentence(run, sd3_folder, tmp_path):
     write_tensors(run / "student" / "student.safetensors", {"pos_embed.pos_embed": torch.zeros(1)})
     with pytest.raises(ValueError, match="does not fit"):
         load_sampler(str(run))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        load_adapter,
+        load_sampler,
+        model_identity,
+        find_weights,
+        weights_digest,
+        lambda name: lora_identity(name, "scenes"),
+        lambda name: audit(name, "scenes", out="audit"),
+        lambda name: audit("scenes", name, out="audit"),
+        lambda name: generate_with_stock(name, ["a red circle"], out="images", seeds=[0]),
+        lambda name: PerceptualDistance(name, (32, 32)),
+        lambda name: load_extractor(name),
+        lambda name: quality_weights(f"hps_v21={name}"),
+        lambda name: export_run(name, "export"),
+        read_prompts,
+    ],
+)
+def test_a_mistyped_path_is_refused_without_the_hub_by_whatever_takes_a_name(use, tmp_path, monkeypatch):
+    for module, function in (
+        ("diffusers.DiffusionPipeline", "load_config"),
+        ("huggingface_hub", "snapshot_download"),
+        ("transformers.AutoConfig", "from_pretrained"),
+    ):
+        monkeypatch.setattr(f"{module}.{function}", lambda *_, **__: pytest.fail("asked the hub"))
+    (tmp_path / "student").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=rf"studnet.*; did you mean {tmp_path / 'student'}\?") as error:
+        use("~/studnet")
+    assert "\n" not in str(error.value)
 
 
 def test_missing_and_broken_weights_are_named(sd3_folder, tmp_path):
@@ -258,6 +313,17 @@ def test_an_exported_student_can_teach_another_run_on_its_own_grid(run, tmp_path
     write_json(tmp_path / "export" / "student.json", info | {"kind": "renoise"})
     with pytest.raises(ValueError, match="a teacher must be deterministic"):
         resolve(recipe(tmp_path, out), load_adapter(out))
+
+
+def test_names_in_recipe_and_student_file_are_checked_before_anything_is_loaded(run, sd3_folder, tmp_path):
+    with pytest.raises(ValueError, match=rf"there is no {run}/studnet; did you mean {run}/student\?"):
+        resolve(recipe(tmp_path, sd3_folder, student={"start": f"{run}/studnet"}), load_adapter(sd3_folder))
+    info = json.loads((run / "student" / "student.json").read_text())
+    write_json(run / "student" / "student.json", info | {"base": f"{tmp_path}/moved/teacher"})
+    with pytest.raises(
+        ValueError, match=rf"the base of the student {run}/student: there is no {tmp_path}/moved/teacher"
+    ):
+        load_sampler(str(run))
 
 
 @pytest.mark.parametrize("form", ["run", "export"])

@@ -1,11 +1,23 @@
 """student.json: written and read as one, files of older versions included."""
 
+import hashlib
 import json
 
 import pytest
+import torch
 
-from dpdmd.models.student_file import BEST_FILE, STUDENT_FILE, StudentFile, exported_student, find_student
+from dpdmd.models.load import load_sampler
+from dpdmd.models.student_file import (
+    BEST_FILE,
+    LORA_FILE,
+    STUDENT_FILE,
+    WEIGHTS_FILE,
+    StudentFile,
+    exported_student,
+    find_student,
+)
 from dpdmd.store.files import read_json, write_json
+from dpdmd.store.tensors import read_tensors, write_tensors
 
 GRID = (1.0, 0.75, 0.5, 0.0)
 # As the first version that wrote one had it.
@@ -35,6 +47,31 @@ def test_a_file_without_the_newer_keys_or_with_unknown_ones_can_be_read(tmp_path
     )
     write_json(tmp_path / STUDENT_FILE, {"base": "scenes", "grid": list(GRID)})
     assert StudentFile.read(tmp_path).objective == "unknown"
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, LORA_FILE])
+def test_weights_that_have_changed_are_refused_unless_the_file_is_older_than_the_digest(tmp_path, name):
+    write_tensors(tmp_path / name, {"w": torch.zeros(4)})
+    StudentFile(base="scenes", grid=GRID).write(tmp_path)
+    student = StudentFile.read(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    assert student.weights_sha256 == hashlib.sha256(content).hexdigest()
+    student.require_its_weights(tmp_path)
+    (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    read_tensors(tmp_path / name)  # safetensors notices nothing
+    with pytest.raises(ValueError, match=f"{name} has changed since it was written: .*copy the student") as error:
+        load_sampler(str(tmp_path))
+    assert "\n" not in str(error.value)
+    write_json(tmp_path / STUDENT_FILE, OLD)
+    StudentFile.read(tmp_path).require_its_weights(tmp_path)
+
+
+def test_the_digest_is_of_the_weights_that_are_there_when_the_file_is_written(tmp_path):
+    write_tensors(tmp_path / "student" / WEIGHTS_FILE, {"w": torch.zeros(4)})
+    StudentFile(base="scenes", grid=GRID).write(tmp_path / "student")
+    student = StudentFile.read(tmp_path / "student")
+    student.write(tmp_path / "export")  # a pipeline, which has no such file
+    assert student.weights_sha256 is not None and StudentFile.read(tmp_path / "export").weights_sha256 is None
 
 
 def test_a_side_that_is_not_given_is_the_models_own(tmp_path):

@@ -64,6 +64,15 @@ def test_control_characters_survive_writing(recipe_file):
     assert load_recipe(recipe_file(dump_recipe(recipe))) == recipe
 
 
+def test_the_home_folder_is_written_out_in_every_key_that_names_a_place(recipe_file, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ["model.teacher", "student.start", "objective.perceptual.backbone", "objective.adversarial.real"]
+    keys += ["data.prompts", "data.cache", "validation.features", "output.folder"]
+    values = reading.flatten(load_recipe(recipe_file(GOOD), [f"{key}=~/x" for key in keys]))
+    assert {key for key, value in values.items() if value == "/home/me/x"} == set(keys)
+    assert load_recipe(recipe_file(GOOD), ["output.folder=a/~b"]).output.folder == "a/~b"
+
+
 def test_overrides_win_and_an_empty_one_restores_the_default(recipe_file):
     path = recipe_file(GOOD + "[train]\nseed = 3\nlearning_rate = 1.0\n")
     recipe = load_recipe(path, ["train.seed=7", "train.learning_rate=", "objective.anchor.weight=1"])
@@ -134,6 +143,8 @@ def test_a_file_that_is_no_toml_or_missing_is_named(recipe_file, tmp_path):
         load_recipe(tmp_path / "nowhere.toml")
     with pytest.raises(ValueError, match="no recipe file"):
         load_recipe(tmp_path)
+    with pytest.raises(ValueError, match=rf"did you mean {tmp_path / 'recipe.toml'}\?"):
+        load_recipe(tmp_path / "recip.toml")
 
 
 def test_a_shipped_recipe_is_found_by_its_name_and_a_near_miss_gets_a_hint(tmp_path, monkeypatch):
@@ -145,16 +156,27 @@ def test_a_shipped_recipe_is_found_by_its_name_and_a_near_miss_gets_a_hint(tmp_p
         load_recipe("scene_dpdmd")
 
 
-def test_every_removed_key_is_refused_in_one_sentence_and_ignored_with_one_at_its_old_default(recipe_file, caplog):
-    recipe = load_recipe(recipe_file(GOOD))
-    for key, default in reading.REMOVED.items():
-        with pytest.raises(ValueError, match=rf"one problem:\n  {re.escape(key)} was removed in dpdmd 0\.2\.0"):
-            load_recipe(recipe_file(GOOD), [f"{key}=0.123"])
-        if default is not None:
-            caplog.clear()
-            with caplog.at_level("WARNING", logger="dpdmd"):
-                assert load_recipe(recipe_file(GOOD), [f"{key}={json.dumps(default)}"]) == recipe
-            assert caplog.messages == [f"{key} was removed in dpdmd 0.2.0; the recipe has its old default and goes on"]
+@pytest.mark.parametrize("key", [*reading.REMOVED, *reading.MOVED])
+def test_a_removed_key_away_from_its_old_default_is_refused_in_one_sentence(recipe_file, key):
+    with pytest.raises(
+        ValueError, match=rf"one problem:\n  {re.escape(key)} (was removed in|is called .* since) dpdmd 0"
+    ):
+        load_recipe(recipe_file(GOOD), [f"{key}=0.123"])
+
+
+def test_removed_keys_at_their_old_defaults_change_nothing_and_are_named_in_one_warning(recipe_file, caplog):
+    old = {key: default for key, default in reading.REMOVED.items() if default is not None} | {
+        "train.samples_per_prompt": 1
+    }
+    path = recipe_file(GOOD)
+    with caplog.at_level("WARNING", logger="dpdmd"):
+        for _ in range(2):  # a run reads its recipe several times
+            found = load_recipe(path, [f"{key}={json.dumps(default)}" for key, default in old.items()])
+    assert found == load_recipe(path)
+    assert caplog.messages == [
+        f"{path} names keys that dpdmd 0.2.0 no longer has, at their old defaults, which changes nothing: "
+        + ", ".join(old)
+    ]
 
 
 def test_the_schema_and_the_reader_load_no_torch():

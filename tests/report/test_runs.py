@@ -36,6 +36,21 @@ def test_folders_without_anything_to_report_are_refused(tmp_path):
         read_runs([tmp_path])
     with pytest.raises(ValueError, match="no such run folder"):
         read_runs([tmp_path / "nowhere"])
+    (tmp_path / "demo").mkdir()
+    with pytest.raises(ValueError, match=rf"no such run folder: .*dmeo; did you mean {tmp_path / 'demo'}\?"):
+        read_runs([tmp_path / "dmeo"])
+
+
+@pytest.mark.parametrize("place", ["student/student.json", "student.json"])
+def test_a_broken_student_is_one_sentence_that_names_its_file(tmp_path, place):
+    for name in ("good", "broken"):
+        _samples(tmp_path / name)
+        write_json(tmp_path / name / place, {"base": "scenes", "grid": [1.0, 0.0]})
+    (tmp_path / "broken" / place).write_text('{"base"')
+    assert list(read_runs([tmp_path / "good"])) == ["good"]
+    with pytest.raises(ValueError, match=f"{tmp_path / 'broken' / place} is not valid JSON") as error:
+        read_runs([tmp_path / "good", tmp_path / "broken"])
+    assert "\n" not in str(error.value)
 
 
 def test_a_report_that_could_not_be_written_is_refused_before_anything_is_read(tmp_path, monkeypatch):

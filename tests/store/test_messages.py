@@ -6,7 +6,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from dpdmd.store.messages import show_messages
+from dpdmd.store.messages import show_messages, without_loading_bars
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +43,27 @@ def test_a_progress_bar_is_cleared_before_a_line_and_drawn_again_below_it(capsys
         logging.getLogger("dpdmd.somewhere").info("a line")
     before, after = capsys.readouterr().out.split("a line\n")
     assert before.endswith(" \r") and "bar" in after
+
+
+@pytest.mark.parametrize("downloads", [True, False])
+def test_bars_of_loading_are_off_within_the_block_and_those_of_downloads_as_they_were(downloads):
+    from diffusers.utils import logging as of_diffusers
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as of_transformers
+
+    def state():
+        return (
+            of_diffusers.is_progress_bar_enabled(),
+            of_transformers.is_progress_bar_enabled(),
+            not are_progress_bars_disabled(),
+        )
+
+    assert state() == (True, True, True)
+    try:
+        (enable_progress_bars if downloads else disable_progress_bars)()
+        with pytest.raises(OSError), without_loading_bars():
+            assert state() == (False, False, downloads)
+            raise OSError
+        assert state() == (True, True, downloads)
+    finally:
+        enable_progress_bars()

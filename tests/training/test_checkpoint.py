@@ -263,6 +263,8 @@ def flip(path):
         (lambda path: path.write_text("{"), "state.json", "state.json is missing or broken"),
         (lambda path: write_json(path, {"step": 10}), "state.json", "state.json is missing or broken"),
         (lambda path: write_json(path, []), "state.json", "state.json is missing or broken"),
+        (lambda path: write_json(path, {"step": 10, "sha256": []}), "state.json", "state.json is missing or broken"),
+        (lambda path: write_json(path, {"step": 11, "sha256": {}}), "state.json", "state.json is missing or broken"),
     ],
 )
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(three, damage, name, reason):
@@ -270,15 +272,26 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(three, damage, name, 
     checkpoint, messages = latest_and_messages(three)
     assert checkpoint.step == 2
     assert len(messages) == 1
-    assert reason in messages[0]
+    assert reason in messages[0] and messages[0].endswith("trying the one before, step-000002")
 
 
 def test_nothing_but_damaged_checkpoints_is_an_error_and_none_is_none(three, tmp_path):
     for path in three.iterdir():
         truncate(path / "student.safetensors")
-    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
-        latest_checkpoint(three)
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged, step-000001 as well \(student.safet"):
+        latest_and_messages(three)
     assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_one_damaged_checkpoint_is_one_message_that_speaks_of_no_other(tmp_path, caplog):
+    path = save_checkpoint(tmp_path, {"student": {"w": torch.zeros(3)}}, {"step": 1}, keep=3)
+    (path / "state.json").write_text("{")
+    with pytest.raises(ValueError) as error:
+        latest_checkpoint(tmp_path)
+    assert str(error.value) == (
+        f"the only checkpoint, {path}, is damaged (state.json is missing or broken); start again with --overwrite"
+    )
+    assert not caplog.messages
 
 
 def test_a_damaged_checkpoint_does_not_push_out_the_one_that_follows_it(three):

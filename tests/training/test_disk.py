@@ -131,3 +131,25 @@ def test_a_disk_that_will_be_too_small_is_noted(make_recipe, adapter, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=300_000))
     train(make_recipe(checkpoint={"keep": 2}), adapter)
     assert "with checkpoint.keep 2 there will be 3 at a time" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [ValueError("no weights"), KeyboardInterrupt()])
+def test_a_run_that_fails_before_it_begins_leaves_no_folder(make_recipe, adapter, monkeypatch, tmp_path, error):
+    def fail():
+        assert folder.is_dir()  # the processes have compared it
+        raise error
+
+    monkeypatch.setattr(adapter, "load_network", fail)
+    folder = tmp_path / "runs" / "first"
+    recipe = make_recipe(output={"folder": str(folder)})
+    with pytest.raises(type(error)):
+        train(recipe, adapter, progress=False)
+    assert not folder.parent.exists()
+    with pytest.raises(ValueError, match="cannot read the prompts"):
+        train(make_recipe(output={"folder": str(folder)}, data={"prompts": "nowhere.txt"}), adapter, progress=False)
+    assert not folder.parent.exists()
+    folder.parent.mkdir()
+    (folder.parent / "notes.txt").touch()
+    with pytest.raises(type(error)):
+        train(recipe, adapter, progress=False)
+    assert [path.name for path in folder.parent.iterdir()] == ["notes.txt"]

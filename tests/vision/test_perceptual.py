@@ -142,9 +142,9 @@ def test_files_that_hold_no_lpips_weights_are_refused_before_they_are_read(lpips
     for name in ("vgg.pth", "alex.pt", "pytorch_model.bin"):
         with pytest.raises(ValueError, match=r"is a pickle.*convert it once to a \.safetensors"):
             PerceptualDistance(str(tmp_path / name), size)
-    with pytest.raises(ValueError, match="is not a readable safetensors file"):
-        PerceptualDistance(str(tmp_path / "nowhere.safetensors"), size)
     write_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"is not a readable safetensors file .*did you mean .*/other\.safetensors\?"):
+        PerceptualDistance(str(tmp_path / "othr.safetensors"), size)
     with pytest.raises(ValueError, match=r"features\.0\.weight must be \(64, 3, 3, 3\) for VGG16 or .* got \(\)"):
         PerceptualDistance(str(tmp_path / "other.safetensors"), size)
     path, _ = lpips_file("alex", **{"lin2.model.1.weight": None})

@@ -8,6 +8,7 @@ from torch import Tensor
 from dpdmd.data.prompts import COLUMN
 from dpdmd.store.digests import key_of, sha256_of
 from dpdmd.store.jsonl import parse_rows
+from dpdmd.store.names import did_you_mean, expanded
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 METADATA = "metadata.jsonl"
@@ -19,9 +20,9 @@ def captioned_images(folder: str | Path, column: str = COLUMN) -> list[tuple[Pat
     The prompt of NAME.png is `column` of the line of metadata.jsonl with "file_name": "NAME.png", else the content of
     NAME.txt, else empty. Raises ValueError if the folder is missing, has no image, or has broken metadata.
     """
-    folder = Path(folder)
+    folder = Path(expanded(folder))
     if not folder.is_dir():
-        raise ValueError(f"no such folder of images: {folder}")
+        raise ValueError(f"no such folder of images: {folder}{did_you_mean(folder)}")
     images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not images:
         raise ValueError(f"{folder} has no images: {', '.join(SUFFIXES)} are read")

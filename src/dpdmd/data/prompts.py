@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.store.jsonl import parse_rows
+from dpdmd.store.names import did_you_mean, expanded, local_or_hub_id
 
 SCENES = "scenes"
 COLUMN = "prompt"
@@ -17,12 +18,13 @@ def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
     .jsonl: the value of `column` in each line. Any other file: one prompt per line; blank lines and lines starting with
     # are skipped. Raises ValueError naming file and line if the file is missing, broken, or has no prompts.
     """
+    path = expanded(path)
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     except OSError as error:
-        raise ValueError(f"cannot read the prompts {path}: {error.strerror}") from None
+        raise ValueError(f"cannot read the prompts {path}: {error.strerror}{did_you_mean(path)}") from None
     if Path(path).suffix == ".jsonl":
         prompts = _take(((f"{path}, line {number}", row) for number, row in parse_rows(text, path)), column)
     else:
@@ -50,7 +52,7 @@ def dataset_prompts(name: str, column: str = COLUMN) -> list[str]:
         ) from None
     source, _, split = name.partition(":")
     try:
-        dataset = load_dataset(source, split=split or "train")
+        dataset = load_dataset(local_or_hub_id(source), split=split or "train")
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the dataset {name}: {error}") from None
     if column not in dataset.column_names:

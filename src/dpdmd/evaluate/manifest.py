@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.store.files import read_json, write_json
+from dpdmd.store.names import did_you_mean
 
 MANIFEST_NAME = "manifest.json"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -60,7 +61,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"no such folder: {folder}")
+        raise ValueError(f"no such folder: {folder}{did_you_mean(folder)}")
     path = folder / MANIFEST_NAME
     manifest = _parse(path, read_json(path)) if path.exists() else _from_sub_folders(folder)
     _check(folder, manifest)

@@ -15,6 +15,8 @@ from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.parts import reading
 from dpdmd.store.cache import batches
+from dpdmd.store.messages import without_loading_bars
+from dpdmd.store.names import local_or_hub_id
 
 NETWORKS = ("transformer", "unet")
 
@@ -38,6 +40,7 @@ def generate_with_stock(
     Raises ValueError for a model that cannot be loaded and for a pipeline that does not take these arguments.
     """
     require_different(prompts, seeds, batch_size)
+    model, base = local_or_hub_id(model), base and local_or_hub_id(base)
     device = start_processes()
     pipeline = load_pipeline(model, base)
     options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
@@ -86,7 +89,7 @@ def load_pipeline(model: str, base: str | None = None) -> Any:
         if base is None:
             raise ValueError(f"{model} is not a diffusers pipeline; a LoRA needs the pipeline that it was made for")
         source = base
-    with reading(source, "pipeline"):
+    with reading(source, "pipeline"), without_loading_bars():
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
     if is_lora:
         _merge_lora(pipeline, model, source)

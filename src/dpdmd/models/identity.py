@@ -9,6 +9,7 @@ from dpdmd.models.student_file import LORA_FILE, WEIGHTS_FILE, StudentFile, expo
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.digests import files_digest, key_of
 from dpdmd.store.files import read_json
+from dpdmd.store.names import local_or_hub_id
 
 # What student.json says of how a student is sampled; the rest is about its training.
 SAMPLING = {"grid", "guidance_scale", "kind", "embedded_guidance", "height", "width"}
@@ -21,6 +22,7 @@ def model_identity(model: str, *, without: Collection[str] = (), memo: Path | No
     latents matter. memo: the folder that remembers hashes of files; default: in the user's cache.
     Raises ValueError if there is no such model.
     """
+    model = local_or_hub_id(model)
     if (student := find_student(model)) is not None:
         info = StudentFile.read(student)
         files = {name: student / name for name in (WEIGHTS_FILE, LORA_FILE) if (student / name).is_file()}
@@ -54,7 +56,7 @@ def pipeline_identity(source: str, *facts: str, without: Collection[str] = (), m
 
 def lora_identity(lora: str, base: str) -> str:
     """SHA-256 of a LoRA, a file, a folder or a hub id that has been downloaded, and of the model that it is for."""
-    place = Path(lora)
+    place = Path(local_or_hub_id(lora))
     if place.is_file():
         files = {"lora": place}
     else:

@@ -12,6 +12,7 @@ from dpdmd.method.grids import Grid
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape, ModelAdapter
 from dpdmd.store.files import read_json
+from dpdmd.store.names import local_or_hub_id
 from dpdmd.store.tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def pipeline_class(source: str) -> str:
 
 def load_adapter(source: str) -> ModelAdapter:
     """The adapter for a model's family. Raises ValueError for an unknown model or family."""
-    folder = str(built_in_teacher(source)) if source in BUILT_IN else source
+    folder = str(built_in_teacher(source)) if source in BUILT_IN else local_or_hub_id(source)
     name = pipeline_class(folder)
     if name not in FAMILIES:
         raise ValueError(f"{source}: {name} is not a supported family; supported: {', '.join(sorted(FAMILIES))}")
@@ -96,14 +97,20 @@ def load_sampler(model: str) -> Sampler:
     """Load a model to sample from.
 
     model: a teacher (built-in name, pipeline folder or hub id), a run folder, one of the students that a run has kept,
-    its folder students/best, or an exported pipeline. Raises ValueError if it cannot be loaded.
+    its folder students/best, or an exported pipeline. Raises ValueError if it cannot be loaded, and for a student
+    whose weights have changed since it was written.
     """
     from dpdmd.models.student_file import STUDENT_FILE, StudentFile, exported_student, find_student
 
+    model = local_or_hub_id(model)
     folder = Path(model)
     if (student := find_student(folder)) is not None:
         info = StudentFile.read(student)
-        adapter = load_adapter(info.base)
+        info.require_its_weights(student)
+        try:
+            adapter = load_adapter(info.base)
+        except ValueError as error:
+            raise ValueError(f"cannot load the base of the student {student}: {error}") from None
         return _student(adapter, _trained_network(adapter, student), info)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ValueError(

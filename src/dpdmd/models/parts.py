@@ -10,6 +10,8 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from safetensors import SafetensorError
 from torch import nn
 
+from dpdmd.store.messages import without_loading_bars
+
 
 @contextmanager
 def reading(source: str, part: str) -> Iterator[None]:
@@ -55,7 +57,7 @@ def load_network(component_class: type, source: str, name: str, dtype: torch.dty
 
     Raises ValueError if weights are missing or corrupt.
     """
-    with reading(source, f"{name} weights"):
+    with reading(source, f"{name} weights"), without_loading_bars():
         return component_class.from_pretrained(source, subfolder=name, dtype=dtype, use_safetensors=True)
 
 
@@ -69,7 +71,7 @@ def load_text_pipeline(pipeline_class: type, source: str, *left_out: str) -> Any
 
     Its text encoders are frozen, in fp32 and in evaluation mode. Raises ValueError if they cannot be read.
     """
-    with reading(source, "text encoders"):
+    with reading(source, "text encoders"), without_loading_bars():
         pipeline = pipeline_class.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, **dict.fromkeys(left_out)
         )

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_fie
 
 from dpdmd.method.grids import Grid
 from dpdmd.method.rollout import StudentKind
+from dpdmd.store.digests import sha256_of
 from dpdmd.store.files import read_json, write_json
 
 STUDENT_FOLDER = "student"
@@ -46,6 +47,10 @@ class StudentFile(BaseModel):
     peak_memory_bytes: int | None = Field(
         default=None, description="Most memory of the main process in bytes: of the GPU if there is one, else resident."
     )
+    weights_sha256: str | None = Field(
+        default=None,
+        description="SHA-256 of the weights file in the same folder; null for an exported pipeline and in older files.",
+    )
 
     @computed_field(description="N, the number of network calls per image.")
     @property
@@ -77,8 +82,27 @@ class StudentFile(BaseModel):
             ) from None
 
     def write(self, folder: str | Path) -> None:
-        """Write `folder`/student.json atomically."""
-        write_json(Path(folder) / STUDENT_FILE, self.model_dump(mode="json"))
+        """Write `folder`/student.json atomically, with the SHA-256 of the weights that are there already."""
+        weights = student_weights(folder)
+        info = self.model_copy(update={"weights_sha256": None if weights is None else sha256_of(weights)})
+        write_json(Path(folder) / STUDENT_FILE, info.model_dump(mode="json"))
+
+    def require_its_weights(self, folder: str | Path) -> None:
+        """Raises ValueError when the weights in `folder` are not those that student.json was written for.
+
+        It reads the whole file. A student without a SHA-256 passes: it was written by an earlier version.
+        """
+        weights = student_weights(folder)
+        if weights is not None and self.weights_sha256 not in (None, sha256_of(weights)):
+            raise ValueError(
+                f"{weights} has changed since it was written: its SHA-256 is not the one in {STUDENT_FILE}; copy the "
+                "student again, or let `dpdmd train RECIPE --resume` write it again from the run's last checkpoint"
+            )
+
+
+def student_weights(folder: str | Path) -> Path | None:
+    """The file with a student's LoRA, else the one with all its weights; None if the folder has neither."""
+    return next((path for name in (LORA_FILE, WEIGHTS_FILE) if (path := Path(folder) / name).is_file()), None)
 
 
 def find_student(folder: str | Path) -> Path | None:
@@ -94,8 +118,7 @@ def find_student(folder: str | Path) -> Path | None:
             return folder / read_json(folder / BEST_FILE)["students"][0]["folder"]
         except (KeyError, IndexError, TypeError):
             raise ValueError(f"{folder / BEST_FILE} lists no student") from None
-    is_student = (folder / STUDENT_FILE).is_file()
-    return folder if is_student and any((folder / name).is_file() for name in (WEIGHTS_FILE, LORA_FILE)) else None
+    return folder if (folder / STUDENT_FILE).is_file() and student_weights(folder) is not None else None
 
 
 def exported_student(source: str | Path) -> StudentFile | None:

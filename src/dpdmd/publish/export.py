@@ -13,6 +13,7 @@ from dpdmd.models.parts import local_folder
 from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, STUDENT_FOLDER, StudentFile, find_student
 from dpdmd.publish.card import base_licence, metrics_section, model_card, read_metrics, unscored_section
 from dpdmd.store.files import atomic_folder, read_json, write_json, write_text
+from dpdmd.store.names import did_you_mean, expanded
 
 SNIPPET = """\
 import torch
@@ -51,7 +52,9 @@ def export_run(
     Raises ValueError if `run` is not a finished run, if `out` exists, if `metrics` was not written by `dpdmd evaluate`,
     or if `lora` is set for a student without a LoRA.
     """
-    run, out = Path(run), Path(out)
+    run, out = Path(expanded(run)), Path(out)
+    if not run.is_dir():
+        raise ValueError(f"no such run folder: {run}{did_you_mean(run)}")
     student = find_student(run)
     if student is None:
         raise ValueError(f"{run} is not a finished run: it has no {STUDENT_FOLDER}/{STUDENT_FILE}")

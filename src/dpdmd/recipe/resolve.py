@@ -21,6 +21,7 @@ from dpdmd.recipe.objectives import ObjectiveFunction, ObjectiveSetting, find_ob
 from dpdmd.recipe.plan import Budget, ComputePlan, DataPlan, OptimiserPlan, Plan, StudentPlan, TauRange, TeacherPlan
 from dpdmd.recipe.schema import NO_CACHE, DataConfig, ModelConfig, Recipe, StudentConfig, TrainConfig
 from dpdmd.recipe.toml import dump_recipe, flatten
+from dpdmd.store.names import local_or_hub_id
 
 
 def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFunction | None = None) -> Plan:
@@ -35,6 +36,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     latent_shape = adapter.latent_shape(model.height, model.width)
     scale, teacher_grid = _teacher(model, adapter, latent_shape)
     student_grid = _student_grid(recipe.student, adapter, latent_shape)
+    start = recipe.student.start and local_or_hub_id(recipe.student.start)
     embedded = _embedded_guidance(model, recipe.student, train, adapter)
     guidance = Guidance(scale, adapter.guidance_rule)
     build = objective or find_objective(keys.name)
@@ -61,7 +63,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         path=adapter.path,
         prediction_space=adapter.prediction_space,
         teacher=TeacherPlan(model.teacher, teacher_grid, guidance, model.dtype),
-        student=StudentPlan(student_grid, recipe.student.kind, recipe.student.start, train.random_step),
+        student=StudentPlan(student_grid, recipe.student.kind, start, train.random_step),
         embedded_guidance=embedded,
         objective=built,
         objective_name=recipe.objective.name,

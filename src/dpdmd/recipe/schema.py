@@ -1,6 +1,6 @@
 """The keys of a recipe: every table, every key with its default and its effect, and which values exclude each other.
 
-This module needs pydantic alone: reading and checking a recipe loads neither torch nor a model.
+Of the libraries this module needs pydantic alone: reading and checking a recipe loads neither torch nor a model.
 """
 
 import difflib
@@ -9,9 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from dpdmd.store.names import expanded
+
 NO_CACHE = "none"  # value of data.cache
 QUANTISED = ("int8", "nf4")  # values of model.dtype
 OBJECTIVES = ("dmd", "dp_dmd", "dmd_perceptual", "dmd_adversarial")
+Place = Annotated[str, AfterValidator(expanded)]  # a file or folder, or another name; ~ is the home folder
 
 
 class Section(BaseModel):
@@ -23,7 +26,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The teacher, and how it is sampled."""
 
-    teacher: str = Field(
+    teacher: Place = Field(
         min_length=1, description='Pipeline folder, hub id, or a built-in teacher ("scenes", "scenes_eps").'
     )
     dtype: Literal["fp32", "bf16", "int8", "nf4"] = Field(
@@ -85,7 +88,7 @@ class StudentConfig(Section):
     embedded_guidance: float | None = Field(
         default=None, ge=0, description="Guidance input of a guidance-distilled student. Default: the teacher's."
     )
-    start: str | None = Field(
+    start: Place | None = Field(
         default=None,
         min_length=1,
         description="Run, export or pipeline whose weights it starts from. Default: the teacher.",
@@ -135,7 +138,7 @@ class PerceptualConfig(Section):
     weight: float = Field(
         default=0.25, ge=0, description="Weight of the perceptual distance. 0.25 is DMD's; sweep it per model."
     )
-    backbone: str = Field(
+    backbone: Place = Field(
         default="scenes",
         min_length=1,
         description='Network whose features are compared: "scenes" for the built-in teachers, a .safetensors file of '
@@ -162,7 +165,7 @@ class AdversarialConfig(Section):
         description="Network whose blocks the discriminator's head sees. Its loss never trains that network.",
     )
     learning_rate: float = Field(default=2e-3, gt=0, description="Learning rate of the discriminator's head.")
-    real: str = Field(
+    real: Place = Field(
         default="teacher",
         min_length=1,
         description='What counts as real: "teacher", its guided samples of the training prompts, or a folder of images '
@@ -216,7 +219,7 @@ class ObjectiveConfig(Section):
 class DataConfig(Section):
     """What the student is asked to draw."""
 
-    prompts: str = Field(
+    prompts: Place = Field(
         min_length=1,
         description='Training prompts: a UTF-8 file with one prompt per line ("#" starts a comment) or .jsonl; '
         '"datasets:ID[:SPLIT]" for a Hugging Face dataset; "scenes" for the built-in ones.',
@@ -227,7 +230,7 @@ class DataConfig(Section):
         description="Number of samples of each prompt in a micro-batch, next to each other. train.batch_size must be a "
         "multiple of it. For objectives that compare samples of a prompt.",
     )
-    cache: str | None = Field(
+    cache: Place | None = Field(
         default=None,
         min_length=1,
         description="Folder for prompt embeddings and teacher samples, shared by runs. Default: the user's cache. "
@@ -314,7 +317,7 @@ class ValidationConfig(Section):
         default=None, min_length=1, description="Prompts to draw. Default: four, spread over the training prompts."
     )
     num_seeds: int = Field(default=4, ge=1, description="Images per prompt, with seeds 0, 1, ...")
-    features: str = Field(
+    features: Place = Field(
         default="auto",
         min_length=1,
         description='Feature network of the scores: folder or hub id, "scenes", or "auto" as in `dpdmd evaluate`.',
@@ -343,7 +346,7 @@ class CheckpointConfig(Section):
 class OutputConfig(Section):
     """Where the run goes."""
 
-    folder: str = Field(min_length=1, description="Run folder.")
+    folder: Place = Field(min_length=1, description="Run folder.")
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         default=(),
         description='Trackers that receive metrics.jsonl and the pictures: "tensorboard", "wandb". Default: none.',

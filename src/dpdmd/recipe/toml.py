@@ -5,6 +5,7 @@ import json
 import logging
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from dpdmd.recipe.schema import Recipe
+from dpdmd.store.names import did_you_mean, expanded
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     except OSError as error:
         raise ValueError(f"cannot read the recipe {path}: {error.strerror}") from None
     problems = [problem for text in overrides if (problem := _override(data, text))]
-    problems += _take_out_old_keys(data)
+    problems += _take_out_old_keys(data, path)
     try:
         # Strict JSON takes lists for tuples and whole numbers for floats, but no "4" or true for a number.
         recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
@@ -63,9 +65,12 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return recipe
 
 
-def _take_out_old_keys(data: dict) -> list[str]:
-    """Take keys of earlier versions out of `data`; returns what is wrong with those that are not at their default."""
-    problems = []
+def _take_out_old_keys(data: dict, path: Path) -> list[str]:
+    """Take keys of earlier versions out of `data`; returns what is wrong with those that are not at their default.
+
+    Those that are change nothing: the recipe is used, after one warning that names them.
+    """
+    problems, without_effect = [], []
     for key, default in REMOVED.items():
         found = _pop(data, key)
         if found is _ABSENT:
@@ -76,12 +81,27 @@ def _take_out_old_keys(data: dict) -> list[str]:
                 f"delete the line, got {found!r}"
             )
         else:
-            logger.warning("%s was removed in dpdmd 0.2.0; the recipe has its old default and goes on", key)
+            without_effect.append(key)
     for key, now in MOVED.items():
         found = _pop(data, key)
-        if found is not _ABSENT and found != 1:
+        if found is _ABSENT:
+            continue
+        if found != 1:
             problems.append(f"{key} is called {now} since dpdmd 0.2.0; rename it, got {found!r}")
+        else:
+            without_effect.append(key)
+    if without_effect:
+        _warn_once(
+            f"{path} names keys that dpdmd 0.2.0 no longer has, at their old defaults, which changes nothing: "
+            f"{', '.join(without_effect)}"
+        )
     return problems
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Log a warning, once per process: a run reads its recipe several times."""
+    logger.warning(message)
 
 
 _ABSENT = object()
@@ -102,13 +122,13 @@ def shipped_recipes() -> list[str]:
 
 def find_recipe(name: str | Path) -> Path:
     """The file `name`, or the shipped recipe called so. Raises ValueError with the nearest names."""
-    path, shipped = Path(name), shipped_recipes()
+    path, shipped = Path(expanded(name)), shipped_recipes()
     if path.is_file():
         return path
     if str(name) in shipped:
         return Path(str(files("dpdmd") / "recipes" / f"{name}.toml"))
     nearest = difflib.get_close_matches(str(name), shipped, n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = f"; did you mean {nearest[0]}?" if nearest else did_you_mean(path)
     raise ValueError(
         f"there is no recipe file {path} and no shipped recipe of that name ({', '.join(shipped) or 'none'}){hint}"
     )

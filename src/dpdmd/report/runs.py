@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, read_manifest
+from dpdmd.models.student_file import STUDENT_FILE, STUDENT_FOLDER, StudentFile
 from dpdmd.store.files import read_json
 from dpdmd.store.jsonl import read_rows
+from dpdmd.store.names import did_you_mean, expanded
 
 LABELS = {
     "teacher": "Teacher",
@@ -77,11 +79,15 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
     """Read a run folder: `samples/` (or images in the folder itself), `metrics.json`, `metrics.jsonl`, settings files.
 
     metrics: further metrics, which replace those of metrics.json.
-    Raises ValueError for a missing folder and for files that are there but broken.
+    Raises ValueError for a missing folder and for files that are there but broken, student.json included: its student
+    could not be sampled, which a page about it must not leave out.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no such run folder: {folder}")
+    for place in (folder / STUDENT_FOLDER, folder):
+        if (place / STUDENT_FILE).is_file():
+            StudentFile.read(place)
     samples = next((path for path in (folder / "samples", folder) if (path / MANIFEST_NAME).exists()), None)
     found = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
     if not isinstance(found, dict):
@@ -110,9 +116,9 @@ def read_runs(runs: list[str | Path]) -> dict[str, ArmReport]:
     Raises ValueError when a folder is missing or has nothing to report.
     """
     arms: dict[str, ArmReport] = {}
-    for run in map(Path, runs):
+    for run in map(Path, map(expanded, runs)):
         if not run.is_dir():
-            raise ValueError(f"no such run folder: {run}")
+            raise ValueError(f"no such run folder: {run}{did_you_mean(run)}")
         together = read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
         extra = together.get("arms") if isinstance(together, dict) else None
         if _is_run(run) and not isinstance(extra, dict):

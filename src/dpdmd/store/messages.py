@@ -9,6 +9,8 @@ messages as it has set up `logging`, or calls `show_messages`.
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -26,6 +28,29 @@ def show_messages() -> None:
         logger.setLevel(logging.INFO)
     else:
         logger.addHandler(logging.NullHandler())  # without any, logging would print warnings itself
+
+
+@contextmanager
+def without_loading_bars() -> Iterator[None]:
+    """Within it diffusers and transformers draw no progress bars over the parts and tensors that they load.
+
+    They would take a dozen lines for half a second. The bars of downloads stay.
+    """
+    from diffusers.utils import logging as of_diffusers
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as of_transformers
+
+    of_downloads = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
+    shown = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    of_downloads()  # transformers switches them together with its own
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+        of_downloads()
 
 
 class _BesideProgressBars(logging.Handler):

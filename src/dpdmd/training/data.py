@@ -36,8 +36,8 @@ class MicroBatch:
 
 
 def prompts_digest(prompts: list[str]) -> str:
-    """SHA-256 of the prompts in their order."""
-    return key_of(*prompts)
+    """SHA-256 of the prompts in their order, one per line as in version 0.1.0, whose runs can so be resumed."""
+    return key_of("\n".join(prompts))
 
 
 def stratified_levels(size: int, number: int, count: int, of_update: torch.Generator, own: torch.Generator) -> Tensor:

@@ -58,21 +58,22 @@ def run_training(
     changed = run.changed_settings(plan.settings) if resume else {}
     notes += [f"{key} was {before!r} and is now {now!r}" for key, (before, now) in changed.items()]
     accelerator = new_accelerator()
-    run.require_shared()
-    parts = build_parts(plan, adapter, accelerator)
-    trainer = Trainer(plan, parts)
-    checkpoint = latest_checkpoint(run.checkpoints) if resume else None
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
+    with run.removed_on_failure():
+        run.require_shared()
+        parts = build_parts(plan, adapter, accelerator)
+        trainer = Trainer(plan, parts)
+        checkpoint = latest_checkpoint(run.checkpoints) if resume else None
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
 
-    def begin() -> int:
-        run.prepare(plan.recipe_toml, overwrite=overwrite)
-        run.write_provenance(facts(plan, parts), {**setup(plan, parts), "changed": changed}, from_step=trainer.step)
-        run.forget_after(trainer.step)
-        cut_after(run.scores, trainer.step)
-        return cut_after(run.metrics, trainer.step)
+        def begin() -> int:
+            run.prepare(plan.recipe_toml, overwrite=overwrite)
+            run.write_provenance(facts(plan, parts), {**setup(plan, parts), "changed": changed}, from_step=trainer.step)
+            run.forget_after(trainer.step)
+            cut_after(run.scores, trainer.step)
+            return cut_after(run.metrics, trainer.step)
 
-    last_step = on_main_process(begin)
+        last_step = on_main_process(begin)
     logger.info(describe(plan, parts))
     for message in [*notes, *parts.notes]:
         logger.info("note: %s", message)

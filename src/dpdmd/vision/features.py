@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
+from dpdmd.store.messages import without_loading_bars
 from dpdmd.vision.preprocessing import Preprocessing, read_preprocessing
 from dpdmd.vision.weights import Weights, find_weights, first_line
 
@@ -136,9 +137,10 @@ def load_vision_model(name: str | Path, *, local_files_only: bool = False) -> tu
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
         model_class = CLIPVisionModel if config.model_type in CLIP_TYPES else AutoModel
-        network = model_class.from_pretrained(
-            name, use_safetensors=True, dtype=torch.float32, local_files_only=local_files_only
-        )
+        with without_loading_bars():
+            network = model_class.from_pretrained(
+                name, use_safetensors=True, dtype=torch.float32, local_files_only=local_files_only
+            )
         preprocessing = read_preprocessing(name, local_files_only)
     except (OSError, ValueError) as error:
         raise ValueError(_missing(name, error)) from error

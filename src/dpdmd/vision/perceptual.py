@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpdmd.store.names import did_you_mean, expanded, local_or_hub_id
+
 SCENES = "scenes"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 # Added inside the square root, whereas LPIPS adds 1e-10 to the root: the derivative of the root is infinite at a
@@ -63,8 +65,8 @@ class PerceptualDistance:
         backbone: see the module's docstring. image_size: height and width of the images, in pixels.
         Raises ValueError if the backbone does not exist, is of another kind, or does not accept images of this size.
         """
-        self.backbone = backbone
-        _check(backbone, image_size)
+        self.backbone = expanded(backbone)
+        _check(self.backbone, image_size)
 
     @cached_property
     def network(self) -> "Backbone":
@@ -257,7 +259,7 @@ def _check_lpips(name: str, image_size: tuple[int, int]) -> None:
         with safe_open(name, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"backbone {name} is not a readable safetensors file ({error})") from None
+        raise ValueError(f"backbone {name} is not a readable safetensors file ({error}){did_you_mean(name)}") from None
     try:
         wanted = lpips_shapes(shapes.get("features.0.weight", ()))
     except ValueError as error:
@@ -289,7 +291,7 @@ def _check_vision_model(name: str) -> None:
     from dpdmd.vision.weights import first_line
 
     try:
-        AutoConfig.from_pretrained(name)
+        AutoConfig.from_pretrained(local_or_hub_id(name))
         read_preprocessing(name)
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.store.digests import files_digest, sha256_of
+from dpdmd.store.names import local_or_hub_id
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 
@@ -31,26 +32,28 @@ def find_weights(name: str | Path, *, local_files_only: bool = False) -> Weights
 
     Raises ValueError naming it if there is no such folder or id, or no safetensors file in it.
     """
+    name = local_or_hub_id(name)
     folder, revision = Path(name), None
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HTTPError
 
         try:
-            folder = Path(snapshot_download(str(name), allow_patterns=FILES, local_files_only=local_files_only))
+            folder = Path(snapshot_download(name, allow_patterns=FILES, local_files_only=local_files_only))
         except (OSError, ValueError, HTTPError) as error:
             raise ValueError(
-                f"{str(name)!r} is neither a folder nor a hub id that can be downloaded ({first_line(error)})"
+                f"{name!r} is neither a folder nor a hub id that can be downloaded ({first_line(error)})"
             ) from None
         revision = folder.name
     files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"{str(name)!r} has no .safetensors file; pickles (.pt, .bin, .pth) are not read")
-    return Weights(str(name), folder, revision, files_digest({path.name: path for path in files}))
+        raise ValueError(f"{name!r} has no .safetensors file; pickles (.pt, .bin, .pth) are not read")
+    return Weights(name, folder, revision, files_digest({path.name: path for path in files}))
 
 
 def weights_digest(name: str | Path) -> str:
     """SHA-256 of a single file, or `Weights.sha256` of a folder or hub id. Raises ValueError like `find_weights`."""
+    name = local_or_hub_id(name)
     return sha256_of(name) if Path(name).is_file() else find_weights(name).sha256
 
 

@@ -181,13 +181,16 @@ def latest_checkpoint(folder: str | Path) -> Checkpoint | None:
     Raises ValueError when all checkpoints are damaged.
     """
     folders = on_main_process(lambda: _folders(Path(folder)))
-    for path in folders:
+    for number, path in enumerate(folders, start=1):
         damages = [damage for damage in on_all_processes(lambda path=path: _damage(path)) if damage is not None]
         if not damages:
             return Checkpoint(path, read_json(path / STATE_FILE))
-        logger.warning("checkpoint %s is damaged (%s); trying the one before", path, damages[0])
-    if folders:
-        raise ValueError(f"every checkpoint in {folder} is damaged; start again with --overwrite")
+        if number == len(folders):
+            every = f"every checkpoint in {folder} is damaged, {path.name} as well"
+            what = f"the only checkpoint, {path}, is damaged" if number == 1 else every
+            raise ValueError(f"{what} ({damages[0]}); start again with --overwrite")
+        before = folders[number].name
+        logger.warning("checkpoint %s is damaged (%s); trying the one before, %s", path, damages[0], before)
     return None
 
 
@@ -207,11 +210,13 @@ def _damage(folder: Path) -> str | None:
     """What is wrong with this process's part of a checkpoint, None when every file is as it was written."""
     try:
         state = read_json(folder / STATE_FILE)
-        sums, _ = state["sha256"], state["step"]
-    except (ValueError, KeyError, TypeError, OSError):
+        sums = list(state["sha256"].items())
+        if state["step"] != int(folder.name.removeprefix(PREFIX)):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return f"{STATE_FILE} is missing or broken"
     rank, number = rank_and_world_size()
-    for name, expected in list(sums.items())[rank::number]:
+    for name, expected in sums[rank::number]:
         path = folder / name
         try:
             if sha256_of(path) != expected:

@@ -8,6 +8,8 @@ import hashlib
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,18 @@ class RunFolder:
         if free < missing * checkpoint_bytes:
             return [f"{rooms}; with checkpoint.keep {keep} there will be {keep + 1} at a time"]
         return []
+
+    @contextmanager
+    def removed_on_failure(self) -> Iterator[None]:
+        """Remove again, if the block fails, the folders that were made in it and are still empty."""
+        new = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):  # not empty: the run has begun, or the folder is used by others as well
+                for folder in new:
+                    folder.rmdir()
+            raise
 
     def require_shared(self) -> None:
         """Make the folder. Raises ValueError in all processes when one of them sees another folder of that name."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
+from dpdmd.store.messages import without_loading_bars
 from dpdmd.store.tensors import read_tensors
 from dpdmd.vision.preprocessing import clip_preprocessing
 from dpdmd.vision.quality.load import weights_file
@@ -105,7 +106,8 @@ def load_clip(weights: Weights, device: str = "cpu") -> Clip:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(weights.folder)
         if (weights.folder / "config.json").exists():
-            model = CLIPModel.from_pretrained(weights.folder, use_safetensors=True, dtype=torch.float32)
+            with without_loading_bars():
+                model = CLIPModel.from_pretrained(weights.folder, use_safetensors=True, dtype=torch.float32)
             return Clip(model, tokenizer, device)
         tensors = read_tensors(weights_file(weights.folder))
     except (OSError, TypeError) as error:

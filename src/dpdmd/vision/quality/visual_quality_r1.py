@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from dpdmd.store.messages import without_loading_bars
 from dpdmd.store.png import to_uint8
 from dpdmd.vision.weights import Weights
 
@@ -44,9 +45,10 @@ def visual_quality_r1(weights: Weights, device: str) -> Callable[[Tensor, list[s
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(weights.folder)
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            weights.folder, use_safetensors=True, dtype=torch.float32 if device == "cpu" else torch.bfloat16
-        )
+        with without_loading_bars():
+            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                weights.folder, use_safetensors=True, dtype=torch.float32 if device == "cpu" else torch.bfloat16
+            )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{weights.name} does not contain a Qwen2.5-VL model ({str(error).splitlines()[0]})"

@@ -1,0 +1,49 @@
+"""Names that a user gives: of a file or folder, in which ~ is the home folder, or of something on the hub."""
+
+import difflib
+import os
+from pathlib import Path
+
+
+def expanded(name: str | Path) -> str:
+    """`name` with a leading ~ replaced by the home folder, otherwise as it is."""
+    return os.path.expanduser(name)
+
+
+def local_or_hub_id(name: str | Path) -> str:
+    """`name` with ~ expanded, for what may be a file, a folder or a hub id.
+
+    Raises ValueError, with the nearest name that exists, for a path that does not: it is not looked up on the hub,
+    which would take half a minute without a network. A path starts with ".", "/" or "~", has more than one "/" or ends
+    with one, ends with ".safetensors", or starts with a folder that exists.
+    """
+    name, given = expanded(name), str(name)
+    if Path(name).exists():
+        return name
+    owner = given.partition("/")[0]
+    if given.startswith((".", "/", "~")) or given.endswith(("/", ".safetensors")) or given.count("/") > 1:
+        raise ValueError(f"there is no {given}{did_you_mean(name)}")
+    if owner != given and Path(owner).is_dir():
+        raise ValueError(
+            f"there is no {given}{did_you_mean(name)} (it is not looked up on the hub, since {owner}/ is a folder here)"
+        )
+    return name
+
+
+def did_you_mean(missing: str | Path) -> str:
+    """ "; did you mean PATH?" with the existing path nearest to one that does not exist, "" if none is near."""
+    nearest = _nearest(Path(missing))
+    return "" if nearest is None else f"; did you mean {nearest}?"
+
+
+def _nearest(path: Path) -> Path | None:
+    """`path` with each part that does not exist replaced by the nearest name in its folder, as far as there is one."""
+    absent = next((place for place in (*reversed(path.parents), path) if not place.exists()), None)
+    if absent is None or not absent.parent.is_dir():
+        return None
+    matches = difflib.get_close_matches(absent.name, os.listdir(absent.parent), n=1)
+    if not matches:
+        return None
+    found = absent.with_name(matches[0])
+    whole = found / path.relative_to(absent)
+    return whole if whole.exists() else _nearest(whole) or found

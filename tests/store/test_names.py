@@ -1,0 +1,54 @@
+"""Names of files, folders and things on the hub: what is a path, and what a mistyped one probably means."""
+
+import pytest
+
+from dpdmd.store.names import did_you_mean, expanded, local_or_hub_id
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder, also the working directory, with the students of one run."""
+    for name in ("runs/demo/dp_dmd/student", "runs/demo/dmd/student"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("runs/demo/dp_dmd/studnet", "runs/demo/dp_dmd/student"),
+        ("./runs/demo/dpdmd", "runs/demo/dp_dmd"),
+        ("rusn/demoo/dp_dmd/student", "runs/demo/dp_dmd/student"),
+        ("runs/deom", "runs/demo"),
+        ("./xyz", None),
+        ("/abs/nothing", None),
+        ("~/run", "{home}/runs"),
+        ("a/b/c", None),
+        ("run/", "runs"),
+        ("lora.safetensors", None),
+    ],
+)
+def test_a_path_that_is_not_there_is_refused_with_the_nearest_that_is(home, name, meant):
+    with pytest.raises(ValueError) as error:
+        local_or_hub_id(name)
+    reason = " (it is not looked up on the hub, since runs/ is a folder here)" if name == "runs/deom" else ""
+    hint = "" if meant is None else f"; did you mean {meant.format(home=home)}?"
+    assert str(error.value) == f"there is no {name}{hint}{reason}"
+
+
+@pytest.mark.parametrize("name", ["facebook/dinov2-base", "scenes", "gpt2", "runs/demo", "./runs", "demo/runs"])
+def test_what_is_there_and_what_may_be_a_hub_id_is_taken_as_it_is(home, name):
+    assert local_or_hub_id(name) == name
+
+
+def test_the_home_folder_is_written_out(home):
+    assert local_or_hub_id("~/runs") == expanded("~/runs") == f"{home}/runs"
+    assert expanded("a/~/b") == "a/~/b"
+
+
+def test_only_what_is_missing_has_a_nearest_name(home):
+    (home / "prompts.txt").touch()
+    assert did_you_mean("prompt.txt") == "; did you mean prompts.txt?"
+    assert did_you_mean("prompts.txt/x") == did_you_mean("prompts.txt") == ""
