@@ -1,9 +1,11 @@
 """Draws: each prompt once per pass, the same prompts whatever the layout, different noise everywhere."""
 
+import hashlib
+
 import pytest
 import torch
 
-from dpdmd.training.data import BatchSource, EncodedPrompts, prompt_indices
+from dpdmd.training.data import BatchSource, EncodedPrompts, prompt_indices, prompts_digest
 
 
 def source(adapter, *, rank=0, num_processes=1, batch_size=2, accumulation=1, prompts=None, seed=0):
@@ -108,3 +110,8 @@ def test_conditioning_belongs_to_its_prompt_and_uncond_is_the_empty_prompts(adap
     expected = adapter.encode(batch.prompts).tensors["embeds"]
     assert torch.equal(batch.cond.tensors["embeds"], expected)
     assert torch.equal(batch.uncond.tensors["embeds"], adapter.encode([""]).tensors["embeds"].expand(4, -1))
+
+
+def test_the_digest_of_prompts_is_that_of_a_file_with_one_per_line():
+    """As version 0.1.0 has written it into checkpoints, which are still resumed."""
+    assert prompts_digest(["a red circle", "größer"]) == hashlib.sha256("a red circle\ngrößer".encode()).hexdigest()
