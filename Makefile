@@ -18,6 +18,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+# --no-compile: Python compiles the modules that are used when they are first imported, of thousands that are installed.
+INSTALL := $(PIP) install -qq --no-compile
 # One thread for each process: several threads of several processes would wait for each other's cores.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -96,24 +98,24 @@ $(READY): pyproject.toml constraints.txt
 		echo "[2/3] keeping torch $$($(VENV)/bin/python -c '$(TORCH_VERSION)')"; \
 	elif [ -n "$(TORCH_INSTALL)" ]; then \
 		echo "[2/3] installing $(TORCH_INSTALL)"; \
-		$(PIP) install -qq $(TORCH_INSTALL); \
+		$(INSTALL) $(TORCH_INSTALL); \
 	elif nvidia-smi >/dev/null 2>&1; then \
 		echo "[2/3] installing $(TORCH) for the GPU (several GB)"; \
-		$(PIP) install -qq -c constraints.txt torch; \
+		$(INSTALL) -c constraints.txt torch; \
 	elif timeout 20 $(VENV)/bin/python -c '$(INDEX_HAS_TORCH)' 2>/dev/null; then \
 		echo "[2/3] installing $(TORCH), CPU build"; \
-		$(PIP) install -qq -c constraints.txt torch --index-url $(TORCH_CPU_INDEX); \
+		$(INSTALL) -c constraints.txt torch --index-url $(TORCH_CPU_INDEX); \
 	else \
 		echo "[2/3] installing $(TORCH) from the default index; it is not to be had from $(TORCH_CPU_INDEX)"; \
-		$(PIP) install -qq -c constraints.txt torch; \
+		$(INSTALL) -c constraints.txt torch; \
 	fi
 	@echo "[3/3] installing dpdmd and its dependencies"
 	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	@echo "torch==$$($(VENV)/bin/python -c '$(TORCH_VERSION)')" >> $(VENV)/constraints.txt
-	@$(PIP) install -qq -c $(VENV)/constraints.txt -e '.[report,test]'
+	@$(INSTALL) -c $(VENV)/constraints.txt -e '.[report,test]'
 	@touch $@
 
 $(DOCS_READY): $(READY)
 	@echo "installing what builds the documentation"
-	@$(PIP) install -qq -c $(VENV)/constraints.txt -e '.[docs]'
+	@$(INSTALL) -c $(VENV)/constraints.txt -e '.[docs]'
 	@touch $@

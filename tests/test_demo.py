@@ -32,21 +32,15 @@ def test_what_the_demo_cannot_write_is_reported_before_it_trains(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_the_demo_ends_in_a_report_and_repeats_itself(tmp_path, monkeypatch):
-    """The whole demo with two updates and few images, twice: the same scores, except for time and memory."""
+def test_the_demo_ends_in_a_report(tmp_path, monkeypatch):
+    """The whole demo with two updates and few images."""
     monkeypatch.setattr(demo, "NUM_SEEDS", 3)
     monkeypatch.setattr(demo, "evaluation_prompts", lambda: evaluation_prompts()[:4])
-    results = []
-    for name in ("a", "b"):
-        report = demo.run_demo(tmp_path / name, updates=2)
-        page = report.read_text()
-        assert "DP-DMD" in page and "http://" not in page.replace("http://www.w3.org", "")
-        assert (tmp_path / name / "overview.png").stat().st_size > 0
-        arms = read_json(tmp_path / name / "metrics.json")["arms"]
-        assert set(arms) == ARMS
-        for arm in arms.values():
-            assert all(isinstance(arm[key], float) for key in FIGURES)
-            assert arm["peak_memory_bytes"] > 0
-        varying = ("seconds", "peak_memory_bytes", "training_seconds", "seconds_per_cycle", "training_memory_bytes")
-        results.append({n: {k: v for k, v in arm.items() if k not in varying} for n, arm in arms.items()})
-    assert results[0] == results[1]
+    page = demo.run_demo(tmp_path, updates=2).read_text()
+    assert "DP-DMD" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert (tmp_path / "overview.png").stat().st_size > 0
+    arms = read_json(tmp_path / "metrics.json")["arms"]
+    assert set(arms) == ARMS
+    for arm in arms.values():
+        assert all(isinstance(arm[key], float) for key in FIGURES)
+        assert arm["peak_memory_bytes"] > 0

@@ -231,11 +231,11 @@ def test_two_arms_of_the_built_in_teacher_are_compared(in_process, prompts, tmp_
 def test_under_a_budget_of_seconds_the_costlier_arm_gets_fewer_updates(in_process, prompts, tmp_path):
     compare(
         tmp_path, prompts, ["scenes_dmd", "scenes_dmd:train.fake_updates=20"], names=["cheap", "costly"], seeds=[0],
-        budget=Budget(6, "seconds"), sets=["train.batch_size=2"], guidance=[], images_per_prompt=2,
+        budget=Budget(3, "seconds"), sets=["train.batch_size=2"], guidance=[], images_per_prompt=2,
     )  # fmt: skip
     arms = read_json(tmp_path / "comparison.json")["arms"]
     cheap, costly = (arms[name] for name in ("cheap", "costly"))
     assert cheap["updates"]["mean"] > costly["updates"]["mean"] >= 1
     for arm in (cheap, costly):
         # Over by one update at most.
-        assert 6 <= arm["training_seconds"]["mean"] < 6 + 10 * arm["seconds_per_cycle"]["mean"]
+        assert 3 <= arm["training_seconds"]["mean"] < 3 + 10 * arm["seconds_per_cycle"]["mean"]

@@ -190,20 +190,17 @@ def test_a_student_without_a_lora_has_none_to_export(run, tmp_path, folder, fami
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings", [{}, {"lora": LORA, "train": {"gradient_checkpointing": True}}], ids=["copies", "shared"]
-)
-def test_compiled_blocks_train_as_they_are_otherwise(settings, sd3_folder, tmp_path, monkeypatch):
+def test_compiled_blocks_train_as_they_are_otherwise(sd3_folder, tmp_path, monkeypatch):
+    """With adapters and recomputation; of copies in tests/models/test_adversarial.py."""
     # The graphs that are traced, run without the code generator, which takes minutes: roles, adapters and recomputation
     # are what tracing could get wrong.
     real = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: real(module, backend="aot_eager"))
     rows = []
     for compiled in (False, True):
-        sections = copy.deepcopy(settings)
-        sections["lora"] = settings.get("lora", {})
-        sections["train"] = sections.get("train", {}) | {"compile": compiled, "learning_rate": 1e-3}
-        trainer = new_trainer(make_recipe(sd3_folder, tmp_path, (32, 48), **sections), load_adapter(sd3_folder))
+        options = {"gradient_checkpointing": True, "compile": compiled, "learning_rate": 1e-3}
+        recipe = make_recipe(sd3_folder, tmp_path, (32, 48), lora=LORA, train=options)
+        trainer = new_trainer(recipe, load_adapter(sd3_folder))
         rows.append([trainer.iterate(), trainer.iterate()][1])
     for key in rows[0]:
         if key.startswith(("loss/", "grad_norm/")):

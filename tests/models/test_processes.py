@@ -49,9 +49,13 @@ def iterate_each(recipes: list[Recipe]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", [{"name": "dp_dmd"}, ADVERSARIAL], ids=["dp_dmd", "adversarial"])
-@pytest.mark.parametrize("lora", [{}, {"roles": ["student", "fake_score"], "rank": 2}], ids=["copies", "shared"])
-def test_two_processes_of_every_family_stay_together_copied_and_sharded(lora, objective, tiny_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("objective", "lora"),
+    [({"name": "dp_dmd"}, {}), (ADVERSARIAL, {"roles": ["student", "fake_score"], "rank": 2})],
+    ids=["dp_dmd, copies", "adversarial, shared"],
+)
+def test_two_processes_of_every_family_stay_together_copied_and_sharded(objective, lora, tiny_folder, tmp_path):
+    """tests/training/test_processes.py crosses objectives and adapters on one small network."""
     (tmp_path / "prompts.txt").write_text("a red circle\nthe small blue cross on a white background\none cross\n")
     recipes = []
     for name in FAMILIES:

@@ -6,6 +6,7 @@ from diffusers import DiffusionPipeline
 
 from dpdmd.store.tensors import read_tensors
 from dpdmd.world.captions import all_captions
+from dpdmd.world.prompts import evaluation_prompts
 from tools.pretrain import __main__ as command
 from tools.pretrain import card, run
 from tools.pretrain.run import pretrain
@@ -42,20 +43,23 @@ def test_the_command_line_reads_its_stages(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_recorded_command_makes_stock_pipelines(tmp_path):
+def test_the_recorded_command_makes_stock_pipelines(tmp_path, monkeypatch):
     """A step or two of every stage, end to end, in two processes."""
+    monkeypatch.setattr(card, "NUM_INFERENCE_STEPS", 2)
+    monkeypatch.setattr(card, "evaluation_prompts", lambda: evaluation_prompts()[:3])
     out = pretrain(tmp_path, stage="all", scale=1e-4, processes=2)
     for name, teacher in run.TEACHERS.items():
         pipeline = DiffusionPipeline.from_pretrained(out / teacher.folder)
         pipeline.set_progress_bar_config(disable=True)
         image = pipeline("a red circle", height=32, width=32, num_inference_steps=2, output_type="np").images
         assert image.shape == (1, 32, 32, 3)
-        card = (out / teacher.folder / "README.md").read_text()
-        assert f"{name} {len(teacher.rounds)} steps" in card and type(pipeline).__name__ in card
+        text = (out / teacher.folder / "README.md").read_text()
+        assert f"{name} {len(teacher.rounds)} steps" in text and type(pipeline).__name__ in text
 
 
 @pytest.mark.slow
 def test_rounds_continue_from_the_one_before_and_are_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.mp, "spawn", lambda worker, arguments, nprocs: worker(0, *arguments))  # in this process
     for rounds in ((10_000,), (10_000, 20_000)):
         teacher = dataclasses.replace(run.TEACHERS["transformer"], rounds=rounds)
         monkeypatch.setitem(run.TEACHERS, "transformer", teacher)
