@@ -15,7 +15,7 @@ from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.parts import reading
 from dpdmd.store.cache import batches
-from dpdmd.store.messages import without_loading_bars
+from dpdmd.store.messages import first_line, without_loading_bars
 from dpdmd.store.names import local_or_hub_id
 
 NETWORKS = ("transformer", "unet")
@@ -122,6 +122,6 @@ def _merge_lora(pipeline: Any, model: str, base: str) -> None:
         with reading(model, "LoRA"):
             pipeline.load_lora_weights(str(place.parent if where else model), use_safetensors=True, **where)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{model} is not a LoRA for {base}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{model} is not a LoRA for {base}: {first_line(error)}") from None
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()

@@ -1,6 +1,6 @@
 """The keys of a recipe: every table, every key with its default and its effect, and which values exclude each other.
 
-Of the libraries this module needs pydantic alone: reading and checking a recipe loads neither torch nor a model.
+pydantic is the only library that this module needs: reading and checking a recipe loads neither torch nor a model.
 """
 
 import difflib

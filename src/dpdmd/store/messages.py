@@ -53,6 +53,11 @@ def without_loading_bars() -> Iterator[None]:
         of_downloads()
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class _BesideProgressBars(logging.Handler):
     """Writes by tqdm, which clears its bars, writes the line and draws the bars again below it."""
 

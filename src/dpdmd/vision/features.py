@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
-from dpdmd.store.messages import without_loading_bars
+from dpdmd.store.messages import first_line, without_loading_bars
 from dpdmd.vision.preprocessing import Preprocessing, read_preprocessing
-from dpdmd.vision.weights import Weights, find_weights, first_line
+from dpdmd.vision.weights import Weights, find_weights
 
 SCENES = "scenes"
 CLIP_TYPES = ("clip", "clip_vision_model")

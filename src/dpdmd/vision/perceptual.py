@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpdmd.store.messages import first_line
 from dpdmd.store.names import did_you_mean, expanded, local_or_hub_id
 
 SCENES = "scenes"
@@ -288,7 +289,6 @@ def _check_vision_model(name: str) -> None:
     from transformers import AutoConfig
 
     from dpdmd.vision.preprocessing import read_preprocessing
-    from dpdmd.vision.weights import first_line
 
     try:
         AutoConfig.from_pretrained(local_or_hub_id(name))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.store.digests import files_digest, sha256_of
+from dpdmd.store.messages import first_line
 from dpdmd.store.names import local_or_hub_id
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
@@ -55,8 +56,3 @@ def weights_digest(name: str | Path) -> str:
     """SHA-256 of a single file, or `Weights.sha256` of a folder or hub id. Raises ValueError like `find_weights`."""
     name = local_or_hub_id(name)
     return sha256_of(name) if Path(name).is_file() else find_weights(name).sha256
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its class if it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

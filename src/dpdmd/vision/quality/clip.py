@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from dpdmd.store.messages import without_loading_bars
+from dpdmd.store.messages import first_line, without_loading_bars
 from dpdmd.store.tensors import read_tensors
 from dpdmd.vision.preprocessing import clip_preprocessing
 from dpdmd.vision.quality.load import weights_file
 from dpdmd.vision.quality.open_clip import clip_from_open_clip, is_open_clip
-from dpdmd.vision.weights import Weights, first_line
+from dpdmd.vision.weights import Weights
 
 MAX_TOKENS = 77
 ANTONYMS = ("Good photo.", "Bad photo.")

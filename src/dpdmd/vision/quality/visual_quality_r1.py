@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from dpdmd.store.messages import without_loading_bars
+from dpdmd.store.messages import first_line, without_loading_bars
 from dpdmd.store.png import to_uint8
 from dpdmd.vision.weights import Weights
 
@@ -50,9 +50,7 @@ def visual_quality_r1(weights: Weights, device: str) -> Callable[[Tensor, list[s
                 weights.folder, use_safetensors=True, dtype=torch.float32 if device == "cpu" else torch.bfloat16
             )
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{weights.name} does not contain a Qwen2.5-VL model ({str(error).splitlines()[0]})"
-        ) from error
+        raise ValueError(f"{weights.name} does not contain a Qwen2.5-VL model ({first_line(error)})") from error
     model = cast("Any", model).to(device).eval().requires_grad_(False)
 
     def score(images: Tensor, prompts: list[str]) -> Tensor:
