@@ -19,7 +19,9 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # --no-compile: Python compiles the modules that are used when they are first imported, of thousands that are installed.
+# It has to keep what it compiled: each process would otherwise compile torch and diffusers again, ten seconds of work.
 INSTALL := $(PIP) install -qq --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 # One thread for each process: several threads of several processes would wait for each other's cores.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 TORCH := $(shell grep '^torch==' constraints.txt)
