@@ -99,7 +99,7 @@ def test_fewer_images_are_compared_with_the_same_seeds_of_the_reference(called, 
             (few.folder / "samples" / f"{3 * i + seed}.png").write_bytes(image)
     (row,) = measure([few], teacher)
     assert row["diversity_share"] == pytest.approx(1.0) and row["images_per_prompt"] == 3
-    with pytest.raises(ValueError, match="must have the same seeds"):
+    with pytest.raises(ValueError, match="must have all of the seeds"):
         measure([teacher], few)
 
 

@@ -157,22 +157,35 @@ def test_the_same_folder_gives_the_same_file_whatever_the_order_of_its_list(teac
     assert json.loads((tmp_path / "two.json").read_text()) == metrics
 
 
-def test_a_reference_of_other_prompts_or_seeds_is_refused(teacher, truth, tmp_path):
+def test_a_reference_of_other_prompts_or_of_some_of_the_seeds_is_refused(teacher, truth, tmp_path):
     other = _folder(tmp_path / "fewer", dict(list(truth.items())[:2]))
     with pytest.raises(ValueError, match=r"same prompts: 1 missing in .*fewer, such as 'a small green square'"):
         evaluate_folder(teacher, reference=other)
     with pytest.raises(ValueError, match=r"same prompts: 1 missing in .*fewer"):
         evaluate_folder(other, reference=teacher)
     shifted = _folder(tmp_path / "shifted", truth, first_seed=1)
-    with pytest.raises(ValueError, match=r"same seeds: for 'a red circle'"):
+    with pytest.raises(ValueError, match=r"all of the seeds or none of them: for 'a red circle'"):
         evaluate_folder(teacher, reference=shifted)
+
+
+def test_a_reference_may_have_other_seeds_if_it_has_as_many(teacher, truth, tmp_path):
+    """The same images as other seeds: nothing is compared image by image, so that all metrics are the same."""
+    apart = _folder(tmp_path / "apart", truth, first_seed=1000)
+    same, other = evaluate_folder(teacher, reference=teacher), evaluate_folder(teacher, reference=apart)
+    assert (same["provenance"].pop("reference_seeds"), other["provenance"].pop("reference_seeds")) == ("same", "other")
+    assert same == other
+    more = {prompt: torch.cat([images, images[:2]]) for prompt, images in truth.items()}
+    assert evaluate_folder(teacher, reference=_folder(tmp_path / "more", more, first_seed=1000))["frechet"] == 0.0
+    few = _folder(tmp_path / "few", {prompt: images[:4] for prompt, images in truth.items()}, first_seed=1000)
+    with pytest.raises(ValueError, match=r"at least as many images: for 'a red circle' .* has 9, .* has 4 of other"):
+        evaluate_folder(teacher, reference=few)
 
 
 def test_further_seeds_of_the_reference_are_left_out(teacher, truth, tmp_path):
     fewer = _folder(tmp_path / "fewer", {prompt: images[2:6] for prompt, images in truth.items()}, first_seed=2)
     metrics = evaluate_folder(fewer, reference=teacher)
     assert metrics["diversity_share"] == pytest.approx(1.0) and metrics["frechet"] == pytest.approx(0.0, abs=1e-6)
-    with pytest.raises(ValueError, match=r"same seeds: for 'a red circle'"):
+    with pytest.raises(ValueError, match=r"all of the seeds or none of them: for 'a red circle'"):
         evaluate_folder(teacher, reference=fewer)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpdmd.evaluate.run import evaluate_folder
-from dpdmd.evaluate.samples import read_samples
+from dpdmd.evaluate.samples import read_reference, read_samples
 from dpdmd.evaluate.scorers import quality
 from dpdmd.evaluate.scorers.quality import image_scores, quality_scores
 from dpdmd.store.png import write_png
@@ -39,7 +39,7 @@ def _folder(path, greys=GREYS):
 
 def test_a_failure_counts_for_nothing_and_is_counted(tmp_path):
     samples = read_samples(_folder(tmp_path / "images"))
-    teacher = read_samples(_folder(tmp_path / "teacher", {prompt: (0.0, 0.0) for prompt in GREYS}), like=samples)
+    teacher = read_reference(_folder(tmp_path / "teacher", {prompt: (0.0, 0.0) for prompt in GREYS}), samples)
     scores = quality_scores(samples, teacher, Brightness().scorer)
     rows = dict(zip(samples.prompts, scores.per_prompt, strict=True))
     assert rows["a dog"]["brightness"] == pytest.approx(5.3, abs=0.01)

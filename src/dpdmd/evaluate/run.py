@@ -31,9 +31,10 @@ def evaluate_folder(
     device: str | None = None,
     cache: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Score the images of a folder, also against a reference: the teacher's images of the same prompts and seeds.
+    """Score the images of a folder, also against a reference: the teacher's images of the same prompts.
 
-    reference: its further seeds are ignored.
+    reference: images of the same seeds, or of other seeds, as `read_reference` chooses them; which is recorded in
+    "provenance" as "reference_seeds", "same" or "other".
     features: "scenes", the folder or hub id of a transformers vision model, or "auto". "auto" is the built-in network
     for captions of the built-in world at 32 x 32, else DINOv3 if the local hub cache has it, else nothing, and then the
     feature metrics are "skipped". The first of several networks is the main one; the metrics of the others are under
@@ -85,6 +86,8 @@ def evaluate_folder(
     if by_name:
         metrics["further_features"] = {name: together(samples.prompts, more) for name, more in by_name.items()}
     metrics["provenance"] = _provenance([extractor for extractor, _ in extractors if extractor is not None])
+    if teacher is not None:
+        metrics["provenance"]["reference_seeds"] = "same" if teacher.seeds == samples.seeds else "other"
     for score in scores:
         metrics["provenance"] |= score.sources
     if out is not None:

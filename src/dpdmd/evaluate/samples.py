@@ -1,4 +1,4 @@
-"""The images of a folder in a fixed order, and the teacher's images of the same prompts and seeds."""
+"""The images of a folder in a fixed order, and the teacher's images of the same prompts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,14 +41,40 @@ class Samples:
         return (read_png(path) for path in self.files)
 
 
-def read_samples(folder: str | Path, like: Samples | None = None) -> Samples:
-    """The images of a folder; with `like`, only those of its prompts and seeds, if the folder has all of them.
+def read_samples(folder: str | Path) -> Samples:
+    """The images of a folder.
 
     Raises ValueError like `read_manifest`, and when prompts have different numbers of images.
     """
+    return _samples(folder, read_manifest(folder).by_prompt())
+
+
+def read_reference(folder: str | Path, samples: Samples) -> Samples:
+    """The teacher's images of the same prompts: those of the same seeds, or as many of other seeds.
+
+    Other seeds do not favour a student that redraws the teacher's very images from the same noise. Seeds beyond those
+    needed are ignored.
+    Raises ValueError like `read_samples`, when a prompt is missing on either side, when the folder has only some of the
+    seeds, and when it has too few images.
+    """
     groups = read_manifest(folder).by_prompt()
-    if like is not None and set(like.prompts) == set(groups):
-        groups = {prompt: _of_seeds(groups[prompt], like.seeds[prompt]) for prompt in like.prompts}
+    ours, theirs = set(samples.prompts), set(groups)
+    for missing, where in ((ours - theirs, folder), (theirs - ours, samples.folder)):
+        if missing:
+            raise ValueError(
+                f"the reference must have the same prompts: {len(missing)} missing in {where}, such as {min(missing)!r}"
+            )
+    shares = any(_have_seeds_in_common(samples.seeds[prompt], groups[prompt]) for prompt in samples.prompts)
+    choose = _of_seeds if shares else _of_other_seeds
+    return _samples(folder, {prompt: choose(groups[prompt], prompt, samples, folder) for prompt in samples.prompts})
+
+
+def _have_seeds_in_common(seeds: list[int], entries: list[ImageEntry]) -> bool:
+    """Whether any of the entries has one of the seeds."""
+    return not set(seeds).isdisjoint(entry.seed for entry in entries)
+
+
+def _samples(folder: str | Path, groups: dict[str, list[ImageEntry]]) -> Samples:
     counts = {prompt: len(entries) for prompt, entries in groups.items()}
     if len(set(counts.values())) > 1:
         few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
@@ -61,27 +87,22 @@ def read_samples(folder: str | Path, like: Samples | None = None) -> Samples:
     return Samples(Path(folder), list(groups), seeds, files)
 
 
-def read_reference(folder: str | Path, samples: Samples) -> Samples:
-    """The teacher's images of the same prompts and seeds; its further seeds are ignored.
-
-    Raises ValueError like `read_samples`, and when a prompt or seed is missing on either side.
-    """
-    reference = read_samples(folder, like=samples)
-    ours, theirs = set(samples.prompts), set(reference.prompts)
-    for missing, where in ((ours - theirs, reference.folder), (theirs - ours, samples.folder)):
-        if missing:
-            raise ValueError(
-                f"the reference must have the same prompts: {len(missing)} missing in {where}, such as {min(missing)!r}"
-            )
-    for prompt in samples.prompts:
-        if samples.seeds[prompt] != reference.seeds[prompt]:
-            raise ValueError(
-                f"the reference must have the same seeds: for {prompt!r} {samples.folder} has "
-                f"{samples.seeds[prompt]}, {reference.folder} has {reference.seeds[prompt]}"
-            )
-    return reference
-
-
-def _of_seeds(entries: list[ImageEntry], seeds: list[int]) -> list[ImageEntry]:
+def _of_seeds(entries: list[ImageEntry], prompt: str, samples: Samples, folder: str | Path) -> list[ImageEntry]:
+    seeds = samples.seeds[prompt]
     wanted = [entry for entry in entries if entry.seed in seeds]
-    return wanted if len(wanted) == len(seeds) else entries
+    if len(wanted) < len(seeds):
+        raise ValueError(
+            f"the reference must have all of the seeds or none of them: for {prompt!r} {samples.folder} has {seeds}, "
+            f"{folder} has {[entry.seed for entry in entries]}"
+        )
+    return wanted
+
+
+def _of_other_seeds(entries: list[ImageEntry], prompt: str, samples: Samples, folder: str | Path) -> list[ImageEntry]:
+    number = samples.images_per_prompt
+    if len(entries) < number:
+        raise ValueError(
+            f"the reference needs at least as many images: for {prompt!r} {samples.folder} has {number}, {folder} has "
+            f"{len(entries)} of other seeds"
+        )
+    return entries[:number]
