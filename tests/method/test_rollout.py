@@ -117,17 +117,26 @@ def test_a_loss_on_the_samples_reaches_the_steps_after_the_cut(detach_first, ste
     assert network.steps_with_gradient() == [not detach_first, True, True, True]
 
 
-@pytest.mark.parametrize("trains_first_step", [True, False])
-def test_a_loss_on_the_first_prediction_reaches_step_one_alone(trains_first_step, stepwise_network, prompts, randn):
+@pytest.mark.parametrize("num_first", [None, 2, 1])
+def test_a_loss_on_the_first_prediction_reaches_step_one_alone(num_first, stepwise_network, prompts, randn):
     network = stepwise_network(GRID.times)
     noise, cond = randn(0, 2, 1, 3, 3), prompts([1.0, 2.0])
-    options = {"grid": GRID, "detach_first": True, "trains_first_step": trains_first_step}
-    first = student_rollout(network, FLOW, noise, cond, **options).first
-    assert torch.equal(first.velocity, network(noise, torch.ones(2), cond).velocity)
-    assert first.x0.requires_grad == trains_first_step
-    if trains_first_step:
-        first.velocity.square().mean().backward()
-        assert network.steps_with_gradient() == [True, False, False, False]
+    first = student_rollout(network, FLOW, noise, cond, grid=GRID, detach_first=True, num_first=num_first).first
+    assert torch.equal(first.velocity, network(noise, torch.ones(2), cond).velocity[:num_first])
+    first.velocity.square().mean().backward()
+    assert network.steps_with_gradient() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("num_first", [2, 1, 0])
+def test_how_many_first_predictions_are_kept_changes_no_sample(num_first, stepwise_network, prompts, randn):
+    network = stepwise_network(GRID.times)
+    args = network, FLOW, randn(0, 2, 1, 3, 3), prompts([1.0, 2.0])
+    whole, few = (
+        student_rollout(*args, grid=GRID, detach_first=True, num_first=number) for number in (None, num_first)
+    )
+    assert torch.equal(whole.x0, few.x0) and (few.first is None) == (num_first == 0)
+    few.x0.square().mean().backward()
+    assert network.steps_with_gradient() == [False, True, True, True]
 
 
 def test_the_cut_changes_gradients_and_no_value(stepwise_network, prompts, randn):

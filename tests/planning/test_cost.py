@@ -40,7 +40,7 @@ def test_the_announced_number_of_network_calls_is_what_an_update_takes(
     assert calls["graph"] == backward * recipe.train.batch_size
 
 
-@pytest.mark.parametrize("reuse", [True, False], ids=["reused", "own"])
+@pytest.mark.parametrize("reuse", [True, False, "student"], ids=["reused", "own", "student"])
 @pytest.mark.parametrize("anchor", [{"target": "x0"}, {"coarse_steps": 1}, {"coarse_steps": 9}], ids=str)
 def test_anchors_and_their_savings_are_announced(anchor, reuse, monkeypatch, adapter, make_recipe):
     recipe = make_recipe(objective={"anchor": anchor}, train={"reuse_samples": reuse, "accumulation": 2})
@@ -66,6 +66,25 @@ def test_an_anchor_in_every_third_update_is_announced_and_not_paid_in_the_others
     assert ["loss/anchor" in row for row in rows] == [True, False, False] * 2
     assert calls["all"] == pytest.approx(6 * forward * recipe.train.batch_size)
     assert calls["graph"] == pytest.approx(6 * backward * recipe.train.batch_size)
+
+
+@pytest.mark.parametrize(("fraction", "batch_size"), [(0.5, 4), (0.25, 2), (0.75, 4)])
+@pytest.mark.parametrize("random_step", [False, True])
+def test_an_anchor_on_a_fraction_of_the_samples_is_announced_and_not_paid_for_the_others(
+    random_step, fraction, batch_size, monkeypatch, adapter, make_recipe
+):
+    recipe = make_recipe(
+        objective={"anchor": {"fraction": fraction}},
+        student={"num_steps": 3},
+        train={"random_step": random_step, "batch_size": batch_size, "num_updates": 4},
+    )
+    trainer = new_trainer(recipe, adapter)
+    calls = counted(monkeypatch, adapter)
+    for _ in range(4):
+        trainer.iterate()
+    forward, backward = forwards_per_update(trainer.plan)
+    assert calls["all"] == pytest.approx(4 * forward * batch_size)
+    assert calls["graph"] == pytest.approx(4 * backward * batch_size)
 
 
 @pytest.mark.parametrize("train", [{"reuse_samples": False}, {"accumulation": 2}], ids=["own", "reused"])

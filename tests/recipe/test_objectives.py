@@ -68,8 +68,9 @@ def test_settings_reach_the_terms():
     dmd, anchor = build(**settings, anchor={"weight": 0.2, "steps": 5, "target": "x0"}).terms
     assert {name: getattr(dmd, name) for name in settings} == settings
     assert (anchor.weight, anchor.num_steps, anchor.target) == (0.2, 5, "x0")
-    anchor = build(anchor={"every": 2, "coarse_steps": 3, "second_order": False}).terms[1]
-    assert (anchor.num_steps, anchor.every, anchor.coarse_steps, anchor.second_order) == (7, 2, 3, False)
+    anchor = build(anchor={"every": 2, "fraction": 0.5, "coarse_steps": 3, "second_order": False}).terms[1]
+    assert (anchor.num_steps, anchor.every, anchor.fraction) == (7, 2, 0.5)
+    assert (anchor.coarse_steps, anchor.second_order) == (3, False)
     assert build().terms[1].target == "secant"
 
 

@@ -10,9 +10,10 @@ from trainers import new_trainer
 from dpdmd.method.denoiser import concatenate
 from dpdmd.method.objective import Objective
 from dpdmd.recipe.objectives import SHIPPED, ObjectiveSetting
+from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import ObjectiveConfig
 from dpdmd.training.data import MicroBatch
-from dpdmd.training.updater import learning_rate_at
+from dpdmd.training.updater import rate_factor
 from dpdmd.training.updates import MicroLoss, draw_samples, fake_score_loss, student_loss
 
 
@@ -164,10 +165,20 @@ def test_a_gradient_that_is_not_finite_stops_although_the_loss_is_finite(make_re
     assert all(torch.equal(before[name], p) for name, p in network.named_parameters())
 
 
-def test_warm_up_is_linear_and_then_constant():
-    rates = [learning_rate_at(step, 1.0, 4) for step in range(6)]
-    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert learning_rate_at(0, 1.0, 0) == 1.0
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.8535533906, 0.5, 0.1464466094]),
+    ],
+)
+def test_rates_rise_over_the_warm_up_and_then_follow_the_schedule_to_zero(schedule, expected, make_recipe, adapter):
+    recipe = make_recipe(train={"warmup": 2, "schedule": schedule, "num_updates": 6})
+    plan = resolve(recipe, adapter).optimiser
+    assert [rate_factor(step, plan) for step in range(6)] == pytest.approx(expected)
+    assert rate_factor(6, plan) == pytest.approx(1.0 if schedule == "constant" else 0.0)
+    assert rate_factor(0, replace(plan, warmup=0)) == 1.0
 
 
 def test_warm_up_reaches_the_optimiser(make_recipe, adapter):
@@ -185,7 +196,7 @@ def test_concatenated_parts_are_the_batch(make_recipe, adapter):
 
 
 def noisy_samples_of_fake_updates(trainer, recorder):
-    """What the fake score is trained on in one iteration, and the noises that its samples came from."""
+    """What the fake score is trained on in one iteration, and the noises of the rollouts without graph."""
     spy = recorder(trainer.denoisers.fake_score)
     rollouts = recorder(trainer.denoisers.student)
     trainer.denoisers = replace(trainer.denoisers, fake_score=spy, student=rollouts)
@@ -197,14 +208,37 @@ def noisy_samples_of_fake_updates(trainer, recorder):
     return shown, noises
 
 
-@pytest.mark.parametrize(("reuse", "num_rollouts"), [(False, 3), (True, 1)])
-def test_fake_updates_share_samples_and_never_noise_levels(make_recipe, adapter, recorder, reuse, num_rollouts):
+@pytest.mark.parametrize(("reuse", "num_rollouts"), [(False, 3), (True, 1), ("student", 0)])
+def test_fake_updates_draw_as_many_samples_as_the_recipe_says_and_never_share_noise_levels(
+    make_recipe, adapter, recorder, reuse, num_rollouts
+):
     trainer = new_trainer(make_recipe(train={"fake_updates": 3, "reuse_samples": reuse}), adapter)
     shown, noises = noisy_samples_of_fake_updates(trainer, recorder)
     assert len(shown) == 3 and len(noises) == num_rollouts
     assert len({tuple(t.tolist()) for _, t, _ in shown}) == 3
     prompts = {tuple(cond.tensors["embeds"].flatten().tolist()) for _, _, cond in shown}
-    assert len(prompts) == num_rollouts
+    assert len(prompts) == max(num_rollouts, 1)
+
+
+def test_the_fake_score_learns_the_samples_of_the_student_update_before_it(make_recipe, adapter, monkeypatch):
+    """Sample by sample and with their own prompts, in every micro-batch; they are those of the student before it."""
+    trainer = new_trainer(
+        make_recipe(train={"accumulation": 2, "fake_updates": 2, "reuse_samples": "student"}), adapter
+    )
+    batches = [trainer.batches.micro_batch("student", 0, index) for index in range(2)]
+    expected = [draw_samples(trainer.denoisers.student, trainer.plan, batch) for batch in batches]
+    seen = []
+
+    def recorded(denoisers, plan, batch, x0, *, stream):
+        seen.append((batch.prompts, x0, stream))
+        return fake_score_loss(denoisers, plan, batch, x0, stream=stream)
+
+    monkeypatch.setattr("dpdmd.training.trainer.fake_score_loss", recorded)
+    trainer.iterate()
+    assert [prompts for prompts, _, _ in seen] == 2 * [batch.prompts for batch in batches]
+    assert [stream for _, _, stream in seen] == 2 * ["denoising_0"] + 2 * ["denoising_1"]
+    for (_, x0, _), drawn in zip(seen, 2 * expected, strict=True):
+        assert torch.allclose(x0, drawn, atol=1e-6) and not x0.requires_grad
 
 
 def test_samples_of_one_prompt_stand_together_and_differ_in_noise(make_recipe, adapter):

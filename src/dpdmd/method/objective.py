@@ -1,7 +1,7 @@
 """What an objective is: a short list of weighted terms over one student rollout."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -45,6 +45,11 @@ class StudentStep:
     teacher_x0: Tensor | None = None
     discriminator: Discriminator | None = None
 
+    def of_first(self, number: int) -> "StudentStep":
+        """The same with noise and prompts of the first `number` samples only: those of a shorter `rollout.first`."""
+        noise, cond, uncond = self.noise[:number], self.cond[:number], self.uncond[:number]
+        return replace(self, noise=noise, cond=cond, uncond=uncond)
+
 
 @dataclass(frozen=True)
 class TermResult:
@@ -75,9 +80,13 @@ class Term:
         """The term's loss on one micro-batch."""
         raise NotImplementedError
 
+    def num_first(self, batch_size: int, number: int) -> int:
+        """Of how many samples of micro-batch `number`, the first ones, it needs `rollout.first`."""
+        return batch_size if self.trains_first_step else 0
+
     @property
-    def num_forwards(self) -> int:
-        """Calls of the denoising networks per sample in one evaluation; a guided one counts twice."""
+    def num_forwards(self) -> float:
+        """Calls of the denoising networks per sample of a micro-batch, on average; a guided one counts twice."""
         return 0
 
 

@@ -57,8 +57,8 @@ class GuidedTeacher:
 
 @dataclass(frozen=True)
 class StudentRollout:
-    """`x0` (B, C, H, W): the student's samples. `first`: what step 1 predicted from the noise, with the graph of that
-    step alone; None unless the rollout was anchored."""
+    """`x0` (B, C, H, W): the student's samples. `first`: what step 1 predicted for the first A <= B of them, with the
+    graph of that step alone; None unless the rollout was anchored and A > 0."""
 
     x0: Tensor
     first: Prediction | None = None
@@ -118,19 +118,28 @@ def anchored_rollout(
     grid: Grid,
     rest: Callable[[Tensor], Tensor],
     renoise: Renoise = None,
-    trains_first_step: bool = True,
+    num_first: int | None = None,
 ) -> StudentRollout:
     """DP-DMD's rollout (arXiv 2602.03139, Algorithm 1): the graph is cut after step 1.
 
         first = G(z_0, t_0);   z_1 = stop_gradient(step(first, t_1));   x0 = rest(z_1)
 
     A loss on x0, such as DMD's, reaches the steps after the first; a loss on `first`, the diversity anchor's, reaches
-    step 1 alone. rest: `rollout` or `backward_simulation` with start = 1. trains_first_step: whether a loss on `first`
-    follows; without one step 1 records no graph. Raises ValueError for a grid of one step: DMD would train nothing.
+    step 1 alone. rest: `rollout` or `backward_simulation` with start = 1. num_first: A, for how many samples such a
+    loss follows, by default all; step 1 records no graph of the others.
+    Raises ValueError for a grid of one step: DMD would train nothing.
     """
     if grid.num_steps < 2:
         raise ValueError(f"an anchored rollout needs at least 2 steps, one for DMD to train, got {grid.num_steps}")
-    with torch.set_grad_enabled(trains_first_step and torch.is_grad_enabled()):
-        first = denoise(z_0, grid.time(0, z_0), cond)
-    z_1 = step(path, first, grid.time(1, z_0), renoise and renoise(0)).detach()
+    num_first = len(z_0) if num_first is None else num_first
+    first = _first_step(denoise, z_0[:num_first], cond[:num_first], grid)
+    with torch.no_grad():
+        others = _first_step(denoise, z_0[num_first:], cond[num_first:], grid)
+    parts = [part for part in (first, others) if part is not None]
+    whole = Prediction(torch.cat([part.x0 for part in parts]), torch.cat([part.eps for part in parts]))
+    z_1 = step(path, whole, grid.time(1, z_0), renoise and renoise(0)).detach()
     return StudentRollout(x0=rest(z_1), first=first)
+
+
+def _first_step(denoise: Denoiser, z_0: Tensor, cond: Condition, grid: Grid) -> Prediction | None:
+    return denoise(z_0, grid.time(0, z_0), cond) if len(z_0) else None

@@ -30,18 +30,19 @@ def student_rollout(
     detach_first: bool = False,
     last_steps: list[int] | None = None,
     renoise: Renoise = None,
-    trains_first_step: bool = True,
+    num_first: int | None = None,
 ) -> StudentRollout:
     """The rollout that a student is trained on, of the three in `method.rollout`.
 
-    detach_first: cut the graph after step 1. last_steps: train x0_hat of that step of each sample, else all steps.
+    detach_first: cut the graph after step 1; num_first: and keep that of step 1 for so many samples, by default all.
+    last_steps: train x0_hat of that step of each sample, else all steps.
     """
     start = int(detach_first)
     rest = rollout if last_steps is None else partial(backward_simulation, last_steps=last_steps)
     rest = partial(rest, denoise, path, cond=cond, grid=grid, start=start, renoise=renoise)
     if not detach_first:
         return StudentRollout(rest(z=noise.float()))
-    options = {"renoise": renoise, "trains_first_step": trains_first_step}
+    options = {"renoise": renoise, "num_first": num_first}
     return anchored_rollout(denoise, path, noise.float(), cond, grid=grid, rest=lambda z_1: rest(z=z_1), **options)
 
 

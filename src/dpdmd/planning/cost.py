@@ -78,12 +78,14 @@ def forwards_per_update(plan: Plan) -> tuple[float, float]:
     anchored = int(objective.detach_first)
     is_simulated = plan.student.is_simulated
     rollout = anchored + 1 + _simulated(n - anchored, plan.data.batch_size) if is_simulated else n
-    num_rollouts = 1 if plan.data.reuse_samples else m
+    num_rollouts = {False: m, True: 1, "student": 0}[plan.data.reuse_samples]
     forward = num_rollouts * rollout + m + rollout + sum(t.num_forwards / t.every for t in objective.terms)
     backward = m + (1 if is_simulated else n - anchored)
     if anchored:
-        # Step 1 has a graph only in updates with a term that needs it.
-        backward += max((1 / term.every for term in objective.terms if term.trains_first_step), default=0)
+        # Step 1 has a graph only in updates and for samples of which a term needs it: the mean of many micro-batches.
+        many, batch_size = 1000, plan.data.batch_size
+        kept = [sum(t.num_first(batch_size, i) for i in range(many)) / (many * t.every) for t in objective.terms]
+        backward += max(kept) / batch_size
     if plan.feature_blocks:
         # Features of real samples and the student's; the student's term backpropagates to its samples.
         forward += 2 * m

@@ -71,6 +71,7 @@ def dp_dmd(setting: ObjectiveSetting) -> Objective:
         num_steps=num_anchor_steps(config, setting.student_grid, setting.teacher_grid),
         weight=config.weight,
         every=config.every,
+        fraction=config.fraction,
         target=config.target,
         coarse_steps=config.coarse_steps,
         second_order=config.second_order,

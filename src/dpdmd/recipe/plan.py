@@ -58,7 +58,7 @@ class DataPlan:
     """Prompts, and how they are cut into micro-batches of `batch_size` samples, `accumulation` of them per process.
 
     cache: folder of embeddings and teacher samples; None: the user's cache. use_cache False: encode while training.
-    fake_updates: M. reuse_samples: whether these share one rollout.
+    fake_updates: M. reuse_samples: whether these share one rollout, or learn the samples of the student's update.
     """
 
     prompts: str
@@ -69,17 +69,22 @@ class DataPlan:
     accumulation: int
     samples_per_prompt: int
     fake_updates: int
-    reuse_samples: bool
+    reuse_samples: bool | Literal["student"]
     seed: int
 
 
 @dataclass(frozen=True)
 class OptimiserPlan:
-    """AdamW of every trained role, and the moving average of the student's weights."""
+    """AdamW of every trained role, and the moving average of the student's weights.
+
+    warmup, num_updates: student updates of the rise and of the whole run. schedule: how rates fall in between.
+    """
 
     learning_rate: float
     fake_learning_rate: float
     warmup: int
+    schedule: Literal["constant", "linear", "cosine"]
+    num_updates: int
     weight_decay: float
     betas: tuple[float, float]
     max_grad_norm: float

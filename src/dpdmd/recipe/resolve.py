@@ -118,6 +118,8 @@ def _optimiser(train: TrainConfig) -> OptimiserPlan:
         learning_rate=train.learning_rate,
         fake_learning_rate=train.fake_learning_rate or train.learning_rate,
         warmup=train.warmup,
+        schedule=train.schedule,
+        num_updates=train.num_updates,
         weight_decay=train.weight_decay,
         betas=train.betas,
         max_grad_norm=train.max_grad_norm,

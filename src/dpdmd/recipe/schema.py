@@ -109,6 +109,13 @@ class AnchorConfig(Section):
         description="Apply the anchor in every N-th student update, with weight N x lambda so that the average is "
         "unchanged.",
     )
+    fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Fraction of the samples of each student update that the anchor sees; the others cost no teacher "
+        "steps. Its mean weight stays lambda.",
+    )
     steps: int | None = Field(
         default=None,
         ge=1,
@@ -250,10 +257,12 @@ class TrainConfig(Section):
     )
     batch_size: int = Field(default=4, ge=1, description="Samples per micro-batch and process.")
     accumulation: int = Field(default=1, ge=1, description="Micro-batches per update and process.")
-    fake_updates: int = Field(default=5, ge=1, description="M, fake-score updates before each student update.")
-    reuse_samples: bool = Field(
+    fake_updates: int = Field(default=5, ge=1, description="M, fake-score updates for each student update.")
+    reuse_samples: bool | Literal["student"] = Field(
         default=True,
-        description="Let the M fake-score updates share one rollout of the student, each with its own tau and noise.",
+        description="Which samples the M fake-score updates learn, each update with its own tau and noise. true: one "
+        'rollout for all of them. false: one each. "student": those that the student update drew, which then comes '
+        "first.",
     )
     random_step: bool = Field(
         default=False,
@@ -268,6 +277,11 @@ class TrainConfig(Section):
         default=None, ge=0, description="Guidance input of a guidance-distilled fake score. Default: the teacher's."
     )
     warmup: int = Field(default=0, ge=0, description="Student updates over which both learning rates rise linearly.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description="How both learning rates fall from the end of the warm-up to zero at train.num_updates. constant: "
+        "they do not.",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW, both networks.")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.999), description="Betas of AdamW, both networks."

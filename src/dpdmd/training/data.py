@@ -21,8 +21,9 @@ from dpdmd.store.digests import key_of
 class MicroBatch:
     """`noise` (B, C, H, W), the prompts' `cond` and `uncond` (B each); `rng(stream)`: a fresh generator for a stream.
 
-    levels: (B,) in [0, 1), stratified over the micro-batch and over the whole update on all processes; they decide at
-    which step each sample is trained. noise_seeds: the seed of each noise (`image_noise`) if it belongs to a fixed
+    number: micro-batches of the role that this process had before; processes have equal ones at the same time. levels:
+    (B,) in [0, 1), stratified over the micro-batch and over the whole update on all processes; they decide at which
+    step each sample is trained. noise_seeds: the seed of each noise (`image_noise`) if it belongs to a fixed
     pair of prompt and noise.
     """
 
@@ -32,6 +33,7 @@ class MicroBatch:
     uncond: Condition
     rng: Callable[[str], torch.Generator]
     levels: Tensor
+    number: int = 0
     noise_seeds: list[int] | None = None
 
 
@@ -125,9 +127,9 @@ class BatchSource:
         )
         if role == "student" and self.num_pairs is not None:
             pairs = prompt_indices(positions, self.num_pairs, seed=self.seed, stream="pairs").tolist()
-            return replace(self.pairs(pairs, rng), levels=levels)
+            return replace(self.pairs(pairs, rng), levels=levels, number=done)
         noise = torch.randn(self.batch_size, *self.latent_shape, generator=rng("noise"))
-        return replace(self._micro_batch(self._prompts(role, positions), noise, rng), levels=levels)
+        return replace(self._micro_batch(self._prompts(role, positions), noise, rng), levels=levels, number=done)
 
     def pairs(self, numbers: list[int], rng: Callable[[str], torch.Generator]) -> MicroBatch:
         """The fixed pairs of prompt and noise with these numbers."""

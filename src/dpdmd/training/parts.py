@@ -149,7 +149,7 @@ def text_encoder(
 
 
 def new_batches(plan: Plan, prompts: EncodedPrompts, accelerator: Accelerator) -> BatchSource:
-    """The micro-batches of this process; with train.reuse_samples the fake score draws one set of samples per step."""
+    """The micro-batches of this process; unless each fake-score update draws its own, there is one set per step."""
     data = plan.data
     return BatchSource(
         prompts=prompts,

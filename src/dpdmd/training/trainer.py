@@ -22,10 +22,12 @@ from dpdmd.store.tensors import write_tensors
 from dpdmd.training.data import MicroBatch
 from dpdmd.training.parts import Parts
 from dpdmd.training.run.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
-from dpdmd.training.updater import learning_rate_at
+from dpdmd.training.updater import rate_factor
 from dpdmd.training.updates import MicroLoss, draw_samples, fake_score_loss, student_loss
 
 SAMPLES_HINT = "on fewer processes raise train.accumulation, on more lower it, so that their product stays"
+
+Drawn = tuple[MicroBatch, Tensor]  # a micro-batch and the student's samples x0 (B, C, H, W) of it, without graph
 
 
 class Trainer:
@@ -40,26 +42,31 @@ class Trainer:
     def iterate(self) -> dict[str, Any]:
         """M fake-score updates, one student update, one step of the moving average; returns the row to log.
 
-        The head of a discriminator is updated after every fake-score update, on the same samples.
+        The student comes first when the fake score learns its samples. The head of a discriminator is updated after
+        every fake-score update, on the same samples.
         """
         started = time.perf_counter()
-        fake_rows = self._fake_updates()
-        student_row = self._student_update()
+        if self.plan.data.reuse_samples == "student":
+            student_row, drawn = self._student_update()
+            fake_rows = self._fake_updates(drawn)
+        else:
+            fake_rows = self._fake_updates()
+            student_row, _ = self._student_update()
         if self.ema is not None:
             self.ema.update()
         optimiser = self.plan.optimiser
-        rate = learning_rate_at(self.step, optimiser.learning_rate, optimiser.warmup)
+        rate = optimiser.learning_rate * rate_factor(self.step, optimiser)
         fake_row = {key: sum(row[key] for row in fake_rows) / len(fake_rows) for key in fake_rows[0]}
         row = self._mean_over_processes(student_row | fake_row)
         self.step += 1
         self.seconds += time.perf_counter() - started
         return {"step": self.step, "seconds": self.seconds, **row, "learning_rate": rate}
 
-    def _fake_updates(self) -> list[dict[str, float]]:
-        """M updates of the fake score, each on its own samples or all on those of one rollout."""
-        rows, drawn, adversary = [], [], self.parts.adversary
+    def _fake_updates(self, drawn: list[Drawn] | None = None) -> list[dict[str, float]]:
+        """M updates of the fake score, all on the samples `drawn`, on those of one rollout, or each on its own."""
+        rows, adversary = [], self.parts.adversary
         for m in range(self.plan.data.fake_updates):
-            if m == 0 or not self.plan.data.reuse_samples:
+            if drawn is None or not self.plan.data.reuse_samples:
                 drawn = [self._draw(m, index) for index in range(self.plan.data.accumulation)]
             losses = [
                 partial(fake_score_loss, self.denoisers, self.plan, *samples, stream=f"denoising_{m}")
@@ -72,18 +79,23 @@ class Trainer:
             rows.append(row)
         return rows
 
-    def _draw(self, update: int, index: int) -> tuple[MicroBatch, Tensor]:
+    def _draw(self, update: int, index: int) -> Drawn:
         batch = self.batches.micro_batch("fake_score", self.step, index, update=update)
         return batch, draw_samples(self.denoisers.student, self.plan, batch)
 
-    def _student_update(self) -> dict[str, float]:
-        losses = [partial(self._student_loss, index) for index in range(self.plan.data.accumulation)]
-        return self.updaters["student"].update(self.step, losses)
+    def _student_update(self) -> tuple[dict[str, float], list[Drawn]]:
+        """One update of the student; returns what to log, and the samples that it drew in each micro-batch."""
+        drawn: list[Drawn] = []
+        losses = [partial(self._student_loss, index, drawn) for index in range(self.plan.data.accumulation)]
+        return self.updaters["student"].update(self.step, losses), drawn
 
-    def _student_loss(self, index: int) -> MicroLoss:
+    def _student_loss(self, index: int, drawn: list[Drawn]) -> MicroLoss:
         batch = self.batches.micro_batch("student", self.step, index)
         teacher_x0 = self.parts.teacher_samples(batch) if self.parts.teacher_samples else None
-        return student_loss(self.denoisers, self.plan, batch, step=self.step, teacher_x0=teacher_x0)
+        loss = student_loss(self.denoisers, self.plan, batch, step=self.step, teacher_x0=teacher_x0)
+        assert loss.x0 is not None, "the student's loss is one of its samples"
+        drawn.append((batch, loss.x0))
+        return loss
 
     def network(self, role: Role) -> nn.Module:
         """The network of a role, without its wrapper for several processes."""

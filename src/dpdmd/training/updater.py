@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from math import isfinite
+from math import cos, isfinite, pi
 from typing import Any, Literal
 
 import torch
@@ -18,9 +18,16 @@ from dpdmd.training.updates import MicroLoss
 Trained = Role | Literal["discriminator"]
 
 
-def learning_rate_at(step: int, peak: float, warmup: int) -> float:
-    """Linear warm-up over `warmup` updates: peak (step + 1) / warmup, then peak; step: student updates done."""
-    return peak * min(1.0, (step + 1) / max(warmup, 1))
+def rate_factor(step: int, plan: OptimiserPlan) -> float:
+    """What both learning rates are multiplied by in the student update with `step` others before it.
+
+    It rises linearly over the first w = warmup updates, (step + 1) / w, and then falls over the others with p, the
+    share of them that is done: 1 (constant), 1 - p (linear), (1 + cos(pi p)) / 2 (cosine).
+    """
+    if step < plan.warmup:
+        return (step + 1) / plan.warmup
+    p = min((step - plan.warmup) / max(plan.num_updates - plan.warmup, 1), 1.0)
+    return {"constant": 1.0, "linear": 1 - p, "cosine": (1 + cos(pi * p)) / 2}[plan.schedule]
 
 
 class Updater:
@@ -60,7 +67,7 @@ class Updater:
         norm = full_tensor(self.accelerator.clip_grad_norm_(self.parameters, self.plan.max_grad_norm))
         log = mean_of([log | {f"grad_norm/{self.role}": norm} for log in logs])
         self._refuse_non_finite(step, log)
-        rate = learning_rate_at(step, self.peak, self.plan.warmup)
+        rate = self.peak * rate_factor(step, self.plan)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

@@ -32,19 +32,22 @@ class Denoisers:
 
 @dataclass(frozen=True)
 class MicroLoss:
-    """total: the loss to backpropagate; log: detached scalars (unweighted losses, health).
+    """total: the loss to backpropagate; log: detached scalars (unweighted losses, health); x0: the student's samples
+    (B, C, H, W) if it drew any, without graph.
 
     They stay on the device until the whole update is done: reading one would make the CPU wait for the device.
     """
 
     total: Tensor
     log: dict[str, Tensor]
+    x0: Tensor | None = None
 
 
-def training_rollout(student: Denoiser, plan: Plan, batch: MicroBatch, *, trains_first_step: bool) -> StudentRollout:
+def training_rollout(student: Denoiser, plan: Plan, batch: MicroBatch, *, num_first: int = 0) -> StudentRollout:
     """The student's samples of a micro-batch as the plan trains them: from the whole rollout or from one random step.
 
-    The random step is never the anchored one, which DMD must not train.
+    The random step is never the anchored one, which DMD must not train. num_first: of how many samples step 1 keeps its
+    graph, if it is anchored.
     """
     grid, detach_first = plan.student.grid, plan.objective.detach_first
     rng = batch.rng("renoise")
@@ -61,7 +64,7 @@ def training_rollout(student: Denoiser, plan: Plan, batch: MicroBatch, *, trains
         detach_first=detach_first,
         last_steps=last_steps(batch.levels, int(detach_first), grid.num_steps) if plan.student.is_simulated else None,
         renoise=renoise if plan.student.kind == "renoise" else None,
-        trains_first_step=trains_first_step,
+        num_first=num_first,
     )
 
 
@@ -74,7 +77,7 @@ def last_steps(levels: Tensor, start: int, num_steps: int) -> list[int]:
 @torch.no_grad()
 def draw_samples(student: Denoiser, plan: Plan, batch: MicroBatch) -> Tensor:
     """The student's x0 (B, C, H, W) for the fake score to learn, from the steps that the objective trains."""
-    return training_rollout(student, plan, batch, trains_first_step=True).x0
+    return training_rollout(student, plan, batch).x0
 
 
 def fake_score_loss(
@@ -102,8 +105,8 @@ def student_loss(
     from the noise of `batch`, if they are kept on disk.
     """
     due = plan.objective.due(step)
-    trains_first_step = any(term.trains_first_step for _, term in due)
-    rollout = training_rollout(denoisers.student, plan, batch, trains_first_step=trains_first_step)
+    num_first = max(term.num_first(len(batch.noise), batch.number) for _, term in due)
+    rollout = training_rollout(denoisers.student, plan, batch, num_first=num_first)
     seen = StudentStep(
         rollout=rollout,
         noise=batch.noise,
@@ -124,4 +127,5 @@ def student_loss(
     log = {f"loss/{name}": result.loss.detach() for name, (_, result) in results.items()}
     log |= {f"health/{key}": value for _, result in results.values() for key, value in result.health.items()}
     log |= {f"sample/{key}": value for key, value in sample_health(rollout.x0).items()}
-    return MicroLoss(reduce(add, (weight * result.loss for weight, result in results.values())), log)
+    total = reduce(add, (weight * result.loss for weight, result in results.values()))
+    return MicroLoss(total, log, rollout.x0.detach())

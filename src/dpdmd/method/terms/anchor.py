@@ -32,7 +32,8 @@ class DiversityAnchor(Term):
     has another strength there. On a flow from t_0 = 1 it equals the error of the velocity.
 
     coarse_steps, second_order: take the segment in fewer steps of the teacher's grid, and let each use the prediction
-    before it; z_K is then approximate, and cheaper. The rollout must be anchored (`Objective.detach_first`).
+    before it; z_K is then approximate, and cheaper. fraction: of the samples that are anchored; the loss keeps its mean
+    weight. The rollout must be anchored (`Objective.detach_first`).
     """
 
     guidance: Guidance
@@ -40,16 +41,26 @@ class DiversityAnchor(Term):
     target: AnchorTarget = "secant"
     coarse_steps: int | None = None
     second_order: bool = False
+    fraction: float = 1.0
     name: ClassVar[str] = "anchor"
     trains_first_step: ClassVar[bool] = True
 
+    def num_first(self, batch_size: int, number: int) -> int:
+        """`fraction` of the samples on average: n(number + 1) - n(number), n(i) = floor(i * fraction * batch_size)."""
+        before, after = (int(i * self.fraction * batch_size + 1e-6) for i in (number, number + 1))
+        return after - before
+
     @property
-    def num_forwards(self) -> int:
-        """The guided teacher steps, and one more for the target "x0"."""
+    def num_forwards(self) -> float:
+        """The guided teacher steps, and one more for the target "x0", of the samples that are anchored."""
         steps = min(self.num_steps, self.coarse_steps or self.num_steps)
-        return self.guidance.num_forwards * (steps + (self.target == "x0"))
+        return self.fraction * self.guidance.num_forwards * (steps + (self.target == "x0"))
 
     def __call__(self, step: StudentStep) -> TermResult:
+        first, batch_size = step.rollout.first, len(step.noise)
+        if first is None:
+            return TermResult(step.rollout.x0.new_zeros(()))
+        step = step.of_first(len(first.x0))
         grid, k = coarsen(step.teacher_grid, self.num_steps, self.coarse_steps or self.num_steps)
         teacher = GuidedTeacher(step.teacher, step.path, grid, self.guidance)
         z_k = teacher.rollout(step.noise, step.cond, step.uncond, stop_after=k, second_order=self.second_order)
@@ -59,5 +70,5 @@ class DiversityAnchor(Term):
         else:
             with torch.no_grad():
                 target, space = guided(step.teacher, z_k, t_k, step.cond, step.uncond, self.guidance), "x0"
-        assert step.rollout.first is not None, "the anchor needs an objective with detach_first"
-        return TermResult(anchor_loss(step.rollout.first, target, space, step.path, t_0))
+        share = len(first.x0) / (self.fraction * batch_size)  # 1 on average
+        return TermResult(share * anchor_loss(first, target, space, step.path, t_0))
