@@ -149,6 +149,8 @@ def _type(annotation: Any) -> str:
     """A type as a reader of TOML would call it."""
     if hasattr(annotation, "__metadata__"):  # Annotated
         return _type(annotation.__origin__)
+    if annotation is schema.PromptSource:
+        return "table"
     args = [a for a in get_args(annotation) if a is not type(None)]
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{_toml(value)}`" for value in args)

@@ -1,10 +1,12 @@
 """Prompt lists: files, datasets, the built-in world's, and what is wrong with them."""
 
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
+from dpdmd.data.generic import generic_prompts
 from dpdmd.data.prompts import evaluation_prompts_of, lint_prompts, read_prompts, training_prompts
 from dpdmd.world.prompts import evaluation_prompts
 
@@ -83,3 +85,32 @@ def test_prompts_are_asked_for_where_there_are_none():
     assert evaluation_prompts_of("scenes") == evaluation_prompts()
     with pytest.raises(ValueError, match="give --prompts FILE"):
         evaluation_prompts_of("some/model")
+
+
+def test_generic_prompts_are_distinct_short_and_long_and_always_the_same():
+    prompts = training_prompts("generic")
+    assert len(prompts) == len(set(prompts)) == 4096 and prompts == generic_prompts()
+    assert prompts[:3] == [
+        "a grandmother knitting on a train platform",
+        "a father carrying his daughter in a field of wheat, neon light, rule of thirds",
+        "a pastel drawing of an elephant and her calf in a meadow full of poppies, shallow depth of field, visible "
+        "brush strokes",
+    ]
+    lengths = [len(prompt.split()) for prompt in prompts]
+    assert sum(n <= 6 for n in lengths) > 400 and sum(n >= 20 for n in lengths) > 400
+    assert not any("{" in prompt or "  " in prompt for prompt in prompts)
+
+
+def test_several_sources_have_the_shares_of_their_weights_and_lose_no_prompt(tmp_path):
+    sizes = {"few.txt": 3, "many.txt": 40}
+    for name, size in sizes.items():
+        (tmp_path / name).write_text("\n".join(f"{name} {i}" for i in range(size)))
+    few, many = (str(tmp_path / name) for name in sizes)
+    prompts = training_prompts([(few, 3.0), (many, 1.0)])
+    counts = Counter(prompts)
+    assert len(counts) == 43 and len(prompts) == 160  # 40 of many.txt are one share of four
+    assert sum(count for prompt, count in counts.items() if prompt.startswith("few")) == 120
+    assert all(counts[f"few.txt {i}"] == 40 and counts[f"many.txt {i}"] == 1 for i in range(3))
+    assert training_prompts([(many, 0.5)]) == training_prompts(many)
+    equal = Counter(prompt.split()[0] for prompt in training_prompts([(few, 1.0), (many, 1.0)]))
+    assert equal == {"few.txt": 40, "many.txt": 40}

@@ -1,8 +1,5 @@
 """The plan's memory is what an update needs."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -11,7 +8,7 @@ from trainers import new_trainer
 
 from dpdmd import cli
 from dpdmd.method.denoiser import Condition
-from dpdmd.models.load import load_adapter
+from dpdmd.models.load import load_adapter, planning_adapter
 from dpdmd.planning.cost import num_parameters
 from dpdmd.planning.fit import GIB, counter, describe_fit, memory_need, savings
 from dpdmd.planning.memory import META, AsOnGpu, LiveBytes, LiveShapes, peak_bytes, picture_bytes
@@ -26,7 +23,6 @@ MIXED = {"roles": ["student"], "rank": 4}
 CHECKPOINTED = {"gradient_checkpointing": True}
 ACCUMULATED = {"accumulation": 3}
 LORA = 'lora.roles=["student", "fake_score"]'
-CONFIGURATIONS = Path(__file__).parents[2] / "benchmarks" / "configurations.json"
 
 
 @pytest.fixture
@@ -168,39 +164,25 @@ def test_pictures_need_the_autoencoder_and_what_one_image_takes(folder, recipe):
     assert picture_bytes(resolve(recipe(), adapter), adapter) == 0
 
 
-@pytest.fixture
-def published(tmp_path):
-    """published(shipped recipe): its teacher's folder with the public configurations, and nothing else."""
-
-    def write(name: str) -> str:
-        if not CONFIGURATIONS.is_file():
-            pytest.skip("the configurations are in the repository only")
-        for file, content in json.loads(CONFIGURATIONS.read_text())[name].items():
-            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name / file).write_text(json.dumps(content))
-        return str(tmp_path / name)
-
-    return write
-
-
 @pytest.mark.parametrize(
-    ("name", "number"),
+    ("model", "number"),
     [
-        ("sd35_medium_dp_dmd", 2_243_171_520),
-        ("sdxl_dp_dmd", 2_567_463_684),
-        ("flux_dev_dp_dmd", 11_901_408_320),
-        ("qwen_image_dp_dmd", 20_430_401_088),
+        ("stabilityai/stable-diffusion-3.5-medium", 2_243_171_520),
+        ("stabilityai/stable-diffusion-xl-base-1.0", 2_567_463_684),
+        ("black-forest-labs/FLUX.1-dev", 11_901_408_320),
+        ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 1_604_462_752),
+        ("Qwen/Qwen-Image", 20_430_401_088),
+        ("Tongyi-MAI/Z-Image", 6_154_908_736),
     ],
 )
-def test_public_configurations_make_networks_of_the_published_size(name, number, published):
-    assert num_parameters(load_adapter(published(name))) == number
+def test_published_configurations_make_networks_of_the_published_size(model, number):
+    assert num_parameters(planning_adapter(model)) == number
 
 
-def test_stable_diffusion_35_medium_fits_24_gib_with_adapters_on_one_backbone_and_not_as_copies(published, monkeypatch):
+def test_stable_diffusion_35_medium_fits_24_gib_with_adapters_on_one_backbone_and_not_as_copies(monkeypatch):
     name, memory = "sd35_medium_dp_dmd", 24 * GIB
-    folder = published(name)
-    adapter = load_adapter(folder)
-    common = [f"model.teacher={folder}", "train.batch_size=1", "train.gradient_checkpointing=true"]
+    adapter = planning_adapter(load_recipe(name).model.teacher)
+    common = ["train.batch_size=1", "model.dtype=fp32", "train.random_step=false", "lora.roles=[]"]
 
     def plan_with(settings: tuple[str, ...]) -> Plan:
         # Four steps would take twice the time.
@@ -230,6 +212,11 @@ def test_plan_states_whether_it_fits_and_what_helps(tiny_folder, tmp_path, monke
         "model.num_inference_steps": 4,
         "objective.anchor.steps": 2,
         "train.fake_updates": 1,
+        "model.dtype": "fp32",
+        "train.precision": "fp32",
+        "train.gradient_checkpointing": "false",
+        "train.random_step": "false",
+        "lora.roles": "[]",
     }
     arguments = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
 

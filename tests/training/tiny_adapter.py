@@ -1,6 +1,7 @@
 """A model family small enough to train in a test: two linear layers on (4, 4, 4) latents."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -21,7 +22,6 @@ PROMPTS = ["a red circle", "a blue cross", "a small triangle", "a green square",
 class TinyNetwork(nn.Module):
     """velocity = W2 tanh(W1 [x, t, prompt])."""
 
-    load_config = staticmethod(lambda source, subfolder: {})
     from_config = classmethod(lambda cls, config: cls())
 
     def __init__(self):
@@ -58,6 +58,7 @@ class TinyAdapter:
     feature_lists = ("first", "second")
     vae_factor = 2
     network_name, network_class, pipeline_class = "network", TinyNetwork, TinyPipeline
+    network_config: ClassVar = {}
 
     def __init__(self, source: str = "tiny"):
         self.source = source

@@ -1,6 +1,7 @@
-"""Commands that take a recipe: `train`, `plan`, `config`."""
+"""Commands that take or write a recipe: `recipes`, `new`, `plan`, `train`, `config`."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,7 +29,7 @@ def train(
         bool, typer.Option("--no-cache", help="Encode prompts while training instead of once, ahead and on disk.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print grids, cost and memory, and train nothing.")
+        bool, typer.Option("--dry-run", help="Check everything, print what `dpdmd plan` prints, and train nothing.")
     ] = False,
 ) -> None:
     """Train a student. Ctrl-C (exit code 130) and SIGTERM (143) save a checkpoint first."""
@@ -37,20 +38,13 @@ def train(
 
     settings = load_recipe(recipe, [*(overrides or []), *([f"data.cache={NO_CACHE}"] if no_cache else [])])
 
-    from dpdmd.models.load import load_adapter
-    from dpdmd.recipe.resolve import resolve
     from dpdmd.training.public import train as run_training
     from dpdmd.training.run.folder import RunFolder
     from dpdmd.training.run.trackers import require_trackers
 
     require_trackers(settings.output.trackers)
     if dry_run:
-        from dpdmd.data.prompts import training_prompts
-        from dpdmd.planning.cost import describe
-
-        adapter = load_adapter(settings.model.teacher)
-        typer.echo(describe(resolve(settings, adapter), adapter))
-        typer.echo(f"prompts: {len(training_prompts(settings.data.prompts, settings.data.column))}")
+        typer.echo(_costs(settings, None))
         return
     RunFolder(settings.output.folder).refuse_if_unusable(flatten(settings), resume=resume, overwrite=overwrite)
     run = run_training(settings, resume=resume, overwrite=overwrite)
@@ -75,33 +69,92 @@ def plan(
     """Report what a training will cost, whether it fits a device, and what makes it fit. Reads no weights."""
     from dpdmd.recipe.toml import load_recipe
 
-    def load(further: tuple[str, ...]) -> "Recipe":
-        return load_recipe(recipe, [*(overrides or []), *further])
+    settings = load_recipe(recipe, overrides or [])
+    typer.echo(_costs(settings, memory))
 
-    settings = load(())
+    from dpdmd.planning.fit import has_gpu
 
-    from dpdmd.data.prompts import training_prompts
-    from dpdmd.models.load import load_adapter
-    from dpdmd.planning.cost import describe, embedding_bytes
-    from dpdmd.planning.fit import counter, describe_fit, device_memory, has_gpu, savings
-    from dpdmd.recipe.resolve import resolve
-
-    adapter = load_adapter(settings.model.teacher)
-    resolved = resolve(settings, adapter)
-    typer.echo(describe(resolved, adapter))
-    prompts = set(training_prompts(settings.data.prompts, settings.data.column))
-    size = len(prompts) * embedding_bytes(resolved, adapter)
-    typer.echo(f"prompts: {len(prompts)} different, at most {size / 2**30:.2f} GiB of embeddings on disk")
-    device = device_memory() if memory is None else round(memory * 2**30)
-    count = counter(adapter)
-    found = savings(lambda further: resolve(load(further), adapter), count, device)
-    typer.echo(describe_fit(count(resolved), device, found))
     if calibrate:
+        from dpdmd.models.load import load_adapter
+        from dpdmd.recipe.resolve import resolve
         from dpdmd.training.calibrate import describe_calibration
 
-        typer.echo(describe_calibration(resolved, adapter))
+        adapter = load_adapter(settings.model.teacher)
+        typer.echo(describe_calibration(resolve(settings, adapter), adapter))
     elif has_gpu():
         typer.echo("seconds: --calibrate loads the model and measures a few updates on this machine")
+
+
+def _costs(settings: "Recipe", memory: float | None) -> str:
+    """What `plan` and `train --dry-run` print. memory: of the device in GiB, None for this machine's."""
+    from dpdmd.data.prompts import training_prompts
+    from dpdmd.models.load import planning_adapter
+    from dpdmd.planning.answer import describe_costs
+    from dpdmd.planning.fit import GIB, device_memory
+    from dpdmd.recipe.resolve import resolve
+    from dpdmd.recipe.toml import changed_recipe
+
+    prompts = training_prompts(settings.data.sources, settings.data.column)
+    adapter = planning_adapter(settings.model.teacher)
+    device = device_memory() if memory is None else round(memory * GIB)
+    return describe_costs(lambda further: resolve(changed_recipe(settings, further), adapter), adapter, prompts, device)
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes, which `train`, `plan` and `config` take by name."""
+    from dpdmd.recipe.toml import shipped_recipes, summary
+
+    width = max(map(len, shipped_recipes()))
+    for name in shipped_recipes():
+        typer.echo(f"{name:<{width}}  {summary(name)}")
+
+
+@app.command(epilog="Example: dpdmd new my_model --out my.toml --memory 24")
+def new(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Pipeline folder, hub id, or a .safetensors file with --base.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Recipe to write; it must not exist.")],
+    memory: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="GIB", help="Memory of the device. Default: this machine's GPU, else 24."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, max=8, help="Number of steps of the student.")] = 4,
+    adapters: Annotated[
+        bool | None,
+        typer.Option("--adapters/--full", help="Train LoRA adapters or all weights. Default: all weights if they fit."),
+    ] = None,
+) -> None:
+    """Write a complete, commented recipe for a model, which fits the memory of a device.
+
+    It reads the model's configurations and no weights, and works offline for the models of the shipped recipes.
+    """
+    from dpdmd.store.files import require_writable, write_text
+
+    if out.exists():
+        raise ValueError(f"{out} exists already; name another file")
+    require_writable(out)
+
+    from dpdmd.models.load import planning_adapter
+    from dpdmd.planning.fit import GIB, device_memory, has_gpu
+    from dpdmd.planning.new import new_recipe
+    from dpdmd.store.names import expanded
+
+    folder = Path(expanded(model))
+    model = str(folder.absolute()) if folder.is_dir() else model
+    if memory is None:
+        memory = device_memory() / GIB if has_gpu() else 24
+    trained = None if adapters is None else "adapters" if adapters else "all"
+    written = new_recipe(
+        model, planning_adapter(model), memory=round(memory * GIB), name=out.stem, num_steps=steps, trained=trained
+    )
+    write_text(out, written.text)
+    for note in written.plan.notes:
+        typer.echo(f"note: {note}")
+    if not written.fits:
+        typer.echo(f"note: it does not fit {memory:g} GiB: it needs {written.need.total / GIB:.1f} GiB")
+    typer.echo(f"recipe: {out}\nwhat it costs: dpdmd plan {out} --memory {memory:g}\ntrain it: dpdmd train {out}")
 
 
 @app.command(epilog="Example: dpdmd config recipe.toml --set student.num_steps=2")

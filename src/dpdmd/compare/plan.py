@@ -76,7 +76,7 @@ def shared_teacher(students: list[Arm]) -> Teacher:
         adapter = load_adapter(recipe.model.teacher)
         try:
             plan = resolve(recipe, adapter)
-            training_prompts(recipe.data.prompts, recipe.data.column)
+            training_prompts(recipe.data.sources, recipe.data.column)
         except ValueError as error:
             raise ValueError(f"arm {arm.name}: {error}") from None
         embedded = plan.embedded_guidance["teacher"]

@@ -1,6 +1,7 @@
-"""Prompt lists: a text file, a .jsonl file, a Hugging Face dataset, or the built-in world's captions."""
+"""Prompt lists: a text file, a .jsonl file, a Hugging Face dataset, composed or the built-in world's captions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from dpdmd.store.jsonl import parse_rows
 from dpdmd.store.names import did_you_mean, expanded, local_or_hub_id
 
 SCENES = "scenes"
+GENERIC = "generic"
 COLUMN = "prompt"
 DATASET_PREFIX = "datasets:"
 
@@ -65,12 +67,33 @@ def dataset_prompts(name: str, column: str = COLUMN) -> list[str]:
     return prompts
 
 
-def training_prompts(source: str, column: str = COLUMN) -> list[str]:
-    """The prompts that `data.prompts` names: "scenes", "datasets:ID" or a file. Raises ValueError like the readers."""
+def training_prompts(sources: str | Sequence[tuple[str, float]], column: str = COLUMN) -> list[str]:
+    """The prompts that `data.prompts` names, in their order. Raises ValueError like the readers.
+
+    sources: one source ("scenes", "generic", "datasets:ID" or a file), or several with weights. Of several the list
+    holds as many prompts of each as its share of the weights, every prompt at least once: the prompts of a source that
+    has too few come several times.
+    """
+    if isinstance(sources, str):
+        return source_prompts(sources, column)
+    lists = [(source_prompts(source, column), weight) for source, weight in sources]
+    if len(lists) == 1:
+        return lists[0][0]
+    # Prompts for each unit of weight; the source that has most for its weight is listed once.
+    density = max(len(prompts) / weight for prompts, weight in lists)
+    return [prompt for prompts, weight in lists for prompt in islice(cycle(prompts), round(density * weight))]
+
+
+def source_prompts(source: str, column: str = COLUMN) -> list[str]:
+    """The prompts of one source. Raises ValueError like the readers."""
     if source == SCENES:
         from dpdmd.world.prompts import training_prompts as scenes_prompts
 
         return scenes_prompts()
+    if source == GENERIC:
+        from dpdmd.data.generic import generic_prompts
+
+        return generic_prompts()
     if source.startswith(DATASET_PREFIX):
         return dataset_prompts(source.removeprefix(DATASET_PREFIX), column)
     return read_prompts(source, column)

@@ -6,7 +6,7 @@ the packing and folding of tokens. All other code sees only latents `x_t` (B, C,
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class ModelAdapter(Protocol):
     source: the pipeline folder or hub id.
     pipeline_class: the stock pipeline that samples an exported student.
     network_class, network_name: class and component name ("transformer", "unet") of the denoising network.
+    network_config: configuration of the denoising network.
     vae_class, vae_config: class and configuration of the autoencoder.
     path: how clean latents and noise are mixed, and the conversions between predictions.
     prediction_space: what the network predicts: "velocity", "eps" or "v".
@@ -52,6 +53,7 @@ class ModelAdapter(Protocol):
     pipeline_class: type
     network_class: type
     network_name: str
+    network_config: dict[str, Any]
     vae_class: type
     vae_config: dict[str, Any]
     path: Path
@@ -158,9 +160,7 @@ def decoder(adapter: ModelAdapter, *, in_bf16: bool = False) -> Callable[[Tensor
 def empty_network(adapter: ModelAdapter) -> nn.Module:
     """Build the denoising network on the meta device, from its configuration only."""
     with torch.device("meta"):
-        return adapter.network_class.from_config(
-            adapter.network_class.load_config(adapter.source, subfolder=adapter.network_name)
-        )
+        return cast("Any", adapter.network_class).from_config(adapter.network_config)
 
 
 def feature_blocks(adapter: ModelAdapter, network: nn.Module) -> list[nn.Module]:

@@ -1,5 +1,6 @@
 """From a name to a model: a built-in teacher, a pipeline folder, a hub id, a run or an export."""
 
+import difflib
 import importlib
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,7 +13,7 @@ from dpdmd.method.grids import Grid
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape, ModelAdapter
 from dpdmd.store.files import read_json
-from dpdmd.store.names import local_or_hub_id
+from dpdmd.store.names import did_you_mean, local_or_hub_id
 from dpdmd.store.tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -74,11 +75,15 @@ def pipeline_class(source: str) -> str:
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{source} is a folder but not a diffusers pipeline: it has no model_index.json")
         return read_json(folder / "model_index.json").get("_class_name", "unknown")
+    names = ", ".join(map(repr, BUILT_IN))
+    if "/" not in source:  # no pipeline on the hub has a name without its owner's
+        nearest = difflib.get_close_matches(source, BUILT_IN, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else did_you_mean(source)
+        raise ValueError(f"{source!r} is neither a built-in model ({names}) nor a folder{hint}")
     from diffusers import DiffusionPipeline
 
     from dpdmd.models.parts import reading
 
-    names = ", ".join(map(repr, BUILT_IN))
     with reading(f"{source!r} is neither a built-in model ({names}) nor a folder; as a hub id", "model_index.json"):
         return cast("dict[str, Any]", DiffusionPipeline.load_config(source)).get("_class_name", "unknown")
 
@@ -91,6 +96,26 @@ def load_adapter(source: str) -> ModelAdapter:
         raise ValueError(f"{source}: {name} is not a supported family; supported: {', '.join(sorted(FAMILIES))}")
     module, adapter = FAMILIES[name]
     return getattr(importlib.import_module(module), adapter)(folder)
+
+
+def published_models() -> dict[str, Path]:
+    """{hub id: folder of its JSON files, without weights} of the public models whose configurations ship with us."""
+    folder = Path(str(files("dpdmd.models"))) / "published"
+    return {path.name.replace("--", "/", 1): path for path in sorted(folder.iterdir())}
+
+
+def planning_adapter(source: str) -> ModelAdapter:
+    """The adapter of a model of which only configurations are needed: to plan a training, not to run one.
+
+    For the public models of the shipped recipes it reads the configurations in the package, so that neither network
+    nor account is needed. Raises ValueError like `load_adapter`.
+    """
+    published = published_models()
+    if source not in published:
+        return load_adapter(source)
+    adapter = load_adapter(str(published[source]))
+    adapter.source = source
+    return adapter
 
 
 def load_sampler(model: str) -> Sampler:

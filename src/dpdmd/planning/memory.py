@@ -194,9 +194,8 @@ def peak_bytes(plan: Plan, adapter: ModelAdapter) -> int:
     with their own graph, then the backward pass; with accumulation also the gradients of the previous micro-batch.
     Weights, moments and text encoders are not counted, nor a discriminator's head and a perceptual term's images.
     """
-    roles = _roles_without_data(plan, adapter)
-    cond, uncond = (_without_data(adapter.blank_condition(plan.data.batch_size)) for _ in range(2))
-    noise = torch.randn(plan.data.batch_size, *plan.latent_shape, device=META)
+    roles, noise, cond = blank_call(plan, adapter, batch_size=plan.data.batch_size)
+    uncond = _without_data(adapter.blank_condition(plan.data.batch_size))
     grid = plan.student.grid
 
     def in_precision() -> torch.autocast:
@@ -251,6 +250,12 @@ def peak_bytes(plan: Plan, adapter: ModelAdapter) -> int:
     if "student" in roles.adapters and "fake_score" not in roles.adapters:
         peaks.append(peak("fake_score", fake_score_update))  # fewer activations and larger gradients
     return max(peaks)
+
+
+def blank_call(plan: Plan, adapter: ModelAdapter, *, batch_size: int) -> tuple[Roles, Tensor, Condition]:
+    """What a network call needs, without data: roles, noise (B, C, H, W), conditioning of the longest prompts."""
+    noise = torch.randn(batch_size, *plan.latent_shape, device=META)
+    return _roles_without_data(plan, adapter), noise, _without_data(adapter.blank_condition(batch_size))
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:

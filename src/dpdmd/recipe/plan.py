@@ -57,11 +57,12 @@ class TauRange:
 class DataPlan:
     """Prompts, and how they are cut into micro-batches of `batch_size` samples, `accumulation` of them per process.
 
-    cache: folder of embeddings and teacher samples; None: the user's cache. use_cache False: encode while training.
-    fake_updates: M. reuse_samples: whether these share one rollout, or learn the samples of the student's update.
+    prompts: (source, weight) of every source. cache: folder of embeddings and teacher samples; None: the user's cache.
+    use_cache False: encode while training. fake_updates: M. reuse_samples: whether these share one rollout, or learn
+    the samples of the student's update.
     """
 
-    prompts: str
+    prompts: tuple[tuple[str, float], ...]
     column: str
     cache: str | None
     use_cache: bool

@@ -16,6 +16,7 @@ from dpdmd.models.base import LatentShape, ModelAdapter, decoder, empty_network,
 from dpdmd.models.lora import LoraSettings
 from dpdmd.models.quantised import missing_package
 from dpdmd.models.student_file import exported_student
+from dpdmd.recipe.inputs import with_absolute_inputs
 from dpdmd.recipe.lint import lint_grids
 from dpdmd.recipe.objectives import ObjectiveFunction, ObjectiveSetting, find_objective, name_of
 from dpdmd.recipe.plan import Budget, ComputePlan, DataPlan, OptimiserPlan, Plan, StudentPlan, TauRange, TeacherPlan
@@ -30,6 +31,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     objective: a function to use instead of the one that objective.name says; the plan then carries its name.
     Raises ValueError for settings that do not fit the model or each other.
     """
+    recipe = with_absolute_inputs(recipe)
     model, keys, train = recipe.model, recipe.objective, recipe.train
     if objective is not None:
         recipe = recipe.model_copy(update={"objective": keys.model_copy(update={"name": name_of(objective)})})
@@ -100,7 +102,7 @@ def _notes(
 
 def _data(data: DataConfig, train: TrainConfig) -> DataPlan:
     return DataPlan(
-        prompts=data.prompts,
+        prompts=data.sources,
         column=data.column,
         cache=None if data.cache == NO_CACHE else data.cache,
         use_cache=data.cache != NO_CACHE,

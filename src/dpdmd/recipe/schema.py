@@ -15,6 +15,15 @@ NO_CACHE = "none"  # value of data.cache
 QUANTISED = ("int8", "nf4")  # values of model.dtype
 OBJECTIVES = ("dmd", "dp_dmd", "dmd_perceptual", "dmd_adversarial")
 Place = Annotated[str, AfterValidator(expanded)]  # a file or folder, or another name; ~ is the home folder
+# Keys that name what a run reads. In a recipe file they are looked up next to the file first (recipe/inputs.py).
+INPUTS = (
+    "model.teacher",
+    "student.start",
+    "objective.perceptual.backbone",
+    "objective.adversarial.real",
+    "data.prompts",
+    "validation.features",
+)
 
 
 class Section(BaseModel):
@@ -223,13 +232,21 @@ class ObjectiveConfig(Section):
         return self
 
 
+class PromptSource(Section):
+    """One of several sources of prompts."""
+
+    source: Place = Field(min_length=1, description="A source as data.prompts names it.")
+    weight: float = Field(default=1.0, gt=0, description="Share of the prompts, relative to the other sources.")
+
+
 class DataConfig(Section):
     """What the student is asked to draw."""
 
-    prompts: Place = Field(
+    prompts: Annotated[str, AfterValidator(expanded), Field(min_length=1)] | tuple[PromptSource, ...] = Field(
         min_length=1,
         description='Training prompts: a UTF-8 file with one prompt per line ("#" starts a comment) or .jsonl; '
-        '"datasets:ID[:SPLIT]" for a Hugging Face dataset; "scenes" for the built-in ones.',
+        '"datasets:ID[:SPLIT]" for a Hugging Face dataset; "generic", composed captions to begin with; "scenes" for '
+        'the built-in ones. Several sources: [{source = "mine.txt", weight = 3}, {source = "generic"}].',
     )
     samples_per_prompt: int = Field(
         default=1,
@@ -246,6 +263,13 @@ class DataConfig(Section):
     column: str = Field(
         default="prompt", min_length=1, description="Column or key of the prompt in a dataset or .jsonl file."
     )
+
+    @property
+    def sources(self) -> tuple[tuple[str, float], ...]:
+        """(source, weight) of every source of prompts."""
+        if isinstance(self.prompts, str):
+            return ((self.prompts, 1.0),)
+        return tuple((entry.source, entry.weight) for entry in self.prompts)
 
 
 class TrainConfig(Section):

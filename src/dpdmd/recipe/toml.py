@@ -3,23 +3,26 @@
 import difflib
 import json
 import logging
+import re
 import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from dpdmd.recipe.inputs import look_up_inputs, with_absolute_inputs
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.names import did_you_mean, expanded
 
 logger = logging.getLogger(__name__)
 
+RUN_RECIPE, RUN_PROVENANCE = "recipe.toml", "provenance.json"  # files of a run folder
 
 # Keys of earlier versions: their default there, at which a recipe may still name them, and what became of them.
 REMOVED: dict[str, Any] = {
@@ -41,10 +44,12 @@ MOVED = {"train.samples_per_prompt": "data.samples_per_prompt"}
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe file, or the shipped recipe of that name, with `section.key=value` overrides on top.
+    """Read a recipe file, the shipped recipe of that name or the recipe of a run folder, with overrides on top.
 
-    A value is TOML ("1e-4", "[0.3, 0.9]", "true"); what is not TOML is taken as text; an empty value restores the
-    default. Raises ValueError listing every problem at once: key, what came, what is allowed, the nearest name.
+    An override reads `section.key=value`. A value is TOML ("1e-4", "[0.3, 0.9]", "true"); what is not TOML is taken as
+    text; an empty value restores the default. What a file of your own reads (teacher, prompts, ...) is looked for next
+    to that file, then in the working directory; a run folder is its own output.folder, wherever it was moved.
+    Raises ValueError listing every problem at once: key, what came, what is allowed, the nearest name.
     """
     path = find_recipe(path)
     try:
@@ -53,19 +58,57 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:
         raise ValueError(f"cannot read the recipe {path}: {error.strerror}") from None
-    problems = [problem for text in overrides if (problem := _override(data, text))]
-    problems += _take_out_old_keys(data, path)
+    if path.parent != _shipped_folder():
+        look_up_inputs(data, path.parent)
+    if path.name == RUN_RECIPE and is_run(path.parent):
+        data["output"] = {**data.get("output", {}), "folder": str(path.parent)}
+    return recipe_from(data, overrides, where=str(path))
+
+
+def recipe_from(data: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), *, where: str) -> Recipe:
+    """The recipe of parsed TOML, which is changed, with overrides on top; see `load_recipe`. where: for messages."""
+    problems = [problem for text in overrides if (problem := override(data, text))]
+    problems += _take_out_old_keys(data, where)
+    _make_lists(data)
     try:
         # Strict JSON takes lists for tuples and whole numbers for floats, but no "4" or true for a number.
         recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        problems += [_problem(details) for details in error.errors()]
+        problems += list(dict.fromkeys(_problem(details) for details in error.errors()))
     if problems:
-        raise ValueError("\n  ".join([f"{path} cannot be used, {_count(len(problems))}:", *problems]))
-    return recipe
+        raise ValueError("\n  ".join([f"{where} cannot be used, {_count(len(problems))}:", *problems]))
+    return with_absolute_inputs(recipe)
 
 
-def _take_out_old_keys(data: dict, path: Path) -> list[str]:
+def changed_recipe(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
+    """The recipe with overrides on top. Raises ValueError for settings that exclude each other."""
+    return recipe_from(recipe.model_dump(exclude_none=True), overrides, where="the recipe")
+
+
+def _make_lists(data: dict[str, Any]) -> None:
+    """Take a single value where a list is meant as a list of one, and a name among prompt sources as a source."""
+    for key, field in recipe_keys():
+        *tables, name = key.split(".")
+        table: Any = data
+        for part in tables:
+            table = table.get(part) if isinstance(table, dict) else None
+        if not isinstance(table, dict) or name not in table:
+            continue
+        value = table[name]
+        if key == "data.prompts":
+            if isinstance(value, list):
+                table[name] = [{"source": entry} if isinstance(entry, str) else entry for entry in value]
+        elif isinstance(value, str) and _is_list(field):
+            table[name] = [value]
+
+
+def _is_list(field: FieldInfo) -> bool:
+    """Whether a key holds any number of values."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return any(get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis for kind in kinds)
+
+
+def _take_out_old_keys(data: dict, where: str) -> list[str]:
     """Take keys of earlier versions out of `data`; returns what is wrong with those that are not at their default.
 
     Those that are change nothing: the recipe is used, after one warning that names them.
@@ -92,7 +135,7 @@ def _take_out_old_keys(data: dict, path: Path) -> list[str]:
             without_effect.append(key)
     if without_effect:
         _warn_once(
-            f"{path} names keys that dpdmd 0.2.0 no longer has, at their old defaults, which changes nothing: "
+            f"{where} names keys that dpdmd 0.2.0 no longer has, at their old defaults, which changes nothing: "
             f"{', '.join(without_effect)}"
         )
     return problems
@@ -116,17 +159,41 @@ def _pop(data: dict, key: str) -> Any:
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    folder = files("dpdmd") / "recipes"
+    folder = _shipped_folder()
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir()) if folder.is_dir() else []
 
 
+def _shipped_folder() -> Path:
+    return Path(str(files("dpdmd") / "recipes"))
+
+
+def summary(name: str) -> str:
+    """What a shipped recipe is for: the first sentence of the comment at its head."""
+    comment = []
+    for line in find_recipe(name).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        comment.append(line.removeprefix("#").strip())
+    return re.split(r"(?<=\.)\s", " ".join(comment), maxsplit=1)[0]
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder holds a run: the recipe that training has written, and where it was trained."""
+    return all((Path(folder) / name).is_file() for name in (RUN_RECIPE, RUN_PROVENANCE))
+
+
 def find_recipe(name: str | Path) -> Path:
-    """The file `name`, or the shipped recipe called so. Raises ValueError with the nearest names."""
+    """The file `name`, the shipped recipe called so, or the recipe of the run in that folder.
+
+    Raises ValueError with the nearest names.
+    """
     path, shipped = Path(expanded(name)), shipped_recipes()
     if path.is_file():
         return path
+    if is_run(path):
+        return path / RUN_RECIPE
     if str(name) in shipped:
-        return Path(str(files("dpdmd") / "recipes" / f"{name}.toml"))
+        return _shipped_folder() / f"{name}.toml"
     nearest = difflib.get_close_matches(str(name), shipped, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else did_you_mean(path)
     raise ValueError(
@@ -174,12 +241,14 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
         value: Any = recipe
         for part in key.split("."):
             value = getattr(value, part)
+        if key == "data.prompts" and not isinstance(value, str):
+            value = tuple(entry.model_dump() for entry in value)
         values[key] = value
     return values
 
 
-def _override(data: dict, text: str) -> str | None:
-    """Put one override into `data`; what is wrong with it, or None."""
+def override(data: dict, text: str) -> str | None:
+    """Put one override, `section.key=value`, into `data`; returns what is wrong with it, or None."""
     key, equals, value = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or len(parts) < 2 or not all(parts):

@@ -4,6 +4,8 @@ import difflib
 import os
 from pathlib import Path
 
+RUNS = "runs"  # where recipes put their runs
+
 
 def expanded(name: str | Path) -> str:
     """`name` with a leading ~ replaced by the home folder, otherwise as it is."""
@@ -15,7 +17,7 @@ def local_or_hub_id(name: str | Path) -> str:
 
     Raises ValueError, with the nearest name that exists, for a path that does not: it is not looked up on the hub,
     which would take half a minute without a network. A path starts with ".", "/" or "~", has more than one "/" or ends
-    with one, ends with ".safetensors", or starts with a folder that exists.
+    with one, ends with ".safetensors", or starts with "runs/" or with a folder that exists.
     """
     name, given = expanded(name), str(name)
     if Path(name).exists():
@@ -23,6 +25,8 @@ def local_or_hub_id(name: str | Path) -> str:
     owner = given.partition("/")[0]
     if given.startswith((".", "/", "~")) or given.endswith(("/", ".safetensors")) or given.count("/") > 1:
         raise ValueError(f"there is no {given}{did_you_mean(name)}")
+    if owner == RUNS and not Path(owner).exists():
+        raise ValueError(f"there is no {given}: there is no folder {RUNS} here")
     if owner != given and Path(owner).is_dir():
         raise ValueError(
             f"there is no {given}{did_you_mean(name)} (it is not looked up on the hub, since {owner}/ is a folder here)"

@@ -39,7 +39,7 @@ def calibrate(plan: Plan, adapter: ModelAdapter, number: int = 2) -> tuple[float
     with tempfile.TemporaryDirectory() as folder:
         few = Path(folder, "prompts.jsonl")
         write_text(few, "\n".join(json.dumps({COLUMN: prompt}) for prompt in prompts[-plan.data.batch_size :]))
-        plan = replace(plan, data=replace(plan.data, prompts=str(few), column=COLUMN))
+        plan = replace(plan, data=replace(plan.data, prompts=((str(few), 1.0),), column=COLUMN))
         trainer = Trainer(plan, build_parts(plan, adapter))
         trainer.iterate()
         if on_gpu:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dpdmd.data.embeddings import EmbeddingCache
 from dpdmd.data.images import images_digest
-from dpdmd.data.prompts import SCENES, lint_prompts, training_prompts
+from dpdmd.data.prompts import SCENES, lint_prompts, source_prompts, training_prompts
 from dpdmd.distributed.processes import new_accelerator, on_all_processes, on_main_process, require_equal
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.roles import Role, Roles
@@ -70,8 +70,10 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
         raise ValueError(missing)
     prompts = training_prompts(plan.data.prompts, plan.data.column)
     notes = list(plan.notes)
-    if plan.data.prompts != SCENES:
-        notes += lint_prompts(prompts, tokenizers(adapter.texts, adapter.token_limits))
+    for source, _ in plan.data.prompts:
+        if source != SCENES:
+            own = source_prompts(source, plan.data.column)
+            notes += lint_prompts(own, tokenizers(adapter.texts, adapter.token_limits))
     accelerator = accelerator or new_accelerator()
     drawn = list(plan.validation.prompts or default_prompts(prompts))
     validator = Validator(plan, adapter, accelerator, drawn)

@@ -1,0 +1,77 @@
+"""Hours of a training by calculation: operations counted on torch's meta device, at a share of a card's peak."""
+
+from dataclasses import dataclass, replace
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from dpdmd.models.base import ModelAdapter, denoiser
+from dpdmd.planning.cost import forwards_per_update
+from dpdmd.planning.memory import LiveShapes, blank_call
+from dpdmd.recipe.plan import Plan
+
+SHARE = 0.35  # of a card's peak that training reaches: an assumption, no GPU has measured it here
+SLACK = 1.5  # GiB by which a card may have less than its name says
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU: memory in GiB, and its peak in 10^12 operations per second, dense, as NVIDIA's data sheets give it."""
+
+    name: str
+    memory: int
+    bf16: float
+    fp32: float
+
+
+CARDS = (
+    Card("GeForce RTX 4090", 24, bf16=165.2, fp32=82.6),
+    Card("L40S", 48, bf16=362.0, fp32=91.6),
+    Card("A100 80GB", 80, bf16=312.0, fp32=19.5),
+    Card("H200", 141, bf16=989.5, fp32=66.9),
+)
+
+
+def card_for(gib: float) -> Card:
+    """The smallest card with so much memory, else the largest."""
+    return next((card for card in CARDS if card.memory + SLACK >= gib), CARDS[-1])
+
+
+def call_operations(plan: Plan, adapter: ModelAdapter) -> tuple[int, int]:
+    """Operations (multiplications and additions) of one network call for one sample: forward, and backward after it.
+
+    With gradient checkpointing the backward pass includes what it computes again. The number format changes nothing.
+    """
+    plan = replace(plan, teacher=replace(plan.teacher, dtype="fp32"))
+    roles, noise, cond = blank_call(plan, adapter, batch_size=1)
+    denoise = denoiser(adapter, roles, "student", plan.embedded_guidance["student"])
+    with LiveShapes(), FlopCounterMode(display=False) as counter:
+        x0 = denoise(noise, plan.student.grid.time(0, noise), cond).x0
+        forward = counter.get_total_flops()
+        x0.mean().backward()
+    return forward, counter.get_total_flops() - forward
+
+
+def update_operations(plan: Plan, adapter: ModelAdapter) -> float:
+    """Operations of one student update and its fake-score updates in one process, of the denoising network alone."""
+    forward, backward = call_operations(plan, adapter)
+    num_forwards, num_backwards = forwards_per_update(plan)
+    return plan.data.batch_size * plan.data.accumulation * (num_forwards * forward + num_backwards * backward)
+
+
+def describe_hours(plan: Plan, adapter: ModelAdapter, gib: float) -> str:
+    """How long the whole run takes on a card with `gib` GiB, as one line that says that it is a calculation."""
+    card, operations = card_for(gib), update_operations(plan, adapter)
+    name, peak = ("bf16", card.bf16) if plan.compute.in_bf16 else ("fp32", card.fp32)
+    seconds = operations / (SHARE * peak * 1e12)
+    return (
+        f"{hours(seconds * plan.budget.num_updates)} for {plan.budget.num_updates} updates of "
+        f"{operations / 1e12:.3g} x 10^12 operations, calculated for one {card.name} at {SHARE:.0%} of its "
+        f"{peak:g} x 10^12 per second in {name}; prompt encoding, validation and checkpoints come on top"
+    )
+
+
+def hours(seconds: float) -> str:
+    """A duration in words: seconds, minutes or hours."""
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.3g} h"

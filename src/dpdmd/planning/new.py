@@ -1,0 +1,184 @@
+"""A complete recipe for a model, which fits a device: what `dpdmd new` writes, and what the shipped recipes are."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from dpdmd.models.base import ModelAdapter
+from dpdmd.models.load import BUILT_IN
+from dpdmd.planning.cost import network_sizes, state_bytes
+from dpdmd.planning.fit import GIB, Need, Settings, counter, reserve, savings
+from dpdmd.recipe.plan import Plan
+from dpdmd.recipe.resolve import resolve
+from dpdmd.recipe.settings import OF_FAMILY, Trained, settings_for
+from dpdmd.recipe.toml import override, recipe_from
+
+WRITTEN = "the recipe of `dpdmd new`"  # its name in messages
+COMMENTS = {
+    "model.dtype": "of frozen weights; what is trained stays in fp32",
+    "model.guidance_scale": "of the teacher: the value that you draw with, since the student draws as if guided so",
+    "model.embedded_guidance": "fed to teacher, student and fake score; true guidance stays off",
+    "model.num_inference_steps": "of the teacher",
+    "student.num_steps": "network calls per image",
+    "student.kind": "fresh noise in every step, as the authors of DP-DMD train this family",
+    "objective.anchor.weight": "lambda; more keeps more diversity",
+    "objective.anchor.guidance_scale": "of the steps to the anchor; below the teacher's it keeps more diversity",
+    "objective.anchor.target": "for networks that predict noise",
+    "data.prompts": "captions to begin with; name a file with prompts like those that the student will be given",
+    "train.batch_size": "samples per micro-batch",
+    "train.accumulation": "micro-batches per update; divide it by the number of GPUs",
+    "train.fake_updates": "of the fake score, before each update of the student",
+    "train.random_step": "trains one random step of each sample: fewer calls, less memory",
+    "train.gradient_checkpointing": "less memory, about a third more time",
+    "lora.roles": "adapters on one frozen backbone; without them all weights of two copies are trained",
+    "validation.every": "pictures of teacher and student, and scores",
+}
+
+
+@dataclass(frozen=True)
+class NewRecipe:
+    """A recipe as TOML with comments, its plan, what it needs on a device, and whether it fits the one asked for."""
+
+    text: str
+    plan: Plan
+    need: Need
+    fits: bool
+
+
+def new_recipe(
+    model: str,
+    adapter: ModelAdapter,
+    *,
+    memory: int,
+    name: str,
+    num_steps: int = 4,
+    trained: Trained | None = None,
+) -> NewRecipe:
+    """The recipe that distils `model` to `num_steps` steps by DP-DMD within `memory` bytes of a device.
+
+    name: of the recipe, from which its run folder is named. trained: all weights or adapters; default: all if they fit.
+    Numbers come from `recipe.settings`, guidance and grids from the model's family; what does not fit is changed as
+    `dpdmd plan` would. If nothing fits, the recipe is the one that needs least, and its head says so.
+    """
+    kinds: tuple[Trained, ...] = ("all", "adapters") if trained is None else (trained,)
+    for kind in kinds:
+        data = _settings(model, adapter, name=name, num_steps=num_steps, trained=kind)
+
+        def plan_with(further: Settings, data=data, kind=kind) -> Plan:
+            if kind == "all" and any(text.startswith("lora.") for text in further):
+                raise ValueError("all weights are to be trained")
+            return resolve(recipe_from(deepcopy(data), further, where=WRITTEN), adapter)
+
+        state = state_bytes(
+            plan_with(("model.dtype=bf16", "train.precision=bf16")), network_sizes(plan_with(()), adapter)
+        )
+        if kind != kinds[-1] and sum(state.values()) > memory:
+            continue  # without counting activations, which takes a while
+        count = counter(adapter)
+        found = savings(plan_with, count, memory)
+        need = found[-1][1] if found else count(plan_with(()))
+        if need.total <= memory - reserve(memory):
+            break
+    further = tuple(setting for taken, _ in found for setting in taken)
+    for text in further:
+        override(data, text)
+    fits = need.total <= memory - reserve(memory)
+    head = _head(model, num_steps, kind, need, memory, fits)
+    return NewRecipe(head + _toml(data), plan_with(further), need, fits)
+
+
+def _settings(model: str, adapter: ModelAdapter, *, name: str, num_steps: int, trained: Trained) -> dict[str, Any]:
+    """The recipe as nested tables, before anything is changed to fit a device."""
+    latents = adapter.latent_shape()
+    of_family = OF_FAMILY.get(adapter.pipeline_class.__name__, {})
+    height, width = (side * adapter.vae_factor for side in latents[1:])
+    kind = settings_for(latents, trained)
+    is_flow = adapter.prediction_space == "velocity"
+    values: dict[str, Any] = {
+        "model.teacher": model,
+        "model.dtype": "bf16" if trained == "adapters" and kind.precision == "bf16" else "fp32",
+        "model.height": of_family.get("model.height", height),
+        "model.width": of_family.get("model.width", width),
+        "model.guidance_scale": adapter.guidance_scale,
+        "model.num_inference_steps": adapter.num_inference_steps,
+        "model.embedded_guidance": adapter.embedded_guidance,
+        "student.num_steps": num_steps,
+        "student.kind": of_family.get("student.kind"),
+        "objective.name": "dp_dmd",
+        "objective.tau_shift": kind.tau_shift if kind.tau_shift != 1 else None,
+        "objective.anchor.weight": kind.anchor_weight if is_flow else kind.noise_anchor_weight,
+        "objective.anchor.every": kind.anchor_every if kind.anchor_every > 1 else None,
+        "objective.anchor.guidance_scale": _anchor_guidance(adapter.guidance_scale, kind.anchor_guidance),
+        "objective.anchor.target": None if is_flow else "x0",
+        "data.prompts": "scenes" if model in BUILT_IN else "generic",
+        "train.num_updates": kind.num_updates,
+        "train.batch_size": kind.batch_size,
+        "train.accumulation": kind.accumulation,
+        "train.fake_updates": kind.fake_updates,
+        "train.random_step": kind.random_step or None,
+        "train.learning_rate": kind.learning_rate,
+        "train.ema_decay": kind.ema_decay or None,
+        "train.precision": kind.precision,
+        "train.gradient_checkpointing": kind.gradient_checkpointing or None,
+        "lora.roles": ["student", "fake_score"] if trained == "adapters" else None,
+        "lora.rank": 64 if trained == "adapters" else None,
+        "validation.every": kind.validation_every,
+        "checkpoint.every": kind.checkpoint_every,
+        "output.folder": f"runs/{name}",
+    }
+    data: dict[str, Any] = {}
+    for key, value in values.items():
+        *tables, last = key.split(".")
+        table = data
+        for part in tables:
+            table = table.setdefault(part, {})
+        if value is not None:
+            table[last] = value
+    return {section: table for section, table in data.items() if table}
+
+
+def _anchor_guidance(scale: float, share: float) -> float | None:
+    """The guidance scale of the anchor, at least 1; None where it is the teacher's."""
+    return None if share == 1 or scale == 1 else round(max(1.0, share * scale), 4)
+
+
+def _head(model: str, num_steps: int, trained: Trained, need: Need, memory: int, fits: bool) -> str:
+    """The comment at the head of the file: what it is, and what it needs."""
+    shown = model if model in BUILT_IN or not Path(model).is_dir() else Path(model).name
+    device = f"{memory / GIB:g} GiB"
+    how = "all weights" if trained == "all" else "LoRA adapters"
+    told = "fits" if fits else "DOES NOT FIT"
+    return (
+        f"# {shown} to {num_steps} steps by DP-DMD, training {how}, for one device of {device}.\n"
+        f"# Memory: {need.total / GIB:.1f} GiB, which {told}: {reserve(memory) / GIB:.1f} GiB of {device} are left "
+        "free.\n"
+        "# This is counted by `dpdmd plan`; no run at full size has confirmed it.\n"
+        f"# Written by `dpdmd new {shown} --memory {memory / GIB:g} --{'full' if trained == 'all' else 'adapters'}"
+        + (f" --steps {num_steps}" if num_steps != 4 else "")
+        + "`.\n# Keys that are left out keep their defaults; `dpdmd config` lists them all.\n"
+    )
+
+
+def _toml(data: dict[str, Any], table: str = "") -> str:
+    """Tables in their order, each key with its comment."""
+    lines = []
+    values = {key: value for key, value in data.items() if not isinstance(value, dict)}
+    if values:
+        lines.append(f"[{table}]")
+        for key, value in values.items():
+            setting = tomli_w.dumps({key: value}).strip() if not isinstance(value, list) else f"{key} = {_list(value)}"
+            comment = None if value == "scenes" else COMMENTS.get(f"{table}.{key}")
+            lines.append(setting if comment is None else f"{setting}  # {comment}")
+        lines.append("")
+    text = "\n".join(lines) + ("\n" if lines else "")
+    for key, value in data.items():
+        if isinstance(value, dict):
+            text += _toml(value, f"{table}.{key}" if table else key)
+    return text if table else text.rstrip("\n") + "\n"
+
+
+def _list(values: list[str]) -> str:
+    return "[" + ", ".join(f'"{value}"' for value in values) + "]"

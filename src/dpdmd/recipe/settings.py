@@ -1,0 +1,99 @@
+"""Training settings by kind of model: the one table from which `dpdmd new` and the shipped recipes take their numbers.
+
+A kind is how large the latents of an image are, and whether all weights or adapters are trained. To change a number for
+every written and shipped recipe, change it here and run `python -m tools.recipes`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Size = Literal["small", "large"]
+Trained = Literal["all", "adapters"]
+
+SMALL = 4096  # values in the latents of one image: the built-in worlds have 256, Stable Diffusion XL 65,536
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The numbers of one kind; their names are those of the recipe's keys.
+
+    batch_size, accumulation: samples per micro-batch, and micro-batches per update. anchor_weight: of a network that
+    predicts velocity; noise_anchor_weight: of one that predicts eps or v, whose anchor is compared in x0.
+    anchor_guidance: the anchor's guidance scale as a share of the teacher's.
+    """
+
+    precision: Literal["fp32", "bf16"]
+    num_updates: int
+    batch_size: int
+    accumulation: int
+    fake_updates: int
+    learning_rate: float
+    random_step: bool
+    gradient_checkpointing: bool
+    ema_decay: float
+    tau_shift: float
+    anchor_weight: float
+    noise_anchor_weight: float
+    anchor_every: int
+    anchor_guidance: float
+    validation_every: int
+    checkpoint_every: int
+
+
+# arXiv 2602.03139 for all weights, except for the anchor of noise prediction, where a weight of 1 kept all diversity of
+# the built-in teacher and 0.05 three quarters of it (docs/results.md).
+_LARGE = {
+    "precision": "bf16",
+    "num_updates": 6000,
+    "batch_size": 4,
+    "accumulation": 8,
+    "fake_updates": 5,
+    "learning_rate": 1e-5,
+    "gradient_checkpointing": True,
+    "ema_decay": 0.0,
+    "tau_shift": 1.0,
+    "anchor_weight": 0.05,
+    "noise_anchor_weight": 1.0,
+    "anchor_every": 1,
+    "anchor_guidance": 1.0,
+    "validation_every": 100,
+    "checkpoint_every": 500,
+}
+# Measured on the built-in teachers (benchmarks/pareto.py, docs/results.md).
+_SMALL = {
+    "precision": "fp32",
+    "num_updates": 150,
+    "batch_size": 32,
+    "accumulation": 1,
+    "fake_updates": 5,
+    "learning_rate": 5e-4,
+    "random_step": True,
+    "gradient_checkpointing": False,
+    "ema_decay": 0.95,
+    "tau_shift": 0.5,
+    "anchor_weight": 1.0,
+    "noise_anchor_weight": 1.0,
+    "anchor_every": 2,
+    "anchor_guidance": 5 / 7,
+    "validation_every": 50,
+    "checkpoint_every": 50,
+}
+SETTINGS: dict[tuple[Size, Trained], TrainingSettings] = {
+    ("large", "all"): TrainingSettings(**_LARGE, random_step=False),
+    # On one frozen backbone memory is short, and one random step needs less of it.
+    ("large", "adapters"): TrainingSettings(**_LARGE, random_step=True),
+    ("small", "all"): TrainingSettings(**_SMALL),
+    ("small", "adapters"): TrainingSettings(**_SMALL),
+}
+
+# Keys that a family has in every recipe, by the class of its pipeline. The authors of DP-DMD distil Qwen-Image to a
+# re-noising student; its model card draws square pictures at this size.
+OF_FAMILY: dict[str, dict[str, Any]] = {
+    "QwenImagePipeline": {"student.kind": "renoise", "model.height": 1328, "model.width": 1328},
+}
+
+
+def settings_for(latent_shape: tuple[int, int, int], trained: Trained) -> TrainingSettings:
+    """The settings of a model with latents of this shape (C, H, W)."""
+    channels, height, width = latent_shape
+    return SETTINGS["small" if channels * height * width <= SMALL else "large", trained]

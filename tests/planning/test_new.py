@@ -1,0 +1,108 @@
+"""`dpdmd new`, `dpdmd recipes` and `dpdmd plan`: a recipe for a model, offline, and what it costs."""
+
+import tomllib
+
+import pytest
+
+from dpdmd import cli
+from dpdmd.models.load import planning_adapter
+from dpdmd.planning.fit import GIB, memory_need
+from dpdmd.planning.hours import SHARE, call_operations, card_for, describe_hours, update_operations
+from dpdmd.recipe.resolve import resolve
+from dpdmd.recipe.toml import load_recipe, recipe_from, shipped_recipes
+
+
+@pytest.fixture
+def dpdmd(monkeypatch, capsys, tmp_path):
+    """dpdmd(*arguments): exit code, stdout and stderr of the command line, without a network."""
+    monkeypatch.chdir(tmp_path)
+
+    def no_network(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["dpdmd", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_recipes_lists_every_shipped_recipe_with_one_line(dpdmd):
+    code, out, _ = dpdmd("recipes")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == shipped_recipes()
+    assert all(line.rstrip().endswith(".") and 30 < len(line) < 160 for line in out.splitlines())
+
+
+def test_new_writes_a_recipe_that_loads_fits_as_it_says_and_is_not_overwritten(dpdmd, tmp_path):
+    code, out, _ = dpdmd("new", "stabilityai/stable-diffusion-3.5-medium", "--memory", 24, "--out", "my.toml")
+    assert code == 0 and "note:" not in out and "dpdmd train my.toml" in out
+    text = (tmp_path / "my.toml").read_text()
+    recipe = load_recipe(tmp_path / "my.toml")
+    assert recipe.lora.roles == ("student", "fake_score") and recipe.model.dtype == "bf16"
+    assert recipe.output.folder == "runs/my" and recipe.validation.every > 0 and recipe.student.num_steps == 4
+    adapter = planning_adapter(recipe.model.teacher)
+    need = memory_need(resolve(recipe, adapter), adapter).total / GIB
+    assert f"# Memory: {need:.1f} GiB, which fits" in text and need < 24
+    code, _, err = dpdmd("new", "scenes", "--out", "my.toml")
+    assert code == 2 and "my.toml exists already" in err
+    assert (tmp_path / "my.toml").read_text() == text
+
+
+def test_every_comment_of_new_is_on_a_key_and_the_text_says_what_its_settings_say(dpdmd, tmp_path):
+    dpdmd("new", "scenes", "--out", "my.toml")
+    data = tomllib.loads((tmp_path / "my.toml").read_text())
+    assert recipe_from(data, where="x") == load_recipe(tmp_path / "my.toml")
+    shipped = load_recipe("scenes_dp_dmd", ["output.folder=runs/my", "student.shift="])
+    written = load_recipe(tmp_path / "my.toml")
+    # The same settings as in the shipped recipe of the built-in teacher, up to what only it knows.
+    assert written.objective == shipped.objective and written.train == shipped.train
+
+
+def test_a_name_that_is_no_model_is_refused_at_once_with_the_nearest(dpdmd, tmp_path):
+    (tmp_path / "my_model").mkdir()
+    for name, message in (
+        ("my_modl", "did you mean my_model?"),
+        ("scene", "did you mean scenes?"),
+        ("runs/x", "there is no runs/x"),
+        ("./my_modl", "did you mean my_model?"),
+    ):
+        code, _, err = dpdmd("new", name, "--out", "x.toml")
+        assert code == 2 and message in err, err
+
+
+def test_plan_and_dry_run_say_the_same_of_memory_disk_and_hours(dpdmd, tmp_path):
+    sets = ("--set", "train.num_updates=20", "--set", f"output.folder={tmp_path / 'run'}")
+    code, plan, _ = dpdmd("plan", "scenes_dp_dmd", *sets)
+    assert code == 0 and dpdmd("train", "scenes_dp_dmd", "--dry-run", *sets)[:2] == (0, plan)
+    lines = {line.partition(": ")[0]: line for line in plan.splitlines()}
+    assert "GiB at most, for embeddings and checkpoints" in lines["disk"]
+    assert "for 20 updates" in lines["time"] and "calculated for one" in lines["time"]
+    assert "fits in" in plan and not (tmp_path / "run").exists()
+
+
+def test_operations_are_those_of_the_layers_in_closed_form():
+    recipe = load_recipe("sd35_medium_dp_dmd", ["lora.roles=[]", "train.gradient_checkpointing=false"])
+    adapter = planning_adapter(recipe.model.teacher)
+    forward, backward = call_operations(resolve(recipe, adapter), adapter)
+    image, text, width, blocks, dual = 64 * 64, 77 + 256, 1536, 24, 13
+    # Each token meets 4 projections and an MLP of 8 width^2 weights in its stream; the last block has no text output.
+    joint = blocks * (image + text) * 12 * width**2 - text * (1 + 8) * width**2
+    second = dual * image * 4 * width**2
+    attention = blocks * 2 * (image + text) ** 2 * width + dual * 2 * image**2 * width
+    assert forward == pytest.approx(2 * (joint + second + attention), rel=0.01)  # the rest is modulation and embedding
+    assert backward == pytest.approx(2 * forward, rel=0.01)
+
+
+def test_hours_are_operations_at_a_share_of_the_peak_of_a_card_with_that_memory():
+    recipe = load_recipe("sd35_medium_dp_dmd")
+    adapter = planning_adapter(recipe.model.teacher)
+    plan = resolve(recipe, adapter)
+    card = card_for(24)
+    hours = update_operations(plan, adapter) * 6000 / (SHARE * card.bf16 * 1e12) / 3600
+    assert card.name == "GeForce RTX 4090" and (card_for(23.5), card_for(200).name) == (card, "H200")
+    assert describe_hours(plan, adapter, 24).startswith(f"{hours:.3g} h for 6000 updates")

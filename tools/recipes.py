@@ -1,0 +1,41 @@
+"""Write the shipped recipes of public models, as `dpdmd new` writes them from the configurations in the package.
+
+    python -m tools.recipes
+
+Run it after a change to `dpdmd.recipe.settings`; a test compares the files with what this writes.
+"""
+
+from pathlib import Path
+
+from dpdmd.models.load import planning_adapter
+from dpdmd.planning.fit import GIB
+from dpdmd.planning.new import new_recipe
+from dpdmd.store.files import write_text
+
+FOLDER = Path(__file__).parents[1] / "src" / "dpdmd" / "recipes"
+# Recipe: hub id, and the memory in GiB of the smallest common card that takes adapters of it.
+RECIPES = {
+    "sd35_medium_dp_dmd": ("stabilityai/stable-diffusion-3.5-medium", 24),
+    "sdxl_dp_dmd": ("stabilityai/stable-diffusion-xl-base-1.0", 24),
+    "flux_dev_dp_dmd": ("black-forest-labs/FLUX.1-dev", 24),
+    "sana_dp_dmd": ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 24),
+    "qwen_image_dp_dmd": ("Qwen/Qwen-Image", 48),
+    "z_image_dp_dmd": ("Tongyi-MAI/Z-Image", 24),
+}
+
+
+def text_of(name: str) -> str:
+    """The shipped recipe of that name, written anew."""
+    model, memory = RECIPES[name]
+    return new_recipe(model, planning_adapter(model), memory=memory * GIB, name=name, trained="adapters").text
+
+
+def main() -> None:
+    """Write all of them."""
+    for name in RECIPES:
+        write_text(FOLDER / f"{name}.toml", text_of(name))
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
