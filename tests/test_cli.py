@@ -209,10 +209,15 @@ def test_report_export_pretrain_and_demo_pass_their_arguments_on(run, called, tm
 
     called["replace"]("dpdmd.publish.export", "export_run")
     assert run("export", "a", "--out", "b")[0] == 0
-    options = {"copy": False, "lora": False, "metrics": None, "license": None, "repo_id": None}
+    options = {
+        "lora": False, "dtype": None, "one_file": False, "link": False, "metrics": None, "license": None,
+        "repo_id": None,
+    }  # fmt: skip
     assert called["export_run"] == ((Path("a"), Path("b")), options)
     assert run("export", "a", "--out", "b", "--metrics", "m.json", "--license", "mit")[0] == 0
     assert called["export_run"][1] == options | {"metrics": Path("m.json"), "license": "mit"}
+    assert run("export", "a", "--out", "b", "--dtype", "bf16", "--one-file", "--link")[0] == 0
+    assert called["export_run"][1] == options | {"dtype": "bf16", "one_file": True, "link": True}
 
     code, _, err = run("export", "a", "--out", "b", "--private")
     assert code == 2 and "--private needs an upload" in err

@@ -3,6 +3,11 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+import torch
+
+from dpdmd.models.load import load_adapter
+from dpdmd.store.files import write_json
+from dpdmd.store.tensors import write_tensors
 
 FAMILIES = ["sd3", "sdxl", "sdxl_v", "sana", "z_image", "flux", "qwen_image"]
 
@@ -42,3 +47,22 @@ def family(request):
 def folder(family, tiny_folder) -> str:
     """A tiny teacher's pipeline folder."""
     return tiny_folder(family.__name__.removeprefix("tiny_"))
+
+
+@pytest.fixture
+def run(sd3_folder, tmp_path):
+    """A finished run whose student is the teacher with every weight moved a little."""
+    student = load_adapter(sd3_folder).load_network().state_dict()
+    torch.manual_seed(1)
+    moved = {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in student.items()}
+    folder = tmp_path / "run"
+    write_tensors(folder / "student" / "student.safetensors", moved)
+    info = {
+        "base": sd3_folder,
+        "grid": [1.0, 0.9, 0.75, 0.5, 0.0],
+        "num_inference_steps": 4,
+        "objective": "dp_dmd",
+        "updates": 1,
+    }
+    write_json(folder / "student" / "student.json", info)
+    return folder

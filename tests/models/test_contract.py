@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
 from PIL import Image
+from snippets import drawn_by_card
 from torch import nn
 from torch.testing import assert_close
 from trainers import new_trainer
@@ -27,8 +28,11 @@ from dpdmd.data.embeddings import EmbeddingCache
 from dpdmd.data.prompts import lint_prompts
 from dpdmd.evaluate.generate import generate_folder, sample_latents
 from dpdmd.method.denoiser import concatenate
+from dpdmd.method.grids import uniform_grid
 from dpdmd.method.paths import FlowPath, from_velocity
 from dpdmd.method.randomness import image_noise
+from dpdmd.models import flow_scheduler
+from dpdmd.models.flow_scheduler import drawn_grid
 from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.models.parts import tokenizers
 from dpdmd.models.sampling import student_rollout
@@ -164,13 +168,26 @@ def test_prompts_of_mixed_lengths_predict_alone_as_in_a_batch(teacher):
     assert ((others - batch).abs().amax(dim=(0, 2, 3, 4)) > 1e-3).all()  # every row depends on its prompt
 
 
-def test_the_cards_snippet_in_stock_diffusers_reproduces_the_student(run, export, tmp_path):
-    snippet = (export / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    scope: dict = {}
-    exec(snippet, scope)
-    stock, ours = np.asarray(scope["image"]).astype(int), pixels(run, tmp_path)
+def test_the_cards_snippet_in_stock_diffusers_reproduces_the_student(run, export, folder, tmp_path):
+    stock, ours = drawn_by_card(export, folder), pixels(run, tmp_path)
     assert stock.shape == ours.shape and stock.std() > 5
     assert np.abs(stock - ours).max() <= 1
+
+
+def test_the_number_of_steps_alone_draws_the_trained_grid(family, export, teacher):
+    """To the last bit, by the exported scheduler, in a call that says nothing else of the grid."""
+    pipeline = family.STOCK.from_pretrained(export)
+    pipeline.set_progress_bar_config(disable=True)
+    height, width = family.IMAGE_SIZE
+    own_size = {"use_resolution_binning": False} if family.STOCK is SanaPipeline else {}
+    pipeline(PROMPTS[0], num_inference_steps=NUM_STEPS, height=height, width=width, output_type="latent", **own_size)
+    grid = teacher.adapter.uniform_grid(NUM_STEPS, teacher.latent_shape())
+    if isinstance(teacher.adapter.path, FlowPath):
+        assert pipeline.scheduler.sigmas.tolist() == list(grid.times)
+        shift = flow_scheduler.own_shift(teacher.adapter.scheduler_config, teacher.latent_shape())
+        assert grid.times == pytest.approx(uniform_grid(NUM_STEPS, shift=shift).times, abs=2.5e-7)
+    else:
+        assert [(timestep + 1) / 1000 for timestep in pipeline.scheduler.timesteps.tolist()] == list(grid.times[:-1])
 
 
 def test_an_export_loads_back_as_the_student_and_not_as_its_base(run, export, teacher):
@@ -247,8 +264,8 @@ def test_a_folder_without_weights_is_enough_to_plan(family, folder, teacher, tmp
     assert shape == teacher.latent_shape()
     for kind in ("stock_grid", "uniform_grid"):
         assert getattr(adapter, kind)(NUM_STEPS, shape) == getattr(teacher.adapter, kind)(NUM_STEPS, shape)
-    adapter.student_scheduler("ode")
-    adapter.call_arguments(adapter.uniform_grid(NUM_STEPS, shape), adapter.embedded_guidance)
+    grid = adapter.uniform_grid(NUM_STEPS, shape)
+    adapter.call_arguments(adapter.student_scheduler("ode", grid, shape), grid, adapter.embedded_guidance)
     with pytest.raises(ValueError, match="weights"):
         adapter.load_network()
 
@@ -265,10 +282,10 @@ def test_a_renoising_step_is_the_stock_schedulers(teacher, randn):
     if not isinstance(adapter.path, FlowPath):
         pytest.skip("not a flow; the family's own tests say which scheduler re-noises")
     grid = adapter.uniform_grid(NUM_STEPS, shape)
-    scheduler = adapter.student_scheduler("renoise")
+    scheduler = adapter.student_scheduler("renoise", grid, shape)
     assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and scheduler.config.stochastic_sampling
-    sigmas = adapter.call_arguments(grid, adapter.embedded_guidance)["sigmas"]
-    scheduler.set_timesteps(sigmas=sigmas, mu=0.7)  # pipelines with dynamic shifting pass mu whether it counts or not
+    # Pipelines with dynamic shifting pass mu whether it counts or not.
+    drawn_grid(scheduler, NUM_STEPS, pipeline_gives_sigmas=adapter.pipeline_gives_sigmas, mu=0.7)
     noise, velocity = randn(0, 1, *shape), randn(1, 1, *shape)
     generator = torch.Generator().manual_seed(5)
     stock = scheduler.step(velocity, scheduler.timesteps[0], noise, generator=generator).prev_sample

@@ -107,7 +107,9 @@ def test_the_stock_pipeline_samples_a_student_with_the_guidance_it_was_trained_f
     folder = request.getfixturevalue(fixture)
     adapter = load_adapter(folder)
     shape = adapter.latent_shape(HEIGHT, WIDTH)
-    pipeline = FluxPipeline.from_pretrained(folder, scheduler=adapter.student_scheduler("ode"))
+    grid = adapter.uniform_grid(3, shape)
+    scheduler = adapter.student_scheduler("ode", grid, shape)
+    pipeline = FluxPipeline.from_pretrained(folder, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     stock = pipeline(
         PROMPT,
@@ -115,7 +117,7 @@ def test_the_stock_pipeline_samples_a_student_with_the_guidance_it_was_trained_f
         width=WIDTH,
         generator=torch.Generator().manual_seed(3),
         output_type="latent",
-        **adapter.call_arguments(adapter.uniform_grid(3, shape), guidance),
+        **adapter.call_arguments(scheduler, grid, guidance),
     ).images
     assert_close(samples(adapter, guidance), tiny_flux.unpacked(stock, shape), atol=1e-4, rtol=0)
 
@@ -125,7 +127,8 @@ def test_embedded_guidance_left_out_is_the_adapters_own_and_changes_the_sample(d
     left_out = samples(adapter, None)
     assert torch.equal(left_out, samples(adapter, 3.5))
     assert (left_out - samples(adapter, 2.0)).abs().max() > 1e-2
-    assert adapter.call_arguments(adapter.uniform_grid(3))["guidance_scale"] == 3.5
+    grid = adapter.uniform_grid(3)
+    assert adapter.call_arguments(adapter.student_scheduler("ode", grid), grid)["guidance_scale"] == 3.5
 
 
 def test_the_teachers_grid_without_dynamic_shifting_is_the_stock_pipelines(schnell):

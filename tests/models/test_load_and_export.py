@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, SD3Transformer2DModel
-from huggingface_hub import ModelCard
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from PIL import Image
+from snippets import pixels
 from trainers import new_trainer
 
 from dpdmd.audit import audit
 from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluate.generate import generate_folder
-from dpdmd.evaluate.manifest import read_manifest
 from dpdmd.evaluate.stock import generate_with_stock
 from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import Guidance
@@ -39,25 +37,7 @@ from dpdmd.vision.quality.load import quality_weights
 from dpdmd.vision.weights import find_weights, weights_digest
 
 TORCHVISION = "`CLIPImageProcessor` requires torchvision (not installed); falling back to `CLIPImageProcessorPil`"
-GRID = [1.0, 0.9, 0.75, 0.5, 0.0]
-
-
-@pytest.fixture
-def run(sd3_folder, tmp_path):
-    """A finished run whose student is the teacher with every weight moved a little."""
-    student = load_adapter(sd3_folder).load_network().state_dict()
-    torch.manual_seed(1)
-    moved = {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in student.items()}
-    folder = tmp_path / "run"
-    write_tensors(folder / "student" / "student.safetensors", moved)
-    info = {"base": sd3_folder, "grid": GRID, "num_inference_steps": 4, "objective": "dp_dmd", "updates": 1}
-    write_json(folder / "student" / "student.json", info)
-    return folder
-
-
-def pixels(folder) -> np.ndarray:
-    entries = read_manifest(folder).images
-    return np.stack([np.asarray(Image.open(folder / entry.file)) for entry in entries]).astype(int)
+GRID = [1.0, 0.9, 0.75, 0.5, 0.0]  # of the fixture `run`
 
 
 def test_images_do_not_depend_on_the_batch_they_are_in(run, tmp_path):
@@ -72,60 +52,6 @@ def test_manifest_names_model_and_grid(run, tmp_path):
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["images"] == [{"prompt": "one cross", "seed": 7, "file": "0000-000007.png"}]
     assert manifest["grid"] == GRID and manifest["guidance_scale"] == 1.0 and manifest["model"] == str(run)
-
-
-def test_the_cards_snippet_in_stock_diffusers_reproduces_our_sample(run, tmp_path):
-    out = export_run(run, tmp_path / "export")
-    card = (out / "README.md").read_text()
-    snippet = card.split("```python\n")[1].split("```")[0]
-    scope: dict = {}
-    exec(snippet, scope)
-    generate_folder(str(run), ["a red circle"], out=tmp_path / "ours", seeds=[0], progress=False)
-    assert np.abs(np.asarray(scope["image"]).astype(int) - pixels(tmp_path / "ours")[0]).max() <= 1
-
-
-def test_the_card_states_what_is_known_of_the_run(run, sd3_folder, tmp_path):
-    first = export_run(run, tmp_path / "first")
-    assert "has not been evaluated yet" in (first / "README.md").read_text()
-    assert ModelCard.load(first / "README.md").data.license == "unknown"
-
-    metrics = {"num_prompts": 2, "images_per_prompt": 3, "diversity": 0.25, "intervals": {"diversity": [0.125, 0.5]}}
-    write_json(run / "metrics.json", metrics | {"provenance": {"features": "scenes"}})
-    write_json(tmp_path / "m.json", metrics | {"diversity": 0.375, "provenance": {"features": "scenes"}})
-    (run / "recipe.toml").write_text("[train]\nnum_updates = 1\n")
-    second = export_run(run, tmp_path / "second", license="mit", repo_id="me/student")
-    card = (second / "README.md").read_text()
-    assert "| diversity | 0.250 | 0.125 to 0.500 |" in card and "not been evaluated" not in card
-    assert "t = 1, 0.9, 0.75, 0.5, 0 " in card and "DP-DMD" in card and f"`{sd3_folder}`" in card
-    assert "```toml\n[train]\nnum_updates = 1\n```" in card and "from_pretrained('me/student')" in card
-    assert ModelCard.load(second / "README.md").data.license == "mit"
-
-    third = export_run(run, tmp_path / "third", metrics=tmp_path / "m.json")
-    assert "| diversity | 0.375 | 0.125 to 0.500 |" in (third / "README.md").read_text()
-    with pytest.raises(ValueError, match="was not written by `dpdmd evaluate`"):
-        export_run(run, tmp_path / "fourth", metrics=run / "student" / "student.json")
-    assert not (tmp_path / "fourth").exists()
-
-
-def test_an_export_samples_like_its_run(run, tmp_path):
-    out = export_run(run, tmp_path / "export")
-    for name, model in (("a", run), ("b", out)):
-        generate_folder(str(model), ["one cross"], out=tmp_path / name, seeds=[5], progress=False)
-    assert np.abs(pixels(tmp_path / "a") - pixels(tmp_path / "b")).max() <= 1
-
-
-def test_the_best_student_of_a_run_samples_and_exports_as_a_run_does(run, tmp_path):
-    (run / "recipe.toml").write_text("# its recipe")
-    generate_folder(str(run), ["one cross"], out=tmp_path / "run_images", seeds=[5], progress=False)
-    (run / "students/best").mkdir(parents=True)
-    shutil.move(run / "student", run / "students/best/step-000001")
-    write_json(run / "students/best/best.json", {"students": [{"folder": "step-000001"}, {"folder": "step-000002"}]})
-    best = run / "students/best"
-    out = export_run(best, tmp_path / "export")
-    for name, model in (("best_images", best), ("export_images", out)):
-        generate_folder(str(model), ["one cross"], out=tmp_path / name, seeds=[5], progress=False)
-        assert np.abs(pixels(tmp_path / "run_images") - pixels(tmp_path / name)).max() <= 1
-    assert "# its recipe" in (out / "README.md").read_text()
 
 
 def test_loading_says_nothing(run, capfd):
@@ -257,26 +183,6 @@ def test_a_hub_id_that_cannot_be_had_is_explained_in_one_sentence(error, sentenc
         "'some/model' is neither a built-in model ('scenes', 'scenes_eps') nor a folder; as a hub id"
     )
     assert "\n" not in str(raised.value)
-
-
-def test_exports_link_the_bases_files_and_copy_on_request(run, sd3_folder, tmp_path):
-    part = "vae/diffusion_pytorch_model.safetensors"
-    linked, copied = export_run(run, tmp_path / "linked"), export_run(run, tmp_path / "copied", copy=True)
-    assert (linked / part).samefile(f"{sd3_folder}/{part}")
-    assert not (copied / part).samefile(f"{sd3_folder}/{part}")
-    assert (copied / part).read_bytes() == (linked / part).read_bytes()
-    own = "transformer/diffusion_pytorch_model.safetensors"
-    assert (linked / own).read_bytes() != (tmp_path / sd3_folder / own).read_bytes()
-
-
-def test_a_failed_export_leaves_no_files(run, tmp_path, monkeypatch):
-    def fails(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("dpdmd.publish.export.write_text", fails)
-    with pytest.raises(OSError, match="disk full"):
-        export_run(run, tmp_path / "out" / "export")
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_student_refuses_another_number_of_steps(run, tmp_path):

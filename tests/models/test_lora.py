@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from snippets import drawn_by_card
 from torch.testing import assert_close
 from trainers import new_trainer, train
 
@@ -59,9 +60,7 @@ def picture(model, out) -> np.ndarray:
 def test_the_cards_snippet_in_stock_diffusers_reproduces_the_student(lora, run, folder, tmp_path):
     out = export_run(run, tmp_path / "export", lora=lora)
     assert (out / LORA_FILE).is_file() == lora
-    scope: dict = {}
-    exec((out / "README.md").read_text().split("```python\n")[1].split("```")[0], scope)
-    stock, ours = np.asarray(scope["image"]).astype(int), picture(run, tmp_path / "ours")
+    stock, ours = drawn_by_card(out, folder), picture(run, tmp_path / "ours")
     assert np.abs(stock - ours).max() <= 1
     assert np.abs(picture(out, tmp_path / "reloaded") - ours).max() <= 1
     assert run_differs_from_base(run, folder)
@@ -70,13 +69,24 @@ def test_the_cards_snippet_in_stock_diffusers_reproduces_the_student(lora, run, 
 @pytest.mark.parametrize("option", ["use_rslora", "use_dora"])
 @pytest.mark.parametrize("family_name", ["sd3", "sdxl"])
 def test_variants_of_lora_reach_stock_diffusers_as_well(family_name, option, tiny_folder, tmp_path):
-    folder = tiny_folder(family_name)
+    folder, is_dora = tiny_folder(family_name), option == "use_dora"
     recipe = make_recipe(folder, tmp_path, (32, 48), lora={option: True}, train={"num_updates": 1})
-    out = export_run(train(recipe, load_adapter(folder), progress=False), tmp_path / "export", lora=True)
-    scope: dict = {}
-    exec((out / "README.md").read_text().split("```python\n")[1].split("```")[0], scope)
-    ours = picture(tmp_path / "run", tmp_path / "ours")
-    assert np.abs(np.asarray(scope["image"]).astype(int) - ours).max() <= 1
+    run = train(recipe, load_adapter(folder), progress=False)
+    if is_dora:
+        with pytest.raises(ValueError, match="export it without --lora"):
+            export_run(run, tmp_path / "refused", lora=True)
+        assert not (tmp_path / "refused").exists()
+    out = export_run(run, tmp_path / "export", lora=not is_dora)
+    assert np.abs(drawn_by_card(out, folder) - picture(run, tmp_path / "ours")).max() <= 1
+
+
+def test_the_export_of_a_lora_reads_no_network(run, folder, tmp_path, monkeypatch):
+    adapter_class = type(load_adapter(folder))
+    monkeypatch.setattr(adapter_class, "load_network", lambda *_: pytest.fail("loaded the network"))
+    out = export_run(run, tmp_path / "export", lora=True, dtype="bf16")
+    assert {t.dtype for t in read_tensors(out / LORA_FILE).values() if t.ndim} == {torch.bfloat16}
+    again = export_run(out, tmp_path / "again", lora=True)  # an export has its scale in its weights already
+    assert (again / LORA_FILE).read_bytes() == (out / LORA_FILE).read_bytes()
 
 
 def run_differs_from_base(run, folder: str) -> bool:

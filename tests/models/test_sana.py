@@ -96,10 +96,11 @@ def test_a_scheduler_of_another_path_is_refused(with_scheduler):
 
 def test_a_student_is_sampled_at_the_models_own_size_and_no_other(folder):
     adapter = load_adapter(folder)
-    arguments = adapter.call_arguments(adapter.uniform_grid(2))
+    grid = adapter.uniform_grid(2)
+    arguments = adapter.call_arguments(adapter.student_scheduler("ode", grid), grid)
     assert adapter.latent_shape() == (4, 16, 16)
     assert json.loads(json.dumps(arguments)) == {
-        "sigmas": [1, 0.75],
+        "num_inference_steps": 2,
         "guidance_scale": 1,
         "height": 512,
         "width": 512,

@@ -62,8 +62,15 @@ def rollouts(adapter, kind, num_steps, randn):
 
     renoise = fresh_noise if kind == "renoise" else None
     ours = student_rollout(denoise, adapter.path, noise, None, grid=grid, renoise=renoise).x0
-    scheduler = adapter.student_scheduler(kind)
-    scheduler.set_timesteps(timesteps=adapter.call_arguments(grid)["timesteps"])
+    scheduler = adapter.student_scheduler(kind, grid)
+    timesteps = [round(1000 * t) - 1 for t in grid.times[:-1]]
+    arguments = adapter.call_arguments(scheduler, grid)
+    if "timesteps" in arguments:
+        assert arguments["timesteps"] == timesteps
+        scheduler.set_timesteps(timesteps=timesteps)
+    else:
+        scheduler.set_timesteps(arguments["num_inference_steps"])
+        assert scheduler.timesteps.tolist() == timesteps
     x_t = noise * scheduler.init_noise_sigma
     for output, timestep in zip(outputs, scheduler.timesteps, strict=True):
         x_t = scheduler.step(output, timestep, x_t, generator=stock_rng).prev_sample
@@ -139,6 +146,7 @@ def test_what_cannot_be_represented_is_refused(part, settings, message, changed)
 
 def test_times_between_timesteps_are_refused(folder):
     adapter = load_adapter(folder)
-    assert adapter.call_arguments(Grid((1.0, 0.667, 0.0)))["timesteps"] == [999, 666]
+    scheduler = adapter.student_scheduler("ode", Grid((1.0, 0.0)))
+    assert adapter.call_arguments(scheduler, Grid((1.0, 0.667, 0.0)))["timesteps"] == [999, 666]
     with pytest.raises(ValueError, match="multiples of 1 / 1000"):
-        adapter.call_arguments(Grid((1.0, 0.6665, 0.0)))
+        adapter.call_arguments(scheduler, Grid((1.0, 0.6665, 0.0)))

@@ -52,6 +52,7 @@ class TinyAdapter:
     num_inference_steps = 8
     guidance_rule = staticmethod(linear_rule)
     embedded_guidance = None
+    stored_dtype = torch.float32
     texts, vae, token_limits = None, nn.Identity(), ()
     lora_targets = ("first", "second")
     block_lists = ("blocks",)
@@ -96,8 +97,8 @@ class TinyAdapter:
         times = torch.linspace(1, 0.01, num_steps, dtype=torch.float64)
         return Grid((*(3 * times / (1 + 2 * times)).tolist(), 0.0))
 
-    def uniform_grid(self, num_steps, latent_shape=None):
-        return uniform_grid(num_steps, shift=3.0)
+    def uniform_grid(self, num_steps, latent_shape=None, *, shift=3.0):
+        return uniform_grid(num_steps, shift=shift)
 
 
 class PictureAdapter(TinyAdapter):

@@ -113,13 +113,27 @@ def export(
         Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or its students/best or students/step-N.")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not exist.")],
-    copy: Annotated[
-        bool,
-        typer.Option("--copy", help="Copy the files shared with the base model instead of hard-linking them."),
-    ] = False,
     lora: Annotated[
         bool,
-        typer.Option("--lora", help="Write only the LoRA, for `load_lora_weights`, instead of merging it."),
+        typer.Option("--lora", help="Write only the LoRA, for diffusers and ComfyUI, instead of merging it."),
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Weights as fp32, bf16 or fp16. Default: as the base model is stored; a LoRA as it was trained.",
+        ),
+    ] = None,
+    one_file: Annotated[
+        bool,
+        typer.Option("--one-file", help="Write the network as one file, for ComfyUI. Default: files of at most 10 GB."),
+    ] = False,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link",
+            help="Hard-link the files shared with the base model instead of copying them: editing one edits the other.",
+        ),
     ] = False,
     metrics: Annotated[
         Path | None,
@@ -153,7 +167,17 @@ def export(
         from dpdmd.publish.hub import push_folder, require_login
 
         require_login(push_to_hub)
-    export_run(run, out, copy=copy, lora=lora, metrics=metrics, license=license, repo_id=push_to_hub)
+    export_run(
+        run,
+        out,
+        lora=lora,
+        dtype=dtype,
+        one_file=one_file,
+        link=link,
+        metrics=metrics,
+        license=license,
+        repo_id=push_to_hub,
+    )
     typer.echo(f"{'LoRA' if lora else 'pipeline'}: {out}")
     if push_to_hub is not None:
         typer.echo(f"hub: {push_folder(out, push_to_hub, private=private)}")

@@ -48,7 +48,7 @@ def load_teacher(sampler: Sampler, num_inference_steps: int | None, guidance_sca
     scale = adapter.guidance_scale if guidance_scale is None else guidance_scale
     Guidance(scale)  # raises for a bad scale
     grid = adapter.stock_grid(num_inference_steps or adapter.num_inference_steps, sampler.latent_shape())
-    return Teacher(adapter.load_network().eval().requires_grad_(False), grid, scale)
+    return Teacher(adapter.load_network(adapter.stored_dtype).eval().requires_grad_(False), grid, scale)
 
 
 def sample_latents(

@@ -39,6 +39,7 @@ class ModelAdapter(Protocol):
     guidance_scale, num_inference_steps: the teacher's sampling defaults.
     guidance_rule: how conditional and unconditional predictions are combined.
     embedded_guidance: default guidance input of a guidance-distilled network; None if the network has no such input.
+    stored_dtype: the dtype of the denoising network's weights on disk.
     texts: the stock pipeline with only its tokenizers and text encoders.
     vae: the autoencoder, on the CPU until it is moved.
     token_limits: (tokenizer name, maximum number of tokens) for each text encoder, including the family's prompt
@@ -62,6 +63,7 @@ class ModelAdapter(Protocol):
     num_inference_steps: int
     guidance_rule: GuidanceRule
     embedded_guidance: float | None
+    stored_dtype: torch.dtype
     texts: Any
     vae: nn.Module
     token_limits: tuple[tuple[str, int | None], ...]
@@ -120,16 +122,32 @@ class ModelAdapter(Protocol):
         """The stock pipeline's default grid for this number of steps and latent size."""
         ...
 
-    def uniform_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
-        """The grid that is uniform in the model's own time before the model's time shift, so that every call counts."""
+    def uniform_grid(
+        self, num_steps: int, latent_shape: LatentShape | None = None, *, shift: float | None = None
+    ) -> Grid:
+        """The grid that is uniform in the model's own time before its time shift, so that every call counts.
+
+        latent_shape: default: the model's own. shift: of a flow; default: the model's for this size.
+        """
         ...
 
-    def student_scheduler(self, kind: StudentKind) -> Any:
-        """The stock scheduler whose steps are exactly those that the student was trained with."""
+    def student_scheduler(self, kind: StudentKind, grid: Grid, latent_shape: LatentShape | None = None) -> Any:
+        """The stock scheduler whose steps are exactly those that the student was trained with.
+
+        A `uniform_grid` is drawn by `num_inference_steps` alone.
+        """
         ...
 
-    def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """Arguments with which the stock pipeline and `student_scheduler` sample a student on `grid`, unguided."""
+    def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
+        """Arguments with which the stock pipeline and its `student_scheduler` sample a student on `grid`, unguided."""
+        ...
+
+    def lora_names(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA under the names by which both stock diffusers and ComfyUI know it.
+
+        layers: "MODULE.lora_A.weight" (rank, in) and "MODULE.lora_B.weight" (out, rank) by the network's modules,
+        applied as lora_B @ lora_A.
+        """
         ...
 
 
@@ -200,10 +218,14 @@ def feature_reader(
 
 
 def network_denoiser(adapter: ModelAdapter, network: nn.Module, embedded_guidance: float | None = None) -> Denoiser:
-    """Build the denoiser of a single network, for sampling; it records no gradients."""
+    """Build the denoiser of a single network, for sampling; it records no gradients.
+
+    A network in bf16 or fp16 computes in its dtype where autocast does; latents and predictions stay in fp32.
+    """
+    dtype = next(network.parameters()).dtype
 
     def denoise(x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
             return adapter.predict(network, x_t, t, cond, embedded_guidance)
 
     return denoise

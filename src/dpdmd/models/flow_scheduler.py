@@ -8,10 +8,12 @@ from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from dpdmd.method import grids
 from dpdmd.method.grids import Grid
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape
+
+TOLERANCE = 1e-6  # of times: fp32 rounding
+SHIFT_UNIT = 2.0**-20  # shift - 1 and 1 + (shift - 1) are exact in fp32 for multiples of it below 16
 
 
 def default_grid(config: dict[str, Any], num_steps: int) -> Grid:
@@ -37,35 +39,92 @@ def size_shift(config: dict[str, Any], latent_shape: LatentShape) -> float:
 def stock_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentShape) -> Grid:
     """The default grid of the FLUX.1, Qwen-Image and Z-Image pipelines: uniform from 1 to 1 / num_steps, then shifted.
 
-    It equals `uniform_grid` up to fp32 rounding, unless the scheduler stretches it to end at shift_terminal
+    It equals the uniform grid up to fp32 rounding, unless the scheduler stretches it to end at shift_terminal
     (Qwen-Image).
     """
+    mu = size_shift(config, latent_shape)
+    return drawn_grid(_scheduler(config), num_steps, pipeline_gives_sigmas=True, mu=mu)
+
+
+def own_shift(config: dict[str, Any], latent_shape: LatentShape) -> float:
+    """The factor of the scheduler's time shift (`method.grids.shift_time`) for an image size.
+
+    exp(mu), mu or a constant, depending on `config`; mu is that of `size_shift`.
+    """
     scheduler = _scheduler(config)
-    scheduler.set_timesteps(sigmas=[1 - i / num_steps for i in range(num_steps)], mu=size_shift(config, latent_shape))
+    if not scheduler.config.use_dynamic_shifting:
+        return scheduler.config.shift
+    mu = size_shift(config, latent_shape)
+    return math.exp(mu) if scheduler.config.time_shift_type == "exponential" else mu
+
+
+def uniform_scheduler(
+    config: dict[str, Any], num_steps: int, shift: float, kind: StudentKind = "ode", *, pipeline_gives_sigmas: bool
+) -> Any:
+    """The scheduler with which `num_inference_steps=num_steps` alone draws the shifted uniform grid t_0 ... t_N = 0.
+
+    A pipeline that gives its scheduler the sigmas 1, 1 - 1/N, ..., 1/N needs no more than the shift s. Without them
+    the scheduler spaces N sigmas from 1 to sigma_min, which is too far: the last call would be wasted. Shifted by s'
+    and stretched to end at t_(N-1), they are the same grid if
+
+        s' = 1 / (1 - (s - 1) / (s N d)),    d = (1 - sigma_min) / (N - 1),    t_(N-1) = s / (N + s - 1)
+
+    since both are fractions of linear functions of the step, equal at three steps. sigma_min = s' / (999 + s') for 1000
+    training timesteps, hence the iteration. The shift is rounded so that fp32 leads noise level 1 to exactly 1.
+    """
+    changes: dict[str, Any] = {"shift": shift}
+    if not pipeline_gives_sigmas and num_steps > 1:
+        changes = {"shift": shift, "shift_terminal": shift / (num_steps + shift - 1)}
+        for _ in range(8):
+            spacing = (1 - exact_scheduler(config, kind, **changes).sigma_min) / (num_steps - 1)
+            changes["shift"] = 1 / (1 - (shift - 1) / (shift * num_steps * spacing))
+    changes["shift"] = round(changes["shift"] / SHIFT_UNIT) * SHIFT_UNIT
+    return exact_scheduler(config, kind, **changes)
+
+
+def drawn_grid(scheduler: Any, num_steps: int, *, pipeline_gives_sigmas: bool, mu: float | None = None) -> Grid:
+    """The grid of a stock pipeline with this scheduler, given only the number of steps; mu: of a dynamic shift."""
+    if pipeline_gives_sigmas:
+        scheduler.set_timesteps(sigmas=[1 - i / num_steps for i in range(num_steps)], mu=mu)
+    else:
+        scheduler.set_timesteps(num_steps)
     return Grid(tuple(scheduler.sigmas.tolist()))
 
 
-def uniform_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentShape) -> Grid:
-    """The uniform grid with the scheduler's time shift: exp(mu), mu or a constant, depending on `config`.
+def student_scheduler(
+    config: dict[str, Any], kind: StudentKind, grid: Grid, shift: float, *, pipeline_gives_sigmas: bool
+) -> Any:
+    """The scheduler of a student: it draws a uniform grid by itself, any other when it is given its `sigmas=`.
 
-    Unlike `stock_grid`, it is never stretched to end at shift_terminal.
+    shift: the base's own, which is tried first; a uniform grid with another shift is recognised as well.
     """
-    scheduler = _scheduler(config)
-    shift = scheduler.config.shift
-    if scheduler.config.use_dynamic_shifting:
-        mu = size_shift(config, latent_shape)
-        shift = math.exp(mu) if scheduler.config.time_shift_type == "exponential" else mu
-    return grids.uniform_grid(num_steps, shift=shift)
+    shifts, num_steps = [shift], grid.num_steps
+    if num_steps > 1:
+        last = grid.times[-2]  # s / (N + s - 1)
+        found = last * (num_steps - 1) / (1 - last)
+        shifts += [float(f"{found:.4g}"), found]
+    for value in shifts:
+        scheduler = uniform_scheduler(config, num_steps, value, kind, pipeline_gives_sigmas=pipeline_gives_sigmas)
+        if same_grid(drawn_grid(scheduler, num_steps, pipeline_gives_sigmas=pipeline_gives_sigmas), grid):
+            return scheduler
+    return exact_scheduler(config, kind)
 
 
-def exact_scheduler(config: dict[str, Any], kind: StudentKind) -> FlowMatchEulerDiscreteScheduler:
+def same_grid(one: Grid, other: Grid) -> bool:
+    """Whether two grids are equal up to fp32 rounding."""
+    return one.num_steps == other.num_steps and all(
+        abs(a - b) <= TOLERANCE for a, b in zip(one.times, other.times, strict=True)
+    )
+
+
+def exact_scheduler(config: dict[str, Any], kind: StudentKind, **changes: Any) -> Any:
     """The scheduler that uses `sigmas=` unchanged: no shift, stretching, inversion or other spacing.
 
-    kind: "ode" takes deterministic Euler steps, "renoise" draws new noise in every step.
+    kind: "ode" takes deterministic Euler steps, "renoise" draws new noise in every step. changes: what to change of it.
     """
     plain = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
     plain |= dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas"), False)
-    return _scheduler(config, **plain, stochastic_sampling=kind == "renoise")
+    return _scheduler(config, **(plain | changes), stochastic_sampling=kind == "renoise")
 
 
 def _scheduler(config: dict[str, Any], **changes: Any) -> Any:

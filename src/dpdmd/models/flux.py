@@ -87,9 +87,9 @@ class FluxAdapter(StockAdapter):
         )[0]
         return from_velocity(x_t, packed.unpack(tokens, x_t.shape[1:]), t)
 
-    def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """The student's sigmas and guidance input; classifier-free guidance stays off, as it is by default."""
-        arguments = super().call_arguments(grid)
+    def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
+        """The number of steps or the sigmas, and the guidance input. Classifier-free guidance is off by default."""
+        arguments = super().call_arguments(scheduler, grid)
         if self.embedded_guidance is None:
             return arguments
         value = self.embedded_guidance if embedded_guidance is None else embedded_guidance

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
 from dpdmd.method.grids import Grid
@@ -118,8 +119,8 @@ def planning_adapter(source: str) -> ModelAdapter:
     return adapter
 
 
-def load_sampler(model: str) -> Sampler:
-    """Load a model to sample from.
+def load_sampler(model: str, dtype: torch.dtype | None = None) -> Sampler:
+    """Load a model to sample from, its network in `dtype`; default: the one that the base is stored in.
 
     model: a teacher (built-in name, pipeline folder or hub id), a run folder, one of the students that a run has kept,
     its folder students/best, or an exported pipeline. Raises ValueError if it cannot be loaded, and for a student
@@ -136,13 +137,13 @@ def load_sampler(model: str) -> Sampler:
             adapter = load_adapter(info.base)
         except ValueError as error:
             raise ValueError(f"cannot load the base of the student {student}: {error}") from None
-        return _student(adapter, _trained_network(adapter, student), info)
+        return _student(adapter, _trained_network(adapter, student, dtype), info)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ValueError(
             f"{model} is neither a finished run (student/{STUDENT_FILE}) nor a pipeline folder (model_index.json)"
         )
     adapter = load_adapter(model)
-    network = adapter.load_network()
+    network = adapter.load_network(dtype or adapter.stored_dtype)
     if (info := exported_student(folder)) is not None:
         return _student(adapter, network, info)
     network.eval().requires_grad_(False)
@@ -162,11 +163,11 @@ def _student(adapter: ModelAdapter, network: nn.Module, info: "StudentFile") -> 
     )
 
 
-def _trained_network(adapter: ModelAdapter, student: Path) -> nn.Module:
+def _trained_network(adapter: ModelAdapter, student: Path, dtype: torch.dtype | None) -> nn.Module:
     """The base's network with the student's weights, or with the student's LoRA merged into it."""
     from dpdmd.models.student_file import LORA_FILE, WEIGHTS_FILE
 
-    network = adapter.load_network()
+    network = adapter.load_network(dtype or adapter.stored_dtype)
     if (student / LORA_FILE).is_file():
         from dpdmd.models.lora import merge_lora
 

@@ -1,18 +1,22 @@
-"""LoRA adapters as stock diffusers and peft know them: configured, saved, merged."""
+"""LoRA adapters as stock diffusers and peft know them: configured, saved, published, merged."""
 
+import json
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from torch import Tensor, nn
 
 from dpdmd.method.roles import Role
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.student_file import LORA_FILE
-from dpdmd.store.tensors import safetensors_errors
+from dpdmd.store.tensors import read_metadata, read_tensors, safetensors_errors
+
+UP, MAGNITUDE = "lora_B.weight", "lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
@@ -66,19 +70,53 @@ def save_lora(adapter: ModelAdapter, layers: dict[str, Tensor], config: LoraConf
         os.replace(Path(temporary, LORA_FILE), folder / LORA_FILE)
 
 
+def published_lora(adapter: ModelAdapter, folder: Path) -> dict[str, Tensor]:
+    """The LoRA in `folder` as other tools take it: under names that they know, and with its scale in its weights.
+
+    The file that `save_lora` writes says rank and alpha in its header, which only diffusers reads. Here lora_B is
+    multiplied by alpha / rank (alpha / sqrt(rank) for rslora), so that a reader without the header is right as well.
+    Raises ValueError for a DoRA: the length that it gives each row has no place in such a file.
+    """
+    path = folder / LORA_FILE
+    layers, header = read_tensors(path), read_metadata(path).get(LORA_ADAPTER_METADATA_KEY)
+    if any(MAGNITUDE in name for name in layers):
+        raise ValueError(
+            f"{path} is a DoRA, which tools other than diffusers would apply wrongly; export it without --lora, which "
+            "merges it into the network"
+        )
+    prefix = f"{adapter.network_name}."
+    if not all(name.startswith(prefix) for name in layers):
+        return layers  # it was published before
+    settings = {} if header is None else json.loads(header)
+
+    def scale(rank: int) -> float:
+        alpha = settings.get(f"{prefix}lora_alpha", rank)
+        return alpha / (rank**0.5 if settings.get(f"{prefix}use_rslora") else rank)
+
+    scaled = {name: t * scale(t.shape[1]) if name.endswith(UP) else t for name, t in layers.items()}
+    return adapter.lora_names({name.removeprefix(prefix): t for name, t in scaled.items()})
+
+
 def merge_lora(adapter: ModelAdapter, network: nn.Module, folder: Path) -> None:
-    """Add the update in `folder` to the network's own weights.
+    """Add the update in `folder`, as `save_lora` or `published_lora` gives it, to the network's own weights.
 
     Raises ValueError when it does not fit the network.
     """
     stock = cast("Any", network)  # a diffusers model
     try:
-        stock.load_lora_adapter(
+        layers, *alphas, metadata = adapter.pipeline_class.lora_state_dict(
             str(folder),
-            prefix=adapter.network_name,
-            adapter_name="student",
             weight_name=LORA_FILE,
             use_safetensors=True,
+            return_lora_metadata=True,
+            unet_config=stock.config,
+        )
+        stock.load_lora_adapter(
+            layers,
+            prefix=adapter.network_name,
+            adapter_name="student",
+            network_alphas=alphas[0] if alphas else None,
+            metadata=metadata,
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{folder / LORA_FILE} does not fit {adapter.source}: {error}") from None

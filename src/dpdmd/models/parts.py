@@ -1,5 +1,7 @@
 """Load the components of a diffusers pipeline one by one."""
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dpdmd.store.messages import without_loading_bars
@@ -59,6 +61,23 @@ def load_network(component_class: type, source: str, name: str, dtype: torch.dty
     """
     with reading(source, f"{name} weights"), without_loading_bars():
         return component_class.from_pretrained(source, subfolder=name, dtype=dtype, use_safetensors=True)
+
+
+def stored_dtype(source: str, name: str) -> torch.dtype:
+    """The dtype in which a component's weights are stored, from the headers of its files: that of most of them.
+
+    Raises ValueError if there are none. fp32 for a dtype that networks do not compute in, such as fp8.
+    """
+    sizes: Counter[str] = Counter()
+    with reading(source, f"{name} weights"):
+        for path in sorted((local_folder(source) / name).glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118  # not a dict
+                    tensor = file.get_slice(key)
+                    sizes[tensor.get_dtype()] += math.prod(tensor.get_shape())
+    if not sizes:
+        raise ValueError(f"{source}: cannot read its {name} weights: there is no .safetensors file in {name}/")
+    return {"F16": torch.float16, "BF16": torch.bfloat16}.get(sizes.most_common(1)[0][0], torch.float32)
 
 
 def load_part(component_class: type, source: str, name: str) -> nn.Module:

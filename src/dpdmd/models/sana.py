@@ -39,6 +39,7 @@ class SanaAdapter(StockAdapter):
     token_limits = (("tokenizer", 300),)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     block_lists = ("transformer_blocks",)
+    pipeline_gives_sigmas = False
 
     def __init__(self, source: str):
         super().__init__(source)
@@ -106,12 +107,12 @@ class SanaAdapter(StockAdapter):
             return self.uniform_grid(num_steps)
         return flow_scheduler.default_grid(self.scheduler_config, num_steps)
 
-    def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """The student's sigmas, no guidance, and the model's own image size.
+    def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
+        """The number of steps or the sigmas, no guidance, and the model's own image size.
 
         By default the stock pipeline would generate 1024 x 1024 images with every model, and would replace other sizes
         by the nearest one of its own list.
         """
         size = self.network_config["sample_size"] * self.vae_factor
         own_size = {"height": size, "width": size, "use_resolution_binning": False}
-        return super().call_arguments(grid) | own_size
+        return super().call_arguments(scheduler, grid) | own_size

@@ -37,6 +37,7 @@ class SD3Adapter(StockAdapter):
     token_limits = (("tokenizer", None), ("tokenizer_2", None), ("tokenizer_3", NUM_T5_TOKENS))
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     block_lists = ("transformer_blocks",)
+    pipeline_gives_sigmas = False
 
     def __init__(self, source: str):
         super().__init__(source)

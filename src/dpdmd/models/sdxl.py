@@ -16,6 +16,7 @@ from dpdmd.method.denoiser import Condition
 from dpdmd.method.grids import Grid
 from dpdmd.method.paths import Prediction, VPPath, from_eps, from_v
 from dpdmd.method.rollout import StudentKind
+from dpdmd.models import kohya
 from dpdmd.models.base import LatentShape
 from dpdmd.models.stock import StockAdapter
 
@@ -48,7 +49,7 @@ class SDXLAdapter(StockAdapter):
         super().__init__(source)
         self.noise_schedule = _noise_schedule(source, self.scheduler_config)
         self.prediction_space, self._convert = CONVERSIONS[self.noise_schedule["prediction_type"]]
-        self.path = VPPath(self.student_scheduler("ode").alphas_cumprod)
+        self.path = VPPath(self._scheduler("ode").alphas_cumprod)
         if self.network_config.get("time_cond_proj_dim") is not None:
             raise ValueError(
                 f"{source}: an SDXL network with a guidance embedding (time_cond_proj_dim) is not supported"
@@ -101,36 +102,51 @@ class SDXLAdapter(StockAdapter):
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """DDIMScheduler's trailing timesteps as t = (timestep + 1) / T, followed by 0."""
-        scheduler = self.student_scheduler("ode")
+        scheduler = self._scheduler("ode")
         scheduler.set_timesteps(num_steps)
         num_timesteps = self.noise_schedule["num_train_timesteps"]
         # For some numbers of steps (61 is the smallest) the stock rounding adds a timestep -1.
         timesteps = scheduler.timesteps.tolist()[:num_steps]
         return Grid((*((timestep + 1) / num_timesteps for timestep in timesteps), 0.0))
 
-    def uniform_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
+    def uniform_grid(
+        self, num_steps: int, latent_shape: LatentShape | None = None, *, shift: float | None = None
+    ) -> Grid:
         """The stock grid: trailing timesteps are uniform in the model's own time."""
         return self.stock_grid(num_steps)
 
-    def student_scheduler(self, kind: StudentKind) -> DPMSolverMultistepScheduler | LCMScheduler:
-        """The scheduler that uses `timesteps=` unchanged and ends at clean data.
+    def student_scheduler(self, kind: StudentKind, grid: Grid, latent_shape: LatentShape | None = None) -> Any:
+        """The scheduler that uses `timesteps=` unchanged and ends at clean data, the same for every grid.
 
         "ode": DDIM in the form of the first-order DPM-Solver++ (arXiv 2211.01095), because DDIMScheduler does not
         accept timesteps, and steps past them when their number does not divide T.
         "renoise": LCMScheduler with negligible boundary scalings and every timestep allowed.
         """
+        return self._scheduler(kind)
+
+    def _scheduler(self, kind: StudentKind) -> DPMSolverMultistepScheduler | LCMScheduler:
         if kind == "ode":
             return DPMSolverMultistepScheduler(**self.noise_schedule, solver_order=1, timestep_spacing="trailing")
         num_timesteps = self.noise_schedule["num_train_timesteps"]
         return LCMScheduler(**self.noise_schedule, original_inference_steps=num_timesteps, timestep_scaling=1e4)
 
-    def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """The student's timesteps, no guidance. Raises ValueError for times that are not timesteps of the model."""
+    def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
+        """The number of steps if the scheduler draws the grid by itself, else its timesteps; no guidance.
+
+        Raises ValueError for times that are not timesteps of the model.
+        """
         num_timesteps = self.noise_schedule["num_train_timesteps"]
         timesteps = [round(num_timesteps * t) - 1 for t in grid.times[:-1]]
         if any(abs(num_timesteps * t - (i + 1)) > 1e-3 for i, t in zip(timesteps, grid.times[:-1], strict=True)):
             raise ValueError(f"times of an SDXL student must be multiples of 1 / {num_timesteps}, got {grid.times}")
+        scheduler.set_timesteps(grid.num_steps)
+        if scheduler.timesteps.tolist() == timesteps:
+            return {"num_inference_steps": grid.num_steps} | self.unguided
         return {"timesteps": timesteps} | self.unguided
+
+    def lora_names(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """kohya's names, those of the original layout: ComfyUI does not know diffusers' names of this U-Net."""
+        return kohya.lora_names(layers, self.network_config.get("layers_per_block", 2))
 
 
 def _noise_schedule(source: str, config: dict[str, Any]) -> dict[str, Any]:

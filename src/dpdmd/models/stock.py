@@ -25,6 +25,8 @@ class StockAdapter:
 
     network_config, vae_config, scheduler_config: the JSON configurations saved with the components.
     unguided: arguments of the stock pipeline that turn its classifier-free guidance off.
+    pipeline_gives_sigmas: whether the stock pipeline gives its scheduler the sigmas 1, 1 - 1/N, ..., 1/N; otherwise
+        the scheduler spaces them by itself.
     """
 
     pipeline_class: type
@@ -37,6 +39,7 @@ class StockAdapter:
     guidance_rule = staticmethod(linear_rule)
     embedded_guidance: float | None = None
     unguided: ClassVar[dict[str, float]] = {"guidance_scale": 1.0}
+    pipeline_gives_sigmas = True
 
     def __init__(self, source: str):
         """Read the configurations. Raises ValueError if one is missing, or if the family does not support it."""
@@ -55,6 +58,11 @@ class StockAdapter:
     def vae(self) -> Any:
         """The autoencoder, frozen: an nn.Module with what diffusers adds to it."""
         return parts.load_part(self.vae_class, self.source, "vae")
+
+    @cached_property
+    def stored_dtype(self) -> torch.dtype:
+        """From the headers of its files, which are downloaded if needed."""
+        return parts.stored_dtype(self.source, self.network_name)
 
     @property
     def feature_lists(self) -> tuple[str, ...]:
@@ -110,14 +118,37 @@ class StockAdapter:
         """The grid of a pipeline that gives its scheduler uniform sigmas and a shift that depends on the image size."""
         return flow_scheduler.stock_grid(self.scheduler_config, num_steps, latent_shape or self.latent_shape())
 
-    def uniform_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
-        """The uniform grid with the scheduler's shift, which is fixed or depends on the image size."""
-        return flow_scheduler.uniform_grid(self.scheduler_config, num_steps, latent_shape or self.latent_shape())
+    def uniform_grid(
+        self, num_steps: int, latent_shape: LatentShape | None = None, *, shift: float | None = None
+    ) -> Grid:
+        """The uniform grid in the fp32 sigmas of the scheduler that a student with it is exported with."""
+        shift = self._own_shift(latent_shape) if shift is None else shift
+        gives = self.pipeline_gives_sigmas
+        scheduler = flow_scheduler.uniform_scheduler(
+            self.scheduler_config, num_steps, shift, pipeline_gives_sigmas=gives
+        )
+        return flow_scheduler.drawn_grid(scheduler, num_steps, pipeline_gives_sigmas=gives)
 
-    def student_scheduler(self, kind: StudentKind) -> Any:
-        """A FlowMatchEulerDiscreteScheduler that uses `sigmas=` unchanged."""
-        return flow_scheduler.exact_scheduler(self.scheduler_config, kind)
+    def student_scheduler(self, kind: StudentKind, grid: Grid, latent_shape: LatentShape | None = None) -> Any:
+        """A FlowMatchEulerDiscreteScheduler that draws a uniform grid by itself, and other `sigmas=` unchanged."""
+        return flow_scheduler.student_scheduler(
+            self.scheduler_config,
+            kind,
+            grid,
+            self._own_shift(latent_shape),
+            pipeline_gives_sigmas=self.pipeline_gives_sigmas,
+        )
 
-    def call_arguments(self, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """The student's sigmas, and no guidance."""
+    def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
+        """The number of steps if the scheduler draws the grid by itself, else the grid's sigmas; no guidance."""
+        drawn = flow_scheduler.drawn_grid(scheduler, grid.num_steps, pipeline_gives_sigmas=self.pipeline_gives_sigmas)
+        if flow_scheduler.same_grid(drawn, grid):
+            return {"num_inference_steps": grid.num_steps} | self.unguided
         return {"sigmas": list(grid.times[:-1])} | self.unguided
+
+    def _own_shift(self, latent_shape: LatentShape | None) -> float:
+        return flow_scheduler.own_shift(self.scheduler_config, latent_shape or self.latent_shape())
+
+    def lora_names(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """diffusers' own names, which ComfyUI knows for every transformer that it draws."""
+        return {f"{self.network_name}.{name}": tensor for name, tensor in layers.items()}

@@ -4,7 +4,7 @@ from pathlib import Path as FilePath
 
 from dpdmd.data.images import captioned_images
 from dpdmd.method.discriminator import default_blocks
-from dpdmd.method.grids import Grid, uniform_grid
+from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import Guidance
 from dpdmd.method.objective import Objective
 from dpdmd.method.paths import FlowPath
@@ -153,7 +153,7 @@ def _student_grid(student: StudentConfig, adapter: ModelAdapter, latent_shape: L
         raise ValueError(
             f'student.shift is for the grid "uniform" of a flow, got grid "{student.grid}" for {adapter.source}'
         )
-    return uniform_grid(student.num_steps, shift=student.shift)
+    return adapter.uniform_grid(student.num_steps, latent_shape, shift=student.shift)
 
 
 def _embedded_guidance(

@@ -39,3 +39,16 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"no such file: {path}") from None
     except SafetensorError as error:
         raise ValueError(f"{path} is not a valid safetensors file ({error})") from None
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file, without its tensors. Raises ValueError like `read_tensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except FileNotFoundError:
+        raise ValueError(f"no such file: {path}") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a valid safetensors file ({error})") from None

@@ -30,7 +30,7 @@ def load_networks(plan: Plan, adapter: ModelAdapter) -> tuple[nn.Module, nn.Modu
     teacher = adapter.load_network(torch.bfloat16) if is_frozen else adapter.load_network()
     if source is None:
         return teacher, None
-    start = load_sampler(source).network
+    start = load_sampler(source, torch.float32).network
     mine, theirs = ({k: tuple(v.shape) for k, v in network.state_dict().items()} for network in (teacher, start))
     differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if differ:

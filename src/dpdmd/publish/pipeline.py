@@ -1,0 +1,76 @@
+"""Write a student as a folder that stock diffusers loads: a whole pipeline, or a LoRA with its scheduler."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpdmd.models.base import ModelAdapter
+from dpdmd.models.lora import published_lora
+from dpdmd.models.parts import local_folder
+from dpdmd.models.student_file import LORA_FILE
+from dpdmd.store.files import read_json, write_json
+from dpdmd.store.tensors import write_tensors
+
+# By the names of the recipe's `train.precision` and `model.dtype`.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ONE_FILE = "1000GB"  # more than any network
+
+
+def write_pipeline(
+    adapter: ModelAdapter, network: Any, scheduler: Any, out: Path, *, link: bool, one_file: bool
+) -> None:
+    """Write the base's pipeline to the folder `out`, with its denoising network and scheduler replaced.
+
+    network: a diffusers model. link: hard-link the files of the other components instead of copying them. one_file:
+    write the network as one file, whatever its size; otherwise diffusers splits it into files of at most 10 GB.
+    """
+    base = local_folder(adapter.source)
+    index = read_json(base / "model_index.json")
+    replaced = {adapter.network_name: network, "scheduler": scheduler}
+    for name, entry in index.items():
+        is_part = not name.startswith("_") and isinstance(entry, list) and entry[0] is not None
+        if is_part and name not in replaced:
+            shutil.copytree(base / name, out / name, copy_function=_link if link else shutil.copyfile)
+    network.save_pretrained(out / adapter.network_name, **({"max_shard_size": ONE_FILE} if one_file else {}))
+    scheduler.save_pretrained(out / "scheduler")
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    write_json(out / "model_index.json", index)
+
+
+def write_lora(adapter: ModelAdapter, student: Path, scheduler: Any, out: Path, *, dtype: torch.dtype | None) -> None:
+    """Write the LoRA in the folder `student` to the folder `out`, with the scheduler; no network is loaded.
+
+    dtype: default: as it was trained.
+    """
+    layers = published_lora(adapter, student)
+    write_tensors(
+        out / LORA_FILE, {name: t if dtype is None or not t.ndim else t.to(dtype) for name, t in layers.items()}
+    )
+    scheduler.save_pretrained(out / "scheduler")
+
+
+def with_usual_modes(folder: Path) -> None:
+    """Give all files and folders in `folder` the modes that new ones have, whatever copied or wrote them.
+
+    A linked file keeps its mode, which is also that of the original.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    file_mode, folder_mode = probe.stat().st_mode, folder.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            path.chmod(folder_mode)
+        elif path.stat().st_nlink == 1:
+            path.chmod(file_mode)
+
+
+def _link(source: str, target: str) -> None:
+    """Hard-link a file, resolving symbolic links (as in a hub cache); copy it if it is on another file system."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,52 @@
+"""The Python code with which stock diffusers samples an export, on a GPU where there is one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpdmd.models.base import ModelAdapter
+
+SNIPPET = """\
+import torch
+from diffusers import {imports}
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+{load}
+generator = torch.Generator().manual_seed(0)  # on the CPU, so that every device draws the same noise
+image = pipe({prompt!r}, {arguments}, generator=generator).images[0]
+"""
+
+
+def snippet(
+    adapter: ModelAdapter,
+    place: str,
+    arguments: dict[str, Any],
+    *,
+    prompt: str,
+    dtype: torch.dtype,
+    lora_scheduler: str | None,
+) -> str:
+    """The code that loads the export at `place` and calls it.
+
+    place: folder or hub id. arguments: of the call. lora_scheduler: class name of the scheduler exported with a LoRA;
+    None for a complete pipeline.
+    """
+    pipeline = adapter.pipeline_class.__name__
+    to = f"dtype={dtype}).to(device)"
+    if lora_scheduler is None:
+        imports, load = pipeline, [f"pipe = {pipeline}.from_pretrained({place!r}, {to}"]
+    else:
+        imports = f"{lora_scheduler}, {pipeline}"
+        load = [
+            f"pipe = {pipeline}.from_pretrained({public_name(adapter.source)!r}, {to}",
+            f"pipe.load_lora_weights({place!r})",
+            f'pipe.scheduler = {lora_scheduler}.from_pretrained({place!r}, subfolder="scheduler")',
+        ]
+    call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return SNIPPET.format(imports=imports, load="\n".join(load), prompt=prompt, arguments=call)
+
+
+def public_name(source: str) -> str:
+    """A name of a model that says nothing of this machine: a folder's own name, or the hub id."""
+    return Path(source).name if Path(source).is_dir() else source
