@@ -7,8 +7,9 @@ from dpdmd.data.prompts import evaluation_prompts_of
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.stock import generate_with_stock
+from dpdmd.models.find import find_student
 from dpdmd.models.load import BUILT_IN, built_in_teacher
-from dpdmd.models.student_file import exported_student, find_student
+from dpdmd.models.student_file import exported_student
 from dpdmd.report.build import report_from_runs
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.files import require_writable

@@ -27,7 +27,7 @@ def test_students_are_trained_then_sampled_and_models_sampled_alone(called, prom
         ("sample", "scenes"),
         ("sample", "scenes"),
         ("train", "scenes_dmd"),
-        ("sample", str(folder)),
+        ("sample", str(folder / "student")),
     ]
     assert called.calls[1][-2:] == ("--num-inference-steps", "4")
     assert {"train.seed=7", "train.num_updates=3", f"output.folder={folder}"} < set(called.calls[2])

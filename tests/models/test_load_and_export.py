@@ -93,7 +93,7 @@ def test_a_hybrid_begins_with_the_base_not_the_student(form, run, sd3_folder, tm
 
 
 def test_bad_models_are_refused_in_one_sentence(run, sd3_folder, tmp_path):
-    with pytest.raises(ValueError, match="neither a finished run"):
+    with pytest.raises(ValueError, match="neither a run that has written a student"):
         load_sampler(str(tmp_path))
     with pytest.raises(ValueError, match=r"no model_index\.json"):
         load_adapter(str(tmp_path))
@@ -103,7 +103,7 @@ def test_bad_models_are_refused_in_one_sentence(run, sd3_folder, tmp_path):
         load_adapter(str(tmp_path / "other"))
     with pytest.raises(ValueError, match="exists already"):
         export_run(run, tmp_path / "other")
-    with pytest.raises(ValueError, match="is not a finished run"):
+    with pytest.raises(ValueError, match="has no student"):
         export_run(tmp_path, tmp_path / "new")
     write_tensors(run / "student" / "student.safetensors", {"pos_embed.pos_embed": torch.zeros(1)})
     with pytest.raises(ValueError, match="does not fit"):

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from dpdmd.models.find import find_student, located, students_of
 from dpdmd.models.load import load_sampler
 from dpdmd.models.student_file import (
     BEST_FILE,
@@ -14,7 +15,6 @@ from dpdmd.models.student_file import (
     WEIGHTS_FILE,
     StudentFile,
     exported_student,
-    find_student,
 )
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import read_tensors, write_tensors
@@ -103,9 +103,26 @@ def test_students_are_found_in_runs_among_the_best_and_by_their_own_folder(tmp_p
         StudentFile(base="scenes", grid=GRID).write(folder)
         (folder / name).touch()
     write_json(kept.parent / BEST_FILE, {"students": [{"folder": kept.name}, {"folder": "step-000001"}]})
-    assert find_student(tmp_path / "run") == find_student(student) == student
-    assert find_student(kept.parent) == find_student(kept) == kept
+    assert find_student(student) == student
+    assert find_student(tmp_path / "run") == find_student(kept.parent) == find_student(kept) == kept
     assert find_student(tmp_path) is None
+
+
+def test_of_a_run_without_a_best_student_the_newest_is_taken_and_any_by_its_step(tmp_path):
+    run = tmp_path / "run"
+    places = {10: "checkpoints/step-000010", 20: "students/step-000020", 30: "checkpoints/step-000030", 25: "student"}
+    for step, place in places.items():
+        StudentFile(base="scenes", grid=GRID, updates=step).write(run / place)
+        (run / place / "student.safetensors").touch()
+    (run / "checkpoints" / ".step-000040.tmp").mkdir()
+    assert students_of(run) == {step: run / place for step, place in places.items()}
+    assert find_student(run) == run / places[30]
+    for step, place in places.items():
+        assert located(f"{run}@{step}") == str(run / place)
+    with pytest.raises(ValueError, match=r"run has no student of step 15; it has 10, 20, 25, 30"):
+        located(f"{run}@15")
+    with pytest.raises(ValueError, match=rf"there is no run .*runn; did you mean {run}\?"):
+        located(f"{run}n@10")
 
 
 @pytest.mark.parametrize("content", [{"students": []}, {}, [], {"students": [{}]}])

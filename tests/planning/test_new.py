@@ -105,4 +105,4 @@ def test_hours_are_operations_at_a_share_of_the_peak_of_a_card_with_that_memory(
     card = card_for(24)
     hours = update_operations(plan, adapter) * 6000 / (SHARE * card.bf16 * 1e12) / 3600
     assert card.name == "GeForce RTX 4090" and (card_for(23.5), card_for(200).name) == (card, "H200")
-    assert describe_hours(plan, adapter, 24).startswith(f"{hours:.3g} h for 6000 updates")
+    assert describe_hours(plan, adapter, 24).startswith(f"{hours:.0f} h for 6000 updates")

@@ -13,7 +13,7 @@ from processes import in_processes, start_processes
 from tiny_adapter import PictureAdapter
 from trainers import train
 
-from dpdmd.models.student_file import find_student
+from dpdmd.models.find import find_student
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training.trainer import Trainer

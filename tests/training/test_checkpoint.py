@@ -14,6 +14,7 @@ from dpdmd.models.student_file import LORA_FILE
 from dpdmd.recipe.schema import Recipe, TrainConfig
 from dpdmd.recipe.toml import flatten, load_recipe
 from dpdmd.store.files import read_json, write_json
+from dpdmd.store.jsonl import read_rows
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training.run import checkpoint as checkpoints
 from dpdmd.training.run.checkpoint import latest_checkpoint, save_checkpoint
@@ -116,10 +117,10 @@ def test_resuming_a_finished_run_changes_nothing(make_recipe, adapter):
 
 def test_resume_with_other_settings_is_refused_naming_them(make_recipe, adapter):
     train(make_recipe(train={"num_updates": 1}), adapter, progress=False)
-    changed = make_recipe(train={"num_updates": 1, "learning_rate": 0.5}, objective={"anchor": {"weight": 3.0}})
+    changed = make_recipe(train={"num_updates": 1, "weight_decay": 0.5}, objective={"anchor": {"weight": 3.0}})
     with pytest.raises(ValueError, match="cannot be resumed") as error:
         train(changed, adapter, resume=True, progress=False)
-    assert "train.learning_rate: the run has 0.01, the recipe 0.5" in str(error.value)
+    assert "train.weight_decay: the run has 0.0, the recipe 0.5" in str(error.value)
     assert "objective.anchor.weight: the run has 0.05, the recipe 3.0" in str(error.value)
     free = make_recipe(train={"num_updates": 2}, checkpoint={"keep": 1}, validation={"num_seeds": 2})
     assert train(free, adapter, resume=True, progress=False)
@@ -128,8 +129,20 @@ def test_resume_with_other_settings_is_refused_naming_them(make_recipe, adapter)
 def test_a_checkpoint_of_another_recipe_is_refused_without_its_recipe_file(make_recipe, adapter):
     folder = train(make_recipe(train={"num_updates": 1}), adapter, progress=False)
     (folder / "recipe.toml").unlink()
-    with pytest.raises(ValueError, match="another recipe_hash"):
-        train(make_recipe(train={"num_updates": 1, "learning_rate": 0.5}), adapter, resume=True, progress=False)
+    with pytest.raises(ValueError, match="another binding_hash"):
+        train(make_recipe(train={"num_updates": 1, "weight_decay": 0.5}), adapter, resume=True, progress=False)
+
+
+def test_a_changed_learning_rate_is_used_recorded_and_told(make_recipe, adapter, caplog):
+    folder = train(make_recipe(train={"num_updates": 1}), adapter, progress=False)
+    slower = make_recipe(train={"num_updates": 2, "learning_rate": 0.003, "fake_learning_rate": 0.004})
+    with caplog.at_level("INFO", logger="dpdmd"):
+        train(slower, adapter, resume=True, progress=False)
+    assert "note: train.learning_rate was 0.01 and is now 0.003" in caplog.messages
+    assert [row["learning_rate"] for row in read_rows(folder / "metrics.jsonl")] == [0.01, 0.003]
+    changed = read_json(folder / "provenance.json")["sessions"][-1]["changed"]
+    assert changed["train.learning_rate"] == [0.01, 0.003] and changed["train.fake_learning_rate"] == [None, 0.004]
+    assert load_recipe(folder).train.learning_rate == 0.003  # so that the next session goes on with it
 
 
 def test_a_key_that_a_later_release_adds_binds_a_checkpoint_only_away_from_its_default(make_recipe):

@@ -11,6 +11,7 @@ from trainers import latest_and_messages
 
 from dpdmd.distributed.processes import new_accelerator, rank_and_world_size
 from dpdmd.method.randomness import generator
+from dpdmd.models.weights import read_shares
 from dpdmd.store.files import read_json
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training.run import checkpoint as checkpoints
@@ -77,6 +78,8 @@ def test_each_process_writes_its_share_and_any_number_reads_them(tmp_path, bytes
         file.relative_to(folder).as_posix() for file in folder.glob("*/*")
     }
     expect_shares(tmp_path, 2)
+    whole, expected = read_shares(folder / "a"), whole_tensors(2)  # as a student is sampled from it
+    assert whole.keys() == expected.keys() and all(torch.equal(whole[name], expected[name]) for name in whole)
     for number in (2, 3):
         in_processes(expect_shares, tmp_path, 2, number=number)
 

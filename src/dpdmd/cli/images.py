@@ -19,7 +19,8 @@ def sample(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Built-in teacher (scenes, scenes_eps), pipeline folder, hub id, run folder or exported student.",
+            help="Built-in teacher (scenes, scenes_eps), pipeline folder, hub id or exported student; run folder (its "
+            "best student, else its newest), RUN@STEP, or the folder of a student or checkpoint.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the PNG files and manifest.json to.")],
@@ -83,8 +84,12 @@ def sample(
 )
 def evaluate(
     folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Folder of images with a manifest.json, or with one folder per prompt."),
+        str,
+        typer.Argument(
+            metavar="DIR",
+            help="Folder of images with a manifest.json, or with one folder per prompt. Or a run, RUN@STEP or a "
+            "checkpoint, whose student and teacher are then drawn.",
+        ),
     ],
     reference: Annotated[
         Path | None,
@@ -123,11 +128,18 @@ def evaluate(
         ),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of a run: text file with one prompt per line. Default: its validation's."),
+    ] = None,
+    images_per_prompt: Annotated[int, SEVERAL_IMAGES] = 9,
 ) -> None:
     """Score the diversity and quality of a folder of images.
 
-    With --reference, diversity is also reported as a share of the reference's.
+    With --reference, diversity is also reported as a share of the reference's. Of a run the student's images are drawn
+    first, and its teacher's as the reference.
     """
+    images, reference = _images(folder, reference, prompts, images_per_prompt)
     if no_cache and cache is not None:
         raise ValueError("--cache and --no-cache exclude each other; give only one of them")
 
@@ -135,7 +147,7 @@ def evaluate(
     from dpdmd.store.cache import cache_folder
 
     metrics = evaluate_folder(
-        folder,
+        images,
         reference=reference,
         features=features or "auto",
         perceptual=perceptual,
@@ -146,6 +158,27 @@ def evaluate(
     for line in lines(metrics):
         typer.echo(line)
     typer.echo(f"metrics: {out}")
+
+
+def _images(
+    folder: str, reference: Path | None, prompts: Path | None, images_per_prompt: int
+) -> tuple[Path, Path | None]:
+    """The folder of images to score and its reference; of a run both are drawn."""
+    from dpdmd.models.find import find_student, located
+
+    given = Path(folder)
+    is_student = "@" in folder if not given.is_dir() else find_student(given) is not None
+    if not is_student or (given / "manifest.json").is_file():
+        if prompts is not None:
+            raise ValueError(f"--prompts is for a run, whose images are drawn; {folder} is a folder of images")
+        return given, reference
+    if reference is not None:
+        raise ValueError("--reference is for a folder of images; of a run the teacher's are drawn")
+    from dpdmd.data.prompts import read_prompts
+    from dpdmd.training.judge import draw_student_and_teacher
+
+    texts = None if prompts is None else list(dict.fromkeys(read_prompts(prompts)))
+    return draw_student_and_teacher(located(folder), texts, images_per_prompt=images_per_prompt)
 
 
 @app.command(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file, or the name of a shipped recipe.")]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file, shipped recipe, or run folder.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe key; may be given several times."),

@@ -110,7 +110,11 @@ def compare(
 @app.command(epilog="\b\nExample: dpdmd export runs/demo/dp_dmd --out my_student --push-to-hub me/my_student --private")
 def export(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or its students/best or students/step-N.")
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder (its best student, else its newest), RUN@STEP, or the folder of a student or checkpoint.",
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not exist.")],
     lora: Annotated[
@@ -161,6 +165,7 @@ def export(
     if private and push_to_hub is None:
         raise ValueError("--private needs an upload: give --push-to-hub OWNER/NAME, or remove --private")
 
+    from dpdmd.models.find import located
     from dpdmd.publish.export import export_run
 
     if push_to_hub is not None:
@@ -168,7 +173,7 @@ def export(
 
         require_login(push_to_hub)
     export_run(
-        run,
+        Path(located(run)),
         out,
         lora=lora,
         dtype=dtype,

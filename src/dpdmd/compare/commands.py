@@ -19,6 +19,7 @@ from threading import Event
 from typing import Any
 
 from dpdmd.compare.arms import Run
+from dpdmd.models.student_file import STUDENT_FOLDER
 from dpdmd.recipe.toml import flatten, load_recipe
 from dpdmd.store.files import read_json, write_json, write_text
 from dpdmd.training.run.folder import RunFolder
@@ -69,7 +70,7 @@ def _commands(run: Run, prompt_file: Path, images_per_prompt: int) -> list[Comma
     if run.arm.recipe is not None:
         sets = [part for setting in _settings(run) for part in ("--set", setting)]
         commands.append(("train", run.arm.recipe, *sets))
-    model = run.arm.model or str(run.folder)
+    model = run.arm.model or str(run.folder / STUDENT_FOLDER)  # the last student, not the best
     places = ("--prompts", str(prompt_file), "--out", str(run.folder / "samples"))
     images = ("--images-per-prompt", str(images_per_prompt), "--seed", "0")
     return [*commands, ("sample", model, *places, *images, *run.arm.sampling)]

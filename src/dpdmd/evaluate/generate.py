@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,8 @@ def generate_folder(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     teacher_first: bool = False,
+    height: int | None = None,
+    width: int | None = None,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Manifest:
@@ -114,7 +116,8 @@ def generate_folder(
 
     model: as `models.load.load_sampler` takes it. num_inference_steps, guidance_scale: by default the model's own; a
     student has its own grid and no guidance. teacher_first: the student's teacher replaces its first step (a hybrid,
-    without training) and takes `num_inference_steps` and `guidance_scale`. batch_size: changes speed and memory only.
+    without training) and takes `num_inference_steps` and `guidance_scale`. height, width: of the images in pixels, by
+    default the model's own. batch_size: changes speed and memory only.
     It runs on a GPU where there is one. Under torchrun each process draws a share of the images.
     Raises ValueError for empty or repeated prompts or seeds, an unknown model, and a folder with images that were made
     with other settings.
@@ -122,6 +125,8 @@ def generate_folder(
     require_different(prompts, seeds, batch_size)
     device = start_processes()
     sampler = load_sampler(model)
+    if height is not None or width is not None:
+        sampler = replace(sampler, image_size=(height, width))
     shape = sampler.latent_shape()
     first = load_teacher(sampler, num_inference_steps, guidance_scale) if teacher_first else None
     grid = sampling_grid(sampler, None if first else num_inference_steps, shape)
@@ -134,6 +139,8 @@ def generate_folder(
         "guidance_scale": scale,
         "grid": list(grid.times),
     }
+    if height is not None or width is not None:
+        settings["image_size"] = [height, width]
     if first is not None:
         settings["teacher_first"] = {
             "num_inference_steps": first.grid.num_steps, "guidance_scale": first.guidance_scale

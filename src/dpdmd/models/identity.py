@@ -3,9 +3,10 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from dpdmd.models.find import find_student, located
 from dpdmd.models.load import BUILT_IN, built_in_teacher
 from dpdmd.models.parts import local_folder
-from dpdmd.models.student_file import LORA_FILE, WEIGHTS_FILE, StudentFile, exported_student, find_student
+from dpdmd.models.student_file import StudentFile, exported_student, student_weights
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.digests import files_digest, key_of
 from dpdmd.store.files import read_json
@@ -22,10 +23,12 @@ def model_identity(model: str, *, without: Collection[str] = (), memo: Path | No
     latents matter. memo: the folder that remembers hashes of files; default: in the user's cache.
     Raises ValueError if there is no such model.
     """
-    model = local_or_hub_id(model)
+    model = located(model)
     if (student := find_student(model)) is not None:
         info = StudentFile.read(student)
-        files = {name: student / name for name in (WEIGHTS_FILE, LORA_FILE) if (student / name).is_file()}
+        weights = student_weights(student)
+        assert weights is not None, "a student has weights"
+        files = {path.name: path for path in (sorted(weights.iterdir()) if weights.is_dir() else [weights])}
         base = model_identity(info.base, without=without, memo=memo)
         return key_of(base, _sampling(info), files_digest(files, memo=memo or default_memo()))
     source = str(built_in_teacher(model)) if model in BUILT_IN else model

@@ -15,7 +15,6 @@ from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape, ModelAdapter
 from dpdmd.store.files import read_json
 from dpdmd.store.names import did_you_mean, local_or_hub_id
-from dpdmd.store.tensors import read_tensors
 
 if TYPE_CHECKING:
     from dpdmd.models.student_file import StudentFile
@@ -122,13 +121,14 @@ def planning_adapter(source: str) -> ModelAdapter:
 def load_sampler(model: str, dtype: torch.dtype | None = None) -> Sampler:
     """Load a model to sample from, its network in `dtype`; default: the one that the base is stored in.
 
-    model: a teacher (built-in name, pipeline folder or hub id), a run folder, one of the students that a run has kept,
-    its folder students/best, or an exported pipeline. Raises ValueError if it cannot be loaded, and for a student
-    whose weights have changed since it was written.
+    model: a teacher (built-in name, pipeline folder or hub id), a run folder (its best student, else its newest),
+    RUN@STEP, a folder of a student, a checkpoint, or an exported pipeline.
+    Raises ValueError if it cannot be loaded, and for a student whose weights have changed since it was written.
     """
-    from dpdmd.models.student_file import STUDENT_FILE, StudentFile, exported_student, find_student
+    from dpdmd.models.find import find_student, located
+    from dpdmd.models.student_file import StudentFile, exported_student
 
-    model = local_or_hub_id(model)
+    model = located(model)
     folder = Path(model)
     if (student := find_student(folder)) is not None:
         info = StudentFile.read(student)
@@ -140,7 +140,8 @@ def load_sampler(model: str, dtype: torch.dtype | None = None) -> Sampler:
         return _student(adapter, _trained_network(adapter, student, dtype), info)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ValueError(
-            f"{model} is neither a finished run (student/{STUDENT_FILE}) nor a pipeline folder (model_index.json)"
+            f"{model} is neither a run that has written a student or a checkpoint nor a pipeline folder "
+            "(model_index.json)"
         )
     adapter = load_adapter(model)
     network = adapter.load_network(dtype or adapter.stored_dtype)
@@ -165,7 +166,7 @@ def _student(adapter: ModelAdapter, network: nn.Module, info: "StudentFile") -> 
 
 def _trained_network(adapter: ModelAdapter, student: Path, dtype: torch.dtype | None) -> nn.Module:
     """The base's network with the student's weights, or with the student's LoRA merged into it."""
-    from dpdmd.models.student_file import LORA_FILE, WEIGHTS_FILE
+    from dpdmd.models.student_file import LORA_FILE
 
     network = adapter.load_network(dtype or adapter.stored_dtype)
     if (student / LORA_FILE).is_file():
@@ -173,9 +174,7 @@ def _trained_network(adapter: ModelAdapter, student: Path, dtype: torch.dtype | 
 
         merge_lora(adapter, network, student)
         return network
-    weights = read_tensors(student / WEIGHTS_FILE)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{student / WEIGHTS_FILE} does not fit {adapter.source}: {error}") from None
+    from dpdmd.models.weights import load_weights
+
+    load_weights(network, student, adapter.source)
     return network

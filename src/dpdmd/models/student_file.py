@@ -1,11 +1,7 @@
-"""`student.json`, which stands next to a student's weights, and the folders in which students are found.
+"""`student.json`, which stands next to a student's weights and says how it is sampled.
 
-    RUN/student/                   the student of a finished run
-    RUN/students/step-000050/      a student kept during training
-    RUN/students/best/             the best ones; best.json lists them, the best first
-    EXPORT/                        a diffusers pipeline with student.json in it
-
-The first three hold student.safetensors (all weights) or pytorch_lora_weights.safetensors (a LoRA for the base).
+A folder with it holds student.safetensors (all weights) or pytorch_lora_weights.safetensors (a LoRA for the base), or
+is an exported pipeline. `models.find` says in which folders of a run students are.
 """
 
 from pathlib import Path
@@ -22,6 +18,8 @@ STUDENT_FILE = "student.json"
 WEIGHTS_FILE = "student.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 BEST_FILE = "best.json"
+STATE_FILE = "state.json"  # of a checkpoint: the SHA-256 of its files, among others
+AVERAGE = "ema"  # name of the averaged weights in a checkpoint
 
 
 class StudentFile(BaseModel):
@@ -84,7 +82,8 @@ class StudentFile(BaseModel):
     def write(self, folder: str | Path) -> None:
         """Write `folder`/student.json atomically, with the SHA-256 of the weights that are there already."""
         weights = student_weights(folder)
-        info = self.model_copy(update={"weights_sha256": None if weights is None else sha256_of(weights)})
+        digest = None if weights is None or weights.is_dir() else sha256_of(weights)
+        info = self.model_copy(update={"weights_sha256": digest})
         write_json(Path(folder) / STUDENT_FILE, info.model_dump(mode="json"))
 
     def require_its_weights(self, folder: str | Path) -> None:
@@ -93,32 +92,28 @@ class StudentFile(BaseModel):
         It reads the whole file. A student without a SHA-256 passes: it was written by an earlier version.
         """
         weights = student_weights(folder)
-        if weights is not None and self.weights_sha256 not in (None, sha256_of(weights)):
-            raise ValueError(
-                f"{weights} has changed since it was written: its SHA-256 is not the one in {STUDENT_FILE}; copy the "
-                "student again, or let `dpdmd train RECIPE --resume` write it again from the run's last checkpoint"
-            )
+        if weights is None:
+            return
+        expected = {weights.name: self.weights_sha256}
+        if (Path(folder) / STATE_FILE).is_file():  # a checkpoint
+            sums = read_json(Path(folder) / STATE_FILE).get("sha256", {})
+            expected = {name: sums[name] for name in sums if name.partition("/")[0] == weights.name}
+        for name, digest in expected.items():
+            if digest not in (None, sha256_of(Path(folder) / name)):
+                raise ValueError(
+                    f"{Path(folder) / name} has changed since it was written: its SHA-256 is not the recorded one; "
+                    "copy it again, or let `dpdmd train RUN --resume` write it again from the run's last checkpoint"
+                )
 
 
 def student_weights(folder: str | Path) -> Path | None:
-    """The file with a student's LoRA, else the one with all its weights; None if the folder has neither."""
-    return next((path for name in (LORA_FILE, WEIGHTS_FILE) if (path := Path(folder) / name).is_file()), None)
+    """The file with a student's LoRA, else the one with all its weights; None if the folder has neither.
 
-
-def find_student(folder: str | Path) -> Path | None:
-    """The folder that holds a student's weights: of a finished run, of students/best, or `folder` itself.
-
-    Returns None for anything else, an export included. Raises ValueError for a broken best.json.
+    A checkpoint has the student's averaged weights under another name, and of a sharded run it has a folder of shares.
     """
-    folder = Path(folder)
-    if (folder / STUDENT_FOLDER / STUDENT_FILE).is_file():
-        return folder / STUDENT_FOLDER
-    if (folder / BEST_FILE).is_file():
-        try:
-            return folder / read_json(folder / BEST_FILE)["students"][0]["folder"]
-        except (KeyError, IndexError, TypeError):
-            raise ValueError(f"{folder / BEST_FILE} lists no student") from None
-    return folder if (folder / STUDENT_FILE).is_file() and student_weights(folder) is not None else None
+    names = (LORA_FILE, f"{AVERAGE}.safetensors", AVERAGE, WEIGHTS_FILE, STUDENT_FOLDER)
+    found = (path for name in names if (path := Path(folder) / name).exists())
+    return next((path for path in found if path.is_file() or any(path.glob("*.safetensors"))), None)
 
 
 def exported_student(source: str | Path) -> StudentFile | None:

@@ -115,9 +115,10 @@ def state_bytes(plan: Plan, sizes: NetworkSizes) -> dict[str, int]:
 
 
 def checkpoint_bytes(plan: Plan, sizes: NetworkSizes) -> int:
-    """Bytes of a checkpoint on disk: trained weights, their moments and the moving average."""
+    """Bytes of a checkpoint on disk: trained weights, their moments and the moving average; a LoRA for stock tools."""
     state = state_bytes(plan, sizes)
-    return sum(state[part] for part in ("student", "fake score", "AdamW moments", "moving average"))
+    lora = BYTES * sizes.adapter if "student" in plan.lora.roles else 0
+    return lora + sum(state[part] for part in ("student", "fake score", "AdamW moments", "moving average"))
 
 
 def embedding_bytes(plan: Plan, adapter: ModelAdapter) -> int:

@@ -74,4 +74,6 @@ def hours(seconds: float) -> str:
     """A duration in words: seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.3g} h"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"

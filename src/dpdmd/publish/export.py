@@ -8,8 +8,9 @@ import torch
 
 from dpdmd.method.grids import Grid
 from dpdmd.models.base import ModelAdapter
+from dpdmd.models.find import find_student
 from dpdmd.models.load import load_adapter, load_sampler
-from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, STUDENT_FOLDER, StudentFile, find_student
+from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, StudentFile
 from dpdmd.publish.card import base_licence, metrics_section, model_card, read_metrics, unscored_section
 from dpdmd.publish.pipeline import DTYPES, with_usual_modes, write_lora, write_pipeline
 from dpdmd.publish.snippet import snippet
@@ -106,7 +107,7 @@ def _student(run: str | Path, *, is_lora: bool) -> Exported:
         raise ValueError(f"no such run folder: {run}{did_you_mean(run)}")
     student = find_student(run)
     if student is None:
-        raise ValueError(f"{run} is not a finished run: it has no {STUDENT_FOLDER}/{STUDENT_FILE}")
+        raise ValueError(f"{run} has no student: no {STUDENT_FILE}, and no checkpoint of a run that holds one")
     if is_lora and not (student / LORA_FILE).is_file():
         raise ValueError(f"{run} has no LoRA: all weights of its student were trained; export it without --lora")
     info = StudentFile.read(student)

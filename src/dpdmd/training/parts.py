@@ -114,7 +114,7 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
         validator=validator,
         networks=networks,
         identity={
-            "recipe_hash": binding_digest(plan.settings),
+            "binding_hash": binding_digest(plan.settings),
             "prompts_hash": encoded.digest,
             "samples_per_update": plan.data.batch_size * plan.data.accumulation * accelerator.num_processes,
             **images_hash,

@@ -15,7 +15,7 @@ from dpdmd.distributed.wrapping import full_tensor
 from dpdmd.method.roles import Role
 from dpdmd.models.load import BUILT_IN
 from dpdmd.models.lora import save_lora
-from dpdmd.models.student_file import WEIGHTS_FILE, StudentFile
+from dpdmd.models.student_file import AVERAGE, WEIGHTS_FILE, StudentFile
 from dpdmd.recipe.plan import Plan
 from dpdmd.store.provenance import peak_memory_bytes
 from dpdmd.store.tensors import write_tensors
@@ -115,14 +115,24 @@ class Trainer:
             tensors[role] = {name: p.detach() for name, p in updater.named_parameters.items()}
             tensors[f"{role}_optimizer"] = optimizer_tensors(updater.optimizer, updater.named_parameters)
         if self.ema is not None:
-            tensors["ema"] = self.ema.average
+            tensors[AVERAGE] = self.ema.average
         state = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self._peak(), **self.parts.identity}
-        save_checkpoint(folder, tensors, state, keep=self.plan.checkpoint.keep, shares=self.plan.compute.shard)
+        options = {"keep": self.plan.checkpoint.keep, "shares": self.plan.compute.shard}
+        save_checkpoint(folder, tensors, state, **options, student=self._describe_student)
+
+    def _describe_student(self, checkpoint: Path) -> None:
+        """Write what a checkpoint needs so that its student can be sampled: student.json, and a LoRA's file."""
+        if "student" in self.roles.adapters:
+            self.write_student(checkpoint)
+        else:
+            on_main_process(lambda: self._student_file().write(checkpoint))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore a saved state. Raises ValueError when it belongs to another recipe, prompt list or setup."""
         state, budget = checkpoint.state, self.plan.budget
         for key, mine in self.parts.identity.items():
+            if key == "binding_hash" and key not in state:
+                continue  # written by an earlier version; the recipes have been compared
             if state.get(key) != mine:
                 raise ValueError(
                     f"checkpoint {checkpoint.folder} belongs to a run with another {key}: {state.get(key)}, now {mine}"
@@ -137,7 +147,7 @@ class Trainer:
             checkpoint.load(role, {name: p.detach() for name, p in updater.named_parameters.items()})
             load_optimizer(updater.optimizer, updater.named_parameters, checkpoint, f"{role}_optimizer")
         if self.ema is not None:
-            checkpoint.load("ema", self.ema.average)
+            checkpoint.load(AVERAGE, self.ema.average)
         self.step, self.seconds, self.peak_memory = state["step"], state["seconds"], state["peak_memory_bytes"]
 
     def write_student(self, folder: Path) -> None:

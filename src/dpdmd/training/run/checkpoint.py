@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,13 @@ from torch.distributed.checkpoint import (
 
 from dpdmd.distributed.processes import on_all_processes, on_main_process, rank_and_world_size
 from dpdmd.distributed.wrapping import shard_like
+from dpdmd.models.student_file import STATE_FILE
 from dpdmd.store.digests import sha256_of
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import write_tensors
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "state.json"
 PREFIX = "step-"
 PARTIAL = ".tmp"
 # Of a file of shares: while one is written a process has its content twice in host memory.
@@ -89,11 +89,18 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: str | Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int, shares: bool = False
+    folder: str | Path,
+    tensors: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    *,
+    keep: int,
+    shares: bool = False,
+    student: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `folder`/step-000300 with `tensors` by name and `state` (it has "step"); drop all but `keep`.
 
     Every process must call this. shares: each writes what it holds of the tensors; else the first writes all of them.
+    student: writes, called in every process, what describes the student into the folder, so that it can be sampled.
     Raises OSError in all processes, with the older checkpoints untouched, when one cannot write.
     """
     folder = Path(folder)
@@ -118,9 +125,12 @@ def save_checkpoint(
 
     try:
         on_main_process(begin)
+        if student is not None:
+            student(temporary)
         if shares:
             written = on_all_processes(lambda: _write_shares(temporary, tensors))
             sums = {name: digest for mine in written for name, digest in mine.items()}
+            sums |= on_main_process(lambda: _digests(temporary))
         else:
             sums = on_main_process(lambda: _write_all(temporary, tensors))
         on_main_process(finish)
@@ -139,7 +149,12 @@ def _write_all(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> dict[str,
     """One file per name; returns the files' hashes."""
     for name, values in tensors.items():
         write_tensors(folder / f"{name}.safetensors", values)
-    return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    return _digests(folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """{name: SHA-256} of the files directly in a folder."""
+    return {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def _write_shares(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> dict[str, str]:

@@ -35,11 +35,14 @@ PARTS = (
 )
 # A resumed run may change these and nothing else.
 FREE_SECTIONS = ("output", "validation", "checkpoint")
-# The product of accumulation and processes is checked with the checkpoint. How networks are spread, what is recomputed
-# and what is cached change memory and time alone.
+# How long and how fast it learns may change on the way. The product of accumulation and processes is checked with the
+# checkpoint. How networks are spread, what is recomputed and what is cached change memory and time alone.
 FREE_KEYS = (
     "train.num_updates",
     "train.max_seconds",
+    "train.learning_rate",
+    "train.fake_learning_rate",
+    "objective.adversarial.learning_rate",
     "train.accumulation",
     "train.shard",
     "train.gradient_checkpointing",
@@ -48,7 +51,7 @@ FREE_KEYS = (
 
 
 def binding_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings {dotted key: value} that decide the student's weights, except for the number of updates."""
+    """The settings {dotted key: value} that a resumed run must not change."""
     return {
         key: value
         for key, value in settings.items()

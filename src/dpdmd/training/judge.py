@@ -1,0 +1,50 @@
+"""Images of a run's student and of its teacher, for the same prompts and seeds, while it trains or after it stopped.
+
+RUN/evaluation/teacher/         the teacher's images
+RUN/evaluation/step-000300/     those of the student after 300 updates
+"""
+
+from pathlib import Path
+
+from dpdmd.data.prompts import training_prompts
+from dpdmd.evaluate.generate import generate_folder
+from dpdmd.models.find import find_student, located
+from dpdmd.models.load import load_adapter
+from dpdmd.models.student_file import StudentFile
+from dpdmd.recipe.resolve import resolve
+from dpdmd.recipe.toml import is_run, load_recipe
+from dpdmd.training.validation.images import default_prompts
+
+FOLDER = "evaluation"
+
+
+def draw_student_and_teacher(
+    model: str | Path, prompts: list[str] | None = None, *, images_per_prompt: int = 9, batch_size: int = 32
+) -> tuple[Path, Path]:
+    """Draw the student that `model` names and its teacher, sampled as in training; returns their folders of images.
+
+    model: a run, RUN@STEP, or a student or checkpoint in a run. prompts: default: those of the run's validation. Images
+    that are there already are kept. Raises ValueError for what is no student of a run.
+    """
+    student = find_student(located(model))
+    run = None if student is None else next((path for path in student.absolute().parents if is_run(path)), None)
+    if student is None or run is None:
+        raise ValueError(f"{model} is no student of a run: draw its images with `dpdmd sample`, then evaluate these")
+    recipe = load_recipe(run)
+    plan = resolve(recipe, load_adapter(recipe.model.teacher))
+    texts = prompts or plan.validation.prompts or default_prompts(training_prompts(plan.data.prompts, plan.data.column))
+    out = run / FOLDER
+    folders = out / f"step-{StudentFile.read(student).updates:06d}", out / "teacher"
+    height, width = plan.image_size or (None, None)
+    seeds = list(range(images_per_prompt))
+    options = {"seeds": seeds, "batch_size": batch_size, "height": height, "width": width}
+    generate_folder(str(student), list(texts), out=folders[0], **options)
+    generate_folder(
+        plan.teacher.source,
+        list(texts),
+        out=folders[1],
+        num_inference_steps=plan.teacher.grid.num_steps,
+        guidance_scale=plan.teacher.guidance.scale,
+        **options,
+    )
+    return folders
