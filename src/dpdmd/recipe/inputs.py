@@ -61,4 +61,7 @@ def _absolute(name: str, folder: Path | None = None) -> str:
     if name in RESERVED or not name:
         return name
     path = Path(folder or Path.cwd(), expanded(name))
-    return str(path.absolute()) if path.exists() else name
+    if path.exists():
+        return str(path.absolute())
+    run, at, step = str(path).rpartition("@")  # RUN@STEP
+    return f"{Path(run).absolute()}{at}{step}" if step.isdigit() and Path(run).is_dir() else name

@@ -13,7 +13,9 @@ from dpdmd.method.terms.adversarial import Adversarial
 from dpdmd.method.terms.anchor import DiversityAnchor
 from dpdmd.method.terms.perceptual import Pictures
 from dpdmd.models.base import LatentShape, ModelAdapter, decoder, empty_network, feature_blocks
+from dpdmd.models.find import located
 from dpdmd.models.lora import LoraSettings
+from dpdmd.models.lora_start import require_lora
 from dpdmd.models.quantised import missing_package
 from dpdmd.models.student_file import exported_student
 from dpdmd.recipe.inputs import with_absolute_inputs
@@ -22,7 +24,6 @@ from dpdmd.recipe.objectives import ObjectiveFunction, ObjectiveSetting, find_ob
 from dpdmd.recipe.plan import Budget, ComputePlan, DataPlan, OptimiserPlan, Plan, StudentPlan, TauRange, TeacherPlan
 from dpdmd.recipe.schema import NO_CACHE, DataConfig, ModelConfig, Recipe, StudentConfig, TrainConfig
 from dpdmd.recipe.toml import dump_recipe, flatten
-from dpdmd.store.names import local_or_hub_id
 
 
 def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFunction | None = None) -> Plan:
@@ -38,7 +39,9 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     latent_shape = adapter.latent_shape(model.height, model.width)
     scale, teacher_grid = _teacher(model, adapter, latent_shape)
     student_grid = _student_grid(recipe.student, adapter, latent_shape)
-    start = recipe.student.start and local_or_hub_id(recipe.student.start)
+    start = recipe.student.start and located(recipe.student.start)
+    if start and "student" in recipe.lora.roles:
+        require_lora(start)
     embedded = _embedded_guidance(model, recipe.student, train, adapter)
     guidance = Guidance(scale, adapter.guidance_rule)
     build = objective or find_objective(keys.name)

@@ -100,7 +100,8 @@ class StudentConfig(Section):
     start: Place | None = Field(
         default=None,
         min_length=1,
-        description="Run, export or pipeline whose weights it starts from. Default: the teacher.",
+        description="Run, RUN@STEP, export or pipeline whose weights it starts from; for a student in lora.roles a run "
+        "or a LoRA (file, folder or hub id). Default: the teacher.",
     )
 
 
@@ -427,10 +428,6 @@ class Recipe(Section):
             )
         if dtype in QUANTISED and self.train.shard:
             raise ValueError(f'model.dtype "{dtype}" and train.shard exclude each other: such weights are not spread')
-        if self.student.start is not None and "student" in self.lora.roles:
-            raise ValueError(
-                f"student.start is for a student that trains all weights, got {self.student.start!r} and a LoRA student"
-            )
         return self
 
     @model_validator(mode="after")

@@ -12,19 +12,20 @@ from dpdmd.method.roles import TRAINED_ROLES, Role, Roles
 from dpdmd.models.base import ModelAdapter, denoiser
 from dpdmd.models.load import load_sampler
 from dpdmd.models.lora import lora_configs
+from dpdmd.models.lora_start import read_lora, start_from
 from dpdmd.models.quantised import PACKAGES as QUANTISED
 from dpdmd.models.quantised import quantise
 from dpdmd.models.role_networks import compile_blocks, enable_gradient_checkpointing, make_roles
 from dpdmd.recipe.plan import Plan
-from dpdmd.store.digests import fingerprint
+from dpdmd.store.digests import fingerprint, tensors_digest
 
 
 def load_networks(plan: Plan, adapter: ModelAdapter) -> tuple[nn.Module, nn.Module | None]:
-    """The teacher's network, and the network that the student starts from (None: the teacher's).
+    """The teacher's network, and the network that the student starts from (None: the teacher's, or a LoRA).
 
     Raises ValueError when the names or shapes of their weights differ.
     """
-    source = plan.student.start
+    source = None if "student" in plan.lora.roles else plan.student.start
     # Weights that stay frozen need not be loaded in fp32.
     is_frozen = plan.teacher.dtype != "fp32" and set(plan.lora.roles) == set(TRAINED_ROLES)
     teacher = adapter.load_network(torch.bfloat16) if is_frozen else adapter.load_network()
@@ -47,6 +48,10 @@ def new_roles(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> Ro
     Raises ValueError in all processes when they read different weights.
     """
     teacher, start = load_networks(plan, adapter)
+    updates = {}
+    if plan.student.start and "student" in plan.lora.roles:
+        updates = read_lora(adapter, teacher, plan.student.start)
+        require_equal({"student.start": tensors_digest({name: update.up for name, update in updates.items()})})
     require_equal({name: fingerprint(n) for name, n in {"teacher": teacher, "student.start": start}.items() if n})
     dtype = plan.teacher.dtype
     if dtype in QUANTISED:
@@ -58,6 +63,8 @@ def new_roles(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> Ro
         frozen_dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
         seed=plan.data.seed,
     )
+    if updates and plan.student.start:
+        start_from(roles.modules["student"], updates, plan.student.start)
     if plan.compute.gradient_checkpointing:
         enable_gradient_checkpointing(roles)
     if plan.compute.compile:
