@@ -121,6 +121,10 @@ def new(
         typer.Option(min=1, metavar="GIB", help="Memory of the device. Default: this machine's GPU, else 24."),
     ] = None,
     steps: Annotated[int, typer.Option(min=2, max=8, help="Number of steps of the student.")] = 4,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a .safetensors file: folder or hub id of the pipeline it was made from."),
+    ] = None,
     adapters: Annotated[
         bool | None,
         typer.Option("--adapters/--full", help="Train LoRA adapters or all weights. Default: all weights if they fit."),
@@ -129,12 +133,18 @@ def new(
     """Write a complete, commented recipe for a model, which fits the memory of a device.
 
     It reads the model's configurations and no weights, and works offline for the models of the shipped recipes.
+
+    A single file is turned into a pipeline folder next to the recipe first, once.
     """
     from dpdmd.store.files import require_writable, write_text
 
     if out.exists():
         raise ValueError(f"{out} exists already; name another file")
     require_writable(out)
+    if model.endswith(".safetensors"):
+        model = str(_converted(model, base, out))
+    elif base is not None:
+        raise ValueError(f"--base is for a single .safetensors file, got {model}")
 
     from dpdmd.models.load import planning_adapter
     from dpdmd.planning.fit import GIB, device_memory, has_gpu
@@ -155,6 +165,26 @@ def new(
     if not written.fits:
         typer.echo(f"note: it does not fit {memory:g} GiB: it needs {written.need.total / GIB:.1f} GiB")
     typer.echo(f"recipe: {out}\nwhat it costs: dpdmd plan {out} --memory {memory:g}\ntrain it: dpdmd train {out}")
+
+
+def _converted(file: str, base: str | None, recipe: Path) -> Path:
+    """The pipeline folder that a single file becomes, next to the recipe."""
+    from dpdmd.store.names import did_you_mean, expanded
+
+    path = Path(expanded(file))
+    if not path.is_file():
+        raise ValueError(f"there is no {file}{did_you_mean(path)}")
+    if base is None:
+        raise ValueError(
+            f"{file} is a single file without configurations and tokenizers: name the pipeline that it was made from, "
+            "as in --base stabilityai/stable-diffusion-xl-base-1.0"
+        )
+
+    from dpdmd.models.single_file import convert_single_file
+
+    folder = convert_single_file(path, base, recipe.parent / path.stem)
+    typer.echo(f"model: {folder}")
+    return folder
 
 
 @app.command(epilog="Example: dpdmd config recipe.toml --set student.num_steps=2")

@@ -75,6 +75,11 @@ def pipeline_class(source: str) -> str:
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{source} is a folder but not a diffusers pipeline: it has no model_index.json")
         return read_json(folder / "model_index.json").get("_class_name", "unknown")
+    if folder.is_file():
+        raise ValueError(
+            f"{source} is a single file, and a model is a pipeline folder: `dpdmd new {source} --base NAME --out FILE` "
+            "makes one of it"
+        )
     names = ", ".join(map(repr, BUILT_IN))
     if "/" not in source:  # no pipeline on the hub has a name without its owner's
         nearest = difflib.get_close_matches(source, BUILT_IN, n=1)
