@@ -10,6 +10,7 @@ A family is a module tiny_FAMILY.py next to this file:
 - `unpacked(latents, latent_shape)`, what the stock call returns as "latent", as (B, C, H, W).
 """
 
+import inspect
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,38 @@ def test_the_number_of_steps_alone_draws_the_trained_grid(family, export, teache
         assert grid.times == pytest.approx(uniform_grid(NUM_STEPS, shift=shift).times, abs=2.5e-7)
     else:
         assert [(timestep + 1) / 1000 for timestep in pipeline.scheduler.timesteps.tolist()] == list(grid.times[:-1])
+
+
+def test_a_call_that_leaves_guidance_at_its_default_draws_what_the_docs_say(family, export, run, teacher):
+    rows = [line.split("|")[1:4] for line in Path("docs/models.md").read_text().splitlines() if "cale=" in line]
+    known = {name: (default.strip().strip("`"), draws) for name, default, draws in rows}
+    default, draws = known[
+        {
+            "StableDiffusion3Pipeline": " Stable Diffusion 3, 3.5 ",
+            "StableDiffusionXLPipeline": " Stable Diffusion XL ",
+            "SanaPipeline": " Sana ",
+            "ZImagePipeline": " Z-Image ",
+            "FluxPipeline": " FLUX.1 ",
+            "QwenImagePipeline": " Qwen-Image ",
+        }[family.STOCK.__name__]
+    ]
+    name, _, value = default.partition("=")
+    assert inspect.signature(family.STOCK.__call__).parameters[name].default == float(value)
+    pipeline = family.STOCK.from_pretrained(export)
+    pipeline.set_progress_bar_config(disable=True)
+    height, width = family.IMAGE_SIZE
+    own_size = {"use_resolution_binning": False} if family.STOCK is SanaPipeline else {}
+    drawn = pipeline(
+        PROMPTS,
+        num_inference_steps=NUM_STEPS,
+        height=height,
+        width=width,
+        output_type="latent",
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        **own_size,
+    ).images
+    far = (family.unpacked(drawn, teacher.latent_shape()) - our_latents(load_sampler(str(run)), 1.0)).abs().max()
+    assert far > 1e-2 if "another picture" in draws else far < 1e-4
 
 
 def test_an_export_loads_back_as_the_student_and_not_as_its_base(run, export, teacher):

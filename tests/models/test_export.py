@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dpdmd.evaluate.generate import generate_folder
 from dpdmd.models.load import load_sampler
 from dpdmd.publish.export import export_run
 from dpdmd.store.files import write_json
+from dpdmd.store.png import read_png, write_png
 from dpdmd.store.tensors import read_tensors
 
 
@@ -36,7 +38,7 @@ def test_the_card_states_what_is_known_of_the_run(run, sd3_folder, tmp_path):
     second = export_run(run, tmp_path / "second", license="mit", repo_id="me/student")
     card = (second / "README.md").read_text()
     assert "| diversity | 0.250 | 0.125 to 0.500 |" in card and "not been evaluated" not in card
-    assert "t = 1, 0.9, 0.75, 0.5, 0 " in card and "DP-DMD" in card and f"`{sd3_folder}`" in card
+    assert "t = 1, 0.9, 0.75, 0.5, 0 " in card and "DP-DMD" in card and f"`{Path(sd3_folder).name}`" in card
     assert (
         "```toml\n[train]\nnum_updates = 1\n```" in card
         and "from_pretrained('me/student', dtype=torch.float32)" in card
@@ -139,3 +141,36 @@ def test_a_failed_export_leaves_no_files(run, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         export_run(run, tmp_path / "out" / "export")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_card_shows_teacher_and_student(run, sd3_folder, tmp_path):
+    """The images of a run's own folders, else the picture of validation after the student's last update."""
+    assert not (export_run(run, tmp_path / "none") / "images.png").exists()
+    (run / "validation").mkdir()
+    for step in (1, 2):  # the student has had one update
+        write_png(run / f"validation/step-{step:06d}.png", torch.full((3, 4, 4), step - 1.0))
+    first = export_run(run, tmp_path / "first")
+    assert (first / "images.png").read_bytes() == (run / "validation/step-000001.png").read_bytes()
+    for name, model in (("teacher_samples", sd3_folder), ("samples", run)):
+        options = {"num_inference_steps": 2} if name == "teacher_samples" else {}
+        generate_folder(str(model), ["a ring", "one"], out=run / name, seeds=[0, 1], progress=False, **options)
+    second = export_run(run, tmp_path / "second")
+    assert "Prompts: `a ring`; `one`." in (second / "README.md").read_text()
+    size = read_png(run / "samples/0000-000000.png").shape[1] + 2  # with a frame of one pixel
+    rows = read_png(second / "images.png").unfold(1, size, size).unfold(2, size, size)[..., 1:-1, 1:-1]
+    assert rows.shape[1:3] == (4, 2)
+    for row, (folder, prompt) in enumerate(
+        [("teacher_samples", 0), ("samples", 0), ("teacher_samples", 1), ("samples", 1)]
+    ):
+        assert torch.equal(rows[:, row, 1], read_png(run / folder / f"{prompt:04d}-000001.png"))
+
+
+def test_the_workflow_is_written_for_a_uniform_grid_only(run, tmp_path):
+    flow = json.loads((export_run(run, tmp_path / "export") / "comfyui_workflow.json").read_text())
+    assert flow["sampling"]["inputs"]["shift"] == 3 and flow["steps"]["inputs"]["steps"] == 4
+    info = json.loads((run / "student/student.json").read_text())
+    write_json(run / "student/student.json", info | {"grid": [0.98, 0.6, 0.55, 0.0]})
+    other = export_run(run, tmp_path / "other")
+    assert not (other / "comfyui_workflow.json").exists()
+    card = (other / "README.md").read_text()
+    assert "sigmas=[0.98, 0.6, 0.55]" in card and "## ComfyUI" not in card

@@ -9,7 +9,16 @@ from markdown_it import MarkdownIt
 
 from dpdmd.models.load import built_in_teacher
 from dpdmd.models.student_file import StudentFile
-from dpdmd.publish.card import base_licence, metrics_section, model_card, read_metrics, unscored_section
+from dpdmd.publish.card import (
+    CardParts,
+    base_licence,
+    metrics_section,
+    model_card,
+    read_metrics,
+    unscored_section,
+    without_paths,
+)
+from dpdmd.publish.pictures import Picture
 
 INFO = StudentFile(base="some/base", grid=(1.0, 0.9, 0.75, 0.5, 0.0), objective="dp_dmd", updates=7)
 METRICS = {
@@ -26,15 +35,16 @@ METRICS = {
 }
 
 
-def card(**changes) -> str:
+def card(info: StudentFile = INFO, **changes) -> str:
     settings = {
-        "snippet": "image = pipe('x')\n",
+        "name": "student",
+        "base": "some/base",
         "hub_base": "some/base",
+        "snippet": "image = pipe('x')\n",
         "licence": {"license": "mit"},
-        "scores": metrics_section(METRICS),
-        "recipe": None,
+        "metrics": METRICS,
     } | changes
-    return model_card(settings.pop("info", INFO), **settings)
+    return model_card(info, CardParts(**settings))
 
 
 def tokens(text: str) -> list:
@@ -59,9 +69,9 @@ def test_the_hub_reads_the_head_of_the_card():
 
 
 def test_a_base_that_is_a_folder_is_no_base_model_for_the_hub():
-    text = card(hub_base=None, info=INFO.model_copy(update={"base": "/models/base"}))
+    text = card(hub_base=None, base="base")
     assert "base_model" not in ModelCard(text).data.to_dict()
-    assert "- Base model: `/models/base`" in text
+    assert "- Base model: `base`" in text
 
 
 def test_the_table_holds_the_measured_scores_with_their_intervals():
@@ -81,14 +91,45 @@ def test_the_table_holds_the_measured_scores_with_their_intervals():
 
 
 def test_a_student_without_scores_names_the_commands_that_make_them():
-    text = unscored_section("runs/my run", "scenes")
+    text = unscored_section("my base")
     lines = [shlex.split(line) for line in text.splitlines() if line.startswith("dpdmd")]
     assert "has not been evaluated yet" in text
-    assert [line[:3] for line in lines[:2]] == [["dpdmd", "sample", "scenes"], ["dpdmd", "sample", "runs/my run"]]
+    assert [line[:3] for line in lines[:2]] == [["dpdmd", "sample", "my base"], ["dpdmd", "sample", "RUN"]]
     reference = lines[0][lines[0].index("--out") + 1]
     assert lines[2] == [
-        "dpdmd", "evaluate", "runs/my run/samples", "--reference", reference, "--out", "runs/my run/metrics.json"
+        "dpdmd", "evaluate", "RUN/samples", "--reference", reference, "--out", "RUN/metrics.json"
     ]  # fmt: skip
+    assert "dpdmd sample RUN" in card(metrics=None)
+
+
+def test_the_hub_lists_the_scores():
+    (result, *others) = ModelCard(card()).data.eval_results
+    assert (result.metric_type, result.metric_value) == ("diversity_share", 1.0212)
+    assert result.dataset_name == "24 prompts, 16 images each" and result.task_type == "text-to-image"
+    assert {other.metric_type for other in others} == {"diversity", "frechet", "saturation"}
+    assert ModelCard(card()).data.to_dict()["model-index"][0]["name"] == "student"
+    assert "model-index" not in ModelCard(card(metrics=None)).data.to_dict()
+
+
+def test_a_line_break_in_a_licence_adds_no_key():
+    head = ModelCard(card(licence={"license": "mine\nprivate: true\n---\n", "license_name": "a: b"})).data.to_dict()
+    assert head["license"] == "mine\nprivate: true\n---\n" and head["license_name"] == "a: b"
+    assert "private" not in head
+
+
+def test_a_card_names_no_path_of_this_machine():
+    recipe = 'teacher = "/home/me/models/base"\nprompts = \'~/p.txt\'\nfolder = "runs/x"\nlist = ["/a/b/", "c/d"]\n'
+    assert without_paths(recipe) == 'teacher = "base"\nprompts = \'p.txt\'\nfolder = "runs/x"\nlist = ["b", "c/d"]\n'
+    assert "/home" not in card(recipe=recipe)
+
+
+def test_picture_settings_and_facts_have_their_places():
+    text = card(
+        picture=Picture("Above, below.", ["a ` b"]), comfyui=["SamplerCustom: cfg 1"], facts=["Trained at 8 x 8"]
+    )
+    assert "![Teacher and student](images.png)\n\nAbove, below. Prompts: `` a ` b ``.\n" in text
+    assert "- Trained at 8 x 8\n" in text and headings(text)[1:] == ["Use", "ComfyUI", "Scores", "Licence"]
+    assert "`comfyui_workflow.json`" in text and "- SamplerCustom: cfg 1\n" in text
 
 
 @pytest.mark.parametrize(
@@ -157,9 +198,8 @@ def test_no_text_of_the_user_breaks_the_card():
     nasty = "a `b` | c\n```\n# oops\n---\n<b>*_"
     recipe = f'[data]\nprompts = """{nasty}\n````\n# oops\n"""\n'
     snippet = f"image = pipe({nasty!r})\n{nasty}\n"
-    scores = metrics_section(METRICS | {"provenance": {"features": nasty}})
-    text = card(info=INFO.model_copy(update={"base": nasty}), hub_base=nasty, licence={"license": nasty}, recipe=recipe,
-                snippet=snippet, scores=scores)  # fmt: skip
+    metrics = METRICS | {"provenance": {"features": nasty}}
+    text = card(base=nasty, hub_base=nasty, licence={"license": nasty}, recipe=recipe, snippet=snippet, metrics=metrics)
     one_line = " ".join(nasty.split())
     assert ModelCard(text).data.license == nasty and ModelCard(text).data.base_model == nasty
     assert headings(text)[1:] == ["Use", "Scores", "Licence", "Recipe"]

@@ -2,12 +2,16 @@
 
 import re
 import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpdmd.evaluate.intervals import LEVEL
 from dpdmd.evaluate.metrics import SCORES
 from dpdmd.models.student_file import StudentFile
+from dpdmd.publish.comfyui import WORKFLOW_FILE
+from dpdmd.publish.pictures import PICTURE_FILE, Picture
 from dpdmd.report.runs import is_number
 from dpdmd.store.files import read_json
 
@@ -17,15 +21,16 @@ CARD = """\
 ---
 # {num_steps}-step student of {base}
 
-- Base model: {base}
+{picture}- Base model: {base}
 - Method: {method}, {updates} student updates, trained with dpdmd
 - Grid: t = {grid} (1 = noise, 0 = data). Sample it on this grid only, and without guidance
+{facts}
 
 ## Use
 
 {snippet}
 
-## Scores
+{comfyui}## Scores
 
 {scores}
 
@@ -47,43 +52,101 @@ METHODS = {
 UNKNOWN = "unknown"
 
 
-def model_card(
-    info: StudentFile,
-    *,
-    snippet: str,
-    hub_base: str | None,
-    licence: dict[str, Any],
-    scores: str,
-    recipe: str | None,
-) -> str:
-    """The text of README.md: a YAML head for the hub, then Markdown.
+@dataclass(frozen=True)
+class CardParts:
+    """What a model card says besides student.json.
 
-    info: the contents of student.json. hub_base: hub id of the base, or None for a folder, which the hub would refuse
-    as `base_model`. licence: as `base_licence` returns it. scores: `metrics_section` or `unscored_section`. recipe: the
-    text of the run's recipe.toml.
+    name: of the model. base: public name of its base; hub_base: hub id of the base, or None for a folder, which the hub
+    would refuse as `base_model`. snippet: Python code. licence: as `base_licence` returns it. metrics: as
+    `read_metrics` returns them; None for a student without scores. facts: further lines of the list at the top.
+    comfyui: settings for ComfyUI. picture: what `write_picture` returned. recipe: text of the run's recipe.toml.
     """
+
+    name: str
+    base: str
+    hub_base: str | None
+    snippet: str
+    licence: dict[str, Any]
+    metrics: dict[str, Any] | None = None
+    facts: Sequence[str] = ()
+    comfyui: Sequence[str] = ()
+    picture: Picture | None = None
+    recipe: str | None = None
+
+
+def model_card(info: StudentFile, parts: CardParts) -> str:
+    """The text of README.md: a YAML head for the hub, then Markdown. It names no path of this machine."""
     from huggingface_hub import ModelCardData
 
-    known: dict[str, Any] = {"license": UNKNOWN} | licence
+    known: dict[str, Any] = {"license": UNKNOWN} | parts.licence
     head = ModelCardData(
-        base_model=hub_base,
+        base_model=parts.hub_base,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["distillation", "few-step", "dpdmd"],
+        model_name=parts.name,
+        eval_results=None if parts.metrics is None else _results(parts.metrics),
         **known,
     )
     card = CARD.format(
         head=head.to_yaml(),
         num_steps=info.num_inference_steps,
-        base=_code(info.base),
+        base=_code(parts.base),
         method=METHODS.get(info.objective, _code(info.objective)),
         updates=info.updates,
         grid=", ".join(f"{t:.4g}" for t in info.grid),
-        snippet=_fenced(snippet, "python"),
-        scores=scores,
-        licence=_licence_section(licence),
+        facts="\n".join(f"- {fact}" for fact in parts.facts),
+        picture=_picture(parts.picture),
+        snippet=_fenced(parts.snippet, "python"),
+        comfyui=_comfyui(parts.comfyui),
+        scores=unscored_section(parts.base) if parts.metrics is None else metrics_section(parts.metrics),
+        licence=_licence_section(parts.licence),
     )
-    return card if recipe is None else f"{card}\n## Recipe\n\n{_fenced(recipe, 'toml')}\n"
+    if parts.recipe is None:
+        return card
+    return f"{card}\n## Recipe\n\n{_fenced(without_paths(parts.recipe), 'toml')}\n"
+
+
+def without_paths(recipe: str) -> str:
+    """A recipe's text with every absolute path replaced by its last name."""
+    return re.sub(r"""(["'])[/~][^"'\n]*?([^/"'\n]+)/?\1""", r"\1\2\1", recipe)
+
+
+def _results(metrics: dict[str, Any]) -> list[Any] | None:
+    """The scores as the hub lists them (`model-index`); None if nothing was measured."""
+    from huggingface_hub import EvalResult
+
+    dataset = f"{metrics['num_prompts']} prompts, {metrics['images_per_prompt']} images each"
+    results = [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type="prompts",
+            dataset_name=dataset,
+            metric_type=metric.key,
+            metric_name=metric.heading,
+            metric_value=round(value, 4),
+        )
+        for metric in SCORES
+        if (value := metrics.get(metric.key)) is not None
+    ]
+    return results or None
+
+
+def _picture(picture: Picture | None) -> str:
+    if picture is None:
+        return ""
+    prompts = f" Prompts: {'; '.join(map(_code, picture.prompts))}." if picture.prompts else ""
+    return f"![Teacher and student]({PICTURE_FILE})\n\n{picture.caption}{prompts}\n\n"
+
+
+def _comfyui(settings: Sequence[str]) -> str:
+    if not settings:
+        return ""
+    lines = "\n".join(f"- {setting}" for setting in settings)
+    return (
+        f"## ComfyUI\n\n`{WORKFLOW_FILE}` is the whole workflow; choose your own files in its loaders. What matters in "
+        f"it:\n\n{lines}\n\n"
+    )
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
@@ -127,17 +190,16 @@ def metrics_section(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def unscored_section(run: str | Path, base: str) -> str:
-    """A note that nothing was measured, and the commands that do it."""
-    samples, teacher, metrics = (str(Path(run, name)) for name in ("samples", "teacher_samples", "metrics.json"))
-    same = ["--prompts", "prompts.txt", "--images-per-prompt", "16", "--out"]
+def unscored_section(base: str) -> str:
+    """A note that nothing was measured, and the commands that do it, for a run folder RUN."""
+    same = "--prompts prompts.txt --images-per-prompt 16 --out"
     commands = [
-        ["dpdmd", "sample", base, *same, teacher],
-        ["dpdmd", "sample", str(run), *same, samples],
-        ["dpdmd", "evaluate", samples, "--reference", teacher, "--out", metrics],
+        f"dpdmd sample {shlex.quote(base)} {same} RUN/teacher_samples",
+        f"dpdmd sample RUN {same} RUN/samples",
+        "dpdmd evaluate RUN/samples --reference RUN/teacher_samples --out RUN/metrics.json",
     ]
     return "This student has not been evaluated yet. These commands evaluate it; then export it again.\n\n" + _fenced(
-        "\n".join(map(shlex.join, commands)), "bash"
+        "\n".join(commands), "bash"
     )
 
 

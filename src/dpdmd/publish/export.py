@@ -11,11 +11,16 @@ from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
 from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, StudentFile
-from dpdmd.publish.card import base_licence, metrics_section, model_card, read_metrics, unscored_section
+from dpdmd.publish.card import CardParts, base_licence, model_card, read_metrics
+from dpdmd.publish.comfyui import WORKFLOW_FILE, Workflow, settings, workflow
+from dpdmd.publish.pictures import PICTURE_FILE, write_picture
 from dpdmd.publish.pipeline import DTYPES, with_usual_modes, write_lora, write_pipeline
-from dpdmd.publish.snippet import snippet
-from dpdmd.store.files import atomic_folder, read_json, write_text
+from dpdmd.publish.snippet import public_name, snippet
+from dpdmd.recipe.toml import load_recipe
+from dpdmd.store.files import atomic_folder, read_json, write_json, write_text
 from dpdmd.store.names import did_you_mean, expanded
+
+STUDENTS_FOLDER = "students"  # of a run: the students that it has kept
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Exported:
     """A student on its way out.
 
     run: the folder that was named; student: the folder of its weights. arguments: those of the stock pipeline's call.
+    size: height and width in pixels.
     """
 
     run: Path
@@ -31,7 +37,14 @@ class Exported:
     adapter: ModelAdapter
     scheduler: Any
     arguments: dict[str, Any]
+    size: tuple[int, int]
     is_lora: bool
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Where files of the run may lie: `run` may be students/best or students/step-000050, inside its folder."""
+        is_kept = STUDENTS_FOLDER in [parent.name for parent in self.run.parents[:2]]
+        return (self.run, *self.run.parents[1:3]) if is_kept else (self.run,)
 
 
 def export_run(
@@ -78,15 +91,8 @@ def export_run(
     weights = None if dtype is None else DTYPES[dtype]
     if metrics is None and (student.run / "metrics.json").is_file():
         metrics = student.run / "metrics.json"
-    card = _card(
-        student,
-        scores=unscored_section(student.run, student.info.base)
-        if metrics is None
-        else metrics_section(read_metrics(metrics)),
-        place=repo_id or out.name,
-        dtype=weights,
-        license=license,
-    )
+    scores = None if metrics is None else read_metrics(metrics)
+    flow = _workflow(student)
     with atomic_folder(out) as folder:
         if lora:
             write_lora(student.adapter, student.student, student.scheduler, folder, dtype=weights)
@@ -94,7 +100,21 @@ def export_run(
             network = load_sampler(str(student.run)).network
             network = network if weights is None else network.to(weights)
             write_pipeline(student.adapter, network, student.scheduler, folder, link=link, one_file=one_file)
-        write_text(folder / "README.md", card)
+        if flow is not None:
+            write_json(folder / WORKFLOW_FILE, flow)
+        parts = CardParts(
+            name=(repo_id or out.name).rpartition("/")[2],
+            base=public_name(student.info.base),
+            hub_base=None if Path(student.adapter.source).is_dir() else student.adapter.source,
+            snippet=_snippet(student, repo_id or out.name, weights),
+            licence={"license": license} if license else base_licence(student.adapter.source),
+            metrics=scores,
+            facts=_facts(student),
+            comfyui=[] if flow is None else settings(flow),
+            picture=write_picture(student.run, student.places, student.info.updates, folder / PICTURE_FILE),
+            recipe=_recipe(student),
+        )
+        write_text(folder / "README.md", model_card(student.info, parts))
         student.info.write(folder)
         with_usual_modes(folder)
     return out
@@ -113,32 +133,67 @@ def _student(run: str | Path, *, is_lora: bool) -> Exported:
     info = StudentFile.read(student)
     info.require_its_weights(student)
     adapter, grid = load_adapter(info.base), Grid(info.grid)
-    scheduler = adapter.student_scheduler(info.kind, grid, adapter.latent_shape(*(info.image_size or ())))
+    shape = adapter.latent_shape(*(info.image_size or ()))
+    scheduler = adapter.student_scheduler(info.kind, grid, shape)
     arguments = adapter.call_arguments(scheduler, grid, info.embedded_guidance)
     arguments |= {key: value for key in ("height", "width") if (value := getattr(info, key)) is not None}
-    return Exported(run, student, info, adapter, scheduler, arguments, is_lora)
+    size = adapter.vae_factor * shape[1], adapter.vae_factor * shape[2]
+    return Exported(run, student, info, adapter, scheduler, arguments, size, is_lora)
 
 
-def _card(student: Exported, *, scores: str, place: str, dtype: torch.dtype | None, license: str | None) -> str:
-    adapter = student.adapter
-    # `run` may be students/best or students/step-000050, inside the folder of the run.
-    places = (student.run, *student.run.parents[1:3])
-    recipe = next((path for folder in places if (path := folder / "recipe.toml").is_file()), None)
-    return model_card(
-        student.info,
-        snippet=snippet(
-            adapter,
-            place,
-            student.arguments,
-            prompt=_example_prompt(student.run),
-            dtype=dtype or _snippet_dtype(adapter, is_lora=student.is_lora),
-            lora_scheduler=type(student.scheduler).__name__ if student.is_lora else None,
-        ),
-        hub_base=None if Path(adapter.source).is_dir() else adapter.source,
-        licence={"license": license} if license else base_licence(adapter.source),
-        scores=scores,
-        recipe=recipe and recipe.read_text(encoding="utf-8"),
+def _workflow(student: Exported) -> Workflow | None:
+    """For a grid that the number of steps gives, as ComfyUI's scheduler does."""
+    if "num_inference_steps" not in student.arguments:
+        return None
+    return workflow(
+        student.adapter.pipeline_class.__name__,
+        Grid(student.info.grid),
+        kind=student.info.kind,
+        size=student.size,
+        prompt=_example_prompt(student.run),
+        embedded_guidance=student.info.embedded_guidance,
+        is_lora=student.is_lora,
     )
+
+
+def _snippet(student: Exported, place: str, dtype: torch.dtype | None) -> str:
+    return snippet(
+        student.adapter,
+        place,
+        student.arguments,
+        prompt=_example_prompt(student.run),
+        dtype=dtype or _snippet_dtype(student.adapter, is_lora=student.is_lora),
+        lora_scheduler=type(student.scheduler).__name__ if student.is_lora else None,
+    )
+
+
+def _facts(student: Exported) -> list[str]:
+    """Size and teacher, with the values that defaults stood for."""
+    adapter, (height, width) = student.adapter, student.size
+    config = getattr(adapter, "scheduler_config", {})
+    fixed = ", where the base would shift it with the size" if config.get("use_dynamic_shifting") else ""
+    facts = [f"Trained at {height} x {width} pixels (height x width). Other sizes are drawn on the same grid{fixed}"]
+    path = _recipe_file(student)
+    if path is not None:
+        try:
+            model = load_recipe(path).model
+        except ValueError:  # of another version
+            return facts
+        scale = adapter.guidance_scale if model.guidance_scale is None else model.guidance_scale
+        steps = model.num_inference_steps or adapter.num_inference_steps
+        facts.append(f"Teacher: {steps} steps, classifier-free guidance {scale:g} (1 = off)")
+    if student.info.embedded_guidance is not None:
+        facts.append(f"Guidance input of the network: {student.info.embedded_guidance:g}")
+    return facts
+
+
+def _recipe_file(student: Exported) -> Path | None:
+    return next((path for folder in student.places if (path := folder / "recipe.toml").is_file()), None)
+
+
+def _recipe(student: Exported) -> str | None:
+    path = _recipe_file(student)
+    return path and path.read_text(encoding="utf-8")
 
 
 def _snippet_dtype(adapter: ModelAdapter, *, is_lora: bool) -> torch.dtype:

@@ -1,0 +1,174 @@
+"""How ComfyUI draws a student: a workflow in its API format, which its window loads and its server runs.
+
+The `simple` scheduler takes the noise levels 1, 1 - 1/N, ..., 1/N of a flow, shifted by a ModelSampling node: the
+trained uniform grid. Of SDXL's timesteps it takes the trailing ones.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from dpdmd.method.grids import Grid
+from dpdmd.method.rollout import StudentKind
+
+WORKFLOW_FILE = "comfyui_workflow.json"
+Node = dict[str, Any]
+Workflow = dict[str, Node]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The nodes of one family.
+
+    text_encoders: class and inputs of the node that loads them. sampling: class of the node that shifts; None for a
+    family without a shift. latent: class of the node that makes the empty image.
+    """
+
+    text_encoders: tuple[str, dict[str, str]]
+    sampling: str | None
+    latent: str = "EmptySD3LatentImage"
+
+
+# The values of inputs are names of files as ComfyUI's own templates have them; a user chooses their own.
+CHECKPOINT = ("CheckpointLoaderSimple", {"ckpt_name": "sd_xl_base_1.0.safetensors"})
+FAMILIES = {
+    "FluxPipeline": Family(
+        (
+            "DualCLIPLoader",
+            {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"},
+        ),
+        "ModelSamplingFlux",
+    ),
+    "QwenImagePipeline": Family(
+        ("CLIPLoader", {"clip_name": "qwen_2.5_vl_7b.safetensors", "type": "qwen_image"}), "ModelSamplingAuraFlow"
+    ),
+    "StableDiffusion3Pipeline": Family(
+        (
+            "TripleCLIPLoader",
+            {
+                "clip_name1": "clip_l.safetensors",
+                "clip_name2": "clip_g.safetensors",
+                "clip_name3": "t5xxl_fp16.safetensors",
+            },
+        ),
+        "ModelSamplingSD3",
+    ),
+    "StableDiffusionXLPipeline": Family(CHECKPOINT, None, "EmptyLatentImage"),
+    "ZImagePipeline": Family(
+        ("CLIPLoader", {"clip_name": "qwen_3_4b.safetensors", "type": "lumina2"}), "ModelSamplingAuraFlow"
+    ),
+}
+
+
+def trained_shift(grid: Grid) -> float:
+    """The shift s of a uniform grid, whose last step starts at s / (N + s - 1); 1 for a single step."""
+    last = grid.times[-2]
+    return 1.0 if grid.num_steps == 1 else last * (grid.num_steps - 1) / (1 - last)
+
+
+def workflow(
+    pipeline: str,
+    grid: Grid,
+    *,
+    kind: StudentKind,
+    size: tuple[int, int],
+    prompt: str,
+    embedded_guidance: float | None,
+    is_lora: bool,
+) -> Workflow | None:
+    """The workflow of a student on a uniform grid; None for a family that ComfyUI does not draw by itself.
+
+    pipeline: name of the stock pipeline's class. size: height and width in pixels. is_lora: the export is a LoRA for
+    its base, otherwise a network. Files are named `student.safetensors` and `base.safetensors`.
+    """
+    family = FAMILIES.get(pipeline)
+    if family is None:
+        return None
+    height, width = size
+    nodes = _loaders(family, is_lora=is_lora)
+    model = nodes.pop("_model")
+    if family.sampling is not None:
+        inputs = _shift_inputs(family.sampling, trained_shift(grid), height=height, width=width)
+        nodes["sampling"] = {"class_type": family.sampling, "inputs": {"model": model, **inputs}}
+        model = ["sampling", 0]
+    nodes["prompt"] = {"class_type": "CLIPTextEncode", "inputs": {"text": prompt, "clip": nodes.pop("_clip")}}
+    cond = ["prompt", 0]
+    if embedded_guidance is not None:
+        nodes["guidance"] = {
+            "class_type": "FluxGuidance",
+            "inputs": {"conditioning": cond, "guidance": embedded_guidance},
+        }
+        cond = ["guidance", 0]
+    latent = {"width": width, "height": height, "batch_size": 1}
+    steps = {"model": model, "scheduler": "simple", "steps": grid.num_steps, "denoise": 1.0}
+    sampled = {
+        "model": model,
+        "add_noise": True,
+        "noise_seed": 0,
+        "cfg": 1.0,
+        "positive": cond,
+        "negative": cond,  # not called: cfg 1 is off
+        "sampler": ["sampler", 0],
+        "sigmas": ["steps", 0],
+        "latent_image": ["latent", 0],
+    }
+    nodes |= {
+        "latent": {"class_type": family.latent, "inputs": latent},
+        "sampler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": sampler_name(kind)}},
+        "steps": {"class_type": "BasicScheduler", "inputs": steps},
+        "sampled": {"class_type": "SamplerCustom", "inputs": sampled},
+        "decoded": {"class_type": "VAEDecode", "inputs": {"samples": ["sampled", 0], "vae": nodes.pop("_vae")}},
+        "saved": {"class_type": "SaveImage", "inputs": {"images": ["decoded", 0], "filename_prefix": "student"}},
+    }
+    return nodes
+
+
+def sampler_name(kind: StudentKind) -> str:
+    """ComfyUI's sampler whose steps are the student's: Euler's, or with new noise in every step."""
+    return "euler" if kind == "ode" else "lcm"
+
+
+def settings(flow: Workflow) -> list[str]:
+    """The workflow in short, for a reader who builds it by hand."""
+    sampling = flow.get("sampling")
+    shift = []
+    if sampling is not None:
+        values = {name: value for name, value in sampling["inputs"].items() if name != "model"}
+        shift = [f"{sampling['class_type']}: " + ", ".join(f"{name} {value:.6g}" for name, value in values.items())]
+    guidance = flow.get("guidance")
+    embedded = [] if guidance is None else [f"FluxGuidance: {guidance['inputs']['guidance']:g}"]
+    return [
+        *shift,
+        *embedded,
+        f"BasicScheduler: simple, {flow['steps']['inputs']['steps']} steps",
+        f"KSamplerSelect: {flow['sampler']['inputs']['sampler_name']}",
+        "SamplerCustom: cfg 1",
+    ]
+
+
+def _loaders(family: Family, *, is_lora: bool) -> dict[str, Any]:
+    """The nodes that load files, and under _model, _clip and _vae the outputs that the rest takes from them."""
+    encoders, inputs = family.text_encoders
+    nodes: dict[str, Any] = {"texts": {"class_type": encoders, "inputs": dict(inputs)}}
+    if encoders == CHECKPOINT[0]:
+        outputs = {"_model": ["texts", 0], "_clip": ["texts", 1], "_vae": ["texts", 2]}
+    else:
+        nodes["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": "vae.safetensors"}}
+        outputs = {"_clip": ["texts", 0], "_vae": ["vae", 0]}
+    if "_model" not in outputs or not is_lora:
+        name = "base.safetensors" if is_lora else "student.safetensors"
+        nodes["network"] = {"class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
+        outputs["_model"] = ["network", 0]
+    if is_lora:
+        lora = {"model": outputs["_model"], "lora_name": "student.safetensors", "strength_model": 1.0}
+        nodes["lora"] = {"class_type": "LoraLoaderModelOnly", "inputs": lora}
+        outputs["_model"] = ["lora", 0]
+    return nodes | outputs
+
+
+def _shift_inputs(sampling: str, shift: float, *, height: int, width: int) -> dict[str, Any]:
+    """Inputs of a ModelSampling node. FLUX's takes mu = log(shift) at two sizes: the same at both, for every size."""
+    if sampling != "ModelSamplingFlux":
+        return {"shift": round(shift, 6)}
+    mu = round(math.log(shift), 6)
+    return {"max_shift": mu, "base_shift": mu, "width": width, "height": height}

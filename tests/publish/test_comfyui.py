@@ -1,0 +1,85 @@
+"""The workflow for ComfyUI: whole, linked, and on the trained grid."""
+
+import math
+
+import pytest
+
+from dpdmd.method.grids import uniform_grid
+from dpdmd.publish.comfyui import FAMILIES, settings, trained_shift, workflow
+
+# The outputs of each class of node, by the node documentation of ComfyUI.
+OUTPUTS = {
+    "CheckpointLoaderSimple": ("MODEL", "CLIP", "VAE"), "UNETLoader": ("MODEL",), "LoraLoaderModelOnly": ("MODEL",),
+    "CLIPLoader": ("CLIP",), "DualCLIPLoader": ("CLIP",), "TripleCLIPLoader": ("CLIP",), "VAELoader": ("VAE",),
+    "ModelSamplingSD3": ("MODEL",), "ModelSamplingFlux": ("MODEL",), "ModelSamplingAuraFlow": ("MODEL",),
+    "CLIPTextEncode": ("CONDITIONING",), "FluxGuidance": ("CONDITIONING",), "EmptyLatentImage": ("LATENT",),
+    "EmptySD3LatentImage": ("LATENT",), "KSamplerSelect": ("SAMPLER",), "BasicScheduler": ("SIGMAS",),
+    "SamplerCustom": ("LATENT", "LATENT"), "VAEDecode": ("IMAGE",), "SaveImage": (),
+}  # fmt: skip
+# What an input of this name takes, if it is linked.
+INPUTS = {
+    "model": "MODEL", "clip": "CLIP", "vae": "VAE", "positive": "CONDITIONING", "negative": "CONDITIONING",
+    "conditioning": "CONDITIONING", "sampler": "SAMPLER", "sigmas": "SIGMAS", "latent_image": "LATENT",
+    "samples": "LATENT", "images": "IMAGE",
+}  # fmt: skip
+
+
+def flow(pipeline, *, shift=3.0, num_steps=4, is_lora=True, kind="ode"):
+    return workflow(
+        pipeline,
+        uniform_grid(num_steps, shift=shift),
+        kind=kind,
+        size=(768, 1024),
+        prompt="a red circle",
+        embedded_guidance=3.5 if pipeline == "FluxPipeline" else None,
+        is_lora=is_lora,
+    )
+
+
+@pytest.mark.parametrize("is_lora", [True, False])
+@pytest.mark.parametrize("pipeline", FAMILIES)
+def test_every_link_leads_to_an_output_of_its_type_and_every_node_is_used(pipeline, is_lora):
+    nodes = flow(pipeline, is_lora=is_lora)
+    used = {"saved"}
+    for node in nodes.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                source, number = value
+                assert OUTPUTS[nodes[source]["class_type"]][number] == INPUTS[name]
+                used.add(source)
+            else:
+                assert name not in INPUTS
+    assert used == set(nodes)
+    assert ("lora" in nodes) == is_lora
+    assert nodes["latent"]["inputs"] == {"width": 1024, "height": 768, "batch_size": 1}
+    assert nodes["sampled"]["inputs"]["cfg"] == 1 and nodes["steps"]["inputs"]["scheduler"] == "simple"
+
+
+def test_the_shift_is_the_trained_one():
+    for shift, num_steps in ((3.0, 4), (0.5, 2), (math.exp(1.15), 8)):
+        assert trained_shift(uniform_grid(num_steps, shift=shift)) == pytest.approx(shift)
+    assert flow("StableDiffusion3Pipeline")["sampling"]["inputs"]["shift"] == 3
+    assert flow("ZImagePipeline", shift=1.7)["sampling"]["inputs"]["shift"] == 1.7
+    inputs = flow("FluxPipeline", shift=math.exp(1.15))["sampling"]["inputs"]
+    # FLUX's node draws a line between two sizes, here a level one: the trained grid at every size.
+    assert inputs["max_shift"] == inputs["base_shift"] == 1.15
+    assert "sampling" not in flow("StableDiffusionXLPipeline")
+
+
+def test_the_sampler_takes_the_students_steps():
+    assert flow("FluxPipeline")["sampler"]["inputs"]["sampler_name"] == "euler"
+    assert flow("FluxPipeline", kind="renoise")["sampler"]["inputs"]["sampler_name"] == "lcm"
+
+
+def test_the_settings_in_short():
+    assert settings(flow("FluxPipeline", shift=math.exp(1.15))) == [
+        "ModelSamplingFlux: max_shift 1.15, base_shift 1.15, width 1024, height 768",
+        "FluxGuidance: 3.5",
+        "BasicScheduler: simple, 4 steps",
+        "KSamplerSelect: euler",
+        "SamplerCustom: cfg 1",
+    ]
+
+
+def test_a_family_that_comfyui_does_not_draw_by_itself_has_no_workflow():
+    assert flow("SanaPipeline") is None
