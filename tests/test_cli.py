@@ -12,6 +12,7 @@ import pytest
 
 from dpdmd import cli
 from dpdmd.compare.arms import Budget
+from dpdmd.evaluate.stock import Call
 
 RECIPE = '[model]\nteacher = "scenes"\n[data]\nprompts = "scenes"\n[output]\nfolder = "{folder}"\n'
 COMMANDS = [
@@ -165,6 +166,8 @@ def test_sample_counts_seeds_up_and_joins_prompts(run, called, tmp_path):
         "num_inference_steps": None,
         "guidance_scale": 2.0,
         "teacher_first": False,
+        "height": None,
+        "width": None,
         "batch_size": 32,
     }
 
@@ -279,6 +282,20 @@ def test_audit_passes_its_arguments_on(run, called, tmp_path):
     assert code == 0 and out == f"report: {tmp_path / 'report.html'}\n"
     assert args == ("them/fast", "them/slow")
     assert options == {
-        "out": tmp_path, "prompts": ["a ring"], "images_per_prompt": 9, "num_inference_steps": 4, "guidance_scale": 0,
+        "out": tmp_path, "prompts": ["a ring"], "images_per_prompt": 9,
+        "call": Call(num_inference_steps=4, guidance_scale=0), "teacher_call": Call(),
         "features": "auto", "perceptual": None, "quality": ["clip_score"], "batch_size": 32,
     }  # fmt: skip
+    assert run(
+        "audit", "them/fast", "--teacher", "them/slow", "--negative-prompt", "", "--scheduler", "LCMScheduler",
+        "--timesteps", "999,499", "--teacher-num-inference-steps", 30, "--teacher-guidance-scale", 2,
+        "--teacher-negative-prompt", "ugly", "--teacher-scheduler", "x/y",
+    )[0] == 0  # fmt: skip
+    _, options = called["audit"]
+    assert options["call"] == Call(negative_prompt="", scheduler="LCMScheduler", timesteps=(999, 499))
+    assert options["teacher_call"] == Call(30, 2, "ugly", "x/y")
+    assert run("audit", "a", "--teacher", "b", "--sigmas", "1,0.5")[0] == 0
+    assert called["audit"][1]["call"] == Call(sigmas=(1.0, 0.5))
+    code, _, err = run("audit", "a", "--teacher", "b", "--sigmas", "1,x")
+    assert code == 2 and "--sigmas must be numbers separated by commas, got '1,x'" in err
+    assert run("audit", "a", "--teacher", "b", "--sigmas", "1", "--timesteps", "9")[0] == 2

@@ -6,10 +6,10 @@ from pathlib import Path
 from dpdmd.data.prompts import evaluation_prompts_of
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.run import evaluate_folder
-from dpdmd.evaluate.stock import generate_with_stock
+from dpdmd.evaluate.stock import Call, generate_with_stock
 from dpdmd.models.find import find_student
 from dpdmd.models.load import BUILT_IN, built_in_teacher
-from dpdmd.models.student_file import exported_student
+from dpdmd.models.student_file import LORA_FILE, exported_student
 from dpdmd.report.build import report_from_runs
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.files import require_writable
@@ -28,8 +28,8 @@ def audit(
     out: str | Path,
     prompts: list[str] | None = None,
     images_per_prompt: int = 9,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
+    call: Call = Call(),  # noqa: B008  # frozen
+    teacher_call: Call = Call(),  # noqa: B008
     features: str | Sequence[str] = "auto",
     perceptual: str | None = None,
     quality: Sequence[str] = (),
@@ -39,16 +39,19 @@ def audit(
 
     model: anything that stock diffusers loads (`evaluate.stock`). Runs and exports of dpdmd and the built-in models
         are sampled as by `dpdmd sample`.
-    teacher: like `model`, but sampled with its own number of steps and guidance scale.
+    teacher: like `model`. For a LoRA it may be another model than the one that the LoRA was trained for.
     out: folder for images, metrics and report.html.
     prompts: default: those of the built-in world, for built-in teachers only.
-    num_inference_steps, guidance_scale: of `model`; default: its pipeline's.
+    call, teacher_call: how `model` and `teacher` are called; what is left out is the pipeline's default, or for our
+        own models as `dpdmd sample` has it, and the manifest and the page say so.
     features, perceptual, quality: see `evaluate.run.evaluate_folder`.
 
     Returns the path of report.html. An audit that was interrupted continues when it is called again.
     Raises ValueError, before images are generated, if prompts or weights are missing or a name is unknown.
     """
     model, teacher = local_or_hub_id(model), local_or_hub_id(teacher)
+    for name, its_call in ((model, call), (teacher, teacher_call)):
+        _require_call(name, its_call)
     require_known(quality)
     for name in [features] if isinstance(features, str) else features:
         if name not in ("auto", SCENES):
@@ -58,9 +61,8 @@ def audit(
     out = Path(out)
     require_writable(out / "report.html", "the report")
     common = {"seeds": list(range(images_per_prompt)), "batch_size": batch_size}
-    chosen = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    _draw(teacher, prompts, out / TEACHER / "samples", None, **common)
-    _draw(model, prompts, out / STUDENT / "samples", teacher, **common, **chosen)
+    _draw(teacher, prompts, out / TEACHER / "samples", None, teacher_call, **common)
+    _draw(model, prompts, out / STUDENT / "samples", teacher, call, **common)
     for name in (TEACHER, STUDENT):
         evaluate_folder(
             out / name / "samples",
@@ -74,13 +76,30 @@ def audit(
     return report_from_runs([out], out / "report.html", title=f"{model} and its teacher {teacher}")
 
 
-def _draw(model: str, prompts: list[str], samples: Path, base: str | None, **options) -> None:
-    if model in BUILT_IN or find_student(model) is not None or exported_student(model) is not None:
-        generate_folder(model, prompts, out=samples, **options)
+def _draw(model: str, prompts: list[str], samples: Path, base: str | None, call: Call, **options) -> None:
+    if _is_student(model) or (model in BUILT_IN and not call.needs_stock):
+        steps = {"num_inference_steps": call.num_inference_steps, "guidance_scale": call.guidance_scale}
+        student = find_student(model)
+        is_lora = student is not None and (student / LORA_FILE).is_file()
+        generate_folder(model, prompts, out=samples, base=base if is_lora else None, **steps, **options)
     else:
-        generate_with_stock(model, prompts, out=samples, base=_folder(base), **options)
+        places = {"model": _folder(model), "base": base and _folder(base)}
+        generate_with_stock(prompts=prompts, out=samples, call=call, **places, **options)
 
 
-def _folder(base: str | None) -> str | None:
-    """The folder of a built-in teacher, which stock diffusers can load as well; any other base is left unchanged."""
-    return str(built_in_teacher(base)) if base in BUILT_IN else base
+def _is_student(model: str) -> bool:
+    """Whether it is one of ours: a run, a student of it, or an export."""
+    return find_student(model) is not None or exported_student(model) is not None
+
+
+def _require_call(model: str, call: Call) -> None:
+    if _is_student(model) and call.needs_stock:
+        raise ValueError(
+            f"{model} is a student of dpdmd, which has its grid and its scheduler with it: leave out scheduler, "
+            "timesteps, sigmas and negative prompt"
+        )
+
+
+def _folder(model: str) -> str:
+    """The folder of a built-in teacher, which stock diffusers can load as well; any other model is left unchanged."""
+    return str(built_in_teacher(model)) if model in BUILT_IN else model

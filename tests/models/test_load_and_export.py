@@ -24,7 +24,7 @@ from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import network_denoiser
 from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.load import load_adapter, load_sampler
-from dpdmd.models.sampling import hybrid_samples
+from dpdmd.models.sampling import hybrid_samples, student_samples
 from dpdmd.publish.export import export_run
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
@@ -249,3 +249,21 @@ def test_a_start_of_another_size_is_refused(sd3_folder, tmp_path):
     SD3Transformer2DModel.from_config(config | {"num_layers": 1}).save_pretrained(other / "transformer")
     with pytest.raises(ValueError, match=r"student\.start: .*other does not fit the teacher .*: \d+ weights differ"):
         new_trainer(recipe(tmp_path, sd3_folder, student={"start": str(other)}), load_adapter(sd3_folder))
+
+
+def test_a_student_is_sampled_at_another_size_on_its_own_grid(run, sd3_folder, tmp_path):
+    size = {"height": 48, "width": 32}
+    info = generate_folder(str(run), ["one cross"], out=tmp_path / "a", seeds=[5], progress=False, **size).info
+    assert info["grid"] == GRID and info["image_size"] == [48, 32]
+    sampler = load_sampler(str(run))
+    shape = sampler.adapter.latent_shape(48, 32)
+    denoise = network_denoiser(sampler.adapter, sampler.network)
+    cond = sampler.adapter.encode(["one cross"])
+    latents = student_samples(denoise, sampler.adapter.path, [5], shape, cond, grid=Grid(tuple(GRID)))
+    expected = to_uint8(sampler.adapter.decode(latents))[0].numpy().astype(int)
+    assert expected.shape == (48, 32, 3) and np.abs(pixels(tmp_path / "a")[0] - expected).max() <= 1
+    with pytest.raises(ValueError, match="made with image_size"):
+        generate_folder(str(run), ["one cross"], out=tmp_path / "a", seeds=[5], progress=False)
+    with pytest.raises(ValueError, match="height must be divisible by"):
+        generate_folder(sd3_folder, ["one cross"], out=tmp_path / "b", seeds=[5], height=49, width=32)
+    assert not (tmp_path / "b").exists()

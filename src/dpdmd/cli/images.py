@@ -44,6 +44,16 @@ def sample(
             "--guidance-scale.",
         ),
     ] = False,
+    height: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Height of the images in pixels. Default: that of a student's training, a teacher's own.",
+        ),
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Width of the images in pixels. Default: as for the height.")
+    ] = None,
     images_per_prompt: Annotated[int, typer.Option(min=1, help="Number of images per prompt.")] = 1,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of each prompt's first image; the next ones have seed + 1, seed + 2, ...")
@@ -73,6 +83,8 @@ def sample(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         teacher_first=teacher_first,
+        height=height,
+        width=width,
         batch_size=batch_size,
     )
     if os.environ.get("RANK", "0") == "0":
@@ -217,6 +229,35 @@ def audit(
         float | None,
         typer.Option(min=0, help="Guidance scale of MODEL, as its pipeline defines it. Default: its pipeline's."),
     ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Negative prompt of MODEL. Default: none.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Scheduler of MODEL: a class of diffusers, which takes over the settings of the pipeline's own, or a "
+            "folder or hub id with a scheduler_config.json. Default: the one beside a LoRA, else the pipeline's.",
+        ),
+    ] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(metavar="LIST", help='Timesteps of MODEL, such as "999,749,499,249".')
+    ] = None,
+    sigmas: Annotated[
+        str | None, typer.Option(metavar="LIST", help='Sigmas of MODEL, such as "1,0.9,0.75,0.5".')
+    ] = None,
+    teacher_num_inference_steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of steps of the teacher. Default: its own.")
+    ] = None,
+    teacher_guidance_scale: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale of the teacher. Default: its own.")
+    ] = None,
+    teacher_negative_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Negative prompt of the teacher. Default: none.")
+    ] = None,
+    teacher_scheduler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Scheduler of the teacher, as --scheduler. Default: its own.")
+    ] = None,
     features: Annotated[list[str] | None, AS_EVALUATE] = None,
     perceptual: Annotated[str | None, AS_EVALUATE] = None,
     quality: Annotated[
@@ -230,8 +271,14 @@ def audit(
 
     If the command was interrupted, run it again to continue.
     """
+    if timesteps is not None and sigmas is not None:
+        raise ValueError("--timesteps and --sigmas exclude each other; give only one of them")
+    times = None if timesteps is None else tuple(map(int, _numbers("--timesteps", timesteps)))
+    levels = None if sigmas is None else tuple(_numbers("--sigmas", sigmas))
+
     from dpdmd.audit import audit as run_audit
     from dpdmd.data.prompts import read_prompts
+    from dpdmd.evaluate.stock import Call
 
     report = run_audit(
         model,
@@ -239,11 +286,20 @@ def audit(
         out=out,
         prompts=list(dict.fromkeys(read_prompts(prompts))) if prompts else None,
         images_per_prompt=images_per_prompt,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
+        call=Call(num_inference_steps, guidance_scale, negative_prompt, scheduler, times, levels),
+        teacher_call=Call(
+            teacher_num_inference_steps, teacher_guidance_scale, teacher_negative_prompt, teacher_scheduler
+        ),
         features=features or "auto",
         perceptual=perceptual,
         quality=quality or [],
         batch_size=batch_size,
     )
     typer.echo(f"report: {report}")
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from None

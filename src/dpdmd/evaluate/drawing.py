@@ -13,8 +13,10 @@ from dpdmd.store.files import read_json, write_json
 from dpdmd.store.png import write_png
 
 SETTINGS_FILE = "sampling.json"
-# A model that was moved is still the same: "identity" says whether it is.
-PLACE = "model"
+# Names of settings left out, whose values are there as well.
+DEFAULTS = "defaults"
+# Does not make other images. A model that was moved is still the same: "identity" says whether it is.
+HARMLESS = ("model", DEFAULTS)
 ADVICE = "choose another folder or remove this one"
 Draw = Callable[[list[tuple[str, int]]], Iterable[Tensor]]
 
@@ -72,7 +74,7 @@ def _missing(
 
 def _refuse_other(out: Path, known: dict[str, Any], prompts: list[str], settings: dict[str, Any]) -> None:
     for key, value in settings.items():
-        if key != PLACE and known.get(key) != value:
+        if key not in HARMLESS and known.get(key) != value:
             raise ValueError(f"{out} has images made with {key} {known.get(key)!r}, not {value!r}; {ADVICE}")
     for before, now in zip(known.get("prompts", []), prompts, strict=False):
         if before != now:

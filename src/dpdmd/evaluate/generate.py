@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.distributed.processes import new_accelerator, on_main_process
-from dpdmd.evaluate.drawing import draw_folder
+from dpdmd.evaluate.drawing import DEFAULTS, draw_folder
 from dpdmd.evaluate.manifest import Manifest
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.grids import Grid
@@ -109,6 +109,7 @@ def generate_folder(
     teacher_first: bool = False,
     height: int | None = None,
     width: int | None = None,
+    base: str | None = None,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Manifest:
@@ -116,15 +117,16 @@ def generate_folder(
 
     model: as `models.load.load_sampler` takes it. num_inference_steps, guidance_scale: by default the model's own; a
     student has its own grid and no guidance. teacher_first: the student's teacher replaces its first step (a hybrid,
-    without training) and takes `num_inference_steps` and `guidance_scale`. height, width: of the images in pixels, by
-    default the model's own. batch_size: changes speed and memory only.
+    without training) and takes `num_inference_steps` and `guidance_scale`. height, width: of the images in pixels;
+    default: those that a student was trained at, a teacher's own. A student keeps its grid at every size. base: for a
+    LoRA student, the model into which it is merged instead of its own base. batch_size: changes speed and memory only.
     It runs on a GPU where there is one. Under torchrun each process draws a share of the images.
-    Raises ValueError for empty or repeated prompts or seeds, an unknown model, and a folder with images that were made
-    with other settings.
+    Raises ValueError for empty or repeated prompts or seeds, an unknown model, a size that the model cannot draw, and a
+    folder with images that were made with other settings.
     """
     require_different(prompts, seeds, batch_size)
     device = start_processes()
-    sampler = load_sampler(model)
+    sampler = load_sampler(model, base=base)
     if height is not None or width is not None:
         sampler = replace(sampler, image_size=(height, width))
     shape = sampler.latent_shape()
@@ -134,13 +136,18 @@ def generate_folder(
     Guidance(scale)  # raises for a bad scale before anything is written
     settings: dict[str, Any] = {
         "model": model,
-        "identity": on_main_process(lambda: _identity(model, sampler.base if first else None)),
+        "identity": on_main_process(lambda: _identity(model, sampler.base if first else None, base)),
+        "base": base,
         "num_inference_steps": grid.num_steps,
         "guidance_scale": scale,
         "grid": list(grid.times),
+        "image_size": None if height is None and width is None else [height, width],
+        DEFAULTS: [
+            name
+            for name, value in (("num_inference_steps", num_inference_steps), ("guidance_scale", guidance_scale))
+            if value is None
+        ],
     }
-    if height is not None or width is not None:
-        settings["image_size"] = [height, width]
     if first is not None:
         settings["teacher_first"] = {
             "num_inference_steps": first.grid.num_steps, "guidance_scale": first.guidance_scale
@@ -193,9 +200,10 @@ def sample(model: str | Path, prompts: list[str], *, seeds: Sequence[int] = (0,)
     return torch.cat(images)
 
 
-def _identity(model: str, teacher_first: str | None) -> str:
-    """Of what draws: the model, and the teacher that takes its first step, if any."""
-    return model_identity(model) if teacher_first is None else key_of(*map(model_identity, (model, teacher_first)))
+def _identity(model: str, *others: str | None) -> str:
+    """Of all that draws: the model, and where there are any the teacher of its first step and the base of its LoRA."""
+    identities = [model_identity(name) for name in (model, *others) if name is not None]
+    return identities[0] if len(identities) == 1 else key_of(*identities)
 
 
 def require_different(prompts: list[str], seeds: list[int], batch_size: int) -> None:

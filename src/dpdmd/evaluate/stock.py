@@ -1,7 +1,9 @@
 """Sample with a stock diffusers pipeline, whatever its family, sampler and steps."""
 
 import inspect
+import logging
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,48 @@ import torch
 from torch import Tensor
 
 from dpdmd.distributed.processes import on_main_process
-from dpdmd.evaluate.drawing import draw_folder
+from dpdmd.evaluate.drawing import DEFAULTS, draw_folder
+from dpdmd.evaluate.foreign_lora import merge_foreign_lora
 from dpdmd.evaluate.generate import require_different, start_processes
 from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
-from dpdmd.models.parts import reading
+from dpdmd.models.parts import local_folder, reading, stored_dtype
 from dpdmd.store.cache import batches
-from dpdmd.store.messages import first_line, without_loading_bars
+from dpdmd.store.files import read_json
+from dpdmd.store.messages import without_loading_bars
 from dpdmd.store.names import local_or_hub_id
 
 NETWORKS = ("transformer", "unet")
+SCHEDULER = "scheduler"  # folder of a pipeline's scheduler, and of the one beside a LoRA
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a stock pipeline is called with; None leaves it at the pipeline's default.
+
+    num_inference_steps, guidance_scale, negative_prompt, timesteps, sigmas: as the pipeline takes them.
+    scheduler: class name in diffusers, which keeps the settings of the pipeline's own, or a folder or hub id with a
+        scheduler_config.json.
+    """
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    scheduler: str | None = None
+    timesteps: tuple[int, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those that are given to the call."""
+        given = {name: value for name, value in asdict(self).items() if value is not None and name != SCHEDULER}
+        return given | {name: list(given[name]) for name in ("timesteps", "sigmas") if name in given}
+
+    @property
+    def needs_stock(self) -> bool:
+        """Whether only a stock pipeline can do it."""
+        return any(value is not None for value in (self.negative_prompt, self.scheduler, self.timesteps, self.sigmas))
 
 
 def generate_with_stock(
@@ -28,23 +62,21 @@ def generate_with_stock(
     out: str | Path,
     seeds: list[int],
     base: str | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
+    call: Call = Call(),  # frozen
     batch_size: int = 32,
     progress: bool = True,
 ) -> Manifest:
-    """`generate.generate_folder` for any pipeline that diffusers loads, or a LoRA for `base`, called as it is.
+    """`generate.generate_folder` for any pipeline that diffusers loads, or a LoRA for `base`, called as `call` says.
 
-    num_inference_steps, guidance_scale: as the pipeline's call takes them; default its own. Each image has its own
-    generator, so that a pipeline that draws its noise at once starts from the noise of our samples with that seed.
+    Each image has its own generator, so that a pipeline that draws its noise at once starts from the noise of our
+    samples with that seed. The manifest has all arguments and the scheduler, under "defaults" what was left out.
     Raises ValueError for a model that cannot be loaded and for a pipeline that does not take these arguments.
     """
     require_different(prompts, seeds, batch_size)
     model, base = local_or_hub_id(model), base and local_or_hub_id(base)
     device = start_processes()
-    pipeline = load_pipeline(model, base)
-    options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    options = {name: value for name, value in options.items() if value is not None}
+    pipeline, fit = load_pipeline(model, base, scheduler=call.scheduler)
+    options = call.arguments()
     known = inspect.signature(pipeline.__call__).parameters
     for name in ("prompt", "generator", "output_type", *options):
         if name not in known:
@@ -56,9 +88,11 @@ def generate_with_stock(
             lambda: model_identity(model) if base is None or is_pipeline(model) else lora_identity(model, base)
         ),
         "pipeline": type(pipeline).__name__,
+        **_settings(call, known),
+        "scheduler": {"class": type(pipeline.scheduler).__name__} | _public(pipeline.scheduler.config),
     }
-    for name in ("num_inference_steps", "guidance_scale"):
-        settings[name] = options.get(name, known[name].default if name in known else None)
+    if fit is not None:
+        settings |= {"base": base, "lora_layers": {"applied": fit[0], "in_file": fit[1]}}
     pipeline.to(device)
 
     def draw(jobs: list[tuple[str, int]]) -> Iterator[Tensor]:
@@ -67,36 +101,96 @@ def generate_with_stock(
                 prompt=[prompt for prompt, _ in batch],
                 generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
                 output_type="pt",
-                **options,
+                **_for_batch(options, len(batch)),
             ).images
             yield from 2 * images.float().cpu() - 1
 
     return draw_folder(out, prompts, seeds, draw, settings=settings, what=f"sampling {model}", progress=progress)
 
 
-def load_pipeline(model: str, base: str | None = None) -> Any:
-    """The pipeline of a folder or hub id, in fp32; or `base` with the LoRA `model` merged into it.
+def _settings(call: Call, known: Any) -> dict[str, Any]:
+    """Every argument of the call with its value, given or the pipeline's default, and which are defaults."""
+    given, names = call.arguments(), ("num_inference_steps", "guidance_scale", "negative_prompt", "timesteps", "sigmas")
+    defaults = [name for name in names[:3] if name not in given and name in known]
+    if {"timesteps", "sigmas"} & given.keys() and "num_inference_steps" in defaults:
+        defaults.remove("num_inference_steps")  # it does not count then
+    if call.scheduler is None:
+        defaults.append(SCHEDULER)
+    values = {name: given.get(name, known[name].default if name in known else None) for name in names}
+    if "timesteps" in given or "sigmas" in given:
+        values["num_inference_steps"] = len(given.get("timesteps") or given["sigmas"])
+    return values | {DEFAULTS: defaults}
+
+
+def _for_batch(options: dict[str, Any], number: int) -> dict[str, Any]:
+    """A negative prompt is given once per image, as the prompts are."""
+    if "negative_prompt" not in options:
+        return options
+    return options | {"negative_prompt": [options["negative_prompt"]] * number}
+
+
+def _public(config: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's settings as JSON has them."""
+    return {name: value for name, value in config.items() if not name.startswith("_") and not isinstance(value, Tensor)}
+
+
+def load_pipeline(
+    model: str, base: str | None = None, *, scheduler: str | None = None
+) -> tuple[Any, tuple[int, int] | None]:
+    """The pipeline of a folder or hub id in its own dtype, or `base` with the LoRA `model` merged into it.
 
     A LoRA is a .safetensors file, a folder with one and without model_index.json, or a hub id that is not a pipeline.
+    scheduler: see `Call`; default: one beside a LoRA, else the pipeline's.
+    Returns the pipeline, and for a LoRA how many of its layers were applied and how many it has.
     Raises ValueError for what cannot be loaded.
     """
     from diffusers import DiffusionPipeline
 
-    source, is_lora = model, not is_pipeline(model)
-    if is_lora:
+    source, fit = model, None
+    if is_lora := not is_pipeline(model):
         if Path(model).is_file() and Path(model).suffix != ".safetensors":
             raise ValueError(f"{model}: a LoRA must be a .safetensors file; pickles are not read")
         if base is None:
             raise ValueError(f"{model} is not a diffusers pipeline; a LoRA needs the pipeline that it was made for")
         source = base
     with reading(source, "pipeline"), without_loading_bars():
-        pipeline = DiffusionPipeline.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        pipeline: Any = DiffusionPipeline.from_pretrained(source, dtype=_dtype(source), use_safetensors=True)
     if is_lora:
-        _merge_lora(pipeline, model, source)
+        fit = merge_foreign_lora(pipeline, model, source)
+        if fit[0] < fit[1]:
+            logger.warning("%s: %d of its %d layers fit %s; the others were left out", model, *fit, source)
+        if scheduler is None and (Path(model) / SCHEDULER).is_dir():
+            scheduler = str(Path(model, SCHEDULER))
+    if scheduler is not None:
+        pipeline.scheduler = _scheduler(scheduler, pipeline.scheduler)
     if not any(getattr(pipeline, name, None) is not None for name in NETWORKS):
         raise ValueError(f"{source}: a {type(pipeline).__name__} has no denoising network, so it cannot be audited")
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline, fit
+
+
+def _scheduler(name: str, own: Any) -> Any:
+    """The scheduler that a class name, a folder or a hub id stands for; `own` is the pipeline's."""
+    import diffusers
+
+    any_class: Any = diffusers.FlowMatchEulerDiscreteScheduler  # all read the JSON in the same way
+    if name.isidentifier() and not Path(name).is_dir():
+        known: Any = getattr(diffusers, name, None)
+        if not (isinstance(known, type) and issubclass(known, diffusers.SchedulerMixin)):
+            raise ValueError(f"diffusers has no scheduler {name!r}")
+        scheduler: Any = known  # a class that also has the mixin of configurations
+        return scheduler.from_config(own.config)
+    place = local_or_hub_id(name)
+    with reading(name, "scheduler configuration"):
+        found = any_class.load_config(place)
+    return getattr(diffusers, found["_class_name"]).from_config(found)
+
+
+def _dtype(source: str) -> torch.dtype:
+    """The dtype in which a pipeline's network is stored."""
+    index = read_json(local_folder(source) / "model_index.json")
+    name = next((name for name in NETWORKS if name in index), None)
+    return torch.float32 if name is None else stored_dtype(source, name)
 
 
 def is_pipeline(model: str) -> bool:
@@ -111,17 +205,3 @@ def is_pipeline(model: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _merge_lora(pipeline: Any, model: str, base: str) -> None:
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise ValueError(f"{base}: a {type(pipeline).__name__} does not take a LoRA")
-    place = Path(model)
-    where = {"weight_name": place.name} if place.is_file() else {}
-    try:
-        with reading(model, "LoRA"):
-            pipeline.load_lora_weights(str(place.parent if where else model), use_safetensors=True, **where)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{model} is not a LoRA for {base}: {first_line(error)}") from None
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()

@@ -123,8 +123,11 @@ def planning_adapter(source: str) -> ModelAdapter:
     return adapter
 
 
-def load_sampler(model: str, dtype: torch.dtype | None = None) -> Sampler:
-    """Load a model to sample from, its network in `dtype`; default: the one that the base is stored in.
+def load_sampler(model: str, dtype: torch.dtype | None = None, *, base: str | None = None) -> Sampler:
+    """Load a model to sample from.
+
+    dtype: of the network; default: the one that the base is stored in. base: for a LoRA student, the model into which
+    it is merged; default: the one that it was trained for.
 
     model: a teacher (built-in name, pipeline folder or hub id), a run folder (its best student, else its newest),
     RUN@STEP, a folder of a student, a checkpoint, or an exported pipeline.
@@ -138,6 +141,8 @@ def load_sampler(model: str, dtype: torch.dtype | None = None) -> Sampler:
     if (student := find_student(folder)) is not None:
         info = StudentFile.read(student)
         info.require_its_weights(student)
+        if base is not None:
+            info = info.model_copy(update={"base": base})
         try:
             adapter = load_adapter(info.base)
         except ValueError as error:

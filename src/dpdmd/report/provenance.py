@@ -43,6 +43,12 @@ def _facts(arm: ArmReport) -> dict[str, str]:
         "images by": info.get("model"),
         "steps": info.get("num_inference_steps"),
         "guidance": info.get("guidance_scale"),
+        "negative prompt": info.get("negative_prompt"),
+        "scheduler": _at(info, "scheduler", "class"),
+        "timesteps or sigmas": _listed(info.get("timesteps") or info.get("sigmas")),
+        "left at its default": _listed(info.get("defaults")),
+        "merged into": info.get("base"),
+        "LoRA layers that fit": _fit(info.get("lora_layers")),
         "image seeds": _image_seeds(arm),
         "scored with": _at(scored, "features"),
     }
@@ -72,6 +78,14 @@ def _at(value: Any, *keys: str) -> Any:
 
 def _versions(versions: Any) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""
+
+
+def _listed(values: Any) -> str | None:
+    return ", ".join(map(str, values)) if isinstance(values, list) else None
+
+
+def _fit(layers: Any) -> str | None:
+    return f"{layers.get('applied')} of {layers.get('in_file')}" if isinstance(layers, dict) else None
 
 
 def _image_seeds(arm: ArmReport) -> str:
