@@ -1,7 +1,7 @@
 """The names under which a LoRA leaves, at full size: judged by stock converters and by the layouts of the authors."""
 
 import json
-from pathlib import Path
+import shutil
 
 import original_layouts
 import pytest
@@ -24,22 +24,18 @@ from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from torch import nn
 
 from dpdmd.models.base import empty_network
-from dpdmd.models.load import load_adapter
+from dpdmd.models.load import load_adapter, published_models
 from dpdmd.models.lora import published_lora
 from dpdmd.models.student_file import LORA_FILE
-from dpdmd.store.files import write_json
 from dpdmd.store.tensors import write_tensors
 
-CONFIGURATIONS = json.loads(Path("benchmarks/configurations.json").read_text())
-CONFIGURATIONS["z_image"] = {
-    "model_index.json": {"_class_name": "ZImagePipeline"},
-    "scheduler/scheduler_config.json": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
-    "transformer/config.json": {
-        "_class_name": "ZImageTransformer2DModel", "dim": 3840, "n_heads": 30, "n_kv_heads": 30, "n_layers": 30,
-        "n_refiner_layers": 2, "in_channels": 16, "cap_feat_dim": 2560,
-    },
-    "vae/config.json": {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]},
-}  # fmt: skip
+PUBLISHED = {
+    "sd35_medium_dp_dmd": "stabilityai/stable-diffusion-3.5-medium",
+    "sdxl_dp_dmd": "stabilityai/stable-diffusion-xl-base-1.0",
+    "flux_dev_dp_dmd": "black-forest-labs/FLUX.1-dev",
+    "qwen_image_dp_dmd": "Qwen/Qwen-Image",
+    "z_image": "Tongyi-MAI/Z-Image",
+}
 RANK = 2
 # A U-Net's layers outside of its attentions that kohya's tools train as well.
 ALL_LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "proj", "2", "time_emb_proj", "linear_1",
@@ -48,9 +44,7 @@ ALL_LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "proj",
 
 def full_size(name: str, tmp_path):
     """The adapter of a public model, from its configurations alone."""
-    for path, content in CONFIGURATIONS[name].items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        write_json(tmp_path / path, content)
+    shutil.copytree(published_models()[PUBLISHED[name]], tmp_path, dirs_exist_ok=True)
     return load_adapter(str(tmp_path))
 
 

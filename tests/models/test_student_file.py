@@ -59,7 +59,7 @@ def test_weights_that_have_changed_are_refused_unless_the_file_is_older_than_the
     student.require_its_weights(tmp_path)
     (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     read_tensors(tmp_path / name)  # safetensors notices nothing
-    with pytest.raises(ValueError, match=f"{name} has changed since it was written: .*copy the student") as error:
+    with pytest.raises(ValueError, match=f"{name} has changed since it was written: .*copy it again") as error:
         load_sampler(str(tmp_path))
     assert "\n" not in str(error.value)
     write_json(tmp_path / STUDENT_FILE, OLD)
