@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.testing import assert_close
 
 from dpdmd.method.grids import Grid, uniform_grid
 from dpdmd.method.guidance import Guidance
-from dpdmd.method.paths import FlowPath, VPPath
+from dpdmd.method.paths import FlowPath, Prediction, VPPath
 from dpdmd.method.terms.anchor import DiversityAnchor
 
 VP = VPPath(DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod)
@@ -176,3 +177,30 @@ def test_second_order_brings_coarse_steps_nearer_to_the_fine_way(exact_gaussian,
             for o in (False, True)
         )
         assert two < 0.25 * one, path
+
+
+def test_an_anchor_on_a_fraction_compares_the_first_samples_alone_at_the_same_mean_weight(
+    stepwise_network, micro_batch, anchored_step
+):
+    whole = anchored_step(
+        stepwise_network(STUDENT_GRID.times), stepwise_network(STUDENT_GRID.times, 1), None, **micro_batch
+    )
+    first = whole.rollout.first
+    some = replace(whole, rollout=replace(whole.rollout, first=Prediction(first.x0[:2], first.eps[:2])))
+    anchor = DiversityAnchor(guidance=Guidance(3.0), num_steps=2)
+    alone = anchor(some.of_first(2)).loss
+    assert not torch.isclose(alone, anchor(whole).loss)
+    assert_close(replace(anchor, fraction=0.5)(some).loss, alone)
+    # Twice as many as the fraction has on average count half as often: 2 of 4 samples at a fraction of a quarter.
+    assert_close(replace(anchor, fraction=0.25)(some).loss, 2 * alone)
+    nothing = replace(whole, rollout=replace(whole.rollout, first=None))
+    assert replace(anchor, fraction=0.25)(nothing).loss == 0
+
+
+@pytest.mark.parametrize(
+    ("fraction", "batch_size", "numbers"),
+    [(1.0, 3, [3, 3, 3]), (0.5, 32, [16, 16]), (0.5, 1, [0, 1, 0, 1]), (0.4, 3, [1, 1, 1, 1, 2]), (0.1, 10, [1] * 9)],
+)
+def test_the_number_of_anchored_samples_has_the_fraction_as_its_mean(fraction, batch_size, numbers):
+    anchor = DiversityAnchor(guidance=Guidance(3.0), num_steps=2, fraction=fraction)
+    assert [anchor.num_first(batch_size, i) for i in range(len(numbers))] == numbers
