@@ -7,6 +7,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def infinite_loss(recipe: Recipe) -> None:
 
     def student_loss(*args, **options):
         loss = real(*args, **options)
-        return trainer.MicroLoss(loss.total * torch.inf, loss.log)
+        return replace(loss, total=loss.total * torch.inf)
 
     trainer.student_loss = student_loss
 
@@ -162,6 +163,8 @@ def test_machines_with_other_prompts_or_another_folder_are_refused(recipe, tmp_p
     other_prompts = recipe(data={"prompts": "here.txt"})
     arguments = (other_place, tmp_path, ValueError)
     in_processes(expect_error, other_prompts, 1, *arguments, "the processes differ in the prompts", seconds=60)
+    (tmp_path / "elsewhere/here.txt").write_text("a cross\n")  # another place, the same prompts
+    in_processes(train_changed, recipe("same", data={"prompts": "here.txt"}), 1, other_place, tmp_path)
     not_shared = recipe(output={"folder": "run"})
     in_processes(expect_error, not_shared, 1, *arguments, "run is another folder for process 1", seconds=60)
 

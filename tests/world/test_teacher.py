@@ -8,7 +8,7 @@ from PIL import Image
 
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.run import evaluate_folder
-from dpdmd.models.load import BUILT_IN, built_in_teacher
+from dpdmd.models.load import BUILT_IN, built_in_teacher, load_adapter, load_sampler
 from dpdmd.store.files import read_json
 from dpdmd.world.prompts import evaluation_prompts
 from tools.pretrain.card import NUM_INFERENCE_STEPS, RECOMMENDED_GUIDANCE_SCALE
@@ -57,3 +57,12 @@ def test_it_is_as_good_as_its_card_states(name, tmp_path):
     assert metrics["named_accuracy"] >= 0.97
     low, high = card["intervals"]["validity"]
     assert low - 0.02 <= metrics["validity"] <= high + 0.02
+
+
+def test_weights_stored_in_fp16_draw_in_fp32_without_a_gpu(monkeypatch):
+    """And as they are stored with one; what a CPU draws is then as fast and exact as from weights in fp32."""
+    assert load_adapter("scenes_eps").stored_dtype == torch.float16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert next(load_sampler("scenes_eps").network.parameters()).dtype == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert next(load_sampler("scenes_eps").network.parameters()).dtype == torch.float16

@@ -19,7 +19,7 @@ from dpdmd.method.randomness import image_noise
 from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import decoder, network_denoiser
 from dpdmd.models.identity import model_identity
-from dpdmd.models.load import Sampler, load_adapter, load_sampler
+from dpdmd.models.load import Sampler, load_adapter, load_sampler, sampling_dtype
 from dpdmd.models.sampling import hybrid_samples, student_samples
 from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
@@ -48,7 +48,7 @@ def load_teacher(sampler: Sampler, num_inference_steps: int | None, guidance_sca
     scale = adapter.guidance_scale if guidance_scale is None else guidance_scale
     Guidance(scale)  # raises for a bad scale
     grid = adapter.stock_grid(num_inference_steps or adapter.num_inference_steps, sampler.latent_shape())
-    return Teacher(adapter.load_network(adapter.stored_dtype).eval().requires_grad_(False), grid, scale)
+    return Teacher(adapter.load_network(sampling_dtype(adapter.stored_dtype)).eval().requires_grad_(False), grid, scale)
 
 
 def sample_latents(

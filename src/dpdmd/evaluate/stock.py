@@ -16,6 +16,7 @@ from dpdmd.evaluate.foreign_lora import merge_foreign_lora
 from dpdmd.evaluate.generate import require_different, start_processes
 from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
+from dpdmd.models.load import sampling_dtype
 from dpdmd.models.parts import local_folder, reading, stored_dtype
 from dpdmd.store.cache import batches
 from dpdmd.store.files import read_json
@@ -187,10 +188,10 @@ def _scheduler(name: str, own: Any) -> Any:
 
 
 def _dtype(source: str) -> torch.dtype:
-    """The dtype in which a pipeline's network is stored."""
+    """The dtype in which a pipeline's network draws."""
     index = read_json(local_folder(source) / "model_index.json")
     name = next((name for name in NETWORKS if name in index), None)
-    return torch.float32 if name is None else stored_dtype(source, name)
+    return torch.float32 if name is None else sampling_dtype(stored_dtype(source, name))
 
 
 def is_pipeline(model: str) -> bool:

@@ -123,10 +123,15 @@ def planning_adapter(source: str) -> ModelAdapter:
     return adapter
 
 
+def sampling_dtype(stored: torch.dtype) -> torch.dtype:
+    """The dtype of a network that draws images: as it is stored, but fp32 for fp16 on a CPU, which is slow in it."""
+    return torch.float32 if stored == torch.float16 and not torch.cuda.is_available() else stored
+
+
 def load_sampler(model: str, dtype: torch.dtype | None = None, *, base: str | None = None) -> Sampler:
     """Load a model to sample from.
 
-    dtype: of the network; default: the one that the base is stored in. base: for a LoRA student, the model into which
+    dtype: of the network; default: `sampling_dtype` of the base's. base: for a LoRA student, the model into which
     it is merged; default: the one that it was trained for.
 
     model: a teacher (built-in name, pipeline folder or hub id), a run folder (its best student, else its newest),
@@ -154,7 +159,7 @@ def load_sampler(model: str, dtype: torch.dtype | None = None, *, base: str | No
             "(model_index.json)"
         )
     adapter = load_adapter(model)
-    network = adapter.load_network(dtype or adapter.stored_dtype)
+    network = adapter.load_network(dtype or sampling_dtype(adapter.stored_dtype))
     if (info := exported_student(folder)) is not None:
         return _student(adapter, network, info)
     network.eval().requires_grad_(False)
@@ -178,7 +183,7 @@ def _trained_network(adapter: ModelAdapter, student: Path, dtype: torch.dtype | 
     """The base's network with the student's weights, or with the student's LoRA merged into it."""
     from dpdmd.models.student_file import LORA_FILE
 
-    network = adapter.load_network(dtype or adapter.stored_dtype)
+    network = adapter.load_network(dtype or sampling_dtype(adapter.stored_dtype))
     if (student / LORA_FILE).is_file():
         from dpdmd.models.lora import merge_lora
 

@@ -34,8 +34,8 @@ def student_rollout(
 ) -> StudentRollout:
     """The rollout that a student is trained on, of the three in `method.rollout`.
 
-    detach_first: cut the graph after step 1; num_first: and keep that of step 1 for so many samples, by default all.
-    last_steps: train x0_hat of that step of each sample, else all steps.
+    detach_first: cut the graph after step 1. num_first: for how many samples step 1 keeps its own graph then, by
+    default all. last_steps: train x0_hat of that step of each sample, else all steps.
     """
     start = int(detach_first)
     rest = rollout if last_steps is None else partial(backward_simulation, last_steps=last_steps)

@@ -97,8 +97,7 @@ def export_run(
         if lora:
             write_lora(student.adapter, student.student, student.scheduler, folder, dtype=weights)
         else:
-            network = load_sampler(str(student.run)).network
-            network = network if weights is None else network.to(weights)
+            network = load_sampler(str(student.run), weights or student.adapter.stored_dtype).network
             write_pipeline(student.adapter, network, student.scheduler, folder, link=link, one_file=one_file)
         if flow is not None:
             write_json(folder / WORKFLOW_FILE, flow)

@@ -26,7 +26,7 @@ def local_or_hub_id(name: str | Path) -> str:
     if given.startswith((".", "/", "~")) or given.endswith(("/", ".safetensors")) or given.count("/") > 1:
         raise ValueError(f"there is no {given}{did_you_mean(name)}")
     if owner == RUNS and not Path(owner).exists():
-        raise ValueError(f"there is no {given}: there is no folder {RUNS} here")
+        raise ValueError(f"{given} does not exist: the working directory has no folder {RUNS}")
     if owner != given and Path(owner).is_dir():
         raise ValueError(
             f"there is no {given}{did_you_mean(name)} (it is not looked up on the hub, since {owner}/ is a folder here)"

@@ -34,6 +34,9 @@ from dpdmd.training.updates import Denoisers
 from dpdmd.training.validation.images import default_prompts
 from dpdmd.training.validation.validator import Validator
 
+# Keys whose places may differ between machines: what is there is compared, here and in `networks.new_roles`.
+BY_CONTENT = ("model.teacher", "student.start", "objective.adversarial.real", "data.prompts")
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -78,7 +81,9 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
     drawn = list(plan.validation.prompts or default_prompts(prompts))
     validator = Validator(plan, adapter, accelerator, drawn)
     images_hash = {"images_hash": images_digest(plan.real_images)} if plan.real_images else {}
-    require_equal({**plan.settings, "the prompts": prompts_digest(prompts), **images_hash, **versions()})
+    named = {key: value is not None if key in BY_CONTENT else value for key, value in plan.settings.items()}
+    content = {"the prompts": prompts_digest(prompts)} | (images_hash or {"images_hash": None})
+    require_equal({**named, **content, **versions()})
     # Before the networks are loaded: text encoders and autoencoder may need the memory.
     texts = [*prompts, *drawn, *(prompt for _, prompt in plan.real_images)]
     encoded = EncodedPrompts(prompts, text_encoder(plan, adapter, accelerator, texts))
