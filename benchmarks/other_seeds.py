@@ -1,6 +1,6 @@
 """How near do students come to their teacher, at equal forwards and against the teacher's images of other seeds?
 
-    python -m benchmarks.other_seeds --seeds 5 --jobs 2                    everything: about seven hours on two cores
+    python -m benchmarks.other_seeds --seeds 5 --jobs 2                    everything: hours on two cores
     python -m benchmarks.other_seeds flow --arms dmd dp_dmd --seeds 5      only these arms of one teacher
 
 Every student has 4 steps and spends the same number of forwards (a backward pass counts as two) per sample, so that a
@@ -19,9 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pareto import PUBLISHED, finished
 from benchmarks.seeds import SHOWN
-from dpdmd.compare.arms import REFERENCE, Arm, Run, arrange
-from dpdmd.compare.commands import failure, run_all
+from dpdmd.compare.arms import REFERENCE, Arm, arrange
+from dpdmd.compare.commands import run_all
 from dpdmd.compare.measure import measure
 from dpdmd.compare.summary import summarise_arms, table
 from dpdmd.models.load import load_adapter
@@ -34,8 +35,7 @@ from dpdmd.world.prompts import evaluation_prompts
 
 FORWARDS = 4800  # of the denoising networks per sample of a batch and training
 IMAGES = 64
-FLOOR, FIRST_SEEDS = "floor", {REFERENCE: 10000, "floor": 20000}
-PUBLISHED = str(Path(__file__).with_name("published.toml"))
+FIRST_SEEDS = {REFERENCE: 10000, "floor": 20000}
 # One fake-score update on the student's own samples; an anchor on half of the samples, guided nearly as the teacher is.
 CHEAP = {
     "train.fake_updates": 1,
@@ -81,21 +81,18 @@ def teacher_arms(group: str) -> list[Arm]:
     return [Arm(name, model=model, sampling=(*guided, "--seed", str(seed))) for name, seed in FIRST_SEEDS.items()]
 
 
-def finished(runs: list[Run]) -> list[Run]:
-    """The runs that are trained and sampled, or have failed."""
-    return [run for run in runs if (run.folder / "cost.json").exists() or failure(run)]
-
-
 def main() -> None:
     """Train, sample, score, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("groups", nargs="*", metavar="GROUP", choices=[[], "flow", "noise"], help="default: both")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help="flow, noise; default: both")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="run only these arms of the groups")
     parser.add_argument("--seeds", type=int, default=5, help="training seeds 0 ... N-1")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
     parser.add_argument("--out", type=Path, default=Path("runs", "other_seeds"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks", "results", "other_seeds.json"))
     arguments = parser.parse_args()
+    if unknown := set(arguments.groups) - {"flow", "noise"}:
+        parser.error(f"unknown group {', '.join(unknown)}; choose from flow, noise")
     content: dict[str, Any] = {"groups": {}}
     for group in ("flow", "noise"):
         out, arms = arguments.out / group, student_arms(group)
