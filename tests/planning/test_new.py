@@ -68,7 +68,7 @@ def test_a_name_that_is_no_model_is_refused_at_once_with_the_nearest(dpdmd, tmp_
     for name, message in (
         ("my_modl", "did you mean my_model?"),
         ("scene", "did you mean scenes?"),
-        ("runs/x", "there is no runs/x"),
+        ("runs/x", "runs/x does not exist: the working directory has no folder runs"),
         ("./my_modl", "did you mean my_model?"),
     ):
         code, _, err = dpdmd("new", name, "--out", "x.toml")
