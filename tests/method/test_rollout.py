@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from dpdmd.method.grids import Grid, uniform_grid
 from dpdmd.method.guidance import Guidance
 from dpdmd.method.paths import FlowPath, VPPath
-from dpdmd.method.rollout import anchored_rollout, backward_simulation, rollout
+from dpdmd.method.rollout import anchored_rollout, backward_simulation, renoise_by, rollout
 from dpdmd.models.sampling import student_rollout
 from dpdmd.training.updates import last_steps
 
@@ -211,6 +211,24 @@ def test_renoised_samples_leave_the_batch_with_their_own_noise(stepwise_network,
             x = (1 - GRID.times[j + 1]) * x0_hat + GRID.times[j + 1] * fresh[j][i : i + 1]
         expected = network(x, torch.tensor([GRID.times[num_steps - 1]]), cond).x0
         assert_close(x0[i : i + 1], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "renewed"), [("ode", []), ("renoise", [0, 1, 2]), ("renoise_last", [2])])
+def test_the_kind_of_a_student_says_which_steps_add_fresh_noise(kind, renewed, stepwise_network, prompts, randn):
+    network, z, cond = stepwise_network(GRID.times), randn(0, 2, 1, 3, 3), prompts(torch.tensor([1.0, -2.0]))
+    fresh = [randn(1 + i, 2, 1, 3, 3) for i in range(len(renewed))]
+    draws, args = iter(fresh), {"grid": GRID}
+    x0 = rollout(network, FLOW, z, cond, renoise=renoise_by(kind, GRID, lambda: next(draws)), **args)
+    assert next(draws, None) is None
+    x, left = z, iter(fresh)
+    for i, (t, s) in enumerate(zip(GRID.times[:-1], GRID.times[1:], strict=True)):
+        prediction = network(x, torch.full((2,), t), cond)
+        x = (1 - s) * prediction.x0 + s * (next(left) if i in renewed else prediction.eps)
+    assert_close(x0, x, atol=1e-5, rtol=1e-5)
+    simulated = backward_simulation(
+        network, FLOW, z, cond, last_steps=[4, 4], renoise=renoise_by(kind, GRID, iter(fresh).__next__), **args
+    )
+    assert_close(simulated, x0, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("last", [[1, 2], [2, 5]], ids=str)

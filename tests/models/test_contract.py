@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
+from diffusers.schedulers import scheduling_flow_match_euler_discrete
 from PIL import Image
 from snippets import drawn_by_card
 from torch import nn
@@ -35,12 +36,13 @@ from dpdmd.method.randomness import image_noise
 from dpdmd.models import flow_scheduler
 from dpdmd.models.flow_scheduler import drawn_grid
 from dpdmd.models.load import load_adapter, load_sampler
+from dpdmd.models.packed import pack
 from dpdmd.models.parts import tokenizers
 from dpdmd.models.sampling import student_rollout
 from dpdmd.models.student_file import STUDENT_FILE
 from dpdmd.publish.export import export_run
 from dpdmd.recipe.schema import Recipe
-from dpdmd.store.files import write_json
+from dpdmd.store.files import read_json, write_json
 from dpdmd.store.png import to_uint8
 from dpdmd.store.tensors import write_tensors
 
@@ -173,6 +175,31 @@ def test_the_cards_snippet_in_stock_diffusers_reproduces_the_student(run, export
     stock, ours = drawn_by_card(export, folder), pixels(run, tmp_path)
     assert stock.shape == ours.shape and stock.std() > 5
     assert np.abs(stock - ours).max() <= 1
+
+
+def test_the_cards_callback_renews_the_noise_of_a_student_before_its_last_step(
+    run, teacher, folder, tmp_path, monkeypatch
+):
+    (tmp_path / "a").mkdir()
+    shutil.copytree(run, tmp_path / "run")
+    info = read_json(run / "student" / STUDENT_FILE)
+    write_json(tmp_path / "run" / "student" / STUDENT_FILE, info | {"kind": "renoise_last"})
+    export = export_run(tmp_path / "run", tmp_path / "a" / "export")
+    draws = []
+
+    def fresh(shape, **_):  # stock flow pipelines give their scheduler no generator: let it draw what ours draws
+        generator, latents = torch.Generator().manual_seed(0), (1, *teacher.latent_shape())
+        torch.randn(latents, generator=generator)
+        draws.append(torch.randn(latents, generator=generator))
+        return draws[-1] if len(shape) == 4 else pack(draws[-1])
+
+    if isinstance(teacher.adapter.path, FlowPath):
+        monkeypatch.setattr(scheduling_flow_match_euler_discrete, "randn_tensor", fresh)
+    stock, ours = drawn_by_card(export, folder), pixels(tmp_path / "run", tmp_path / "ours")
+    assert len(draws) == isinstance(teacher.adapter.path, FlowPath)
+    assert stock.std() > 5 and np.abs(stock - ours).max() <= 1
+    assert np.abs(pixels(run, tmp_path / "ode") - ours).max() > 5  # without it another picture
+    assert np.abs(pixels(export, tmp_path / "again") - ours).max() <= 1
 
 
 def test_the_number_of_steps_alone_draws_the_trained_grid(family, export, teacher):

@@ -1,10 +1,12 @@
 """The workflow for ComfyUI: whole, linked, and on the trained grid."""
 
 import math
+from typing import get_args
 
 import pytest
 
 from dpdmd.method.grids import uniform_grid
+from dpdmd.method.rollout import StudentKind
 from dpdmd.publish.comfyui import FAMILIES, settings, trained_shift, workflow
 
 # The outputs of each class of node, by the node documentation of ComfyUI.
@@ -14,7 +16,8 @@ OUTPUTS = {
     "ModelSamplingSD3": ("MODEL",), "ModelSamplingFlux": ("MODEL",), "ModelSamplingAuraFlow": ("MODEL",),
     "CLIPTextEncode": ("CONDITIONING",), "FluxGuidance": ("CONDITIONING",), "EmptyLatentImage": ("LATENT",),
     "EmptySD3LatentImage": ("LATENT",), "KSamplerSelect": ("SAMPLER",), "BasicScheduler": ("SIGMAS",),
-    "SamplerCustom": ("LATENT", "LATENT"), "VAEDecode": ("IMAGE",), "SaveImage": (),
+    "SplitSigmas": ("SIGMAS", "SIGMAS"), "SamplerCustom": ("LATENT", "LATENT"),
+    "VAEDecode": ("IMAGE",), "SaveImage": (),
 }  # fmt: skip
 # What an input of this name takes, if it is linked.
 INPUTS = {
@@ -36,10 +39,11 @@ def flow(pipeline, *, shift=3.0, num_steps=4, is_lora=True, kind="ode"):
     )
 
 
+@pytest.mark.parametrize("kind", get_args(StudentKind))
 @pytest.mark.parametrize("is_lora", [True, False])
 @pytest.mark.parametrize("pipeline", FAMILIES)
-def test_every_link_leads_to_an_output_of_its_type_and_every_node_is_used(pipeline, is_lora):
-    nodes = flow(pipeline, is_lora=is_lora)
+def test_every_link_leads_to_an_output_of_its_type_and_every_node_is_used(pipeline, is_lora, kind):
+    nodes = flow(pipeline, is_lora=is_lora, kind=kind)
     used = {"saved"}
     for node in nodes.values():
         for name, value in node["inputs"].items():
@@ -69,6 +73,21 @@ def test_the_shift_is_the_trained_one():
 def test_the_sampler_takes_the_students_steps():
     assert flow("FluxPipeline")["sampler"]["inputs"]["sampler_name"] == "euler"
     assert flow("FluxPipeline", kind="renoise")["sampler"]["inputs"]["sampler_name"] == "lcm"
+
+
+def test_the_last_two_steps_of_a_student_that_renews_its_noise_there_are_another_samplers():
+    nodes = flow("FluxPipeline", kind="renoise_last", num_steps=5)
+    assert nodes["split"]["inputs"] == {"sigmas": ["steps", 0], "step": 3}
+    first, last = nodes["first"]["inputs"], nodes["sampled"]["inputs"]
+    assert [nodes[part["sampler"][0]]["inputs"]["sampler_name"] for part in (first, last)] == ["euler", "lcm"]
+    assert (first["sigmas"], last["sigmas"]) == (["split", 0], ["split", 1])
+    assert (first["add_noise"], last["add_noise"]) == (True, False)
+    assert last["latent_image"] == ["first", 0] and nodes["decoded"]["inputs"]["samples"] == ["sampled", 0]
+    assert settings(nodes)[-3:] == [
+        "SplitSigmas: step 3",
+        "KSamplerSelect: euler; SamplerCustom: cfg 1, the high sigmas",
+        "KSamplerSelect: lcm; SamplerCustom: cfg 1, add_noise off, the low sigmas, the latent of the one before",
+    ]
 
 
 def test_the_settings_in_short():

@@ -17,10 +17,19 @@ from dpdmd.method.guidance import Guidance, guided
 from dpdmd.method.paths import Path, Prediction, step, to_midpoint
 
 # "ode": deterministic steps (arXiv 2602.03139). "renoise": every step predicts x0 and adds fresh noise to it (LCM,
-# arXiv 2310.04378; DMD2, arXiv 2405.14867).
-StudentKind = Literal["ode", "renoise"]
-# i -> the noise (B, C, H, W) that a re-noising student adds in the step from grid.times[i]; None: no such student.
-Renoise = Callable[[int], Tensor] | None
+# arXiv 2310.04378; DMD2, arXiv 2405.14867). "renoise_last": of these steps the last one that adds noise does so, and
+# the steps before it are deterministic: they keep what step 1 decided, and the last step is given clean noise.
+StudentKind = Literal["ode", "renoise", "renoise_last"]
+# i -> the noise (B, C, H, W) to add in the step from grid.times[i]; None: that step, or every step, is deterministic.
+Renoise = Callable[[int], Tensor | None] | None
+
+
+def renoise_by(kind: StudentKind, grid: Grid, draw: Callable[[], Tensor]) -> Renoise:
+    """Which steps of a student of this kind add fresh noise; `draw` is called once for each of them, in order."""
+    if kind == "ode":
+        return None
+    first = 0 if kind == "renoise" else grid.num_steps - 2
+    return lambda i: draw() if i >= first else None
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,8 @@ def backward_simulation(
         for i in range(start, grid.num_steps - 1):
             continuing = [row for row, last in enumerate(last_steps) if last > i + 1]
             rows = torch.tensor(continuing or [0])
-            x_t, noise = z[rows], renoise and renoise(i)[rows]
+            x_t, noise = z[rows], renoise and renoise(i)
+            noise = None if noise is None else noise[rows]
             moved = step(path, denoise(x_t, grid.time(i, x_t), cond[rows]), grid.time(i + 1, x_t), noise)
             z = z.index_put((rows,), moved) if continuing else z
     times = torch.tensor([grid.times[last - 1] for last in last_steps], device=z.device, dtype=torch.float32)

@@ -21,6 +21,7 @@ from dpdmd.method.roles import Role, Roles
 from dpdmd.method.rollout import StudentKind
 
 LatentShape = tuple[int, int, int]
+RENEW_NOISE = "renew_noise"  # what `renewal_code` defines
 
 
 class ModelAdapter(Protocol):
@@ -140,6 +141,12 @@ class ModelAdapter(Protocol):
 
     def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
         """Arguments with which the stock pipeline and its `student_scheduler` sample a student on `grid`, unguided."""
+        ...
+
+    def renewal_code(self, num_steps: int) -> str:
+        """Python code of RENEW_NOISE, the `callback_on_step_end` with which the stock pipeline draws a student of kind
+        "renoise_last" on its `student_scheduler`, which by itself takes deterministic steps; `pipe` is the pipeline.
+        """
         ...
 
     def lora_names(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:

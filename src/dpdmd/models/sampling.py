@@ -16,6 +16,7 @@ from dpdmd.method.rollout import (
     StudentRollout,
     anchored_rollout,
     backward_simulation,
+    renoise_by,
     rollout,
 )
 
@@ -65,10 +66,10 @@ def student_samples(
     """
     generators = image_generators(seeds)
 
-    def draw(_: int = 0) -> Tensor:
+    def draw() -> Tensor:
         return draw_noise(generators, shape).to(device)
 
-    return rollout(denoise, path, draw(), cond, grid=grid, renoise=draw if kind == "renoise" else None)
+    return rollout(denoise, path, draw(), cond, grid=grid, renoise=renoise_by(kind, grid, draw))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from dpdmd.method.grids import Grid
 from dpdmd.method.paths import Prediction, VPPath, from_eps, from_v
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models import kohya
-from dpdmd.models.base import LatentShape
+from dpdmd.models.base import RENEW_NOISE, LatentShape
 from dpdmd.models.stock import StockAdapter
 
 NUM_CLIP_TOKENS = 77
@@ -120,15 +120,29 @@ class SDXLAdapter(StockAdapter):
 
         "ode": DDIM in the form of the first-order DPM-Solver++ (arXiv 2211.01095), because DDIMScheduler does not
         accept timesteps, and steps past them when their number does not divide T.
-        "renoise": LCMScheduler with negligible boundary scalings and every timestep allowed.
+        "renoise": LCMScheduler with negligible boundary scalings and every timestep allowed. "renoise_last": DDIM, and
+        LCMScheduler for the last two steps (`renewal_code`).
         """
         return self._scheduler(kind)
 
     def _scheduler(self, kind: StudentKind) -> DPMSolverMultistepScheduler | LCMScheduler:
-        if kind == "ode":
+        if kind != "renoise":
             return DPMSolverMultistepScheduler(**self.noise_schedule, solver_order=1, timestep_spacing="trailing")
         num_timesteps = self.noise_schedule["num_train_timesteps"]
-        return LCMScheduler(**self.noise_schedule, original_inference_steps=num_timesteps, timestep_scaling=1e4)
+        return LCMScheduler(**self.noise_schedule, **_lcm_settings(num_timesteps))
+
+    def renewal_code(self, num_steps: int) -> str:
+        """The last two steps are LCMScheduler's, on the same timesteps."""
+        settings = ", ".join(f"{k}={v}" for k, v in _lcm_settings(self.noise_schedule["num_train_timesteps"]).items())
+        return (
+            "from diffusers import LCMScheduler\n\n"
+            f"ddim, lcm = pipe.scheduler, LCMScheduler.from_config(pipe.scheduler.config, {settings})\n\n\n"
+            f"def {RENEW_NOISE}(pipe, i, t, tensors):  # the step before the last adds fresh noise\n"
+            f"    if i == {num_steps - 3}:\n"
+            "        lcm.set_timesteps(timesteps=pipe.scheduler.timesteps.tolist(), device=t.device)\n"
+            f"    pipe.scheduler = lcm if {num_steps - 3} <= i < {num_steps - 1} else ddim\n"
+            "    return {}\n"
+        )
 
     def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
         """The number of steps if the scheduler draws the grid by itself, else its timesteps; no guidance.
@@ -147,6 +161,11 @@ class SDXLAdapter(StockAdapter):
     def lora_names(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:
         """kohya's names, those of the original layout: ComfyUI does not know diffusers' names of this U-Net."""
         return kohya.lora_names(layers, self.network_config.get("layers_per_block", 2))
+
+
+def _lcm_settings(num_timesteps: int) -> dict[str, Any]:
+    """Every timestep allowed, and boundary scalings too small to count."""
+    return {"original_inference_steps": num_timesteps, "timestep_scaling": 1e4}
 
 
 def _noise_schedule(source: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dpdmd.method.guidance import linear_rule
 from dpdmd.method.paths import FlowPath, Path
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models import flow_scheduler, parts
-from dpdmd.models.base import LatentShape
+from dpdmd.models.base import RENEW_NOISE, LatentShape
 
 
 class StockAdapter:
@@ -145,6 +145,14 @@ class StockAdapter:
         if flow_scheduler.same_grid(drawn, grid):
             return {"num_inference_steps": grid.num_steps} | self.unguided
         return {"sigmas": list(grid.times[:-1])} | self.unguided
+
+    def renewal_code(self, num_steps: int) -> str:
+        """The scheduler's option of stochastic sampling is on in the step before the last, and off in all others."""
+        return (
+            f"def {RENEW_NOISE}(pipe, i, t, tensors):  # the step before the last adds fresh noise\n"
+            f"    pipe.scheduler.register_to_config(stochastic_sampling=i == {num_steps - 3})\n"
+            "    return {}\n"
+        )
 
     def _own_shift(self, latent_shape: LatentShape | None) -> float:
         return flow_scheduler.own_shift(self.scheduler_config, latent_shape or self.latent_shape())

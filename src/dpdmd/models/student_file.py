@@ -33,7 +33,7 @@ class StudentFile(BaseModel):
     base: str = Field(description="The teacher: a built-in name, an absolute folder or a hub id.")
     grid: tuple[float, ...] = Field(description="Times of the steps, N + 1 values from noise (at most 1) to data (0).")
     guidance_scale: float = Field(default=1.0, description="Classifier-free guidance when sampling; 1 = off.")
-    kind: StudentKind = Field(default="ode", description='How a step is taken: "ode" or "renoise".')
+    kind: StudentKind = Field(default="ode", description='How a step is taken: "ode", "renoise" or "renoise_last".')
     embedded_guidance: float | None = Field(
         default=None, description="Guidance that the network is fed as an input; null for a network that takes none."
     )

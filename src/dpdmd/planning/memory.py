@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dpdmd.method.denoiser import Condition, concatenate
 from dpdmd.method.paths import Prediction
 from dpdmd.method.roles import Role, Roles
+from dpdmd.method.rollout import renoise_by
 from dpdmd.models.base import ModelAdapter, empty_network, feature_reader
 from dpdmd.models.base import denoiser as role_denoiser
 from dpdmd.models.lora import lora_configs
@@ -224,7 +225,7 @@ def peak_bytes(plan: Plan, adapter: ModelAdapter) -> int:
             grid=grid,
             detach_first=plan.objective.detach_first,
             last_steps=[grid.num_steps] * len(noise) if plan.student.is_simulated else None,
-            renoise=None if plan.student.kind == "ode" else lambda i: torch.randn_like(noise),
+            renoise=renoise_by(plan.student.kind, grid, lambda: torch.randn_like(noise)),
         )
         with torch.no_grad():  # the largest call without graph: guided, both halves at once
             copies = plan.teacher.guidance.num_forwards

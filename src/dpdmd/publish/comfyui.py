@@ -101,31 +101,49 @@ def workflow(
         cond = ["guidance", 0]
     latent = {"width": width, "height": height, "batch_size": 1}
     steps = {"model": model, "scheduler": "simple", "steps": grid.num_steps, "denoise": 1.0}
-    sampled = {
-        "model": model,
-        "add_noise": True,
-        "noise_seed": 0,
-        "cfg": 1.0,
-        "positive": cond,
-        "negative": cond,  # not called: cfg 1 is off
-        "sampler": ["sampler", 0],
-        "sigmas": ["steps", 0],
-        "latent_image": ["latent", 0],
-    }
     nodes |= {
         "latent": {"class_type": family.latent, "inputs": latent},
-        "sampler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": sampler_name(kind)}},
         "steps": {"class_type": "BasicScheduler", "inputs": steps},
-        "sampled": {"class_type": "SamplerCustom", "inputs": sampled},
+    }
+    nodes |= _samplers(kind, model, cond, num_steps=grid.num_steps)
+    nodes |= {
         "decoded": {"class_type": "VAEDecode", "inputs": {"samples": ["sampled", 0], "vae": nodes.pop("_vae")}},
         "saved": {"class_type": "SaveImage", "inputs": {"images": ["decoded", 0], "filename_prefix": "student"}},
     }
     return nodes
 
 
-def sampler_name(kind: StudentKind) -> str:
-    """ComfyUI's sampler whose steps are the student's: Euler's, or with new noise in every step."""
-    return "euler" if kind == "ode" else "lcm"
+def _samplers(kind: StudentKind, model: list, cond: list, *, num_steps: int) -> Workflow:
+    """The nodes that sample: Euler's steps, LCM's, which add fresh noise, or LCM's for the last two alone."""
+
+    def sampled(sampler: str, sigmas: list, latent: list, *, add_noise: bool) -> Node:
+        inputs = {
+            "model": model,
+            "add_noise": add_noise,
+            "noise_seed": 0,
+            "cfg": 1.0,
+            "positive": cond,
+            "negative": cond,  # not called: cfg 1 is off
+            "sampler": [sampler, 0],
+            "sigmas": sigmas,
+            "latent_image": latent,
+        }
+        return {"class_type": "SamplerCustom", "inputs": inputs}
+
+    def select(name: str) -> Node:
+        return {"class_type": "KSamplerSelect", "inputs": {"sampler_name": name}}
+
+    empty = ["latent", 0]
+    if kind != "renoise_last":
+        name = "euler" if kind == "ode" else "lcm"
+        return {"sampler": select(name), "sampled": sampled("sampler", ["steps", 0], empty, add_noise=True)}
+    return {
+        "split": {"class_type": "SplitSigmas", "inputs": {"sigmas": ["steps", 0], "step": num_steps - 2}},
+        "first_sampler": select("euler"),
+        "first": sampled("first_sampler", ["split", 0], empty, add_noise=True),
+        "sampler": select("lcm"),
+        "sampled": sampled("sampler", ["split", 1], ["first", 0], add_noise=False),
+    }
 
 
 def settings(flow: Workflow) -> list[str]:
@@ -141,8 +159,19 @@ def settings(flow: Workflow) -> list[str]:
         *shift,
         *embedded,
         f"BasicScheduler: simple, {flow['steps']['inputs']['steps']} steps",
-        f"KSamplerSelect: {flow['sampler']['inputs']['sampler_name']}",
-        "SamplerCustom: cfg 1",
+        *_sampling(flow),
+    ]
+
+
+def _sampling(flow: Workflow) -> list[str]:
+    name = flow["sampler"]["inputs"]["sampler_name"]
+    if "split" not in flow:
+        return [f"KSamplerSelect: {name}", "SamplerCustom: cfg 1"]
+    first = flow["first_sampler"]["inputs"]["sampler_name"]
+    return [
+        f"SplitSigmas: step {flow['split']['inputs']['step']}",
+        f"KSamplerSelect: {first}; SamplerCustom: cfg 1, the high sigmas",
+        f"KSamplerSelect: {name}; SamplerCustom: cfg 1, add_noise off, the low sigmas, the latent of the one before",
     ]
 
 

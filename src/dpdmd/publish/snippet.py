@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dpdmd.models.base import ModelAdapter
+from dpdmd.models.base import RENEW_NOISE, ModelAdapter
 
 SNIPPET = """\
 import torch
@@ -13,8 +13,8 @@ from diffusers import {imports}
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 {load}
-generator = torch.Generator().manual_seed(0)  # on the CPU, so that every device draws the same noise
-image = pipe({prompt!r}, {arguments}, generator=generator).images[0]
+{renewal}generator = torch.Generator().manual_seed(0)  # on the CPU, so that every device draws the same noise
+image = pipe({prompt!r}, {arguments}, generator=generator{callback}).images[0]
 """
 
 
@@ -26,11 +26,12 @@ def snippet(
     prompt: str,
     dtype: torch.dtype,
     lora_scheduler: str | None,
+    renewal: str | None = None,
 ) -> str:
     """The code that loads the export at `place` and calls it.
 
     place: folder or hub id. arguments: of the call. lora_scheduler: class name of the scheduler exported with a LoRA;
-    None for a complete pipeline.
+    None for a complete pipeline. renewal: the adapter's `renewal_code`, for a student that needs it.
     """
     pipeline = adapter.pipeline_class.__name__
     to = f"dtype={dtype}).to(device)"
@@ -44,7 +45,14 @@ def snippet(
             f'pipe.scheduler = {lora_scheduler}.from_pretrained({place!r}, subfolder="scheduler")',
         ]
     call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return SNIPPET.format(imports=imports, load="\n".join(load), prompt=prompt, arguments=call)
+    return SNIPPET.format(
+        imports=imports,
+        load="\n".join(load),
+        prompt=prompt,
+        arguments=call,
+        renewal="" if renewal is None else f"\n\n{renewal}\n\n",
+        callback="" if renewal is None else f", callback_on_step_end={RENEW_NOISE}",
+    )
 
 
 def public_name(source: str) -> str:

@@ -89,10 +89,11 @@ class StudentConfig(Section):
         description="Time shift of the uniform grid (flow models). Lower values end step 1 at a lower noise level. "
         "Default: the model's.",
     )
-    kind: Literal["ode", "renoise"] = Field(
+    kind: Literal["ode", "renoise", "renoise_last"] = Field(
         default="ode",
         description="How a step is taken. ode: deterministically. renoise: x0 is predicted and fresh noise is added "
-        "(LCM, DMD2).",
+        "(LCM, DMD2). renoise_last: so in the step before the last, the others deterministically; cleaner images from "
+        "the same student.",
     )
     embedded_guidance: float | None = Field(
         default=None, ge=0, description="Guidance input of a guidance-distilled student. Default: the teacher's."
@@ -103,6 +104,15 @@ class StudentConfig(Section):
         description="Run, RUN@STEP, export or pipeline whose weights it starts from; for a student in lora.roles a run "
         "or a LoRA (file, folder or hub id). Default: the teacher.",
     )
+
+    @model_validator(mode="after")
+    def _renews_no_first_step(self):
+        if self.kind == "renoise_last" and self.num_steps < 3:
+            raise ValueError(
+                f'student.kind "renoise_last" needs student.num_steps >= 3, so that step 1 stays deterministic; got '
+                f'{self.num_steps}. Use "ode" or "renoise"'
+            )
+        return self
 
 
 class AnchorConfig(Section):
@@ -434,7 +444,7 @@ class Recipe(Section):
     def _perceptual(self):
         if self.objective.name != "dmd_perceptual":
             return self
-        if self.student.kind == "renoise":
+        if self.student.kind != "ode":
             raise ValueError(
                 'objective.name "dmd_perceptual" needs student.kind "ode": a re-noising student draws more than one '
                 "sample from one noise"

@@ -13,7 +13,7 @@ from dpdmd.method.grids import sample_times
 from dpdmd.method.losses import denoising_loss
 from dpdmd.method.objective import StudentStep
 from dpdmd.method.paths import add_noise
-from dpdmd.method.rollout import StudentRollout
+from dpdmd.method.rollout import StudentRollout, renoise_by
 from dpdmd.models.sampling import student_rollout
 from dpdmd.recipe.plan import Plan
 from dpdmd.training.data import MicroBatch
@@ -52,7 +52,7 @@ def training_rollout(student: Denoiser, plan: Plan, batch: MicroBatch, *, num_fi
     grid, detach_first = plan.student.grid, plan.objective.detach_first
     rng = batch.rng("renoise")
 
-    def renoise(i: int) -> Tensor:
+    def draw() -> Tensor:
         return torch.randn(batch.noise.shape, generator=rng).to(batch.noise.device)
 
     return student_rollout(
@@ -63,7 +63,7 @@ def training_rollout(student: Denoiser, plan: Plan, batch: MicroBatch, *, num_fi
         grid=grid,
         detach_first=detach_first,
         last_steps=last_steps(batch.levels, int(detach_first), grid.num_steps) if plan.student.is_simulated else None,
-        renoise=renoise if plan.student.kind == "renoise" else None,
+        renoise=renoise_by(plan.student.kind, grid, draw),
         num_first=num_first,
     )
 
