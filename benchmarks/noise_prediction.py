@@ -9,6 +9,7 @@ weights are chosen to compensate for that. All students share budget, noise, pro
 Like benchmarks.collapse, an interrupted command can be run again. Writes benchmarks/results/noise_prediction.json.
 """
 
+from benchmarks.pareto import BEFORE
 from benchmarks.seeds import run_benchmark
 from dpdmd.compare.arms import Arm
 from dpdmd.compare.plan import Teacher
@@ -24,7 +25,8 @@ ANCHORS = {
 
 # The published schedule, where the recipe now has other settings: fresh samples for every update, all steps trained at
 # once, every teacher step to the anchor. Scores are compared mostly at high noise.
-SCHEDULE = {
+SCHEDULE = BEFORE | {
+    "objective.anchor.guidance_scale": 3.5,
     "train.reuse_samples": False,
     "train.random_step": False,
     "objective.tau_shift": 6.0,

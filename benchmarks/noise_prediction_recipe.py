@@ -1,4 +1,4 @@
-"""DMD and DP-DMD on the noise-predicting teacher, with the settings of the recipe `scenes_eps_dp_dmd`.
+"""DMD and DP-DMD on the noise-predicting teacher, with the settings that its recipe had before.
 
     python -m benchmarks.noise_prediction_recipe --seeds 3 --jobs 2
 
@@ -11,6 +11,7 @@ benchmarks/results/noise_prediction_recipe.json.
 """
 
 from benchmarks.noise_prediction import TEACHERS
+from benchmarks.pareto import BEFORE
 from benchmarks.seeds import run_benchmark
 from dpdmd.compare.arms import Arm
 
@@ -19,6 +20,7 @@ SECANT = {"objective.anchor.target": "secant", "objective.anchor.weight": 200.0,
 
 def student_arms(settings: dict) -> list[Arm]:
     """The arms that are trained."""
+    settings = settings | BEFORE | {"objective.anchor.guidance_scale": 3.5}
     return [
         Arm("dmd", "scenes_eps_dp_dmd", settings | {"objective.name": "dmd"}),
         Arm("dp_dmd_x0", "scenes_eps_dp_dmd", settings),

@@ -241,13 +241,13 @@ def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
     }
 
 
-def fill(page: str, texts: dict[str, str]) -> str:
-    """The page with new text between its markers. Raises KeyError for a marker of an unknown name."""
+def fill(page: str, texts: dict[str, str], marker: str = "pareto") -> str:
+    """The page with new text between the markers of a benchmark. Raises KeyError for one of an unknown name."""
 
     def section(match: re.Match) -> str:
-        return f"<!-- pareto {match[1]} -->\n\n{texts[match[1]]}\n\n<!-- end -->"
+        return f"<!-- {marker} {match[1]} -->\n\n{texts[match[1]]}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- pareto (\w+) -->.*?<!-- end -->", section, page, flags=re.DOTALL)
+    return re.sub(rf"<!-- {marker} (\w+) -->.*?<!-- end -->", section, page, flags=re.DOTALL)
 
 
 def main() -> None:

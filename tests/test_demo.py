@@ -9,7 +9,7 @@ ARMS = {"teacher", "teacher_few_steps", "dmd", "dp_dmd"}
 FIGURES = ("diversity", "diversity_share", "named_accuracy", "validity", "seconds", "saturation")
 
 
-def test_students_differ_in_the_objective_alone():
+def test_students_share_all_but_the_objective_and_what_it_costs():
     from dpdmd.recipe.toml import flatten, load_recipe
 
     dmd, dp_dmd = (flatten(load_recipe(name)) for name in ("scenes_dmd", "scenes_dp_dmd"))
@@ -17,8 +17,13 @@ def test_students_differ_in_the_objective_alone():
     assert different == {
         "objective.name",
         "objective.anchor.weight",
-        "objective.anchor.every",
+        "objective.anchor.fraction",
         "objective.anchor.guidance_scale",
+        "student.kind",
+        "train.num_updates",
+        "train.fake_updates",
+        "train.reuse_samples",
+        "train.schedule",
         "output.folder",
     }
 

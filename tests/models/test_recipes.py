@@ -43,12 +43,23 @@ def test_a_shipped_recipe_is_what_new_writes_from_the_table_of_settings(name):
     anchor, train = recipe.objective.anchor, recipe.train
     assert recipe.model.teacher == model and recipe.data.prompts == "generic"
     assert train.batch_size * train.accumulation == kind.batch_size * kind.accumulation
-    for key in ("num_updates", "fake_updates", "learning_rate", "random_step", "ema_decay", "precision"):
+    for key in (
+        "num_updates",
+        "fake_updates",
+        "reuse_samples",
+        "learning_rate",
+        "schedule",
+        "random_step",
+        "ema_decay",
+        "precision",
+    ):
         assert getattr(train, key) == getattr(kind, key)
     is_flow = adapter.prediction_space == "velocity"
-    assert anchor.weight == (kind.anchor_weight if is_flow else kind.noise_anchor_weight)
-    assert (anchor.every, anchor.target) == (kind.anchor_every, "secant" if is_flow else "x0")
-    assert anchor.guidance_scale is None and kind.anchor_guidance == 1
+    assert anchor.weight == (kind.anchor_weight)
+    assert (anchor.fraction, anchor.target) == (kind.anchor_fraction, "secant" if is_flow else "x0")
+    scale = adapter.guidance_scale
+    guided = pytest.approx(max(1, scale * 13 / 14), abs=1e-4) if is_flow and scale > 1 else None
+    assert anchor.guidance_scale == guided
     assert recipe.model.guidance_scale == adapter.guidance_scale
     assert recipe.lora.roles == ("student", "fake_score") and recipe.validation.every == kind.validation_every
 
