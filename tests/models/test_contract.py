@@ -12,6 +12,7 @@ A family is a module tiny_FAMILY.py next to this file:
 
 import inspect
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,10 +35,12 @@ from dpdmd.method.grids import uniform_grid
 from dpdmd.method.paths import FlowPath, from_velocity
 from dpdmd.method.randomness import image_noise
 from dpdmd.models import flow_scheduler
+from dpdmd.models.base import network_blocks
 from dpdmd.models.flow_scheduler import drawn_grid
 from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.models.packed import pack
 from dpdmd.models.parts import tokenizers
+from dpdmd.models.role_networks import enable_gradient_checkpointing, make_roles
 from dpdmd.models.sampling import student_rollout
 from dpdmd.models.student_file import STUDENT_FILE
 from dpdmd.publish.export import export_run
@@ -307,6 +310,26 @@ def test_gradient_checkpointing_leaves_gradients_as_they_are(teacher):
     assert max(float(gradient.abs().max()) for gradient in plain.values()) > 1e-2
     for name, gradient in plain.items():
         assert_close(checkpointed[name], gradient, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("number", [None, 1])
+def test_only_the_first_blocks_are_recomputed(number, teacher):
+    adapter = teacher.adapter
+    if not adapter.network_class._supports_gradient_checkpointing:
+        pytest.skip("the stock network has none")
+    roles = make_roles(adapter.load_network())
+    enable_gradient_checkpointing(roles, adapter.block_lists, number)
+    blocks, calls = network_blocks(roles.networks["student"], adapter.block_lists), Counter()
+    for i, block in enumerate(blocks):
+        for part in block.modules():
+            part.register_forward_pre_hook(lambda part, args, i=i: calls.update([(i, part)]))
+    x_t, cond = image_noise([0], teacher.latent_shape()), adapter.encode(PROMPTS[:1])
+    prediction = adapter.predict(
+        roles.networks["student"].train(), x_t, torch.tensor([0.9]), cond, teacher.embedded_guidance
+    )
+    before = calls.copy()
+    prediction.x0.square().mean().backward()
+    assert {i for i, _ in calls - before} == set(range(len(blocks) if number is None else number)) and len(blocks) > 1
 
 
 def test_block_lists_and_lora_targets_name_parts_of_the_network(teacher):

@@ -9,7 +9,7 @@ from trainers import new_trainer
 from dpdmd import cli
 from dpdmd.method.denoiser import Condition
 from dpdmd.models.load import load_adapter, planning_adapter
-from dpdmd.planning.cost import num_parameters
+from dpdmd.planning.cost import num_blocks, num_parameters
 from dpdmd.planning.fit import GIB, counter, describe_fit, memory_need, savings
 from dpdmd.planning.memory import META, AsOnGpu, LiveBytes, LiveShapes, peak_bytes, picture_bytes
 from dpdmd.recipe.plan import Plan
@@ -197,7 +197,7 @@ def test_stable_diffusion_35_medium_fits_24_gib_with_adapters_on_one_backbone_an
     # From here on activations as few as those above; the state alone is too much for copies.
     monkeypatch.setattr("dpdmd.planning.fit.peak_bytes", lambda *_: adapters.peak)
     count = counter(adapter)
-    answer = describe_fit(count(plan_with(())), memory, savings(plan_with, count, memory))
+    answer = describe_fit(count(plan_with(())), memory, savings(plan_with, count, memory, num_blocks(adapter)))
     assert "per device: does not fit in 24.0 GiB" in answer
     assert answer.splitlines()[-1] == f"so add --set model.dtype=bf16 --set '{LORA}'"
 

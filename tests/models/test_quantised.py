@@ -206,7 +206,7 @@ def test_the_plan_counts_what_an_update_on_a_quantised_base_needs(
     trainer = new_trainer(recipe, adapter)
     trainer._student_update()
     if gradient_checkpointing:
-        enable_gradient_checkpointing(trainer.roles, on_gpu)
+        enable_gradient_checkpointing(trainer.roles, (), wrapped=on_gpu)
     with AsOnGpu(), LiveBytes() as live:
         trainer._student_update()
     # What a kernel of bitsandbytes makes within itself is announced and not seen here: at most one weight in bf16.

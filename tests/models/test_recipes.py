@@ -72,7 +72,7 @@ def test_a_shipped_recipe_passes_our_own_lint_without_a_warning(name, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sana_dp_dmd", "flux_dev_dp_dmd"])
+@pytest.mark.parametrize("name", ["sana_dp_dmd", "sdxl_dp_dmd"])
 def test_a_shipped_recipe_is_written_anew_to_the_last_character(name):
     assert (FOLDER / f"{name}.toml").read_text() == text_of(name)
 

@@ -7,6 +7,7 @@ import pytest
 from dpdmd.planning.fit import GIB, Need, describe_fit, reserve, savings
 
 CHECKPOINTING = "train.gradient_checkpointing=true"
+NUM_BLOCKS = 15
 BATCH_2, BATCH_1 = (
     ("train.batch_size=2", "train.accumulation=16"),
     ("train.batch_size=1", "train.accumulation=32"),
@@ -29,14 +30,22 @@ def need_of(plan: SimpleNamespace) -> Need:
     """Adapters make the state small; only then does the batch dominate the need."""
     kept = plan.settings
     weights = {"int8": 15, "nf4": 10, "bf16": 20}.get(kept.get("model.dtype"), 40)
-    activations = (5 if "train.gradient_checkpointing" in kept else 20) * plan.data.batch_size
+    recomputed = {"true": NUM_BLOCKS, "false": 0}.get(text := kept.get("train.gradient_checkpointing", "false"))
+    activations = (20 - (int(text) if recomputed is None else recomputed)) * plan.data.batch_size
     gradients = 2 if "lora.roles" in kept else 60
     return Need((weights + 3 * gradients) * GIB, max(activations, gradients) * GIB)
 
 
 def found(memory: float) -> list[tuple[tuple[str, ...], float]]:
-    steps = savings(plan_of, need_of, round(memory * GIB))
+    steps = savings(plan_of, need_of, round(memory * GIB), NUM_BLOCKS)
     return [(settings, need.total / GIB) for settings, need in steps]
+
+
+def blocks(number: int) -> tuple[str]:
+    return (f"train.gradient_checkpointing={number}",)
+
+
+ALL_BUT_ADAPTERS = [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260)]
 
 
 @pytest.mark.parametrize(
@@ -44,16 +53,32 @@ def found(memory: float) -> list[tuple[tuple[str, ...], float]]:
     [
         (400, []),
         # 20 of weights, 180 of what is trained, 60 of gradients: another batch would change nothing.
-        (270, [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260)]),
-        (55, [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260), ((LORA,), 46)]),
-        (40, [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260), ((LORA,), 46), (BATCH_1, 31), (BATCH_2, 36)]),
-        (34, [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260), ((LORA,), 46), (BATCH_1, 31)]),
+        (270, [*ALL_BUT_ADAPTERS, (blocks(3), 268)]),
+        (55, [*ALL_BUT_ADAPTERS, ((LORA,), 46), (blocks(13), 54)]),
+        (40, [*ALL_BUT_ADAPTERS, ((LORA,), 46), (BATCH_1, 31), (BATCH_2, 36), (blocks(13), 40)]),
+        (34, [*ALL_BUT_ADAPTERS, ((LORA,), 46), (BATCH_1, 31), (blocks(12), 34)]),
     ],
 )
 def test_what_costs_least_comes_first_and_no_more_than_it_takes(memory, expected):
     available = memory + 0.5
     device = (available + 1) * 20 / 19  # 1 GiB and a twentieth are kept back
     assert found(device) == expected
+
+
+@pytest.mark.parametrize(
+    ("memory", "number", "need"), [(264, 14, 264), (287, 9, 284), (316, 1, 316), (319.9, 1, 316), (263, None, 260)]
+)
+def test_as_few_blocks_are_recomputed_as_memory_allows(memory, number, need):
+    def counted(plan):  # 240 that stay, and 80 less 4 for each recomputed block
+        counts.append(plan)
+        text = plan.settings.get("train.gradient_checkpointing", "false")
+        recomputed = {"true": NUM_BLOCKS, "false": 0}.get(text)
+        return Need(240 * GIB, (80 - 4 * (int(text) if recomputed is None else recomputed)) * GIB)
+
+    counts: list = []
+    steps = savings(plan_of, counted, round((memory + 1) * 20 / 19 * GIB) + 1, NUM_BLOCKS)
+    assert [settings for settings, _ in steps] == [(CHECKPOINTING,)] + ([blocks(number)] if number else [])
+    assert steps[-1][1].total == need * GIB and len(counts) < 9
 
 
 def test_every_setting_that_saves_something_is_taken_where_nothing_is_enough():
@@ -73,7 +98,9 @@ def test_samples_of_one_prompt_stay_together():
         plan.data.samples_per_prompt = 2
         return plan
 
-    assert (BATCH_2 in [settings for settings, _ in savings(load, need_of, GIB)]) and need_of(load(())).total > GIB
+    assert (BATCH_2 in [settings for settings, _ in savings(load, need_of, GIB, NUM_BLOCKS)]) and need_of(
+        load(())
+    ).total > GIB
 
 
 def test_the_settings_are_printed_in_one_line_with_each_key_once():

@@ -188,6 +188,11 @@ def empty_network(adapter: ModelAdapter) -> nn.Module:
         return cast("Any", adapter.network_class).from_config(adapter.network_config)
 
 
+def network_blocks(network: nn.Module, block_lists: tuple[str, ...]) -> list[nn.Module]:
+    """The blocks in these attributes of a network (`ModelAdapter.block_lists`), in order."""
+    return [block for name in block_lists for block in getattr(network, name)]
+
+
 def feature_blocks(adapter: ModelAdapter, network: nn.Module) -> list[nn.Module]:
     """The blocks of a network that process image tokens, in calling order."""
     parts = (getattr(network, name) for name in adapter.feature_lists)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dpdmd.method.randomness import generator
 from dpdmd.method.roles import TRAINED_ROLES, Role, Roles
+from dpdmd.models.base import network_blocks
 
 MAX_GRAPHS = 64
 
@@ -80,17 +81,29 @@ class LoraAdapters:
         return re.sub(own, "", name) if re.search(own, name) else None
 
 
-def enable_gradient_checkpointing(roles: Roles, wrapped: Callable[[Callable], Callable] = lambda block: block) -> None:
-    """Recompute the blocks of student and fake score in the backward pass instead of keeping their activations.
+def enable_gradient_checkpointing(
+    roles: Roles,
+    block_lists: tuple[str, ...],
+    number: int | None = None,
+    wrapped: Callable[[Callable], Callable] = lambda block: block,
+) -> None:
+    """Recompute blocks of student and fake score in the backward pass instead of keeping their activations.
 
-    A block is recomputed with the adapter that was active in its forward pass. wrapped: what is called in its place.
+    number: how many of the first blocks in `block_lists`, attributes of a network; None: whatever can be recomputed. A
+    block is recomputed with the adapter that was active in its forward pass. wrapped: what is called in its place.
     """
+    networks = {id(roles.networks[role]): roles.networks[role] for role in TRAINED_ROLES}.values()
+    firsts = [block for network in networks for block in network_blocks(network, block_lists)[:number]]
+    # A network may call the checkpoint with parts of its blocks, as U-Nets do.
+    recomputed = {id(part) for block in firsts for part in block.modules()}
 
     def run(block, *args):
+        if number is not None and id(block) not in recomputed:
+            return block(*args)
         switch = roles.as_now()
         return checkpoint(wrapped(block), *args, use_reentrant=False, context_fn=lambda: (nullcontext(), switch))
 
-    for network in {id(roles.networks[role]): roles.networks[role] for role in TRAINED_ROLES}.values():
+    for network in networks:
         cast("Any", network).enable_gradient_checkpointing(run)  # a diffusers model
 
 
@@ -101,9 +114,8 @@ def compile_blocks(roles: Roles, block_lists: tuple[str, ...]) -> None:
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
     for network in {id(network): network for network in roles.networks.values()}.values():
-        for name in block_lists:
-            for block in getattr(network, name):
-                block.compile()
+        for block in network_blocks(network, block_lists):
+            block.compile()
 
 
 def _cast(network: nn.Module, dtype: torch.dtype) -> None:

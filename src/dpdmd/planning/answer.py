@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from dpdmd.models.base import ModelAdapter
-from dpdmd.planning.cost import checkpoint_bytes, describe, embedding_bytes, network_sizes
+from dpdmd.planning.cost import checkpoint_bytes, describe, embedding_bytes, network_sizes, num_blocks
 from dpdmd.planning.fit import GIB, Settings, counter, describe_fit, savings
 from dpdmd.planning.hours import describe_hours
 from dpdmd.recipe.plan import Plan
@@ -21,7 +21,7 @@ def describe_costs(
     different = set(prompts)
     embeddings = len(different) * embedding_bytes(plan, adapter)
     kept = (plan.checkpoint.keep + 1) * checkpoint_bytes(plan, network_sizes(plan, adapter))
-    found = savings(plan_with, count, memory)
+    found = savings(plan_with, count, memory, num_blocks(adapter))
     lines = [
         describe(plan, adapter),
         f"prompts: {len(prompts)}, {len(different)} different, at most {embeddings / GIB:.2f} GiB of embeddings",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dpdmd.method.grids import Grid
 from dpdmd.method.roles import TRAINED_ROLES
-from dpdmd.models.base import ModelAdapter, empty_network
+from dpdmd.models.base import ModelAdapter, empty_network, network_blocks
 from dpdmd.models.quantised import block_layers, weight_bytes
 from dpdmd.recipe.plan import Plan
 
@@ -55,6 +55,11 @@ def frozen_bytes(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -
     return FROZEN_BYTES["bf16"] * kept + sum(
         weight_bytes((rows, columns), dtype) for rows, columns in (weight.shape for weight in weights)
     )
+
+
+def num_blocks(adapter: ModelAdapter) -> int:
+    """Blocks of the denoising network."""
+    return len(network_blocks(empty_network(adapter), adapter.block_lists))
 
 
 def num_parameters(adapter: ModelAdapter) -> int:

@@ -14,6 +14,7 @@ from dpdmd.recipe.plan import DataPlan, Plan
 
 GIB = 2**30
 Settings = tuple[str, ...]  # the values of --set
+CHECKPOINTING = ("train.gradient_checkpointing=true",)
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ def counter(adapter: ModelAdapter) -> Callable[[Plan], Need]:
 
 
 def savings(
-    plan_with: Callable[[Settings], Plan], count: Callable[[Plan], Need], memory: int
+    plan_with: Callable[[Settings], Plan], count: Callable[[Plan], Need], memory: int, num_blocks: int
 ) -> list[tuple[Settings, Need]]:
     """Settings that lower the need, cumulative, until it fits a device of `memory` bytes or none is left.
 
-    The setting that costs least is taken first; at the end the micro-batch is raised again as far as it fits. Settings
-    that save nothing, or that the recipe's other settings exclude, are left out. plan_with: the plan with further
-    settings. count: a plan's `memory_need`.
+    The setting that costs least is taken first; at the end the micro-batch is raised again as far as it fits, and as
+    few blocks are recomputed as memory allows. Settings that save nothing, or that the recipe's other settings exclude,
+    are left out. plan_with: the plan with further settings. count: a plan's `memory_need`. num_blocks: of the network.
     """
     found: list[tuple[Settings, Need]] = []
     plan, available = plan_with(()), memory - reserve(memory)
@@ -98,8 +99,42 @@ def savings(
         for settings in sizes[:-1]:
             tried = try_on(settings)
             if tried is not None and tried[1].total <= available:
-                return [*found, (settings, tried[1])]
+                found.append((settings, tried[1]))
+                break
+    if any(taken == CHECKPOINTING for taken, _ in found):
+
+        def with_blocks(number: int) -> tuple[Settings, Need] | None:
+            settings = (f"train.gradient_checkpointing={number or 'false'}",)
+            tried = try_on(settings)
+            return None if tried is None else (settings, tried[1])
+
+        found += _fewest(with_blocks, num_blocks, available, found[-1][1])
     return found
+
+
+def _fewest(
+    with_blocks: Callable[[int], tuple[Settings, Need] | None], num_blocks: int, available: int, need: Need
+) -> list[tuple[Settings, Need]]:
+    """The setting with the fewest recomputed blocks that fits, where all of `num_blocks` do and need `need`.
+
+    The need falls nearly evenly with the number of blocks: secants, in turn with halving, take a few counts.
+    """
+    best: list[tuple[Settings, Need]] = []
+    fits, number = (num_blocks, need.total), 0
+    too_much: tuple[int, int] | None = None
+    halve = False
+    while (tried := with_blocks(number)) is not None:
+        total = tried[1].total
+        if total <= available:
+            best, fits = [tried], (number, total)
+        else:
+            too_much = (number, total)
+        if too_much is None or fits[0] - too_much[0] <= 1:
+            break
+        share = (available - fits[1]) / max(1, too_much[1] - fits[1])
+        number = fits[0] - int((0.5 if halve else share) * (fits[0] - too_much[0]))
+        number, halve = min(max(number, too_much[0] + 1), fits[0] - 1), not halve
+    return best
 
 
 def _switches(batch_sizes: list[Settings]) -> list[Settings]:
@@ -109,7 +144,7 @@ def _switches(batch_sizes: list[Settings]) -> list[Settings]:
     """
     return [
         ("train.precision=bf16",),
-        ("train.gradient_checkpointing=true",),
+        CHECKPOINTING,
         batch_sizes[-1],
         ("model.dtype=bf16",),
         ('lora.roles=["student", "fake_score"]',),

@@ -270,9 +270,9 @@ def _roles_without_data(plan: Plan, adapter: ModelAdapter) -> Roles:
         _stand_in(network, dtype, adapter.block_lists)
     with META:
         roles = make_roles(network, lora=configs, frozen_dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
-    if plan.compute.gradient_checkpointing:
+    if plan.compute.recomputes:
         # Recomputed blocks need the mode too: in a backward pass function modes are off.
-        enable_gradient_checkpointing(roles, on_gpu)
+        enable_gradient_checkpointing(roles, adapter.block_lists, plan.compute.num_recomputed, on_gpu)
     return roles
 
 

@@ -9,7 +9,7 @@ import tomli_w
 
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.load import BUILT_IN
-from dpdmd.planning.cost import network_sizes, state_bytes
+from dpdmd.planning.cost import network_sizes, num_blocks, state_bytes
 from dpdmd.planning.fit import GIB, Need, Settings, counter, reserve, savings
 from dpdmd.recipe.plan import Plan
 from dpdmd.recipe.resolve import resolve
@@ -35,7 +35,7 @@ COMMENTS = {
     "train.reuse_samples": "the fake score learns the samples that the student's update drew",
     "train.schedule": "the learning rate falls to zero",
     "train.random_step": "trains one random step of each sample: fewer calls, less memory",
-    "train.gradient_checkpointing": "less memory, about a third more time",
+    "train.gradient_checkpointing": "of so many first blocks, as memory needs; of all, a third more time",
     "lora.roles": "adapters on one frozen backbone; without them all weights of two copies are trained",
     "validation.every": "pictures of teacher and student, and scores",
 }
@@ -81,7 +81,7 @@ def new_recipe(
         if kind != kinds[-1] and sum(state.values()) > memory:
             continue  # without counting activations, which takes a while
         count = counter(adapter)
-        found = savings(plan_with, count, memory)
+        found = savings(plan_with, count, memory, num_blocks(adapter))
         need = found[-1][1] if found else count(plan_with(()))
         if need.total <= memory - reserve(memory):
             break
@@ -129,7 +129,6 @@ def _settings(model: str, adapter: ModelAdapter, *, name: str, num_steps: int, t
         "train.schedule": kind.schedule,
         "train.ema_decay": kind.ema_decay or None,
         "train.precision": kind.precision,
-        "train.gradient_checkpointing": kind.gradient_checkpointing or None,
         "lora.roles": ["student", "fake_score"] if trained == "adapters" else None,
         "lora.rank": 64 if trained == "adapters" else None,
         "validation.every": kind.validation_every,

@@ -94,12 +94,23 @@ class OptimiserPlan:
 
 @dataclass(frozen=True)
 class ComputePlan:
-    """How networks are computed and spread. in_bf16: network calls under autocast."""
+    """How networks are computed and spread. in_bf16: network calls under autocast. gradient_checkpointing: whether
+    blocks are recomputed, or how many of the first ones."""
 
     in_bf16: bool
     shard: bool
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | int
     compile: bool
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether any block is recomputed."""
+        return bool(self.gradient_checkpointing)
+
+    @property
+    def num_recomputed(self) -> int | None:
+        """How many of the first blocks are; None: all."""
+        return None if isinstance(self.gradient_checkpointing, bool) else self.gradient_checkpointing
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         pictures=Pictures(
             decoder(adapter, in_bf16=train.precision == "bf16"),
             size=(latent_shape[1] * adapter.vae_factor, latent_shape[2] * adapter.vae_factor),
-            one_by_one=train.gradient_checkpointing,
+            one_by_one=bool(train.gradient_checkpointing),
         ),
     )
     built = build(setting)

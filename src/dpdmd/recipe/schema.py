@@ -332,8 +332,10 @@ class TrainConfig(Section):
         default=False,
         description="Spread every network over the processes (FSDP2) instead of copying it to each (DDP).",
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: less memory, about a third more time."
+    gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = Field(
+        default=False,
+        description="Recompute activations in the backward pass: less memory, about a third more time. A number: only "
+        "those of the first so many blocks; `dpdmd plan` finds how many fit.",
     )
     compile: bool = Field(
         default=False, description="Compile the networks' blocks with torch.compile: minutes at the start, then faster."

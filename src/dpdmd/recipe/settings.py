@@ -34,7 +34,6 @@ class TrainingSettings:
     learning_rate: float
     schedule: Literal["constant", "linear", "cosine"]
     random_step: bool
-    gradient_checkpointing: bool
     ema_decay: float
     tau_shift: float
     anchor_weight: float
@@ -63,7 +62,6 @@ _LARGE = _CHEAP | {
     "batch_size": 4,
     "accumulation": 8,
     "learning_rate": 1e-5,
-    "gradient_checkpointing": True,
     "ema_decay": 0.0,
     "tau_shift": 1.0,
     "anchor_weight": 1.0,
@@ -78,7 +76,6 @@ _SMALL = _CHEAP | {
     "accumulation": 1,
     "learning_rate": 5e-4,
     "random_step": True,
-    "gradient_checkpointing": False,
     "ema_decay": 0.95,
     "tau_shift": 0.5,
     "anchor_weight": 1.0,

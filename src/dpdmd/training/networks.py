@@ -65,8 +65,8 @@ def new_roles(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> Ro
     )
     if updates and plan.student.start:
         start_from(roles.modules["student"], updates, plan.student.start)
-    if plan.compute.gradient_checkpointing:
-        enable_gradient_checkpointing(roles)
+    if plan.compute.recomputes:
+        enable_gradient_checkpointing(roles, adapter.block_lists, plan.compute.num_recomputed)
     if plan.compute.compile:
         compile_blocks(roles, adapter.block_lists)
     if plan.compute.shard:
