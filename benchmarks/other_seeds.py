@@ -94,11 +94,18 @@ def teacher_arms(group: str) -> list[Arm]:
     return [Arm(name, model=GROUPS[group], sampling=(*guided, "--seed", str(n))) for name, n in FIRST_SEEDS.items()]
 
 
+def hybrid(run: Run) -> Run:
+    """The student with the guided teacher in place of its step 1: what is left is the later steps' own error."""
+    guided = ("--teacher-first", "--guidance-scale", "3.5", "--num-inference-steps", "30")
+    name = f"{run.arm.name}_teacher_first"
+    return Run(Arm(name, model=str(run.folder), sampling=guided), run.folder.with_name(name), run.seed)
+
+
 def settings(run: Run) -> list[str]:
     """What a run was made with: the keys of its recipe that are not at their defaults, or how a teacher was drawn."""
     arm = run.arm
     if arm.recipe is None:
-        return [str(arm.model), *arm.sampling]
+        return [Path(arm.model or "").name, *arm.sampling]
     recipe = load_recipe(arm.recipe, arm.settings()).model_dump(mode="json", exclude_defaults=True)
     recipe["output"].pop("folder", None)
     return [f"{table}.{key} = {value}" for table, keys in sorted(recipe.items()) for key, value in sorted(keys.items())]
@@ -176,8 +183,10 @@ def main() -> None:
         for together in batches(missing, arguments.jobs):
             run_all(together, out, **how, jobs=arguments.jobs)
             ended = [run for run in finished(together) if failure(run) is None]
+            hybrids = [hybrid(run) for run in ended if run.arm.name == "dp_dmd"]
+            run_all(hybrids, out, **how)
             firsts = [run for run in ended if run.seed == 0 and run.arm.name in ON_THE_WAY]
-            new = [row_of(run, reference) for run in ended] + on_the_way(firsts, reference, out)
+            new = [row_of(run, reference) for run in ended + hybrids] + on_the_way(firsts, reference, out)
             record(arguments.results, group, new)
     print(f"written to {arguments.results}")
 

@@ -33,6 +33,7 @@ LABELS = {
     "dp_dmd_ode": "**DP-DMD**, deterministic steps alone",
     "dp_dmd_weight_0.05": "**DP-DMD**, anchor's weight 0.05",
     "dp_dmd_every_2": "**DP-DMD**, anchor in every second update",
+    "dp_dmd_teacher_first": "**DP-DMD**, the teacher in place of step 1",
     "dp_dmd": "**DP-DMD**",
 }
 COLUMNS = {

@@ -19,7 +19,6 @@ from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.stock import generate_with_stock
 from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import Guidance
-from dpdmd.method.randomness import image_noise
 from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import network_denoiser
 from dpdmd.models.identity import lora_identity, model_identity
@@ -80,14 +79,15 @@ def test_a_hybrid_begins_with_the_base_not_the_student(form, run, sd3_folder, tm
     latents = hybrid_samples(
         GuidedTeacher(base, adapter.path, adapter.stock_grid(8), Guidance(3.5)),
         network_denoiser(adapter, student.network),
-        image_noise([5], adapter.latent_shape()),
+        [5],
+        adapter.latent_shape(),
         adapter.encode(["one cross"]),
         adapter.encode([""]),
         student_grid=Grid(tuple(GRID)),
     )
     expected = to_uint8(adapter.decode(latents))[0].numpy().astype(int)
     assert np.abs(pixels(tmp_path / "a")[0] - expected).max() <= 1
-    with pytest.raises(ValueError, match="--teacher-first needs a deterministic student"):
+    with pytest.raises(ValueError, match="--teacher-first needs a student whose first step is deterministic"):
         generate_folder(sd3_folder, ["one cross"], out=tmp_path / "b", teacher_first=True, **settings)
     assert not (tmp_path / "b").exists()
 

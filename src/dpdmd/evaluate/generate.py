@@ -39,10 +39,10 @@ class Teacher:
 def load_teacher(sampler: Sampler, num_inference_steps: int | None, guidance_scale: float | None) -> Teacher:
     """The teacher of a student, by default with its own steps and guidance.
 
-    Raises ValueError for a student that cannot become a hybrid: a teacher, or one that adds noise between its steps.
+    Raises ValueError for a student that cannot become a hybrid: a teacher, or one that adds noise in its first step.
     """
-    if sampler.grid is None or sampler.kind != "ode":
-        raise ValueError("--teacher-first needs a deterministic student: the teacher replaces its first step")
+    if sampler.grid is None or sampler.kind == "renoise":
+        raise ValueError("--teacher-first needs a student whose first step is deterministic: the teacher replaces it")
     assert sampler.base is not None, "a student has a base"
     adapter = load_adapter(sampler.base)
     scale = adapter.guidance_scale if guidance_scale is None else guidance_scale
@@ -73,8 +73,9 @@ def sample_latents(
         guidance = Guidance(first.guidance_scale, adapter.guidance_rule)
         teacher_denoise = network_denoiser(adapter, first.network, adapter.embedded_guidance)
         teacher = GuidedTeacher(teacher_denoise, adapter.path, first.grid, guidance)
-        noise = image_noise(seeds, shape).to(device)
-        return hybrid_samples(teacher, denoise, noise, cond, uncond, student_grid=grid)
+        return hybrid_samples(
+            teacher, denoise, seeds, shape, cond, uncond, student_grid=grid, kind=sampler.kind, device=device
+        )
     if sampler.grid is not None and guidance_scale == 1:
         return student_samples(denoise, adapter.path, seeds, shape, cond, grid=grid, kind=sampler.kind, device=device)
     teacher = GuidedTeacher(denoise, adapter.path, grid, Guidance(guidance_scale, adapter.guidance_rule))

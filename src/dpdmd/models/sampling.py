@@ -74,7 +74,16 @@ def student_samples(
 
 @torch.no_grad()
 def hybrid_samples(
-    teacher: GuidedTeacher, student: Denoiser, noise: Tensor, cond: Condition, uncond: Condition, *, student_grid: Grid
+    teacher: GuidedTeacher,
+    student: Denoiser,
+    seeds: list[int],
+    shape: tuple[int, int, int],
+    cond: Condition,
+    uncond: Condition,
+    *,
+    student_grid: Grid,
+    kind: StudentKind = "ode",
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """The teacher-first hybrid (arXiv 2503.10637): the guided teacher takes the student's first step, no training.
 
@@ -82,11 +91,17 @@ def hybrid_samples(
     there. It bounds every method that trains step 1: what the other steps lose of the teacher's diversity, no training
     of step 1 can bring back.
 
-    noise: (B, C, H, W); returns latents of the same shape. Raises ValueError for a student of one step.
+    Noise, latents and kind as in `student_samples`; step 1 of a student of kind "renoise" has no place here. Raises
+    ValueError for a student of one step.
     """
+    generators = image_generators(seeds)
+
+    def draw() -> Tensor:
+        return draw_noise(generators, shape).to(device)
+
     if student_grid.num_steps < 2:
         raise ValueError("a hybrid needs a student of at least two steps: the teacher takes the place of the first")
     stop = anchor_steps(teacher.grid, student_grid.times[1])
-    z = teacher.rollout(noise, cond, uncond, stop_after=stop)
+    z = teacher.rollout(draw(), cond, uncond, stop_after=stop)
     rest = Grid((teacher.grid.times[stop], *student_grid.times[2:]))
-    return rollout(student, teacher.path, z, cond, grid=rest)
+    return rollout(student, teacher.path, z, cond, grid=rest, renoise=renoise_by(kind, rest, draw))
