@@ -1,10 +1,10 @@
-"""What README.md, docs/results.md and docs/tables.md show of `benchmarks.pareto`: its tables, and its pictures.
+"""What docs/results.md and docs/tables.md show of `benchmarks.pareto`: its tables, and its pictures.
 
     python -m benchmarks.pareto_page
 
 Reads benchmarks/results/pareto.json and noise_prediction_recipe.json; rewrites the text between the markers
 `<!-- pareto NAME -->` and `<!-- end -->`; draws docs/images/pareto.png. Nothing in the tables is written by hand:
-docs/tables.md has all of them, the other two pages the short ones.
+docs/tables.md has all of them, docs/results.md the short ones.
 """
 
 import re
@@ -25,7 +25,7 @@ from dpdmd.store.files import read_json, write_text
 
 RESULTS = Path("benchmarks", "results", "pareto.json")
 NOISE_PREDICTION = RESULTS.with_name("noise_prediction_recipe.json")
-PAGES = Path("docs", "tables.md"), Path("docs", "results.md"), Path("README.md")
+PAGES = Path("docs", "tables.md"), Path("docs", "results.md")
 PICTURE = Path("docs", "images", "pareto.png")
 OURS, RIVAL = "dp_dmd_default", "dmd"
 LABELS = {
@@ -132,27 +132,6 @@ def table(arms: Arms, labels: dict[str, str], keys: Sequence[str]) -> str:
     return markdown(["arm", "seeds", *(metric_of(key).heading for key in keys), "calls, forward / backward"], rows)
 
 
-# The README's table: its arms, and its columns (metric, heading).
-README_LABELS = {
-    REFERENCE: "teacher",
-    RIVAL: "DMD",
-    OURS: "**DP-DMD**",
-    "dmd_perceptual": "DMD + perceptual",
-    "dmd_adversarial": "DMD + adversarial",
-}
-README_COLUMNS = {
-    "diversity_share": "diversity kept",
-    "validity": "clean scenes",
-    "total_variation_reference": "distance to the teacher",
-}
-
-
-def readme_table(arms: Arms) -> str:
-    """The table of README.md: a few arms and columns."""
-    rows = [[label, *(cell(arms[name][key], 2) for key in README_COLUMNS)] for name, label in README_LABELS.items()]
-    return markdown(["model", *README_COLUMNS.values()], rows)
-
-
 def changed(group: str) -> dict[str, str]:
     """The settings that distinguish each arm of a group."""
     arms, _ = GROUPS[group]
@@ -225,7 +204,6 @@ def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:
     less_dmd = {NOISE_PREDICTION_LABELS[name]: paired(noise_prediction[name], noise_prediction["dmd"]) for name in ours}
     return {
         "main": table(arms, LABELS, COLUMNS),
-        "readme": readme_table(arms),
         "short": table(arms, {name: LABELS[name] for name in IN_SHORT}, SHORT),
         "differences": differences(arms),
         "rivals": table(arms, rivals | changed("rivals"), SHORT),

@@ -9,7 +9,7 @@ ARMS = {"teacher", "teacher_few_steps", "dmd", "dp_dmd"}
 FIGURES = ("diversity", "diversity_share", "named_accuracy", "validity", "seconds", "saturation")
 
 
-def test_students_share_all_but_the_objective_and_what_it_costs():
+def test_students_share_all_but_the_objective_and_its_schedule():
     from dpdmd.recipe.toml import flatten, load_recipe
 
     dmd, dp_dmd = (flatten(load_recipe(name)) for name in ("scenes_dmd", "scenes_dp_dmd"))

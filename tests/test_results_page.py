@@ -1,4 +1,4 @@
-"""The tables of README.md, docs/results.md and docs/tables.md are those of the benchmark's results."""
+"""The tables of docs/results.md and docs/tables.md are those of the benchmark's results."""
 
 import pytest
 
@@ -29,7 +29,6 @@ from benchmarks.pareto_page import (
     metric_cell,
     option_differences,
     picture,
-    readme_table,
     sections,
     sweep_differences,
 )
@@ -44,7 +43,7 @@ def arms():
     return read_json(RESULTS)["arms"]
 
 
-@pytest.mark.parametrize(("path", "name"), zip(PAGES, ("main", "short", "readme"), strict=True), ids=str)
+@pytest.mark.parametrize(("path", "name"), zip(PAGES, ("main", "short"), strict=True), ids=str)
 def test_the_pages_show_the_results(path, name, arms):
     page = path.read_text(encoding="utf-8")
     assert f"<!-- pareto {name} -->" in page
@@ -70,12 +69,6 @@ def test_cells_show_mean_and_interval():
 def test_failed_runs_are_counted_not_averaged():
     assert metric_cell({"failed": summarise([0.0, 1.0, 0.0, 1.0, 0.0])}, "failed") == "2"
     assert metric_cell({}, "failed") == ""
-
-
-def test_the_readmes_table_has_few_arms_and_columns(arms):
-    teacher, dmd, ours = readme_table(arms).splitlines()[2:5]
-    assert teacher.startswith("| teacher | 1.00 |") and dmd.startswith("| DMD | 0.54 ± 0.23 |")
-    assert ours == "| **DP-DMD** | 1.10 ± 0.03 | 0.91 ± 0.01 | 0.06 ± 0.01 |"
 
 
 def test_differences_are_paired_by_seed():

@@ -20,7 +20,8 @@ NUM_FEW_STEPS = 4
 
 
 def demo_arms(seed: int = 0, updates: int | None = None) -> list[Arm]:
-    """The arms of the demo: teacher, teacher at four steps, DMD and DP-DMD, with equal budget, noise and prompts.
+    """The arms of the demo: teacher, teacher at four steps, DMD and DP-DMD, with equal forwards and the same
+    prompts and noise.
 
     updates: number of student updates; default: that of the shipped recipes.
     """
