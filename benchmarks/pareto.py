@@ -56,6 +56,7 @@ PUBLISHED_DMD = {"objective.tau_shift": 1.0, "train.reuse_samples": False, "trai
 RENOISE = {"student.kind": "renoise"}
 # Guidance scale of the anchor in these settings, and all scales that are compared.
 ANCHOR_SCALE, ANCHOR_SCALES = 2.5, (1.0, 2.5, 3.5)
+OF_DP_DMD = COMMON | BEFORE | {"objective.anchor.guidance_scale": ANCHOR_SCALE}
 OPTIONS = {
     "tau_shift_0.25": {"objective.tau_shift": 0.25},
     "tau_uniform": {"objective.tau_shift": 1.0},
@@ -90,7 +91,7 @@ def _dmd(name: str, settings: dict) -> Arm:
 
 
 def _dp_dmd(name: str, settings: dict) -> Arm:
-    return Arm(name, "scenes_dp_dmd", COMMON | BEFORE | {"objective.anchor.guidance_scale": ANCHOR_SCALE} | settings)
+    return Arm(name, "scenes_dp_dmd", OF_DP_DMD | settings)
 
 
 def main_arms() -> list[Arm]:

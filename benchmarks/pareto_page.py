@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.pareto import COMMON, GROUPS, SCALES, teacher_arm
+from benchmarks.pareto import GROUPS, OF_DP_DMD, SCALES, teacher_arm
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE
 from dpdmd.compare.summary import PROMPTS, SEEDS, Summary, summarise
 from dpdmd.evaluate.metrics import metric_of
@@ -137,7 +137,7 @@ def changed(group: str) -> dict[str, str]:
     arms, _ = GROUPS[group]
     labels = {}
     for arm in arms():
-        own = {key: value for key, value in arm.overrides.items() if COMMON.get(key) != value}
+        own = {key: value for key, value in arm.overrides.items() if OF_DP_DMD.get(key) != value}
         settings = ", ".join(f"`{key.removeprefix('objective.')} = {value}`" for key, value in own.items())
         labels[arm.name] = f"{arm.recipe.removeprefix('scenes_')}: {settings}"
     return labels

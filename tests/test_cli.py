@@ -81,7 +81,7 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(run, tmp_path):
     assert lines["student grid"].strip() == "1, 0.75, 0.5, 0.25, 0"
     assert lines["anchor"].strip() == "15 teacher steps in 4, to t = 0.7380"
     assert "2,297,104 parameters, predicts velocity" in lines["network"]
-    assert lines["one update"].strip().startswith("18 forward and 6.5 backward network calls per sample, 32 samples")
+    assert lines["one update"].strip().startswith("11 forward and 2.5 backward network calls per sample, 32 samples")
     assert "\nprompts: 4096, " in out and "\ntime: " in out and "fits in" in out.splitlines()[-1]
     code, _, err = run("train", "scenes_dp_dmd", "--dry-run", "--set", "model.height=36", "--set", "model.width=32")
     assert code == 2 and "height must be divisible by 8" in err
@@ -268,7 +268,7 @@ def test_the_noise_predicting_teacher_has_a_recipe(run, tmp_path):
     assert lines["student grid"].strip() == "1, 0.75, 0.5, 0.25, 0"
     assert lines["anchor"].strip() == "8 teacher steps in 4, to t = 0.7330"
     # The x0 target takes one guided call more than the secant.
-    assert lines["one update"].strip().startswith("19 forward and 6.5 backward network calls per sample, 32 samples")
+    assert lines["one update"].strip().startswith("12 forward and 2.5 backward network calls per sample, 32 samples")
 
 
 def test_audit_passes_its_arguments_on(run, called, tmp_path):

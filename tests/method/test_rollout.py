@@ -213,6 +213,10 @@ def test_renoised_samples_leave_the_batch_with_their_own_noise(stepwise_network,
         assert_close(x0[i : i + 1], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_student_of_two_steps_renews_no_noise_in_step_one():
+    assert renoise_by("renoise_last", Grid((1.0, 0.5, 0.0)), lambda: pytest.fail("drew noise"))(0) is None
+
+
 @pytest.mark.parametrize(("kind", "renewed"), [("ode", []), ("renoise", [0, 1, 2]), ("renoise_last", [2])])
 def test_the_kind_of_a_student_says_which_steps_add_fresh_noise(kind, renewed, stepwise_network, prompts, randn):
     network, z, cond = stepwise_network(GRID.times), randn(0, 2, 1, 3, 3), prompts(torch.tensor([1.0, -2.0]))

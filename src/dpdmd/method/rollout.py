@@ -17,8 +17,8 @@ from dpdmd.method.guidance import Guidance, guided
 from dpdmd.method.paths import Path, Prediction, step, to_midpoint
 
 # "ode": deterministic steps (arXiv 2602.03139). "renoise": every step predicts x0 and adds fresh noise to it (LCM,
-# arXiv 2310.04378; DMD2, arXiv 2405.14867). "renoise_last": of these steps the last one that adds noise does so, and
-# the steps before it are deterministic: they keep what step 1 decided, and the last step is given clean noise.
+# arXiv 2310.04378; DMD2, arXiv 2405.14867). "renoise_last": the step before the last does so, which gives the last step
+# clean noise; the others are deterministic, step 1 always, so that what it decides is kept.
 StudentKind = Literal["ode", "renoise", "renoise_last"]
 # i -> the noise (B, C, H, W) to add in the step from grid.times[i]; None: that step, or every step, is deterministic.
 Renoise = Callable[[int], Tensor | None] | None
@@ -28,8 +28,8 @@ def renoise_by(kind: StudentKind, grid: Grid, draw: Callable[[], Tensor]) -> Ren
     """Which steps of a student of this kind add fresh noise; `draw` is called once for each of them, in order."""
     if kind == "ode":
         return None
-    first = 0 if kind == "renoise" else grid.num_steps - 2
-    return lambda i: draw() if i >= first else None
+    first = 0 if kind == "renoise" else max(1, grid.num_steps - 2)
+    return lambda i: draw() if first <= i < grid.num_steps - 1 else None
 
 
 @dataclass(frozen=True)

@@ -104,4 +104,5 @@ def hybrid_samples(
     stop = anchor_steps(teacher.grid, student_grid.times[1])
     z = teacher.rollout(draw(), cond, uncond, stop_after=stop)
     rest = Grid((teacher.grid.times[stop], *student_grid.times[2:]))
-    return rollout(student, teacher.path, z, cond, grid=rest, renoise=renoise_by(kind, rest, draw))
+    renoise = renoise_by(kind, student_grid, draw)
+    return rollout(student, teacher.path, z, cond, grid=rest, renoise=renoise and (lambda i: renoise(i + 1)))

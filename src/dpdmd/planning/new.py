@@ -109,7 +109,7 @@ def _settings(model: str, adapter: ModelAdapter, *, name: str, num_steps: int, t
         "model.num_inference_steps": adapter.num_inference_steps,
         "model.embedded_guidance": adapter.embedded_guidance,
         "student.num_steps": num_steps,
-        "student.kind": of_family.get("student.kind", kind.student_kind if num_steps > 2 else None),
+        "student.kind": of_family.get("student.kind", kind.student_kind),
         "objective.name": "dp_dmd",
         "objective.tau_shift": kind.tau_shift if kind.tau_shift != 1 else None,
         "objective.anchor.weight": kind.anchor_weight,

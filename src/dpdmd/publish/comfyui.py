@@ -134,8 +134,8 @@ def _samplers(kind: StudentKind, model: list, cond: list, *, num_steps: int) -> 
         return {"class_type": "KSamplerSelect", "inputs": {"sampler_name": name}}
 
     empty = ["latent", 0]
-    if kind != "renoise_last":
-        name = "euler" if kind == "ode" else "lcm"
+    if kind != "renoise_last" or num_steps < 3:
+        name = "lcm" if kind == "renoise" else "euler"
         return {"sampler": select(name), "sampled": sampled("sampler", ["steps", 0], empty, add_noise=True)}
     return {
         "split": {"class_type": "SplitSigmas", "inputs": {"sigmas": ["steps", 0], "step": num_steps - 2}},

@@ -156,7 +156,7 @@ def _workflow(student: Exported) -> Workflow | None:
 
 
 def _snippet(student: Exported, place: str, dtype: torch.dtype | None) -> str:
-    info = student.info
+    info, steps = student.info, student.info.num_inference_steps
     return snippet(
         student.adapter,
         place,
@@ -164,7 +164,7 @@ def _snippet(student: Exported, place: str, dtype: torch.dtype | None) -> str:
         prompt=_example_prompt(student.run),
         dtype=dtype or _snippet_dtype(student.adapter, is_lora=student.is_lora),
         lora_scheduler=type(student.scheduler).__name__ if student.is_lora else None,
-        renewal=student.adapter.renewal_code(info.num_inference_steps) if info.kind == "renoise_last" else None,
+        renewal=student.adapter.renewal_code(steps) if info.kind == "renoise_last" and steps > 2 else None,
     )
 
 

@@ -92,8 +92,8 @@ class StudentConfig(Section):
     kind: Literal["ode", "renoise", "renoise_last"] = Field(
         default="ode",
         description="How a step is taken. ode: deterministically. renoise: x0 is predicted and fresh noise is added "
-        "(LCM, DMD2). renoise_last: so in the step before the last, the others deterministically; cleaner images from "
-        "the same student.",
+        "(LCM, DMD2). renoise_last: so in the step before the last, unless that is step 1, and the others "
+        "deterministically; cleaner images from the same student.",
     )
     embedded_guidance: float | None = Field(
         default=None, ge=0, description="Guidance input of a guidance-distilled student. Default: the teacher's."
@@ -104,15 +104,6 @@ class StudentConfig(Section):
         description="Run, RUN@STEP, export or pipeline whose weights it starts from; for a student in lora.roles a run "
         "or a LoRA (file, folder or hub id). Default: the teacher.",
     )
-
-    @model_validator(mode="after")
-    def _renews_no_first_step(self):
-        if self.kind == "renoise_last" and self.num_steps < 3:
-            raise ValueError(
-                f'student.kind "renoise_last" needs student.num_steps >= 3, so that step 1 stays deterministic; got '
-                f'{self.num_steps}. Use "ode" or "renoise"'
-            )
-        return self
 
 
 class AnchorConfig(Section):
