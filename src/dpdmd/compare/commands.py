@@ -21,7 +21,7 @@ from typing import Any
 from dpdmd.compare.arms import Run
 from dpdmd.models.student_file import STUDENT_FOLDER
 from dpdmd.recipe.toml import flatten, load_recipe
-from dpdmd.store.files import read_json, write_json, write_text
+from dpdmd.store.files import make_folder, read_json, write_json, write_text
 from dpdmd.training.run.folder import RunFolder
 
 STOPPED_ERROR, USER_ERROR = 1, 2  # exit codes, as in `dpdmd.cli`
@@ -106,7 +106,7 @@ def _alone_in(out: Path) -> Iterator[int]:
 
     A command that outlives its killed comparison keeps the lock, so that it is not started twice.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
     with (out / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, read_manifest, write_manifest
-from dpdmd.store.files import read_json, write_json
+from dpdmd.store.files import make_folder, read_json, write_json
+from dpdmd.store.leftovers import remove_leftovers
 from dpdmd.store.png import write_png
 
 SETTINGS_FILE = "sampling.json"
@@ -59,7 +60,8 @@ def _missing(
     out: Path, prompts: list[str], files: dict[tuple[str, int], str], settings: dict[str, Any]
 ) -> list[tuple[str, int]]:
     """What has yet to be drawn; writes sampling.json before the first image."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
+    remove_leftovers(out)
     there = {path.name for path in out.glob("*.png")}
     path = out / SETTINGS_FILE
     known = read_json(path) if path.exists() else {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpdmd.distributed.processes import new_accelerator, on_main_process
 from dpdmd.evaluate.drawing import DEFAULTS, draw_folder
-from dpdmd.evaluate.manifest import Manifest
+from dpdmd.evaluate.manifest import MANIFEST_NAME, Manifest
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import Guidance
@@ -23,6 +23,7 @@ from dpdmd.models.load import Sampler, load_adapter, load_sampler, sampling_dtyp
 from dpdmd.models.sampling import hybrid_samples, student_samples
 from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
+from dpdmd.store.files import require_place, require_writable
 
 CHUNK = 64  # prompts encoded at a time
 
@@ -125,6 +126,8 @@ def generate_folder(
     folder with images that were made with other settings.
     """
     require_different(prompts, seeds, batch_size)
+    require_place(out, "--out")
+    require_writable(Path(out) / MANIFEST_NAME)
     device = start_processes()
     sampler = load_sampler(model, base=base)
     if height is not None or width is not None:

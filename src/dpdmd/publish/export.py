@@ -1,5 +1,6 @@
 """Export a trained student as a folder that stock diffusers loads, with a model card whose snippet samples it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, StudentFile
 from dpdmd.publish.card import CardParts, base_licence, model_card, read_metrics
 from dpdmd.publish.comfyui import WORKFLOW_FILE, Workflow, settings, workflow
 from dpdmd.publish.pictures import PICTURE_FILE, write_picture
-from dpdmd.publish.pipeline import DTYPES, with_usual_modes, write_lora, write_pipeline
+from dpdmd.publish.pipeline import DTYPES, write_lora, write_pipeline
 from dpdmd.publish.snippet import public_name, snippet
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.files import atomic_folder, read_json, write_json, write_text
@@ -86,7 +87,7 @@ def export_run(
     if dtype not in (None, *DTYPES):
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     student = _student(run, is_lora=lora)
-    if out.exists():
+    if os.path.lexists(out):
         raise ValueError(f"{out} exists already; give a new folder")
     weights = None if dtype is None else DTYPES[dtype]
     if metrics is None and (student.run / "metrics.json").is_file():
@@ -115,7 +116,6 @@ def export_run(
         )
         write_text(folder / "README.md", model_card(student.info, parts))
         student.info.write(folder)
-        with_usual_modes(folder)
     return out
 
 

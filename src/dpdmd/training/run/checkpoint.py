@@ -34,7 +34,7 @@ from dpdmd.distributed.processes import on_all_processes, on_main_process, rank_
 from dpdmd.distributed.wrapping import shard_like
 from dpdmd.models.student_file import STATE_FILE
 from dpdmd.store.digests import sha256_of
-from dpdmd.store.files import read_json, write_json
+from dpdmd.store.files import read_json, remove_folder, write_json
 from dpdmd.store.tensors import write_tensors
 
 logger = logging.getLogger(__name__)
@@ -109,13 +109,12 @@ def save_checkpoint(
 
     def begin() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_partial(folder)
+        remove_partial(folder)
         temporary.mkdir()
 
     def finish() -> None:
         write_json(temporary / STATE_FILE, {**state, "sha256": sums})
-        if final.exists():
-            shutil.rmtree(final)
+        remove_folder(final)
         os.replace(temporary, final)
         found = _folders(folder)
         newest = found.index(final)
@@ -215,7 +214,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)
 
 
-def _remove_partial(folder: Path) -> None:
+def remove_partial(folder: Path) -> None:
     """Remove what a process left when it was killed while writing."""
     for path in folder.glob(f".{PREFIX}*{PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)

@@ -17,8 +17,10 @@ from dpdmd.distributed.processes import on_all_processes, on_main_process
 from dpdmd.models.student_file import STUDENT_FILE
 from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import flatten, load_recipe, recipe_keys
-from dpdmd.store.files import read_json, require_writable, write_json, write_text
+from dpdmd.store.files import read_json, remove_folder, require_place, require_writable, write_json, write_text
+from dpdmd.store.leftovers import remove_leftovers
 from dpdmd.store.provenance import surroundings
+from dpdmd.training.run.checkpoint import remove_partial
 from dpdmd.training.validation.best import remove_strays
 
 PARTS = (
@@ -99,8 +101,7 @@ class RunFolder:
         """Raises ValueError when the folder may not be used as asked, OSError when it cannot be written to."""
         if resume and overwrite:
             raise ValueError("choose --resume or --overwrite, not both")
-        if self.root.exists() and not self.root.is_dir():
-            raise ValueError(f"output.folder {self.root} is a file")
+        require_place(self.root, "output.folder")
         require_writable(self.recipe, "into output.folder")
         if not self.has_run() or overwrite:
             return
@@ -179,20 +180,31 @@ class RunFolder:
             for name in PARTS:
                 path = self.root / name
                 if path.is_dir():
-                    shutil.rmtree(path)
+                    remove_folder(path)
                 else:
                     path.unlink(missing_ok=True)
+        self._remove_leftovers()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             write_text(self.recipe, recipe_toml)
         except OSError as error:
             raise OSError(f"cannot write to output.folder {self.root}: {error.strerror}") from error
 
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed training has begun to write; what others write next to it stays."""
+        remove_leftovers(self.root)
+        remove_partial(self.checkpoints)
+        for part in (self.root / name for name in PARTS):
+            if part.is_dir():
+                remove_leftovers(part, alone=True, deep=True)
+            else:
+                remove_leftovers(self.root, of=part.stem, alone=True)
+
     def forget_after(self, step: int) -> None:
         """Remove what an earlier session left after `step`: later students, unnamed best students, failure.json."""
         self.failure.unlink(missing_ok=True)
         for later in (path for done, path in self.kept_students().items() if done > step):
-            shutil.rmtree(later)
+            remove_folder(later)
         remove_strays(self.best)
 
     def write_failure(self, step: int, error: Exception) -> None:

@@ -7,14 +7,13 @@ Only students named in `best.json` count. A student is written before its name i
 so that every named student is complete, even if the run is killed in between.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dpdmd.distributed.processes import on_main_process
 from dpdmd.models.student_file import BEST_FILE
-from dpdmd.store.files import read_json, write_json
+from dpdmd.store.files import read_json, remove_folder, write_json
 
 Entry = dict[str, Any]
 
@@ -66,7 +65,7 @@ def remove_strays(folder: Path) -> None:
     named = {entry["folder"] for entry in read_best(folder)}
     for path in folder.glob("step-*"):
         if path.name not in named:
-            shutil.rmtree(path)
+            remove_folder(path)
 
 
 def keep_best(
