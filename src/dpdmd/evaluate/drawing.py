@@ -18,6 +18,7 @@ SETTINGS_FILE = "sampling.json"
 DEFAULTS = "defaults"
 # Does not make other images. A model that was moved is still the same: "identity" says whether it is.
 HARMLESS = ("model", DEFAULTS)
+PNG_END = bytes.fromhex("0000000049454e44ae426082")  # the chunk that ends every PNG
 ADVICE = "choose another folder or remove this one"
 Draw = Callable[[list[tuple[str, int]]], Iterable[Tensor]]
 
@@ -62,7 +63,7 @@ def _missing(
     """What has yet to be drawn; writes sampling.json before the first image."""
     make_folder(out, "--out")
     remove_leftovers(out)
-    there = {path.name for path in out.glob("*.png")}
+    there = {path.name for path in out.glob("*.png") if _is_whole(path)}
     path = out / SETTINGS_FILE
     known = read_json(path) if path.exists() else {}
     if not known and there & set(files.values()):
@@ -74,7 +75,18 @@ def _missing(
     return [key for key, file in files.items() if file not in there]
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a PNG has its end: a copy that was interrupted has not, and is drawn again."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - len(PNG_END), 0))
+        return file.read() == PNG_END
+
+
 def _refuse_other(out: Path, known: dict[str, Any], prompts: list[str], settings: dict[str, Any]) -> None:
+    if known.get("identity") != settings.get("identity"):
+        before, now = known.get("model"), settings.get("model")
+        named = f"{before}, and these would be of {now}" if before != now else f"{now} before its files were changed"
+        raise ValueError(f"{out} has images of {named}; {ADVICE}")
     for key, value in settings.items():
         if key not in HARMLESS and known.get(key) != value:
             raise ValueError(f"{out} has images made with {key} {known.get(key)!r}, not {value!r}; {ADVICE}")

@@ -45,6 +45,9 @@ class StudentFile(BaseModel):
     peak_memory_bytes: int | None = Field(
         default=None, description="Most memory of the main process in bytes: of the GPU if there is one, else resident."
     )
+    base_parts: dict[str, str] = Field(
+        default={}, description="SHA-256 of each part of the base when the student was trained; {} in older files."
+    )
     weights_sha256: str | None = Field(
         default=None,
         description="SHA-256 of the weights file in the same folder; null for an exported pipeline and in older files.",
@@ -104,6 +107,14 @@ class StudentFile(BaseModel):
                     f"{Path(folder) / name} has changed since it was written: its SHA-256 is not the recorded one; "
                     "copy it again, or let `dpdmd train RUN --resume` write it again from the run's last checkpoint"
                 )
+
+    def how_to_move_base(self, folder: str | Path) -> str:
+        """What to do, for the end of a message, where the base is a folder that is not there; else ""."""
+        if not Path(self.base).is_absolute() or Path(self.base).exists():
+            return ""
+        if (Path(folder) / STATE_FILE).is_file():  # which has the hash of student.json
+            return ". If it was moved, go on with the run by `dpdmd train RUN --resume --set model.teacher=NEW_PLACE`"
+        return f'. If it was moved, write its new place as "base" into {Path(folder) / STUDENT_FILE}'
 
 
 def student_weights(folder: str | Path) -> Path | None:

@@ -36,6 +36,14 @@ def cache_folder(kind: Kind) -> Path:
         ) from None
 
 
+def hash_memo() -> Path | None:
+    """The folder that remembers hashes of files (`digests.file_digests`); None if there is no place for it."""
+    try:
+        return cache_folder("hashes")
+    except ValueError:
+        return None
+
+
 def through_cache(
     folder: Path | None, keys: list[str], compute: Callable[[list[int]], Iterable[Row]], *, what: str
 ) -> list[Row]:

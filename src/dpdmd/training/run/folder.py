@@ -21,6 +21,7 @@ from dpdmd.store.files import read_json, remove_folder, require_place, require_w
 from dpdmd.store.leftovers import remove_leftovers
 from dpdmd.store.provenance import surroundings
 from dpdmd.training.run.checkpoint import remove_partial
+from dpdmd.training.run.identity import BY_CONTENT
 from dpdmd.training.validation.best import remove_strays
 
 PARTS = (
@@ -53,11 +54,10 @@ FREE_KEYS = (
 
 
 def binding_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings {dotted key: value} that a resumed run must not change."""
+    """The settings {dotted key: value} that a resumed run must not change; what it reads is compared by content."""
+    free = (*FREE_KEYS, *BY_CONTENT)
     return {
-        key: value
-        for key, value in settings.items()
-        if key.partition(".")[0] not in FREE_SECTIONS and key not in FREE_KEYS
+        key: value for key, value in settings.items() if key.partition(".")[0] not in FREE_SECTIONS and key not in free
     }
 
 
@@ -119,8 +119,8 @@ class RunFolder:
         if changed:
             raise ValueError(
                 "\n  ".join([f"{self.root} cannot be resumed with other settings:", *changed])
-                + f"\nOnly {', '.join(FREE_KEYS)} and [{'], ['.join(FREE_SECTIONS)}] may change; otherwise choose "
-                "another output.folder"
+                + f"\nOnly {', '.join(FREE_KEYS)}, the places of what it reads, and [{'], ['.join(FREE_SECTIONS)}] may "
+                "change; otherwise choose another output.folder"
             )
 
     def changed_settings(self, settings: dict[str, Any]) -> dict[str, list[Any]]:
