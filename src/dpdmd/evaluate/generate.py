@@ -1,6 +1,5 @@
 """Sample one of our models into a folder: PNGs, and the manifest that every metric reads."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpdmd.distributed.environment import number_from, require_neutral_environment
 from dpdmd.distributed.processes import new_accelerator, on_main_process
 from dpdmd.evaluate.drawing import DEFAULTS, draw_folder
 from dpdmd.evaluate.manifest import MANIFEST_NAME, Manifest
@@ -188,6 +188,7 @@ def sample(model: str | Path, prompts: list[str], *, seeds: Sequence[int] = (0,)
     writes them to disk and can be interrupted. Raises ValueError like `generate_folder`.
     """
     require_different(prompts, list(seeds), batch_size)
+    require_neutral_environment()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sampler = load_sampler(str(model))
     shape = sampler.latent_shape()
@@ -226,7 +227,8 @@ def require_different(prompts: list[str], seeds: list[int], batch_size: int) -> 
 
 def start_processes() -> torch.device:
     """The device of this process; joins the other processes of torchrun, if there are any."""
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    require_neutral_environment()
+    if number_from("WORLD_SIZE") > 1:
         return new_accelerator().device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
