@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, read_manifest, write_manifest
-from dpdmd.store.files import make_folder, read_json, write_json
+from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, write_manifest
+from dpdmd.store.files import make_folder, write_json
 from dpdmd.store.leftovers import remove_leftovers
 from dpdmd.store.png import write_png
+from dpdmd.store.state import State, state_or_none
 
 SETTINGS_FILE = "sampling.json"
 # Names of settings left out, whose values are there as well.
@@ -20,6 +21,20 @@ DEFAULTS = "defaults"
 HARMLESS = ("model", DEFAULTS)
 PNG_END = bytes.fromhex("0000000049454e44ae426082")  # the chunk that ends every PNG
 ADVICE = "choose another folder or remove this one"
+
+
+class SamplingFile(State):
+    """sampling.json; further keys are settings that the images depend on."""
+
+    prompts: list[str]
+
+
+class DrawnFile(State):
+    """What is read again of the manifest of a folder: the seconds that its images took."""
+
+    seconds: float = 0.0
+
+
 Draw = Callable[[list[tuple[str, int]]], Iterable[Tensor]]
 
 
@@ -65,7 +80,8 @@ def _missing(
     remove_leftovers(out)
     there = {path.name for path in out.glob("*.png") if _is_whole(path)}
     path = out / SETTINGS_FILE
-    known = read_json(path) if path.exists() else {}
+    found = state_or_none(path, SamplingFile)
+    known = {} if found is None else found.model_dump()
     if not known and there & set(files.values()):
         raise ValueError(f"{out} has images but no {SETTINGS_FILE} that says how they were made; {ADVICE}")
     if known:
@@ -96,4 +112,5 @@ def _refuse_other(out: Path, known: dict[str, Any], prompts: list[str], settings
 
 
 def _seconds_before(out: Path) -> float:
-    return read_manifest(out).info.get("seconds", 0.0) if (out / MANIFEST_NAME).exists() else 0.0
+    found = state_or_none(out / MANIFEST_NAME, DrawnFile)
+    return 0.0 if found is None else found.seconds

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dpdmd.evaluate.manifest import ManifestFile
 from dpdmd.method.grids import Grid
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
@@ -18,8 +19,9 @@ from dpdmd.publish.pictures import PICTURE_FILE, write_picture
 from dpdmd.publish.pipeline import DTYPES, write_lora, write_pipeline
 from dpdmd.publish.snippet import public_name, snippet
 from dpdmd.recipe.toml import load_recipe
-from dpdmd.store.files import atomic_folder, read_json, write_json, write_text
+from dpdmd.store.files import atomic_folder, read_text, write_json, write_text
 from dpdmd.store.names import did_you_mean, expanded
+from dpdmd.store.state import read_state
 
 STUDENTS_FOLDER = "students"  # of a run: the students that it has kept
 
@@ -192,7 +194,7 @@ def _recipe_file(student: Exported) -> Path | None:
 
 def _recipe(student: Exported) -> str | None:
     path = _recipe_file(student)
-    return path and path.read_text(encoding="utf-8")
+    return path and read_text(path)
 
 
 def _snippet_dtype(adapter: ModelAdapter, *, is_lora: bool) -> torch.dtype:
@@ -203,4 +205,5 @@ def _snippet_dtype(adapter: ModelAdapter, *, is_lora: bool) -> torch.dtype:
 def _example_prompt(run: Path) -> str:
     """A prompt for the card's snippet: the first evaluation prompt of the run, or "a red circle" if there is none."""
     manifest = run / "samples" / "manifest.json"
-    return read_json(manifest)["images"][0]["prompt"] if manifest.is_file() else "a red circle"
+    images = read_state(manifest, ManifestFile).images if manifest.is_file() else []
+    return images[0].prompt if images else "a red circle"

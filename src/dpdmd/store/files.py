@@ -13,6 +13,7 @@ from typing import Any
 
 from dpdmd.store.leftovers import remove_leftovers, temporary_name
 
+MOST_BYTES = 2**30  # of a text file: a manifest of a million images has a fifth of it
 # Names of what a process has open: a file behind them is appended to, as by a shell, and not replaced.
 OPEN_FILES = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/")
 
@@ -174,11 +175,27 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_text(path: str | Path, *, most: int = MOST_BYTES, errors: str = "strict") -> str:
+    """Read UTF-8 text. Raises ValueError naming the file if it is missing, no file, longer than `most`, or not UTF-8.
+
+    Devices and pipes are not read: they may have no end. errors: as for `bytes.decode`.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError(f"{path} is no ordinary file; copy what it holds into one")
+        if (size := os.path.getsize(path)) > most:
+            raise ValueError(f"{path} has {size:,} bytes; more than {most:,} are not read as text")
+        return Path(path).read_text(encoding="utf-8", errors=errors)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"no such file: {path}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid UTF-8 text ({error})") from None
+
+
 def read_json(path: str | Path) -> Any:
     """Read JSON. Raises ValueError naming the file if it is missing or broken."""
+    text = read_text(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {path}") from None
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from None

@@ -17,9 +17,10 @@ from dpdmd.distributed.processes import on_all_processes, on_main_process
 from dpdmd.models.student_file import STUDENT_FILE
 from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import flatten, load_recipe, recipe_keys
-from dpdmd.store.files import read_json, remove_folder, require_place, require_writable, write_json, write_text
+from dpdmd.store.files import remove_folder, require_place, require_writable, write_json, write_text
 from dpdmd.store.leftovers import remove_leftovers
 from dpdmd.store.provenance import surroundings
+from dpdmd.store.state import Count, State, state_or_none
 from dpdmd.training.run.checkpoint import remove_partial
 from dpdmd.training.run.identity import BY_CONTENT
 from dpdmd.training.validation.best import remove_strays
@@ -70,6 +71,22 @@ def binding_digest(settings: dict[str, Any], schema: type[Recipe] = Recipe) -> s
     defaults = {key: field.get_default() for key, field in recipe_keys(schema)}
     chosen = {key: value for key, value in binding_settings(settings).items() if value != defaults[key]}
     return hashlib.sha256(repr(sorted(chosen.items())).encode()).hexdigest()
+
+
+class ProvenanceFile(State):
+    """provenance.json: of its facts those that are read again, and the sessions of the run."""
+
+    sessions: list[dict[str, Any]] | None = None
+    forwards_per_update: float | None = None
+    backwards_per_update: float | None = None
+    extra_parameters: dict[str, Count] | None = None
+
+
+class FailureFile(State):
+    """failure.json."""
+
+    step: Count
+    error: str
 
 
 class RunFolder:
@@ -216,7 +233,8 @@ class RunFolder:
 
         session: more about this session.
         """
-        before = read_json(self.provenance).get("sessions", []) if self.provenance.exists() and from_step else []
+        known = state_or_none(self.provenance, ProvenanceFile) if from_step else None
+        before = (known and known.sessions) or []
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         session = {"from_step": from_step, "started": started, **session, **surroundings()}
         write_json(self.provenance, {**facts, "sessions": [*before, session]})
