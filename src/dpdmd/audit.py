@@ -12,7 +12,7 @@ from dpdmd.models.load import BUILT_IN, built_in_teacher
 from dpdmd.models.student_file import LORA_FILE, exported_student
 from dpdmd.report.build import report_from_runs
 from dpdmd.store.cache import cache_folder
-from dpdmd.store.files import require_writable
+from dpdmd.store.files import make_folder, require_writable
 from dpdmd.store.names import local_or_hub_id
 from dpdmd.vision.features import SCENES
 from dpdmd.vision.quality.load import require_known
@@ -59,6 +59,7 @@ def audit(
     if prompts is None:
         prompts = evaluation_prompts_of(teacher)
     out = Path(out)
+    make_folder(out, "--out")
     require_writable(out / "report.html", "the report")
     common = {"seeds": list(range(images_per_prompt)), "batch_size": batch_size}
     _draw(teacher, prompts, out / TEACHER / "samples", None, teacher_call, **common)

@@ -12,7 +12,7 @@ from dpdmd.compare.summary import summarise_arms, table
 from dpdmd.report.build import report_from_runs
 from dpdmd.report.galleries import write_overview_png
 from dpdmd.report.runs import read_runs
-from dpdmd.store.files import require_writable, write_json
+from dpdmd.store.files import make_folder, require_writable, write_json
 from dpdmd.world.prompts import evaluation_prompts
 
 NUM_SEEDS = 16
@@ -43,7 +43,7 @@ def run_demo(
     A run that was interrupted continues when it is called again. Runs with the same seed give the same metrics.
     Raises OSError, before training, if one of these files cannot be written.
     """
-    out = Path(out)
+    out = make_folder(out, "--out")
     for name in ("metrics.json", "report.html", "overview.png"):
         require_writable(out / name)
     runs = [Run(arm, out / arm.name, seed if arm.recipe else None) for arm in demo_arms(seed, updates)]

@@ -70,13 +70,32 @@ def test_further_seeds_and_prompts_draw_what_is_new(tmp_path):
     assert len(_draw(tmp_path, few, prompts=PROMPTS[:1], seeds=[1]).images) == 1 and few.drawn == []
 
 
-@pytest.mark.parametrize(("key", "value"), [("identity", "2"), ("guidance_scale", 3.0), ("grid", [1.0, 0.0])])
+@pytest.mark.parametrize(("key", "value"), [("guidance_scale", 3.0), ("grid", [1.0, 0.0])])
 def test_images_made_otherwise_are_not_mixed_in(tmp_path, key, value):
     _draw(tmp_path, Drawing(), seeds=[0])
     with pytest.raises(ValueError, match=f"has images made with {key} .* choose another folder or remove"):
         _draw(tmp_path, Drawing(), **{key: value})
     assert len(_pixels(tmp_path)) == 3
     _draw(tmp_path, Drawing(), model="moved")  # the same network at another place
+
+
+def test_images_of_two_models_are_not_mixed(tmp_path):
+    _draw(tmp_path, Drawing(), seeds=[0])
+    with pytest.raises(ValueError, match="has images of here, and these would be of there; choose another folder"):
+        _draw(tmp_path, Drawing(), identity="2", model="there")
+    with pytest.raises(ValueError, match="has images of here before its files were changed; choose another folder"):
+        _draw(tmp_path, Drawing(), identity="2")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_an_image_that_is_not_whole_is_drawn_again(tmp_path, share):
+    _draw(tmp_path, Drawing())
+    path, whole = tmp_path / "0001-000001.png", _pixels(tmp_path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    again = Drawing()
+    _draw(tmp_path, again)
+    assert again.drawn == [("a blue cross", 1)]
+    assert all((image == whole[name]).all() for name, image in _pixels(tmp_path).items())
 
 
 def test_other_prompts_and_images_of_unknown_origin_are_refused(tmp_path):
@@ -118,7 +137,7 @@ def test_images_of_another_text_encoder_or_autoencoder_are_not_mixed_in(tmp_path
     (weights,) = Path(moved, part).glob("*.safetensors")
     tensors = read_tensors(weights)
     write_tensors(weights, {name: 1.5 * tensor for name, tensor in tensors.items()}, {"format": "pt"})
-    with pytest.raises(ValueError, match="has images made with identity"):
+    with pytest.raises(ValueError, match="before its files were changed"):
         draw(moved, seeds=[0, 1, 2])
 
 

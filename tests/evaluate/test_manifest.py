@@ -55,7 +55,7 @@ def test_broken_json_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not valid JSON"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("[]")
-    with pytest.raises(ValueError, match='a list under "images"'):
+    with pytest.raises(ValueError, match=r"manifest\.json: it should be a JSON object, got \[\]"):
         read_manifest(tmp_path)
 
 
@@ -63,7 +63,10 @@ def test_broken_json_is_refused(tmp_path):
 def test_an_incomplete_row_is_refused(tmp_path, row):
     _image(tmp_path, "a.png")
     _manifest(tmp_path, [row])
-    with pytest.raises(ValueError, match="image 0 needs"):
+    with pytest.raises(
+        ValueError,
+        match=r"manifest\.json: images\.0(\.file is missing|\.seed should be| should be)",
+    ):
         read_manifest(tmp_path)
 
 

@@ -36,6 +36,16 @@ def test_inputs_are_found_next_to_the_file_and_outputs_stay_with_the_working_dir
     assert recipe.output.folder == "runs/x"
 
 
+def test_a_name_is_reserved_only_where_it_means_something_else(places):
+    there, _ = places
+    for name in ("teacher", "generic", "scenes"):
+        (there / name).mkdir()
+    (there / "my.toml").write_text(RECIPE.replace('"model"', '"teacher"').replace('"prompts.txt"', '"generic"'))
+    recipe = load_recipe(there / "my.toml")
+    assert recipe.model.teacher == str(there / "teacher") and recipe.data.prompts == "generic"
+    assert recipe.objective.adversarial.real == "teacher" and recipe.objective.perceptual.backbone == "scenes"
+
+
 def test_what_is_not_next_to_the_file_is_found_in_the_working_directory(places):
     there, here = places
     (there / "prompts.txt").unlink()

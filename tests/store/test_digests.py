@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 
+import pytest
 import torch
 
 from dpdmd.store import digests
@@ -41,18 +43,43 @@ def test_a_folder_that_was_moved_is_the_same_and_a_changed_or_renamed_file_is_no
     assert len({before, renamed, digest(tmp_path / "b")}) == 3
 
 
-def test_only_a_link_into_the_blobs_of_a_hub_cache_is_trusted_by_its_name(tmp_path):
-    name = "0" * 64
-    blob = tmp_path / "models--a--b" / "blobs" / name
-    own = tmp_path / "own" / name
-    for path in (blob, own):
-        path.parent.mkdir(parents=True)
-        path.write_text("weights")
-    links = {"hub": tmp_path / "to_hub", "own": tmp_path / "to_own"}
-    links["hub"].symlink_to(blob)
-    links["own"].symlink_to(own)
+def test_no_file_is_trusted_by_its_name(tmp_path):
+    blob = tmp_path / "models--a--b" / "blobs" / ("0" * 64)
+    blob.parent.mkdir(parents=True)
+    blob.write_text("weights")
+    (tmp_path / "link").symlink_to(blob)
     true = hashlib.sha256(b"weights").hexdigest()
-    assert file_digests([links["hub"], links["own"], own, blob]) == [name, true, true, true]
+    assert file_digests([tmp_path / "link", blob], tmp_path / "memo") == [true, true]
+    blob.write_text("other")
+    assert file_digests([tmp_path / "link"], tmp_path / "memo") == [hashlib.sha256(b"other").hexdigest()]
+
+
+def test_a_file_of_the_same_size_and_time_is_hashed_again(tmp_path):
+    path, memo = tmp_path / "weights", tmp_path / "memo"
+    path.write_text("one")
+    before = path.stat()
+    first = file_digests([path], memo)
+    path.write_text("two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as cp -p and rsync -t do
+    assert file_digests([path], memo) == [hashlib.sha256(b"two").hexdigest()] != first
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{half", '{"a": 1}', "\udcff", "[" * 100_000])
+def test_a_memo_with_anything_else_in_it_counts_as_empty(tmp_path, content):
+    (tmp_path / HASHES_FILE).write_bytes(content.encode("utf-8", "surrogateescape"))
+    path = tmp_path / "weights"
+    path.write_text("one")
+    assert file_digests([path], tmp_path) == [hashlib.sha256(b"one").hexdigest()]
+
+
+def test_a_memo_with_values_that_are_no_hashes_is_not_believed(tmp_path):
+    path = tmp_path / "weights"
+    path.write_text("one")
+    file_digests([path], tmp_path)
+    for value in ("abc", "0" * 63, None, [1]):
+        (place,) = json.loads((tmp_path / HASHES_FILE).read_text())
+        (tmp_path / HASHES_FILE).write_text(json.dumps({place: value}))
+        assert file_digests([path], tmp_path) == [hashlib.sha256(b"one").hexdigest()]
 
 
 def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):

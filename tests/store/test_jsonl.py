@@ -50,10 +50,12 @@ def test_what_comes_after_a_step_is_dropped_and_the_rest_kept_to_the_byte(log):
     assert cut_after(log.with_name("none"), 3) == 0 and not log.with_name("none").exists()
 
 
-@pytest.mark.parametrize(("line", "reason"), [('{"step": 1, "lo', "is not valid JSON"), ("[1]", "must be a JSON obj")])
+@pytest.mark.parametrize(
+    ("line", "reason"), [('{"step": 1, "lo', "is not valid JSON"), ("[1]", ": it should be a JSON object, got \\[1\\]")]
+)
 def test_a_broken_line_before_the_last_is_named(tmp_path, line, reason):
     (tmp_path / "a.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
-    with pytest.raises(ValueError, match=rf"a\.jsonl, line 2 {reason}"):
+    with pytest.raises(ValueError, match=rf"a\.jsonl, line 2 ?{reason}"):
         read_rows(tmp_path / "a.jsonl")
 
 

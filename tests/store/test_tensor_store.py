@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpdmd.store.digests import key_of
-from dpdmd.store.files import STALE_SECONDS
+from dpdmd.store.leftovers import STALE_SECONDS
 from dpdmd.store.tensor_store import TensorGroups, TensorStore
 
 KEY = key_of("an entry")

@@ -110,7 +110,8 @@ def test_a_folder_that_cannot_be_written_is_reported_before_the_model_is_loaded(
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "run", "/proc/run"):  # root may write nearly anywhere
         recipe = make_recipe(output={"folder": str(place)})
-        with pytest.raises(OSError, match=f"cannot write into output.folder {place}"):
+        refused = "output.folder .*file/run must be a folder" if "file" in str(place) else f"write into .*{place}"
+        with pytest.raises((ValueError, OSError), match=refused):
             train(recipe, untouched, progress=False)
 
 

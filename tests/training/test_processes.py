@@ -170,5 +170,5 @@ def test_sharding_is_refused_in_one_process(recipe):
 
 def test_resuming_with_other_samples_per_update_is_refused(recipe):
     train_tiny(recipe("run", 1, num_updates=2))
-    with pytest.raises(ValueError, match=r"another samples_per_update: 8, now 4; on fewer processes raise"):
+    with pytest.raises(ValueError, match=r"8 samples per update, now 4; on fewer processes raise"):
         train_tiny(recipe("run", 2), True)

@@ -33,6 +33,10 @@ def train(
     ] = False,
 ) -> None:
     """Train a student. Ctrl-C (exit code 130) and SIGTERM (143) save a checkpoint first."""
+    from dpdmd.distributed.environment import require_neutral_environment
+
+    require_neutral_environment()  # before libraries read it
+
     from dpdmd.recipe.schema import NO_CACHE
     from dpdmd.recipe.toml import flatten, load_recipe
 

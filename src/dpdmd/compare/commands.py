@@ -21,12 +21,29 @@ from typing import Any
 from dpdmd.compare.arms import Run
 from dpdmd.models.student_file import STUDENT_FOLDER
 from dpdmd.recipe.toml import flatten, load_recipe
-from dpdmd.store.files import read_json, write_json, write_text
-from dpdmd.training.run.folder import RunFolder
+from dpdmd.store.files import make_folder, read_text, write_json, write_text
+from dpdmd.store.state import Count, State, read_state
+from dpdmd.training.run.folder import FailureFile, RunFolder
 
 STOPPED_ERROR, USER_ERROR = 1, 2  # exit codes, as in `dpdmd.cli`
 Command = tuple[str, ...]
 Call = Callable[..., dict[str, Any]]
+
+
+class CostFile(State):
+    """cost.json: what the commands of a run took."""
+
+    seconds: float
+    peak_memory_bytes: Count
+
+
+class CommandFile(State):
+    """cost_train.json or cost_sample.json: a command that has finished, what it took, and how a training failed."""
+
+    command: list[str]
+    seconds: float = 0.0
+    peak_memory_bytes: Count = 0
+    failure: FailureFile | None = None
 
 
 def run_all(
@@ -48,7 +65,7 @@ def run_all(
     process works in `out`, and for a command that refuses its arguments; ChildProcessError for a command that fails.
     """
     prompt_file, text = out / "prompts.txt", "\n".join(prompts) + "\n"
-    if prompt_file.exists() and prompt_file.read_text(encoding="utf-8") != text:
+    if prompt_file.exists() and read_text(prompt_file) != text:
         raise ValueError(f"{prompt_file} has other prompts; choose another folder or remove this one")
     commands = [_commands(run, prompt_file, images_per_prompt) for run in runs]
     for run, own in zip(runs, commands, strict=True):
@@ -62,7 +79,8 @@ def run_all(
 def failure(run: Run) -> dict[str, Any] | None:
     """{"step", "error"} of a training that failed, else None."""
     record = _record(run, "train")
-    return read_json(record).get("failure") if record.exists() else None
+    failed = read_state(record, CommandFile).failure if record.exists() else None
+    return failed and failed.model_dump()
 
 
 def _commands(run: Run, prompt_file: Path, images_per_prompt: int) -> list[Command]:
@@ -88,7 +106,7 @@ def _record(run: Run, name: str) -> Path:
 def _refuse_other(run: Run, commands: list[Command]) -> None:
     for command in commands:
         record = _record(run, command[0])
-        made_by = read_json(record)["command"] if record.exists() else list(command)
+        made_by = read_state(record, CommandFile).command if record.exists() else list(command)
         if made_by != list(command):
             raise ValueError(
                 f"{run.folder} was made by `dpdmd {shlex.join(made_by)}`, and this comparison needs "
@@ -106,7 +124,7 @@ def _alone_in(out: Path) -> Iterator[int]:
 
     A command that outlives its killed comparison keeps the lock, so that it is not started twice.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
     with (out / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,13 +202,13 @@ def _once(run: Run, command: Command, call: Call) -> dict[str, Any]:
     """Run a command unless it has finished before; returns what it cost then or now."""
     record = _record(run, command[0])
     if record.exists():
-        return read_json(record)
+        return read_state(record, CommandFile).model_dump(exclude_none=True)
     is_begun = command[0] == "train" and (run.folder / "recipe.toml").exists()
     cost = call([*command, *(["--resume"] if is_begun else [])])
     code, failed = cost.pop("exit_code"), RunFolder(run.folder).failure
     cost = {"command": list(command), **cost}
     if code == STOPPED_ERROR and command[0] == "train" and failed.exists():
-        cost["failure"] = read_json(failed)
+        cost["failure"] = read_state(failed, FailureFile).model_dump()
         print(f"{run.folder} failed and is left out: {cost['failure']['error']}", flush=True)
     elif code:
         kind = ValueError if code == USER_ERROR else ChildProcessError

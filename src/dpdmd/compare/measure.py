@@ -6,15 +6,15 @@ from typing import Any
 from tqdm import tqdm
 
 from dpdmd.compare.arms import Run
-from dpdmd.compare.commands import failure
+from dpdmd.compare.commands import CostFile, failure
 from dpdmd.evaluate.metrics import HEADLINE
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.scores import quality
 from dpdmd.models.student_file import STUDENT_FILE, StudentFile
 from dpdmd.store.cache import cache_folder
-from dpdmd.store.files import read_json
 from dpdmd.store.jsonl import read_rows
-from dpdmd.training.run.folder import RunFolder
+from dpdmd.store.state import read_state, state_or_none
+from dpdmd.training.run.folder import ProvenanceFile, RunFolder
 
 SPIKE, WINDOW, FEWEST = 5.0, 50, 10
 
@@ -32,7 +32,7 @@ def measure(runs: list[Run], reference: Run, *, features: str = "auto") -> list[
     for run in tqdm(runs, desc="scoring", unit="run"):
         metrics: RunMetrics = training_metrics(run) if run.arm.recipe else {}
         if failure(run) is None:
-            metrics |= _scores(run, reference, features) | read_json(run.folder / "cost.json")
+            metrics |= _scores(run, reference, features) | read_state(run.folder / "cost.json", CostFile).model_dump()
         measured.append(metrics)
     return measured
 
@@ -61,17 +61,17 @@ def training_metrics(run: Run) -> dict[str, float | None]:
     """
     folder = RunFolder(run.folder)
     log = read_rows(folder.metrics)
-    seconds = [0.0, *(row["seconds"] for row in log)]
+    seconds = [0.0, *(row["seconds"] for row in log if row.get("seconds") is not None)]
     counted = seconds[1:] if len(log) > 1 else seconds
-    facts = read_json(folder.provenance) if folder.provenance.exists() else {}
+    facts = state_or_none(folder.provenance, ProvenanceFile) or ProvenanceFile()
     has_student = (folder.student / STUDENT_FILE).is_file()
-    extra = facts.get("extra_parameters")
+    extra = facts.extra_parameters
     return {
         "updates": len(log),
         "training_seconds": seconds[-1],
         "seconds_per_cycle": (counted[-1] - counted[0]) / (len(counted) - 1) if log else None,
-        "forwards_per_update": facts.get("forwards_per_update"),
-        "backwards_per_update": facts.get("backwards_per_update"),
+        "forwards_per_update": facts.forwards_per_update,
+        "backwards_per_update": facts.backwards_per_update,
         "extra_parameters": None if extra is None else sum(extra.values()),
         "training_memory_bytes": StudentFile.read(folder.student).peak_memory_bytes if has_student else None,
         "loss_spikes": _spikes(log, "loss/"),

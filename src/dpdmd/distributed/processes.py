@@ -12,6 +12,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 
+from dpdmd.distributed.environment import number_from, require_neutral_environment
+
 T = TypeVar("T")
 
 # Environment variables in which launchers (torchrun, a Slurm step, Open MPI) report the number of started processes.
@@ -21,10 +23,11 @@ WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_S
 def new_accelerator() -> Accelerator:
     """Create an Accelerator for the processes started by `torchrun` or `accelerate launch`, or for a single process.
 
-    Raises ValueError if there are fewer GPUs than processes on this machine, or if a launcher has started more
-    processes than are connected.
+    Raises ValueError if the environment would change what is computed, if there are fewer GPUs than processes on this
+    machine, or if a launcher has started more processes than are connected.
     """
-    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    require_neutral_environment()
+    on_this_machine = number_from("LOCAL_WORLD_SIZE")
     uses_gpus = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     if uses_gpus and on_this_machine > torch.cuda.device_count():
         raise ValueError(
@@ -42,7 +45,7 @@ def new_accelerator() -> Accelerator:
         mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp, process_group]
     )
     for name in WORLD_SIZE_VARIABLES:
-        if int(os.environ.get(name) or 1) > accelerator.num_processes:
+        if number_from(name) > accelerator.num_processes:
             raise ValueError(
                 f"{name} says that {os.environ[name]} processes were started, but only {accelerator.num_processes} "
                 f"of them are connected; start them with torchrun, or unset {name}"

@@ -8,16 +8,33 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, read_manifest, write_manifest
-from dpdmd.store.files import read_json, write_json
+from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, write_manifest
+from dpdmd.store.files import make_folder, write_json
+from dpdmd.store.leftovers import remove_leftovers
 from dpdmd.store.png import write_png
+from dpdmd.store.state import State, state_or_none
 
 SETTINGS_FILE = "sampling.json"
 # Names of settings left out, whose values are there as well.
 DEFAULTS = "defaults"
 # Does not make other images. A model that was moved is still the same: "identity" says whether it is.
 HARMLESS = ("model", DEFAULTS)
+PNG_END = bytes.fromhex("0000000049454e44ae426082")  # the chunk that ends every PNG
 ADVICE = "choose another folder or remove this one"
+
+
+class SamplingFile(State):
+    """sampling.json; further keys are settings that the images depend on."""
+
+    prompts: list[str]
+
+
+class DrawnFile(State):
+    """What is read again of the manifest of a folder: the seconds that its images took."""
+
+    seconds: float = 0.0
+
+
 Draw = Callable[[list[tuple[str, int]]], Iterable[Tensor]]
 
 
@@ -59,10 +76,12 @@ def _missing(
     out: Path, prompts: list[str], files: dict[tuple[str, int], str], settings: dict[str, Any]
 ) -> list[tuple[str, int]]:
     """What has yet to be drawn; writes sampling.json before the first image."""
-    out.mkdir(parents=True, exist_ok=True)
-    there = {path.name for path in out.glob("*.png")}
+    make_folder(out, "--out")
+    remove_leftovers(out)
+    there = {path.name for path in out.glob("*.png") if _is_whole(path)}
     path = out / SETTINGS_FILE
-    known = read_json(path) if path.exists() else {}
+    found = state_or_none(path, SamplingFile)
+    known = {} if found is None else found.model_dump()
     if not known and there & set(files.values()):
         raise ValueError(f"{out} has images but no {SETTINGS_FILE} that says how they were made; {ADVICE}")
     if known:
@@ -72,7 +91,18 @@ def _missing(
     return [key for key, file in files.items() if file not in there]
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a PNG has its end: a copy that was interrupted has not, and is drawn again."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - len(PNG_END), 0))
+        return file.read() == PNG_END
+
+
 def _refuse_other(out: Path, known: dict[str, Any], prompts: list[str], settings: dict[str, Any]) -> None:
+    if known.get("identity") != settings.get("identity"):
+        before, now = known.get("model"), settings.get("model")
+        named = f"{before}, and these would be of {now}" if before != now else f"{now} before its files were changed"
+        raise ValueError(f"{out} has images of {named}; {ADVICE}")
     for key, value in settings.items():
         if key not in HARMLESS and known.get(key) != value:
             raise ValueError(f"{out} has images made with {key} {known.get(key)!r}, not {value!r}; {ADVICE}")
@@ -82,4 +112,5 @@ def _refuse_other(out: Path, known: dict[str, Any], prompts: list[str], settings
 
 
 def _seconds_before(out: Path) -> float:
-    return read_manifest(out).info.get("seconds", 0.0) if (out / MANIFEST_NAME).exists() else 0.0
+    found = state_or_none(out / MANIFEST_NAME, DrawnFile)
+    return 0.0 if found is None else found.seconds

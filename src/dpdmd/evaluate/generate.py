@@ -1,6 +1,5 @@
 """Sample one of our models into a folder: PNGs, and the manifest that every metric reads."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpdmd.distributed.environment import number_from, require_neutral_environment
 from dpdmd.distributed.processes import new_accelerator, on_main_process
 from dpdmd.evaluate.drawing import DEFAULTS, draw_folder
-from dpdmd.evaluate.manifest import Manifest
+from dpdmd.evaluate.manifest import MANIFEST_NAME, Manifest
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import Guidance
@@ -23,6 +23,7 @@ from dpdmd.models.load import Sampler, load_adapter, load_sampler, sampling_dtyp
 from dpdmd.models.sampling import hybrid_samples, student_samples
 from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
+from dpdmd.store.files import require_place, require_writable
 
 CHUNK = 64  # prompts encoded at a time
 
@@ -126,6 +127,8 @@ def generate_folder(
     folder with images that were made with other settings.
     """
     require_different(prompts, seeds, batch_size)
+    require_place(out, "--out")
+    require_writable(Path(out) / MANIFEST_NAME)
     device = start_processes()
     sampler = load_sampler(model, base=base)
     if height is not None or width is not None:
@@ -186,6 +189,7 @@ def sample(model: str | Path, prompts: list[str], *, seeds: Sequence[int] = (0,)
     writes them to disk and can be interrupted. Raises ValueError like `generate_folder`.
     """
     require_different(prompts, list(seeds), batch_size)
+    require_neutral_environment()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sampler = load_sampler(str(model))
     shape = sampler.latent_shape()
@@ -224,7 +228,8 @@ def require_different(prompts: list[str], seeds: list[int], batch_size: int) -> 
 
 def start_processes() -> torch.device:
     """The device of this process; joins the other processes of torchrun, if there are any."""
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    require_neutral_environment()
+    if number_from("WORLD_SIZE") > 1:
         return new_accelerator().device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -4,8 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpdmd.store.files import read_json, write_json
+from pydantic import Field
+
+from dpdmd.store.files import write_json
 from dpdmd.store.names import did_you_mean
+from dpdmd.store.state import State, read_state
 
 MANIFEST_NAME = "manifest.json"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -18,6 +21,20 @@ class ImageEntry:
     prompt: str
     seed: int
     file: str
+
+
+class ImageRow(State):
+    """An `ImageEntry` in manifest.json."""
+
+    prompt: str
+    seed: int = Field(ge=0, lt=2**64)
+    file: str = Field(pattern=r"^[^\x00]+$")
+
+
+class ManifestFile(State):
+    """manifest.json; further keys say how the images were made."""
+
+    images: list[ImageRow]
 
 
 @dataclass(frozen=True)
@@ -63,23 +80,15 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not folder.is_dir():
         raise ValueError(f"no such folder: {folder}{did_you_mean(folder)}")
     path = folder / MANIFEST_NAME
-    manifest = _parse(path, read_json(path)) if path.exists() else _from_sub_folders(folder)
+    manifest = _read(path) if path.exists() else _from_sub_folders(folder)
     _check(folder, manifest)
     return manifest
 
 
-def _parse(path: Path, content: Any) -> Manifest:
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise ValueError(f'{path} must be a JSON object with a list under "images"')
-    images = []
-    for number, row in enumerate(content["images"]):
-        fields = {"prompt": str, "seed": int, "file": str}
-        for name, kind in fields.items():
-            value = row.get(name) if isinstance(row, dict) else None
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"{path}: image {number} needs {name!r} ({kind.__name__}), got {value!r}")
-        images.append(ImageEntry(row["prompt"], row["seed"], row["file"]))
-    return Manifest(images, {name: value for name, value in content.items() if name != "images"})
+def _read(path: Path) -> Manifest:
+    content = read_state(path, ManifestFile)
+    images = [ImageEntry(row.prompt, row.seed, row.file) for row in content.images]
+    return Manifest(images, dict(content.model_extra or {}))
 
 
 def _from_sub_folders(folder: Path) -> Manifest:
@@ -109,7 +118,7 @@ def _check(folder: Path, manifest: Manifest) -> None:
         path = (folder / entry.file).resolve()
         if Path(entry.file).is_absolute() or not path.is_relative_to(root):
             raise ValueError(f"{folder}: image file {entry.file!r} is not inside the folder")
-        if not path.is_file():
+        if not _is_file(path):
             raise ValueError(f"{folder}: listed image is missing: {entry.file}")
         if path in files:
             raise ValueError(f"{folder}: image {entry.file!r} is listed twice")
@@ -117,3 +126,10 @@ def _check(folder: Path, manifest: Manifest) -> None:
             raise ValueError(f"{folder}: prompt {entry.prompt!r} with seed {entry.seed} is listed twice")
         files.add(path)
         keys.add((entry.prompt, entry.seed))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False

@@ -10,9 +10,9 @@ EXPORT/                           a diffusers pipeline with student.json in it
 import re
 from pathlib import Path
 
-from dpdmd.models.student_file import BEST_FILE, STUDENT_FILE, STUDENT_FOLDER, StudentFile, student_weights
-from dpdmd.store.files import read_json
+from dpdmd.models.student_file import BEST_FILE, STUDENT_FILE, STUDENT_FOLDER, BestFile, StudentFile, student_weights
 from dpdmd.store.names import did_you_mean, expanded, local_or_hub_id
+from dpdmd.store.state import read_state
 
 AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+)")
 
@@ -70,7 +70,7 @@ def _holds_student(folder: Path) -> bool:
 
 def _first(best: Path) -> Path:
     """The best student that best.json names."""
-    try:
-        return best / read_json(best / BEST_FILE)["students"][0]["folder"]
-    except (KeyError, IndexError, TypeError):
-        raise ValueError(f"{best / BEST_FILE} lists no student") from None
+    students = read_state(best / BEST_FILE, BestFile).students
+    if not students:
+        raise ValueError(f"{best / BEST_FILE} lists no student")
+    return best / students[0].folder

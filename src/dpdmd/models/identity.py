@@ -1,16 +1,20 @@
 """Which model a name stands for, by content: a model that was moved is the same, one whose files changed is another."""
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from dpdmd.models.find import find_student, located
 from dpdmd.models.load import BUILT_IN, built_in_teacher
 from dpdmd.models.parts import local_folder
 from dpdmd.models.student_file import StudentFile, exported_student, student_weights
-from dpdmd.store.cache import cache_folder
+from dpdmd.store.cache import hash_memo
 from dpdmd.store.digests import files_digest, key_of
 from dpdmd.store.files import read_json
 from dpdmd.store.names import local_or_hub_id
+
+logger = logging.getLogger(__name__)
 
 # What student.json says of how a student is sampled; the rest is about its training.
 SAMPLING = {"grid", "guidance_scale", "kind", "embedded_guidance", "height", "width"}
@@ -30,7 +34,7 @@ def model_identity(model: str, *, without: Collection[str] = (), memo: Path | No
         assert weights is not None, "a student has weights"
         files = {path.name: path for path in (sorted(weights.iterdir()) if weights.is_dir() else [weights])}
         base = model_identity(info.base, without=without, memo=memo)
-        return key_of(base, _sampling(info), files_digest(files, memo=memo or default_memo()))
+        return key_of(base, _sampling(info), files_digest(files, memo=memo or hash_memo()))
     source = str(built_in_teacher(model)) if model in BUILT_IN else model
     pipeline = pipeline_identity(source, without=without, memo=memo)
     info = exported_student(source)
@@ -40,25 +44,28 @@ def model_identity(model: str, *, without: Collection[str] = (), memo: Path | No
 def pipeline_identity(source: str, *facts: str, without: Collection[str] = (), memo: Path | None = None) -> str:
     """SHA-256 of `facts` and of the parts of a diffusers pipeline, a folder or hub id, but those named in `without`.
 
-    A part counts with every file in its folder, model_index.json with its settings. Raises ValueError if there is no
-    such pipeline.
+    A part counts with every file in its folder that is not hidden, model_index.json with its settings. Raises
+    ValueError if there is no such pipeline.
     """
     base = local_folder(source)
     index = read_json(base / "model_index.json")
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] and name not in without]
+    parts = [name for name in _parts(index) if name not in without]
     settings = {key: value for key, value in index.items() if key[0] != "_" and not isinstance(value, list)}
-    files = (path for name in parts for path in (base / name).rglob("*") if path.is_file())
     return files_digest(
-        {path.relative_to(base).as_posix(): path for path in files},
+        _files(base, parts),
         str(index.get("_class_name")),
         repr(sorted(settings.items())),
         *facts,
-        memo=memo or default_memo(),
+        memo=memo or hash_memo(),
     )
 
 
 def lora_identity(lora: str, base: str) -> str:
     """SHA-256 of a LoRA, a file, a folder or a hub id that has been downloaded, and of the model that it is for."""
+    return key_of(model_identity(base), _lora_files(lora))
+
+
+def _lora_files(lora: str) -> str:
     place = Path(local_or_hub_id(lora))
     if place.is_file():
         files = {"lora": place}
@@ -68,15 +75,52 @@ def lora_identity(lora: str, base: str) -> str:
 
             place = Path(snapshot_download(lora, allow_patterns="*.safetensors", local_files_only=True))
         files = {path.name: path for path in place.glob("*.safetensors")}
-    return key_of(model_identity(base), files_digest(files, memo=default_memo()))
+    return files_digest(files, memo=hash_memo())
 
 
-def default_memo() -> Path | None:
-    """The folder that remembers hashes of files by default; None if there is no place for it."""
-    try:
-        return cache_folder("hashes")
-    except ValueError:
-        return None
+def part_identities(source: str, *, memo: Path | None = None) -> dict[str, str]:
+    """{part: SHA-256} of a pipeline, a folder, built-in name or hub id, to say which of its parts have changed.
+
+    {} for any other name: of the source of an adapter that is not one of ours.
+    """
+    source = str(built_in_teacher(source)) if source in BUILT_IN else source
+    is_pipeline = (Path(source) / "model_index.json").is_file() if Path(source).exists() else "/" in source
+    if not is_pipeline:
+        return {}
+    base = local_folder(source)
+    memo = memo or hash_memo()
+    return {
+        name: files_digest(_files(base, [name]), memo=memo)
+        for name in sorted(_parts(read_json(base / "model_index.json")))
+    }
+
+
+def start_identity(source: str, *, is_lora: bool) -> str:
+    """SHA-256 of what a student starts from: a model, or for `is_lora` also a LoRA's file, folder or hub id."""
+    is_model = not is_lora or find_student(located(source)) is not None
+    return model_identity(source) if is_model else _lora_files(source)
+
+
+def warn_of_another_base(student: Path, info: StudentFile) -> None:
+    """Log which parts of a student's base are not those that it was trained with, if any."""
+    now = part_identities(info.base) if info.base_parts else {}
+    changed = [name for name, digest in info.base_parts.items() if now.get(name) != digest]
+    if changed:
+        logger.warning(
+            "%s: its base %s has changed since the student was trained (%s): its images may be others",
+            student,
+            info.base,
+            ", ".join(changed),
+        )
+
+
+def _parts(index: dict[str, Any]) -> list[str]:
+    return [name for name, value in index.items() if isinstance(value, list) and value and value[0]]
+
+
+def _files(base: Path, parts: list[str]) -> dict[str, Path]:
+    found = ((path.relative_to(base), path) for name in parts for path in (base / name).rglob("*") if path.is_file())
+    return {name.as_posix(): path for name, path in found if not any(part.startswith(".") for part in name.parts)}
 
 
 def _sampling(info: StudentFile) -> str:

@@ -139,6 +139,7 @@ def load_sampler(model: str, dtype: torch.dtype | None = None, *, base: str | No
     Raises ValueError if it cannot be loaded, and for a student whose weights have changed since it was written.
     """
     from dpdmd.models.find import find_student, located
+    from dpdmd.models.identity import warn_of_another_base
     from dpdmd.models.student_file import StudentFile, exported_student
 
     model = located(model)
@@ -151,7 +152,10 @@ def load_sampler(model: str, dtype: torch.dtype | None = None, *, base: str | No
         try:
             adapter = load_adapter(info.base)
         except ValueError as error:
-            raise ValueError(f"cannot load the base of the student {student}: {error}") from None
+            hint = info.how_to_move_base(student)
+            raise ValueError(f"cannot load the base of the student {student}: {error}{hint}") from None
+        if base is None:
+            warn_of_another_base(student, info)
         return _student(adapter, _trained_network(adapter, student, dtype), info)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ValueError(

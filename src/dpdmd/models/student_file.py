@@ -6,12 +6,13 @@ is an exported pipeline. `models.find` says in which folders of a run students a
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
 
 from dpdmd.method.grids import Grid
 from dpdmd.method.rollout import StudentKind
 from dpdmd.store.digests import sha256_of
-from dpdmd.store.files import read_json, write_json
+from dpdmd.store.files import write_json
+from dpdmd.store.state import Count, Sha256, State, read_state
 
 STUDENT_FOLDER = "student"
 STUDENT_FILE = "student.json"
@@ -22,6 +23,27 @@ STATE_FILE = "state.json"  # of a checkpoint: the SHA-256 of its files, among ot
 AVERAGE = "ema"  # name of the averaged weights in a checkpoint
 
 
+class CheckpointFile(State):
+    """state.json of a checkpoint; what a resumed run must share with it is among its further keys."""
+
+    step: Count
+    seconds: float = 0.0
+    peak_memory_bytes: Count = 0
+    sha256: dict[str, Sha256]
+
+
+class BestPlace(State):
+    """One of the best students of a run, by its folder; `training.validation.best` says more of it."""
+
+    folder: str = Field(pattern=r"^step-\d+$")
+
+
+class BestFile(State):
+    """best.json: the best students of a run, the best first."""
+
+    students: list[BestPlace]
+
+
 class StudentFile(BaseModel):
     """What a student was made of and how it is sampled; only `base` and `grid` are required.
 
@@ -30,20 +52,29 @@ class StudentFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    base: str = Field(description="The teacher: a built-in name, an absolute folder or a hub id.")
-    grid: tuple[float, ...] = Field(description="Times of the steps, N + 1 values from noise (at most 1) to data (0).")
-    guidance_scale: float = Field(default=1.0, description="Classifier-free guidance when sampling; 1 = off.")
+    base: str = Field(min_length=1, description="The teacher: a built-in name, an absolute folder or a hub id.")
+    grid: tuple[float, ...] = Field(
+        max_length=1001, description="Times of the steps, N + 1 values from noise (at most 1) to data (0)."
+    )
+    guidance_scale: float = Field(default=1.0, ge=1, description="Classifier-free guidance when sampling; 1 = off.")
     kind: StudentKind = Field(default="ode", description='How a step is taken: "ode", "renoise" or "renoise_last".')
     embedded_guidance: float | None = Field(
         default=None, description="Guidance that the network is fed as an input; null for a network that takes none."
     )
-    height: int | None = Field(default=None, description="Height of the images in pixels; null for the base's own.")
-    width: int | None = Field(default=None, description="Width of the images in pixels; null for the base's own.")
+    height: int | None = Field(
+        default=None, ge=1, lt=2**31, description="Height of the images in pixels; null for the base's own."
+    )
+    width: int | None = Field(
+        default=None, ge=1, lt=2**31, description="Width of the images in pixels; null for the base's own."
+    )
     objective: str = Field(default="unknown", description="Name of the objective that the student was trained with.")
-    updates: int = Field(default=0, description="Student updates done.")
+    updates: int = Field(default=0, ge=0, description="Student updates done.")
     seconds: float | None = Field(default=None, description="Training time in seconds, without validation.")
     peak_memory_bytes: int | None = Field(
         default=None, description="Most memory of the main process in bytes: of the GPU if there is one, else resident."
+    )
+    base_parts: dict[str, str] = Field(
+        default={}, description="SHA-256 of each part of the base when the student was trained; {} in older files."
     )
     weights_sha256: str | None = Field(
         default=None,
@@ -69,15 +100,7 @@ class StudentFile(BaseModel):
     @classmethod
     def read(cls, folder: str | Path) -> "StudentFile":
         """Read `folder`/student.json. Raises ValueError naming the file when it is missing or broken."""
-        path = Path(folder) / STUDENT_FILE
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(
-                f"{path} does not describe a student: {where}{': ' if where else ''}{first['msg']}"
-            ) from None
+        return read_state(Path(folder) / STUDENT_FILE, cls)
 
     def write(self, folder: str | Path) -> None:
         """Write `folder`/student.json atomically, with the SHA-256 of the weights that are there already."""
@@ -96,7 +119,7 @@ class StudentFile(BaseModel):
             return
         expected = {weights.name: self.weights_sha256}
         if (Path(folder) / STATE_FILE).is_file():  # a checkpoint
-            sums = read_json(Path(folder) / STATE_FILE).get("sha256", {})
+            sums = read_state(Path(folder) / STATE_FILE, CheckpointFile).sha256
             expected = {name: sums[name] for name in sums if name.partition("/")[0] == weights.name}
         for name, digest in expected.items():
             if digest not in (None, sha256_of(Path(folder) / name)):
@@ -104,6 +127,14 @@ class StudentFile(BaseModel):
                     f"{Path(folder) / name} has changed since it was written: its SHA-256 is not the recorded one; "
                     "copy it again, or let `dpdmd train RUN --resume` write it again from the run's last checkpoint"
                 )
+
+    def how_to_move_base(self, folder: str | Path) -> str:
+        """What to do, for the end of a message, where the base is a folder that is not there; else ""."""
+        if not Path(self.base).is_absolute() or Path(self.base).exists():
+            return ""
+        if (Path(folder) / STATE_FILE).is_file():  # which has the hash of student.json
+            return ". If it was moved, go on with the run by `dpdmd train RUN --resume --set model.teacher=NEW_PLACE`"
+        return f'. If it was moved, write its new place as "base" into {Path(folder) / STUDENT_FILE}'
 
 
 def student_weights(folder: str | Path) -> Path | None:

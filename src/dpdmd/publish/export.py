@@ -1,11 +1,13 @@
 """Export a trained student as a folder that stock diffusers loads, with a model card whose snippet samples it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dpdmd.evaluate.manifest import ManifestFile
 from dpdmd.method.grids import Grid
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
@@ -14,11 +16,12 @@ from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, StudentFile
 from dpdmd.publish.card import CardParts, base_licence, model_card, read_metrics
 from dpdmd.publish.comfyui import WORKFLOW_FILE, Workflow, settings, workflow
 from dpdmd.publish.pictures import PICTURE_FILE, write_picture
-from dpdmd.publish.pipeline import DTYPES, with_usual_modes, write_lora, write_pipeline
+from dpdmd.publish.pipeline import DTYPES, write_lora, write_pipeline
 from dpdmd.publish.snippet import public_name, snippet
 from dpdmd.recipe.toml import load_recipe
-from dpdmd.store.files import atomic_folder, read_json, write_json, write_text
+from dpdmd.store.files import atomic_folder, read_text, write_json, write_text
 from dpdmd.store.names import did_you_mean, expanded
+from dpdmd.store.state import read_state
 
 STUDENTS_FOLDER = "students"  # of a run: the students that it has kept
 
@@ -86,7 +89,7 @@ def export_run(
     if dtype not in (None, *DTYPES):
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     student = _student(run, is_lora=lora)
-    if out.exists():
+    if os.path.lexists(out):
         raise ValueError(f"{out} exists already; give a new folder")
     weights = None if dtype is None else DTYPES[dtype]
     if metrics is None and (student.run / "metrics.json").is_file():
@@ -115,7 +118,6 @@ def export_run(
         )
         write_text(folder / "README.md", model_card(student.info, parts))
         student.info.write(folder)
-        with_usual_modes(folder)
     return out
 
 
@@ -194,7 +196,7 @@ def _recipe_file(student: Exported) -> Path | None:
 
 def _recipe(student: Exported) -> str | None:
     path = _recipe_file(student)
-    return path and path.read_text(encoding="utf-8")
+    return path and read_text(path)
 
 
 def _snippet_dtype(adapter: ModelAdapter, *, is_lora: bool) -> torch.dtype:
@@ -205,4 +207,5 @@ def _snippet_dtype(adapter: ModelAdapter, *, is_lora: bool) -> torch.dtype:
 def _example_prompt(run: Path) -> str:
     """A prompt for the card's snippet: the first evaluation prompt of the run, or "a red circle" if there is none."""
     manifest = run / "samples" / "manifest.json"
-    return read_json(manifest)["images"][0]["prompt"] if manifest.is_file() else "a red circle"
+    images = read_state(manifest, ManifestFile).images if manifest.is_file() else []
+    return images[0].prompt if images else "a red circle"

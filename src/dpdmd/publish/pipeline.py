@@ -52,22 +52,6 @@ def write_lora(adapter: ModelAdapter, student: Path, scheduler: Any, out: Path, 
     scheduler.save_pretrained(out / "scheduler")
 
 
-def with_usual_modes(folder: Path) -> None:
-    """Give all files and folders in `folder` the modes that new ones have, whatever copied or wrote them.
-
-    A linked file keeps its mode, which is also that of the original.
-    """
-    probe = folder / ".mode"
-    probe.touch()
-    file_mode, folder_mode = probe.stat().st_mode, folder.stat().st_mode
-    probe.unlink()
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            path.chmod(folder_mode)
-        elif path.stat().st_nlink == 1:
-            path.chmod(file_mode)
-
-
 def _link(source: str, target: str) -> None:
     """Hard-link a file, resolving symbolic links (as in a hub cache); copy it if it is on another file system."""
     try:

@@ -3,22 +3,32 @@
 `output.folder` and `data.cache` are written, not read: they belong to the working directory.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dpdmd.recipe.schema import INPUTS, Recipe
-from dpdmd.store.names import expanded
+from dpdmd.store.names import did_you_mean, expanded
 
-# Values of these keys that name something other than a file, even where a file of that name exists.
-RESERVED = {"scenes", "scenes_eps", "generic", "auto", "teacher"}
+AT_STEP = re.compile(r"@\d+$")  # of RUN@STEP
+# Values that name something other than a file, even where a file of that name exists.
+TEACHERS = {"scenes", "scenes_eps"}
+RESERVED = {
+    "model.teacher": TEACHERS,
+    "student.start": TEACHERS,
+    "objective.perceptual.backbone": {"scenes"},
+    "objective.adversarial.real": {"teacher"},
+    "data.prompts": {"scenes", "generic"},
+    "validation.features": {"scenes", "auto"},
+}
 
 
 def look_up_inputs(data: dict[str, Any], folder: Path) -> None:
     """Replace, in the parsed TOML of a file in `folder`, every input that exists next to the file by its path."""
 
-    def found(name: Any) -> Any:
-        return _absolute(name, folder) if isinstance(name, str) else name
+    def found(key: str, name: Any) -> Any:
+        return _absolute(key, name, folder) if isinstance(name, str) else name
 
     for key in INPUTS:
         *tables, last = key.split(".")
@@ -30,35 +40,50 @@ def look_up_inputs(data: dict[str, Any], folder: Path) -> None:
         value = table[last]
         if isinstance(value, list):
             table[last] = [
-                {**entry, "source": found(entry.get("source"))} if isinstance(entry, dict) else found(entry)
+                {**entry, "source": found(key, entry.get("source"))} if isinstance(entry, dict) else found(key, entry)
                 for entry in value
             ]
         else:
-            table[last] = found(value)
+            table[last] = found(key, value)
 
 
 def with_absolute_inputs(recipe: Recipe) -> Recipe:
     """The recipe with every input that is a file or folder as an absolute path, from the working directory."""
 
-    def replaced(section: Any, parts: Sequence[str]) -> Any:
+    def replaced(section: Any, key: str, parts: Sequence[str]) -> Any:
         name, *rest = parts
         value = getattr(section, name)
         if rest:
-            value = replaced(value, rest)
+            value = replaced(value, key, rest)
         elif isinstance(value, tuple):  # sources of prompts
-            value = tuple(entry.model_copy(update={"source": _absolute(entry.source)}) for entry in value)
+            value = tuple(entry.model_copy(update={"source": _absolute(key, entry.source)}) for entry in value)
         elif value is not None:
-            value = _absolute(value)
+            value = _absolute(key, value)
         return section.model_copy(update={name: value})
 
     for key in INPUTS:
-        recipe = replaced(recipe, key.split("."))
+        recipe = replaced(recipe, key, key.split("."))
     return recipe
 
 
-def _absolute(name: str, folder: Path | None = None) -> str:
+def require_inputs(recipe: Recipe) -> None:
+    """Raises ValueError for absolute paths of what a recipe reads that are not there, as in a run that was moved."""
+    missing = []
+    for key in INPUTS:
+        value: Any = recipe
+        for part in key.split("."):
+            value = getattr(value, part)
+        for name in [entry.source for entry in value] if isinstance(value, tuple) else [value]:
+            if isinstance(name, str) and Path(name).is_absolute() and not Path(AT_STEP.sub("", name)).exists():
+                hint = f"{did_you_mean(name)}. If it was moved, name its new place: --set {key}=PLACE"
+                missing.append(f"{key}: there is no {name}{hint}")
+    if missing:
+        raise ValueError("\n".join(missing))
+
+
+def _absolute(key: str, name: str, folder: Path | None = None) -> str:
     """`name` as an absolute path if it exists in `folder` (default: the working directory), otherwise as it is."""
-    if name in RESERVED or not name:
+    if name in RESERVED[key] or not name:
         return name
     path = Path(folder or Path.cwd(), expanded(name))
     if path.exists():

@@ -2,9 +2,12 @@
 
 import base64
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dpdmd.evaluate.metrics import COST, GROUPS, REFERENCE, STABILITY, metric_of
@@ -18,7 +21,7 @@ from dpdmd.report.runs import ArmReport, encodable, is_number, read_runs
 from dpdmd.report.spreadsheet import write_rows
 from dpdmd.report.summary import summary_sentences
 from dpdmd.report.tables import Table, make_table, shown_metrics, table_rows
-from dpdmd.store.files import require_writable, write_text
+from dpdmd.store.files import is_stream, require_writable, write_text
 
 DEFAULT_TITLE = "Few-step students and their teacher"
 FILES = "report_files"
@@ -43,12 +46,31 @@ def build_report(
     What an arm lacks (images, metrics, log) is left out. Without matplotlib there are no plots, and the page says so.
     Raises ValueError when there is no arm.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     if not arms:
         raise ValueError("a report needs at least one arm")
     out = Path(out)
-    folder = out.parent / FILES
+    with _files_folder(out) as folder:
+        page = _page(folder, title, arms, comparison, provenance or {})
+    write_text(out, encodable(page))
+    return out
+
+
+@contextmanager
+def _files_folder(out: Path) -> Iterator[Path]:
+    """The folder of the report's files. A page that goes into a pipe or device has none that stays."""
+    if not is_stream(out):
+        yield out.parent / FILES
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _page(
+    folder: Path, title: str, arms: dict[str, ArmReport], comparison: Comparison | None, provenance: dict[str, Any]
+) -> str:
+    """The page; writes its files to `folder`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     plots, plots_note = _plots(arms, comparison, folder)
     tables = _tables(arms, comparison)
     galleries = prompt_galleries(arms)
@@ -64,7 +86,7 @@ def build_report(
     )
     colours = arm_colours(arms)
     script = _resource("page.js")
-    page = environment.get_template("template.html").render(
+    return environment.get_template("template.html").render(
         title=title,
         policy=_policy(script),
         style=_resource("page.css"),
@@ -83,10 +105,8 @@ def build_report(
         num_prompts=_num_prompts(arms),
         prompts=prompt_data(arms, colours),
         facts=provenance_facts(arms),
-        provenance=provenance_files(arms, provenance or {}),
+        provenance=provenance_files(arms, provenance),
     )
-    write_text(out, encodable(page))
-    return out
 
 
 def report_from_runs(

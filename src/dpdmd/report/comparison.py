@@ -6,6 +6,7 @@ from typing import Any
 
 from dpdmd.report.runs import LABELS, ArmReport, read_arm
 from dpdmd.store.files import read_json
+from dpdmd.store.state import State, checked
 
 COMPARISON_FILE = "comparison.json"
 OF_ONE_SEED = ("per_prompt", "skipped", "provenance", "frechet_reliable", "num_prompts", "images_per_prompt")
@@ -13,6 +14,16 @@ ONE_SEED = (
     "Small numbers are 95 % bootstrap intervals over prompts: how far a metric may move with other prompts. Every "
     "student was trained once. Another training seed may move its metrics further."
 )
+
+
+class ComparisonFile(State):
+    """comparison.json."""
+
+    arms: dict[str, dict[str, dict[str, Any] | None]]
+    setup: dict[str, Any]
+    runs: dict[str, list[dict[str, Any]]]
+    paths: dict[str, list[dict[str, Any]]]
+    curve: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -41,10 +52,12 @@ class Comparison:
 def read_comparison(folder: str | Path) -> Comparison:
     """Read comparison.json and the run folders of one seed. Raises ValueError for what is missing or broken."""
     folder = Path(folder)
-    content = read_json(folder / COMPARISON_FILE)
+    path = folder / COMPARISON_FILE
+    content = read_json(path)
+    checked(content, ComparisonFile, f"{path} was not written by dpdmd compare")
     try:
         return _comparison(folder, content)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{folder / COMPARISON_FILE} was not written by dpdmd compare: {error!r}") from None
 
 

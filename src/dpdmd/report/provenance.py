@@ -58,14 +58,14 @@ def _facts(arm: ArmReport) -> dict[str, str]:
 def _recipe(arm: ArmReport) -> dict[str, Any]:
     try:
         return tomllib.loads(arm.settings.get("recipe.toml", ""))
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return {}  # it is still shown as text
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text or "{}")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

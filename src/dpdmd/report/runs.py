@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, read_manifest
+from dpdmd.evaluate.metrics_file import MetricsFile
 from dpdmd.models.student_file import STUDENT_FILE, STUDENT_FOLDER, StudentFile
-from dpdmd.store.files import read_json
+from dpdmd.store.files import read_json, read_text
 from dpdmd.store.jsonl import read_rows
 from dpdmd.store.names import did_you_mean, expanded
+from dpdmd.store.state import checked
 
 LABELS = {
     "teacher": "Teacher",
@@ -89,9 +91,7 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
         if (place / STUDENT_FILE).is_file():
             StudentFile.read(place)
     samples = next((path for path in (folder / "samples", folder) if (path / MANIFEST_NAME).exists()), None)
-    found = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder / 'metrics.json'} must be a JSON object")
+    found = _metrics(folder)
     texts = {name: folder / name for name in SETTINGS_FILES if (folder / name).is_file()}
     return ArmReport(
         label=label,
@@ -99,7 +99,7 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
         images=read_manifest(samples) if samples else None,
         metrics=found | (metrics or {}),
         log=read_rows(folder / "metrics.jsonl") + read_rows(folder / "validation" / "scores.jsonl"),
-        settings={name: path.read_text(encoding="utf-8")[:LONGEST_SETTINGS] for name, path in texts.items()},
+        settings={name: read_text(path)[:LONGEST_SETTINGS] for name, path in texts.items()},
     )
 
 
@@ -119,12 +119,13 @@ def read_runs(runs: list[str | Path]) -> dict[str, ArmReport]:
     for run in map(Path, map(expanded, runs)):
         if not run.is_dir():
             raise ValueError(f"no such run folder: {run}{did_you_mean(run)}")
-        together = read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
-        extra = together.get("arms") if isinstance(together, dict) else None
+        extra = _metrics(run).get("arms")
         if _is_run(run) and not isinstance(extra, dict):
             _add(arms, run.resolve().name, read_arm(run, LABELS.get(run.resolve().name, run.resolve().name)))
             continue
         extra = extra if isinstance(extra, dict) else {}
+        for name, metrics in extra.items():
+            checked(metrics, MetricsFile, f"{run / 'metrics.json'}: arms.{name}")
         names = {path.name for path in run.iterdir() if path.is_dir() and _is_run(path)} | set(extra)
         if not names:
             raise ValueError(
@@ -137,6 +138,16 @@ def read_runs(runs: list[str | Path]) -> dict[str, ArmReport]:
             arm = read_arm(run / name, label, metrics=extra.get(name)) if has_folder else None
             _add(arms, name, arm or ArmReport(label, metrics=extra[name]))
     return arms
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    """What metrics.json holds; {} without the file. Raises ValueError naming what is wrong with it."""
+    path = folder / "metrics.json"
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    checked(content, MetricsFile, path)
+    return content
 
 
 def _is_run(folder: Path) -> bool:

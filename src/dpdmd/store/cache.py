@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 from torch import Tensor
 from tqdm import tqdm
 
+from dpdmd.store.names import expanded
 from dpdmd.store.tensor_store import TensorStore
 
 T = TypeVar("T")
@@ -24,9 +25,9 @@ def cache_folder(kind: Kind) -> Path:
     Raises ValueError when neither variable is set and no home directory is known.
     """
     if own := os.environ.get("DPDMD_CACHE"):
-        return Path(own) / kind
+        return Path(expanded(own)) / kind
     if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "dpdmd" / kind
+        return Path(expanded(shared)) / "dpdmd" / kind
     try:
         return Path.home() / ".cache" / "dpdmd" / kind
     except RuntimeError:
@@ -34,6 +35,14 @@ def cache_folder(kind: Kind) -> Path:
             "no home directory is known, so there is no default folder for caches; set the environment variable "
             "DPDMD_CACHE to a folder"
         ) from None
+
+
+def hash_memo() -> Path | None:
+    """The folder that remembers hashes of files (`digests.file_digests`); None if there is no place for it."""
+    try:
+        return cache_folder("hashes")
+    except ValueError:
+        return None
 
 
 def through_cache(

@@ -29,21 +29,19 @@ def sha256_of(path: str | Path) -> str:
 def file_digests(paths: Iterable[Path], memo: Path | None = None) -> list[str]:
     """SHA-256 of the content of each file.
 
-    A link into the blobs/ of a hub cache is not read: the hub names a large file by its hash. No other name is trusted.
-    memo: a folder whose hashes.json remembers hashes by path, size and modification time; None reads every file. A memo
-    that cannot be read or written is done without.
+    Names are not trusted, not even of the blobs of a hub cache.
+    memo: a folder whose hashes.json remembers hashes by path, size, inode and the time of the last change, which no
+    program sets back; None reads every file. A memo that cannot be read or written is done without.
     """
     known = _read_memo(memo)
     fresh: dict[str, str] = {}
     digests = []
     for path in paths:
-        digest = _blob_name(path)
+        stat = path.stat()
+        place = f"{path.resolve()}:{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+        digest = known.get(place) or fresh.get(place)
         if digest is None:
-            stat = path.stat()
-            place = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-            digest = known.get(place) or fresh.get(place)
-            if digest is None:
-                digest = fresh[place] = sha256_of(path)
+            digest = fresh[place] = sha256_of(path)
         digests.append(digest)
     if memo is not None and fresh:
         with suppress(OSError):
@@ -79,14 +77,6 @@ def fingerprint(network: nn.Module) -> str:
     return hashlib.sha256(beginnings.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def _blob_name(path: Path) -> str | None:
-    """The SHA-256 that a hub cache has named the file by, None for a file that is not a link into one."""
-    if not path.is_symlink():
-        return None
-    target = path.resolve()
-    return target.name if target.parent.name == "blobs" and SHA256.fullmatch(target.name) else None
-
-
 def _read_memo(memo: Path | None) -> dict[str, str]:
     if memo is None or not (memo / HASHES_FILE).is_file():
         return {}
@@ -94,4 +84,5 @@ def _read_memo(memo: Path | None) -> dict[str, str]:
         known = read_json(memo / HASHES_FILE)
     except (ValueError, OSError):
         return {}
-    return known if isinstance(known, dict) else {}
+    pairs = known.items() if isinstance(known, dict) else ()
+    return {place: digest for place, digest in pairs if isinstance(digest, str) and SHA256.fullmatch(digest)}

@@ -2,25 +2,37 @@
 
 import json
 import os
-import secrets
 import shutil
+import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EISDIR
+from errno import EACCES, EISDIR, ENXIO
 from pathlib import Path
 from typing import Any
 
-STALE_SECONDS = 3600
+from dpdmd.store.leftovers import remove_leftovers, temporary_name
+
+MOST_BYTES = 2**30  # of a text file: a manifest of a million images has a fifth of it
+# Names of what a process has open: a file behind them is appended to, as by a shell, and not replaced.
+OPEN_FILES = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/")
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary file next to `path` to write to. It is renamed to `path` on success and removed on failure."""
+    """A temporary file to write to. On success it becomes `path`, on failure it is removed.
+
+    It lies next to `path` and is renamed, so that no reader sees half of it. A link is followed and stays. Into a
+    device or pipe the content is copied instead. Raises OSError for a pipe that nobody reads.
+    """
     path = Path(path)
+    if is_stream(path):
+        with _copied_into(path) as temporary:
+            yield temporary
+        return
+    path = _behind_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = path.with_name(temporary_name(path.stem, path.suffix))
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -35,24 +47,96 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder next to `path` to fill. It is renamed to `path` on success and removed on failure.
 
-    `path` must not exist.
+    `path` must not exist. What a killed process began for the same folder is removed. All files in it get the modes
+    that new ones have.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    remove_leftovers(path.parent, of=path.name)
+    temporary = path.with_name(temporary_name(path.name))
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        _give_usual_modes(temporary)
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_stale_temporaries(folder: Path) -> None:
-    """Remove files that `atomic_path` began in `folder` more than an hour ago: a killed process left them behind."""
-    for path in folder.glob(".*.tmp*"):
-        with suppress(FileNotFoundError):  # its writer has renamed it
-            if path.is_file() and time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
+def _give_usual_modes(folder: Path) -> None:
+    """Give all files and folders in `folder` the modes that new ones have, whatever copied or wrote them.
+
+    A linked file keeps its mode, which is also that of the original.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    file_mode, folder_mode = probe.stat().st_mode, folder.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            path.chmod(folder_mode)
+        elif path.stat().st_nlink == 1:
+            path.chmod(file_mode)
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether writing to `path` means writing into what is there: a device, a pipe, or a file that is open."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or os.path.abspath(path).startswith(OPEN_FILES)
+
+
+@contextmanager
+def _copied_into(stream: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder, f"content{stream.suffix}")
+        temporary.touch()
+        yield temporary
+        with temporary.open("rb") as source, _opened(stream) as target:
+            shutil.copyfileobj(source, target)
+
+
+def _opened(stream: Path) -> Any:
+    """A device or pipe, open for writing. Without O_NONBLOCK the call would wait for somebody to read a pipe."""
+    try:
+        number = os.open(stream, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        reason = "nobody reads this pipe" if error.errno == ENXIO else error.strerror
+        raise OSError(error.errno, f"cannot write into {stream}: {reason}") from None
+    os.set_blocking(number, True)
+    return open(number, "wb", buffering=0)
+
+
+def _behind_links(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def make_folder(path: str | Path, what: str = "") -> Path:
+    """Make a folder unless it exists. Raises ValueError like `require_place`."""
+    require_place(path, what)
+    Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
+def require_place(path: str | Path, what: str = "") -> None:
+    """Raises ValueError, naming `what`, where a file, a device or a link to nothing is in the place of a folder."""
+    path, named = Path(path), f"{what} " if what else ""
+    for place in (path, *path.parents):
+        if os.path.lexists(place) and not place.is_dir():
+            kind = "a link to a folder that does not exist" if place.is_symlink() and not place.exists() else "a file"
+            raise ValueError(f"{named}{path} must be a folder, and {place} is {kind}; choose another folder")
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that is in it, or a link to one, whose content stays. What is not there is no error."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def require_writable(path: str | Path, what: str = "") -> Path:
@@ -62,19 +146,26 @@ def require_writable(path: str | Path, what: str = "") -> Path:
     read-only file system or on a full disk. Nothing is left behind.
     """
     path = Path(path)
-    place = next(parent for parent in path.absolute().parents if parent.exists())
+    named = f"cannot write {what + ' ' if what else ''}{path}"
+    place = next(parent for parent in _behind_links(path.absolute()).parents if parent.exists())
+    if is_stream(path):
+        if not os.access(path, os.W_OK):
+            raise OSError(f"{named}: {os.strerror(EACCES)}")
+        return place
     try:
         if path.is_dir():
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"0")
     except OSError as error:
-        raise OSError(f"cannot write {what + ' ' if what else ''}{path}: {error.strerror}") from error
+        raise type(error)(f"{named}: {error.strerror}") from error
     return place
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically. What a killed process began under the same name is removed."""
+    path = Path(path)
+    remove_leftovers(path.parent, of=path.stem)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -84,11 +175,27 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_text(path: str | Path, *, most: int = MOST_BYTES, errors: str = "strict") -> str:
+    """Read UTF-8 text. Raises ValueError naming the file if it is missing, no file, longer than `most`, or not UTF-8.
+
+    Devices and pipes are not read: they may have no end. errors: as for `bytes.decode`.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError(f"{path} is no ordinary file; copy what it holds into one")
+        if (size := os.path.getsize(path)) > most:
+            raise ValueError(f"{path} has {size:,} bytes; more than {most:,} are not read as text")
+        return Path(path).read_text(encoding="utf-8", errors=errors)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"no such file: {path}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid UTF-8 text ({error})") from None
+
+
 def read_json(path: str | Path) -> Any:
     """Read JSON. Raises ValueError naming the file if it is missing or broken."""
+    text = read_text(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from None

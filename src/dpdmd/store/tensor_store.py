@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dpdmd.store.digests import tensors_digest
-from dpdmd.store.files import remove_stale_temporaries
+from dpdmd.store.leftovers import remove_leftovers
 from dpdmd.store.tensors import write_tensors
 
 Entry = dict[str, Tensor]
@@ -54,7 +54,7 @@ class TensorStore:
         """Store the tensors of a key. Raises OSError when they cannot be written."""
         path = self._path(key)
         if path.parent not in self._swept:
-            remove_stale_temporaries(path.parent)
+            remove_leftovers(path.parent)
             self._swept.add(path.parent)
         _write(path, *_packed({key: tensors}))
 
@@ -89,7 +89,7 @@ class TensorGroups:
                 found = _verified(path, wanted)
                 for row, key in enumerate(found.keys if found else []):
                     self._places.setdefault(key, (path, row))
-        remove_stale_temporaries(self.folder)
+        remove_leftovers(self.folder)
         return [key for key in wanted if key not in self._places]
 
     def read(self, key: str) -> Entry:

@@ -18,6 +18,7 @@ from dpdmd.method.denoiser import Condition
 from dpdmd.method.roles import Role, Roles
 from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import ModelAdapter
+from dpdmd.models.identity import part_identities, start_identity
 from dpdmd.models.parts import tokenizers
 from dpdmd.models.quantised import missing_package
 from dpdmd.recipe.plan import Plan
@@ -28,14 +29,13 @@ from dpdmd.training.data import BatchSource, EncodedPrompts, MicroBatch, prompts
 from dpdmd.training.ema import Ema
 from dpdmd.training.networks import new_roles, role_denoiser
 from dpdmd.training.run.folder import binding_digest
+from dpdmd.training.run.identity import BY_CONTENT
 from dpdmd.training.teacher_samples import TeacherSamples, samples_folder, teacher_identity
 from dpdmd.training.updater import Trained, Updater
 from dpdmd.training.updates import Denoisers
 from dpdmd.training.validation.images import default_prompts
 from dpdmd.training.validation.validator import Validator
-
-# Keys whose places may differ between machines: what is there is compared, here and in `networks.new_roles`.
-BY_CONTENT = ("model.teacher", "student.start", "objective.adversarial.real", "data.prompts")
+from dpdmd.vision.weights import weights_digest
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,10 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
     accelerator = accelerator or new_accelerator()
     drawn = list(plan.validation.prompts or default_prompts(prompts))
     validator = Validator(plan, adapter, accelerator, drawn)
-    images_hash = {"images_hash": images_digest(plan.real_images)} if plan.real_images else {}
+    images_hash = {"images_hash": images_digest(plan.real_images) if plan.real_images else None}
+    # Their places may differ between machines: what is there is compared, here and in `networks.new_roles`.
     named = {key: value is not None if key in BY_CONTENT else value for key, value in plan.settings.items()}
-    content = {"the prompts": prompts_digest(prompts)} | (images_hash or {"images_hash": None})
+    content = {"the prompts": prompts_digest(prompts)} | images_hash
     require_equal({**named, **content, **versions()})
     # Before the networks are loaded: text encoders and autoencoder may need the memory.
     texts = [*prompts, *drawn, *(prompt for _, prompt in plan.real_images)]
@@ -119,13 +120,26 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
         validator=validator,
         networks=networks,
         identity={
-            "binding_hash": binding_digest(plan.settings),
             "prompts_hash": encoded.digest,
             "samples_per_update": plan.data.batch_size * plan.data.accumulation * accelerator.num_processes,
             **images_hash,
+            **on_main_process(lambda: _identity(plan, adapter)),
         },
         notes=notes,
     )
+
+
+def _identity(plan: Plan, adapter: ModelAdapter) -> dict[str, Any]:
+    """The settings that bind a run and the content of the networks it reads, for `run.identity.differences`."""
+    start, is_lora = plan.student.start, "student" in plan.lora.roles
+    compared = plan.settings["objective.perceptual.backbone"]
+    uses_backbone = plan.objective_name == "dmd_perceptual" and compared != SCENES
+    return {
+        "settings_hash": binding_digest(plan.settings),
+        "teacher_parts": part_identities(adapter.source),
+        "start": start and {"name": start, "sha256": start_identity(start, is_lora=is_lora)},
+        "backbone_hash": weights_digest(compared) if uses_backbone else None,
+    }
 
 
 def text_encoder(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.models.load import load_adapter
+from dpdmd.recipe.inputs import require_inputs
 from dpdmd.recipe.objectives import ObjectiveFunction
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
@@ -63,6 +64,7 @@ def train(
         loaded = load_recipe(recipe, list(overrides))
     if progress:
         show_messages()
+    require_inputs(loaded)
     adapter = load_adapter(loaded.model.teacher)
     plan = resolve(loaded, adapter, objective=objective)
     options = {"resume": resume, "overwrite": overwrite, "progress": progress}

@@ -22,10 +22,9 @@ from dpdmd.store.tensors import write_tensors
 from dpdmd.training.data import MicroBatch
 from dpdmd.training.parts import Parts
 from dpdmd.training.run.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from dpdmd.training.run.identity import differences
 from dpdmd.training.updater import rate_factor
 from dpdmd.training.updates import MicroLoss, draw_samples, fake_score_loss, student_loss
-
-SAMPLES_HINT = "on fewer processes raise train.accumulation, on more lower it, so that their product stays"
 
 Drawn = tuple[MicroBatch, Tensor]  # a micro-batch and the student's samples x0 (B, C, H, W) of it, without graph
 
@@ -130,14 +129,11 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore a saved state. Raises ValueError when it belongs to another recipe, prompt list or setup."""
         state, budget = checkpoint.state, self.plan.budget
-        for key, mine in self.parts.identity.items():
-            if key == "binding_hash" and key not in state:
-                continue  # written by an earlier version; the recipes have been compared
-            if state.get(key) != mine:
-                raise ValueError(
-                    f"checkpoint {checkpoint.folder} belongs to a run with another {key}: {state.get(key)}, now {mine}"
-                    + (f"; {SAMPLES_HINT}" if key == "samples_per_update" else "")
-                )
+        if differ := differences(state, self.parts.identity):
+            raise ValueError(
+                f"checkpoint {checkpoint.folder} belongs to another run: {'; '.join(differ)}. Give it what it began "
+                "with, or choose another output.folder"
+            )
         if checkpoint.step > budget.num_updates:
             raise ValueError(
                 f"train.num_updates must be at least the {checkpoint.step} updates that the run has done already, "
@@ -175,6 +171,7 @@ class Trainer:
         return StudentFile(
             # Absolute, so that the student can be sampled from any working directory.
             base=str(Path(teacher).resolve()) if is_folder else teacher,
+            base_parts=self.parts.identity["teacher_parts"],
             grid=plan.student.grid.times,
             kind=plan.student.kind,
             embedded_guidance=plan.embedded_guidance["student"],

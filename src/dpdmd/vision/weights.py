@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpdmd.store.cache import hash_memo
 from dpdmd.store.digests import files_digest, sha256_of
 from dpdmd.store.messages import first_line
 from dpdmd.store.names import local_or_hub_id
@@ -49,7 +50,7 @@ def find_weights(name: str | Path, *, local_files_only: bool = False) -> Weights
     files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
         raise ValueError(f"{name!r} has no .safetensors file; pickles (.pt, .bin, .pth) are not read")
-    return Weights(name, folder, revision, files_digest({path.name: path for path in files}))
+    return Weights(name, folder, revision, files_digest({path.name: path for path in files}, memo=hash_memo()))
 
 
 def weights_digest(name: str | Path) -> str:

@@ -32,9 +32,10 @@ from torch.distributed.checkpoint import (
 
 from dpdmd.distributed.processes import on_all_processes, on_main_process, rank_and_world_size
 from dpdmd.distributed.wrapping import shard_like
-from dpdmd.models.student_file import STATE_FILE
+from dpdmd.models.student_file import STATE_FILE, CheckpointFile
 from dpdmd.store.digests import sha256_of
-from dpdmd.store.files import read_json, write_json
+from dpdmd.store.files import remove_folder, write_json
+from dpdmd.store.state import read_state
 from dpdmd.store.tensors import write_tensors
 
 logger = logging.getLogger(__name__)
@@ -109,13 +110,12 @@ def save_checkpoint(
 
     def begin() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_partial(folder)
+        remove_partial(folder)
         temporary.mkdir()
 
     def finish() -> None:
         write_json(temporary / STATE_FILE, {**state, "sha256": sums})
-        if final.exists():
-            shutil.rmtree(final)
+        remove_folder(final)
         os.replace(temporary, final)
         found = _folders(folder)
         newest = found.index(final)
@@ -199,7 +199,7 @@ def latest_checkpoint(folder: str | Path) -> Checkpoint | None:
     for number, path in enumerate(folders, start=1):
         damages = [damage for damage in on_all_processes(lambda path=path: _damage(path)) if damage is not None]
         if not damages:
-            return Checkpoint(path, read_json(path / STATE_FILE))
+            return Checkpoint(path, read_state(path / STATE_FILE, CheckpointFile).model_dump())
         if number == len(folders):
             every = f"every checkpoint in {folder} is damaged, {path.name} as well"
             what = f"the only checkpoint, {path}, is damaged" if number == 1 else every
@@ -215,7 +215,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)
 
 
-def _remove_partial(folder: Path) -> None:
+def remove_partial(folder: Path) -> None:
     """Remove what a process left when it was killed while writing."""
     for path in folder.glob(f".{PREFIX}*{PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)
@@ -224,12 +224,12 @@ def _remove_partial(folder: Path) -> None:
 def _damage(folder: Path) -> str | None:
     """What is wrong with this process's part of a checkpoint, None when every file is as it was written."""
     try:
-        state = read_json(folder / STATE_FILE)
-        sums = list(state["sha256"].items())
-        if state["step"] != int(folder.name.removeprefix(PREFIX)):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        state = read_state(folder / STATE_FILE, CheckpointFile)
+    except (ValueError, OSError):
+        state = None
+    if state is None or state.step != int(folder.name.removeprefix(PREFIX)):
         return f"{STATE_FILE} is missing or broken"
+    sums = list(state.sha256.items())
     rank, number = rank_and_world_size()
     for name, expected in sums[rank::number]:
         path = folder / name

@@ -17,8 +17,12 @@ from dpdmd.distributed.processes import on_all_processes, on_main_process
 from dpdmd.models.student_file import STUDENT_FILE
 from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import flatten, load_recipe, recipe_keys
-from dpdmd.store.files import read_json, require_writable, write_json, write_text
+from dpdmd.store.files import remove_folder, require_place, require_writable, write_json, write_text
+from dpdmd.store.leftovers import remove_leftovers
 from dpdmd.store.provenance import surroundings
+from dpdmd.store.state import Count, State, state_or_none
+from dpdmd.training.run.checkpoint import remove_partial
+from dpdmd.training.run.identity import BY_CONTENT
 from dpdmd.training.validation.best import remove_strays
 
 PARTS = (
@@ -51,11 +55,10 @@ FREE_KEYS = (
 
 
 def binding_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings {dotted key: value} that a resumed run must not change."""
+    """The settings {dotted key: value} that a resumed run must not change; what it reads is compared by content."""
+    free = (*FREE_KEYS, *BY_CONTENT)
     return {
-        key: value
-        for key, value in settings.items()
-        if key.partition(".")[0] not in FREE_SECTIONS and key not in FREE_KEYS
+        key: value for key, value in settings.items() if key.partition(".")[0] not in FREE_SECTIONS and key not in free
     }
 
 
@@ -68,6 +71,22 @@ def binding_digest(settings: dict[str, Any], schema: type[Recipe] = Recipe) -> s
     defaults = {key: field.get_default() for key, field in recipe_keys(schema)}
     chosen = {key: value for key, value in binding_settings(settings).items() if value != defaults[key]}
     return hashlib.sha256(repr(sorted(chosen.items())).encode()).hexdigest()
+
+
+class ProvenanceFile(State):
+    """provenance.json: of its facts those that are read again, and the sessions of the run."""
+
+    sessions: list[dict[str, Any]] | None = None
+    forwards_per_update: float | None = None
+    backwards_per_update: float | None = None
+    extra_parameters: dict[str, Count] | None = None
+
+
+class FailureFile(State):
+    """failure.json."""
+
+    step: Count
+    error: str
 
 
 class RunFolder:
@@ -99,8 +118,7 @@ class RunFolder:
         """Raises ValueError when the folder may not be used as asked, OSError when it cannot be written to."""
         if resume and overwrite:
             raise ValueError("choose --resume or --overwrite, not both")
-        if self.root.exists() and not self.root.is_dir():
-            raise ValueError(f"output.folder {self.root} is a file")
+        require_place(self.root, "output.folder")
         require_writable(self.recipe, "into output.folder")
         if not self.has_run() or overwrite:
             return
@@ -118,8 +136,8 @@ class RunFolder:
         if changed:
             raise ValueError(
                 "\n  ".join([f"{self.root} cannot be resumed with other settings:", *changed])
-                + f"\nOnly {', '.join(FREE_KEYS)} and [{'], ['.join(FREE_SECTIONS)}] may change; otherwise choose "
-                "another output.folder"
+                + f"\nOnly {', '.join(FREE_KEYS)}, the places of what it reads, and [{'], ['.join(FREE_SECTIONS)}] may "
+                "change; otherwise choose another output.folder"
             )
 
     def changed_settings(self, settings: dict[str, Any]) -> dict[str, list[Any]]:
@@ -179,20 +197,31 @@ class RunFolder:
             for name in PARTS:
                 path = self.root / name
                 if path.is_dir():
-                    shutil.rmtree(path)
+                    remove_folder(path)
                 else:
                     path.unlink(missing_ok=True)
+        self._remove_leftovers()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             write_text(self.recipe, recipe_toml)
         except OSError as error:
             raise OSError(f"cannot write to output.folder {self.root}: {error.strerror}") from error
 
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed training has begun to write; what others write next to it stays."""
+        remove_leftovers(self.root)
+        remove_partial(self.checkpoints)
+        for part in (self.root / name for name in PARTS):
+            if part.is_dir():
+                remove_leftovers(part, alone=True, deep=True)
+            else:
+                remove_leftovers(self.root, of=part.stem, alone=True)
+
     def forget_after(self, step: int) -> None:
         """Remove what an earlier session left after `step`: later students, unnamed best students, failure.json."""
         self.failure.unlink(missing_ok=True)
         for later in (path for done, path in self.kept_students().items() if done > step):
-            shutil.rmtree(later)
+            remove_folder(later)
         remove_strays(self.best)
 
     def write_failure(self, step: int, error: Exception) -> None:
@@ -204,7 +233,8 @@ class RunFolder:
 
         session: more about this session.
         """
-        before = read_json(self.provenance).get("sessions", []) if self.provenance.exists() and from_step else []
+        known = state_or_none(self.provenance, ProvenanceFile) if from_step else None
+        before = (known and known.sessions) or []
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         session = {"from_step": from_step, "started": started, **session, **surroundings()}
         write_json(self.provenance, {**facts, "sessions": [*before, session]})

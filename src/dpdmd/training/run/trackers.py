@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import TensorBoardTracker, WandBTracker
+from pydantic import Field
 
 from dpdmd.distributed.processes import on_all_processes
-from dpdmd.store.files import read_json, write_json
+from dpdmd.store.files import write_json
 from dpdmd.store.png import read_png, to_uint8
+from dpdmd.store.state import Count, State, state_or_none
 from dpdmd.training.run.folder import RunFolder
 
 Tracker = TensorBoardTracker | WandBTracker
@@ -139,6 +141,13 @@ def _start_tensorboard(
     return tracker, step
 
 
+class WandbFile(State):
+    """wandb/run.json."""
+
+    id: str = Field(pattern=r"^[\w-]+$")
+    last_step: Count
+
+
 def _start_wandb(settings: dict[str, Any], run: RunFolder, step: int, last_step: int) -> tuple[WandBTracker, int]:
     """The same run at wandb in every session: `wandb/run.json` keeps its id and the last step logged.
 
@@ -146,11 +155,11 @@ def _start_wandb(settings: dict[str, Any], run: RunFolder, step: int, last_step:
     they are synced. The log does not suffice: a resumed run may be killed before it gets as far as the last session.
     """
     path = run.root / "wandb" / "run.json"
-    if path.exists():
-        known = read_json(path)
-        known["last_step"] = max(known["last_step"], last_step)
-    else:
+    found = state_or_none(path, WandbFile)
+    if found is None:
         known = {"id": secrets.token_hex(4), "last_step": 0}
+    else:
+        known = {"id": found.id, "last_step": max(found.last_step, last_step)}
     write_json(path, known)
     project = os.environ.get("WANDB_PROJECT", PROJECT)
     tracker = WandBTracker(project, dir=run.root, name=run.root.name, id=known["id"], resume="allow")

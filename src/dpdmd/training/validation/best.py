@@ -7,16 +7,32 @@ Only students named in `best.json` count. A student is written before its name i
 so that every named student is complete, even if the run is killed in between.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dpdmd.distributed.processes import on_main_process
-from dpdmd.models.student_file import BEST_FILE
-from dpdmd.store.files import read_json, write_json
+from dpdmd.models.student_file import BEST_FILE, BestPlace
+from dpdmd.store.files import remove_folder, write_json
+from dpdmd.store.state import Count, State, read_state
 
 Entry = dict[str, Any]
+
+
+class RankedEntry(BestPlace):
+    """One of the best students: its scores, by what they were judged, and why it is kept."""
+
+    step: Count
+    quality: float
+    diversity_share: float
+    judged_by: str
+    why: str
+
+
+class RankedFile(State):
+    """best.json."""
+
+    students: list[RankedEntry]
 
 
 def as_entry(row: dict[str, Any]) -> Entry | None:
@@ -58,7 +74,8 @@ def why(entry: Entry, place: int, seen: list[Entry], floor: float) -> str:
 
 def read_best(folder: Path) -> list[Entry]:
     """The entries of best.json, the best first; [] without the file."""
-    return read_json(folder / BEST_FILE)["students"] if (folder / BEST_FILE).is_file() else []
+    path = folder / BEST_FILE
+    return [entry.model_dump() for entry in read_state(path, RankedFile).students] if path.is_file() else []
 
 
 def remove_strays(folder: Path) -> None:
@@ -66,7 +83,7 @@ def remove_strays(folder: Path) -> None:
     named = {entry["folder"] for entry in read_best(folder)}
     for path in folder.glob("step-*"):
         if path.name not in named:
-            shutil.rmtree(path)
+            remove_folder(path)
 
 
 def keep_best(
