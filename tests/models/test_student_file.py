@@ -87,7 +87,7 @@ def test_a_side_that_is_not_given_is_the_models_own(tmp_path):
         (json.dumps({"grid": GRID}), "base is missing"),
         (json.dumps(OLD | {"grid": [1.0, 1.0, 0.0]}), "grid .*descend strictly"),
         (json.dumps(OLD | {"grid": "abc"}), "grid should be a valid tuple, got 'abc'"),
-        (json.dumps(OLD | {"kind": "sde"}), "kind should be 'ode' or 'renoise', got 'sde'"),
+        (json.dumps(OLD | {"kind": "sde"}), "kind should be 'ode', 'renoise' or 'renoise_last', got 'sde'"),
     ],
 )
 def test_a_broken_file_is_one_clear_error_that_names_it(tmp_path, content, reason):
