@@ -94,11 +94,15 @@ def teacher_arms(group: str) -> list[Arm]:
     return [Arm(name, model=GROUPS[group], sampling=(*guided, "--seed", str(n))) for name, n in FIRST_SEEDS.items()]
 
 
-def hybrid(run: Run) -> Run:
-    """The student with the guided teacher in place of its step 1: what is left is the later steps' own error."""
+def hybrids_of(runs: list[Run]) -> list[Run]:
+    """DP-DMD's students with the guided teacher in place of step 1: what is left is the later steps' own error."""
     guided = ("--teacher-first", "--guidance-scale", "3.5", "--num-inference-steps", "30")
-    name = f"{run.arm.name}_teacher_first"
-    return Run(Arm(name, model=str(run.folder), sampling=guided), run.folder.with_name(name), run.seed)
+    name = "dp_dmd_teacher_first"
+    return [
+        Run(Arm(name, model=str(run.folder), sampling=guided), run.folder.with_name(name), run.seed)
+        for run in runs
+        if run.arm.name == "dp_dmd"
+    ]
 
 
 def settings(run: Run) -> list[str]:
@@ -179,11 +183,12 @@ def main() -> None:
         how = {"prompts": evaluation_prompts(), "images_per_prompt": IMAGES, "batch_size": 64}
         run_all([reference], out, **how)
         wanted = [run for run in runs if run.seed is None or not arguments.arms or run.arm.name in arguments.arms]
-        missing = [run for run in wanted if not recorded(read_rows(arguments.results, group), run)]
+        rows = read_rows(arguments.results, group)
+        missing = [run for run in wanted if not all(recorded(rows, part) for part in (run, *hybrids_of([run])))]
         for together in batches(missing, arguments.jobs):
             run_all(together, out, **how, jobs=arguments.jobs)
             ended = [run for run in finished(together) if failure(run) is None]
-            hybrids = [hybrid(run) for run in ended if run.arm.name == "dp_dmd"]
+            hybrids = hybrids_of(ended)
             run_all(hybrids, out, **how)
             firsts = [run for run in ended if run.seed == 0 and run.arm.name in ON_THE_WAY]
             new = [row_of(run, reference) for run in ended + hybrids] + on_the_way(firsts, reference, out)
