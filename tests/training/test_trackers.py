@@ -249,7 +249,7 @@ def test_wandb_without_a_login_is_refused_before_a_network_is_loaded(make_recipe
 
 def stopped(self):
     os.kill(os.getpid(), signal.SIGTERM)
-    return {"step": 1}
+    return {"step": 1, "learning_rate": 1e-3}
 
 
 def not_finite(self):

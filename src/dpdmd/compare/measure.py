@@ -3,8 +3,6 @@
 from statistics import median
 from typing import Any
 
-from tqdm import tqdm
-
 from dpdmd.compare.arms import Run
 from dpdmd.compare.commands import CostFile, failure
 from dpdmd.evaluate.metrics import HEADLINE
@@ -13,6 +11,7 @@ from dpdmd.evaluate.scores import quality
 from dpdmd.models.student_file import STUDENT_FILE, StudentFile
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.jsonl import read_rows
+from dpdmd.store.progress import tracked
 from dpdmd.store.state import read_state, state_or_none
 from dpdmd.training.run.folder import ProvenanceFile, RunFolder
 
@@ -29,7 +28,7 @@ def measure(runs: list[Run], reference: Run, *, features: str = "auto") -> list[
     failed run has the last of these only.
     """
     measured = []
-    for run in tqdm(runs, desc="scoring", unit="run"):
+    for run in tracked(runs, "scoring", len(runs), unit="run"):
         metrics: RunMetrics = training_metrics(run) if run.arm.recipe else {}
         if failure(run) is None:
             metrics |= _scores(run, reference, features) | read_state(run.folder / "cost.json", CostFile).model_dump()

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dpdmd.method.denoiser import Condition, concatenate
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.identity import pipeline_identity
 from dpdmd.store.digests import key_of
+from dpdmd.store.progress import progress_bar
 from dpdmd.store.tensor_store import Entry, TensorGroups
 
 CHUNK = 64  # prompts encoded at a time
@@ -48,7 +48,7 @@ class EmbeddingCache:
         missing = self.missing(prompts)
         if not missing:
             return
-        with tqdm(total=len(missing), desc="encoding prompts", unit="prompt", disable=not progress) as bar:
+        with progress_bar(len(missing), "encoding prompts", unit="prompt", shown=progress) as bar:
             for start in range(0, len(missing), GROUP):
                 chosen = missing[start : start + GROUP]
                 rows = [row for chunk in self._encoded(chosen) for row in chunk]

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, write_manifest
 from dpdmd.store.files import make_folder, write_json
 from dpdmd.store.leftovers import remove_leftovers
 from dpdmd.store.png import write_png
+from dpdmd.store.progress import tracked
 from dpdmd.store.state import State, state_or_none
 
 SETTINGS_FILE = "sampling.json"
@@ -65,7 +65,7 @@ def draw_folder(
     mine = missing[len(missing) * rank // number : len(missing) * (rank + 1) // number]
     started = time.perf_counter()
     images = draw(mine) if mine else []
-    for key, image in tqdm(zip(mine, images, strict=True), what, len(mine), disable=not progress, unit="image"):
+    for key, image in tracked(zip(mine, images, strict=True), what, len(mine), unit="image", shown=progress):
         write_png(out / files[key], image)
     seconds = max(on_all_processes(lambda: time.perf_counter() - started)) if missing else 0.0
     entries = [ImageEntry(prompt, seed, file) for (prompt, seed), file in files.items()]

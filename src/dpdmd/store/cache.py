@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from torch import Tensor
-from tqdm import tqdm
 
 from dpdmd.store.names import expanded
+from dpdmd.store.progress import tracked
 from dpdmd.store.tensor_store import TensorStore
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def through_cache(
     missing = {key: number for number, key in enumerate(keys) if key not in rows}
     numbers = sorted(missing.values())
     found = compute(numbers) if numbers else []
-    for number, row in tqdm(zip(numbers, found, strict=True), what, len(numbers), leave=False, unit="image"):
+    for number, row in tracked(zip(numbers, found, strict=True), what, len(numbers), unit="image"):
         rows[keys[number]] = row
         if store is not None:
             store.write(keys[number], row)

@@ -9,7 +9,6 @@ from typing import cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from dpdmd.data.images import read_image
 from dpdmd.distributed.processes import on_all_processes
@@ -22,6 +21,7 @@ from dpdmd.method.randomness import generator
 from dpdmd.method.roles import Roles
 from dpdmd.models.base import ModelAdapter, feature_reader
 from dpdmd.recipe.plan import Plan
+from dpdmd.store.progress import tracked
 from dpdmd.training.data import BatchSource, EncodedPrompts, MicroBatch
 from dpdmd.training.updates import MicroLoss
 
@@ -164,7 +164,8 @@ def over_processes(
     """
     together, rank = size * accelerator.num_processes, accelerator.process_index
     parts = []
-    for start in tqdm(range(0, number, together), desc=title, disable=not accelerator.is_main_process):
+    starts = range(0, number, together)
+    for start in tracked(starts, title, len(starts), unit="batch", shown=accelerator.is_main_process):
         mine = make([(start + rank * size + i) % number for i in range(size)])
         parts.append(cast("Tensor", accelerator.gather(mine.contiguous())).cpu())
     return torch.cat(parts)[:number]

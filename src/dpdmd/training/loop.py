@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dpdmd.distributed.processes import new_accelerator, on_all_processes, on_main_process, rank_and_world_size
 from dpdmd.models.base import ModelAdapter
 from dpdmd.planning.cost import checkpoint_bytes, network_sizes
 from dpdmd.recipe.plan import Plan
 from dpdmd.recipe.schema import CheckpointConfig
 from dpdmd.store.jsonl import cut_after, read_rows
+from dpdmd.store.progress import progress_bar
 from dpdmd.training.facts import describe, facts, setup
 from dpdmd.training.parts import build_parts
 from dpdmd.training.run.checkpoint import latest_checkpoint
@@ -110,8 +109,9 @@ def _loop(
     plan, checkpoint, accelerator = trainer.plan, trainer.plan.checkpoint, trainer.accelerator
     last, finished = plan.budget.num_updates, trainer.is_finished()
     saved_step = trainer.step if trainer.step else None
-    hide = not (progress and accelerator.is_main_process)
-    with StopRequest() as stop, tqdm(total=last, initial=trainer.step, desc=run.root.name, disable=hide) as bar:
+    shown = progress and accelerator.is_main_process
+    bar_of_run = progress_bar(last, run.root.name, unit="update", initial=trainer.step, shown=shown)
+    with StopRequest() as stop, bar_of_run as bar:
         validate = partial(_validate, trainer, run, trackers)
         is_validated = on_main_process(lambda: any(row["step"] == trainer.step for row in read_rows(run.scores)))
         if trainer.step and _is_due(trainer.step, plan.validation.every) and not is_validated:
@@ -122,8 +122,7 @@ def _loop(
             signum = max(on_all_processes(partial(_log, run, trackers, row, stop)))
             for callback in callbacks:
                 callback(row)
-            bar.set_postfix({key.removeprefix("loss/"): f"{row[key]:.3g}" for key in row if key.startswith("loss/")})
-            bar.update()
+            bar.update(**_shown(row, trainer.peak()))
             finished = trainer.is_finished()
             if signum or finished or _is_due(trainer.step, checkpoint.every):
                 if checkpoint.students:
@@ -138,6 +137,12 @@ def _loop(
             if _is_due(trainer.step, plan.validation.every):
                 validate()
     assert saved_step == trainer.step
+
+
+def _shown(row: dict[str, float], peak: int) -> dict[str, str]:
+    """What stands beside the progress: losses, the student's learning rate, the most memory of this process."""
+    losses = {key.removeprefix("loss/"): f"{row[key]:.3g}" for key in row if key.startswith("loss/")}
+    return losses | {"rate": f"{row['learning_rate']:.2g}", "memory": f"{peak / 2**30:.1f} GiB"}
 
 
 def _log(run: RunFolder, trackers: Trackers, row: dict[str, float], stop: StopRequest) -> int:

@@ -115,7 +115,7 @@ class Trainer:
             tensors[f"{role}_optimizer"] = optimizer_tensors(updater.optimizer, updater.named_parameters)
         if self.ema is not None:
             tensors[AVERAGE] = self.ema.average
-        state = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self._peak(), **self.parts.identity}
+        state = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self.peak(), **self.parts.identity}
         options = {"keep": self.plan.checkpoint.keep, "shares": self.plan.compute.shard}
         save_checkpoint(folder, tensors, state, **options, student=self._describe_student)
 
@@ -180,7 +180,7 @@ class Trainer:
             objective=plan.objective_name,
             updates=self.step,
             seconds=self.seconds,
-            peak_memory_bytes=self._peak(),
+            peak_memory_bytes=self.peak(),
         )
 
     def draw_validation(self, folder: Path) -> dict[str, Any]:
@@ -215,5 +215,6 @@ class Trainer:
             raise RuntimeError(f"the processes made different numbers of network calls: {num_calls}")
         return dict(zip(row, rows[:, :-1].mean(dim=0).tolist(), strict=True))
 
-    def _peak(self) -> int:
+    def peak(self) -> int:
+        """The most bytes of memory of this process so far: of the GPU if there is one, else resident."""
         return max(self.peak_memory, peak_memory_bytes())
