@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dpdmd.recipe import bounds
+
 app = typer.Typer()
 
 
@@ -14,9 +16,12 @@ def demo(
         Path, typer.Option(metavar="DIR", help="Folder to write students, images, metrics.json and report.html to.")
     ] = Path("runs/demo"),
     updates: Annotated[
-        int | None, typer.Option(min=1, help="Number of student updates. Default: that of the shipped recipes.")
+        int | None,
+        typer.Option(
+            min=1, max=bounds.UPDATES, help="Number of student updates. Default: that of the shipped recipes."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=bounds.SEED - 1, help="Seed of all random numbers.")] = 0,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the report in a browser.")] = False,
 ) -> None:
     """Distil the built-in teacher, score the students, write a report.

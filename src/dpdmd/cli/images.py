@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dpdmd.cli.options import AS_EVALUATE, BATCH_SIZE, SEVERAL_IMAGES
+from dpdmd.cli.options import AS_EVALUATE, BATCH_SIZE, SEVERAL_IMAGES, number
+from dpdmd.recipe import bounds
 
 app = typer.Typer()
 
@@ -30,11 +31,16 @@ def sample(
     prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Text file with one prompt per line.")] = None,
     num_inference_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of steps; fixed for a student. Default: the model's own."),
+        typer.Option(min=1, max=bounds.STEPS, help="Number of steps; fixed for a student. Default: the model's own."),
     ] = None,
     guidance_scale: Annotated[
         float | None,
-        typer.Option(min=1, help="Classifier-free guidance scale; 1 = off. Default: the model's own, 1 for a student."),
+        typer.Option(
+            min=1,
+            max=bounds.SCALE,
+            callback=number,
+            help="Classifier-free guidance scale; 1 = off. Default: the model's own, 1 for a student.",
+        ),
     ] = None,
     teacher_first: Annotated[
         bool,
@@ -48,15 +54,22 @@ def sample(
         int | None,
         typer.Option(
             min=1,
+            max=bounds.SIDE,
             help="Height of the images in pixels. Default: that of a student's training, a teacher's own.",
         ),
     ] = None,
     width: Annotated[
-        int | None, typer.Option(min=1, help="Width of the images in pixels. Default: as for the height.")
+        int | None,
+        typer.Option(min=1, max=bounds.SIDE, help="Width of the images in pixels. Default: as for the height."),
     ] = None,
-    images_per_prompt: Annotated[int, typer.Option(min=1, help="Number of images per prompt.")] = 1,
+    images_per_prompt: Annotated[int, typer.Option(min=1, max=bounds.COUNT, help="Number of images per prompt.")] = 1,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of each prompt's first image; the next ones have seed + 1, seed + 2, ...")
+        int,
+        typer.Option(
+            min=0,
+            max=bounds.IMAGE_SEED,
+            help="Seed of each prompt's first image; the next ones have seed + 1, seed + 2, ...",
+        ),
     ] = 0,
     batch_size: Annotated[int, BATCH_SIZE] = 32,
 ) -> None:
@@ -223,11 +236,16 @@ def audit(
     ] = None,
     images_per_prompt: Annotated[int, SEVERAL_IMAGES] = 9,
     num_inference_steps: Annotated[
-        int | None, typer.Option(min=1, help="Number of steps of MODEL. Default: its pipeline's.")
+        int | None, typer.Option(min=1, max=bounds.STEPS, help="Number of steps of MODEL. Default: its pipeline's.")
     ] = None,
     guidance_scale: Annotated[
         float | None,
-        typer.Option(min=0, help="Guidance scale of MODEL, as its pipeline defines it. Default: its pipeline's."),
+        typer.Option(
+            min=0,
+            max=bounds.SCALE,
+            callback=number,
+            help="Guidance scale of MODEL, as its pipeline defines it. Default: its pipeline's.",
+        ),
     ] = None,
     negative_prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Negative prompt of MODEL. Default: none.")
@@ -247,10 +265,11 @@ def audit(
         str | None, typer.Option(metavar="LIST", help='Sigmas of MODEL, such as "1,0.9,0.75,0.5".')
     ] = None,
     teacher_num_inference_steps: Annotated[
-        int | None, typer.Option(min=1, help="Number of steps of the teacher. Default: its own.")
+        int | None, typer.Option(min=1, max=bounds.STEPS, help="Number of steps of the teacher. Default: its own.")
     ] = None,
     teacher_guidance_scale: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale of the teacher. Default: its own.")
+        float | None,
+        typer.Option(min=0, max=bounds.SCALE, callback=number, help="Guidance scale of the teacher. Default: its own."),
     ] = None,
     teacher_negative_prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Negative prompt of the teacher. Default: none.")
@@ -300,6 +319,9 @@ def audit(
 
 def _numbers(option: str, text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from None
+        numbers = []
+    if not numbers or len(numbers) > bounds.STEPS or not all(0 <= value <= bounds.LARGEST for value in numbers):
+        raise ValueError(f"{option} must be numbers separated by commas, got {text[:100]!r}")
+    return numbers

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dpdmd.cli.options import AS_EVALUATE, BATCH_SIZE, SEVERAL_IMAGES, Overrides
+from dpdmd.recipe import bounds
 
 app = typer.Typer()
 
@@ -58,7 +59,10 @@ def compare(
         Path, typer.Option(metavar="DIR", help="Folder to write runs, images, comparison.json and report.html to.")
     ] = Path("runs/compare"),
     jobs: Annotated[
-        int, typer.Option(min=1, help="Number of parallel runs; each gets a GPU or a share of the CPU cores.")
+        int,
+        typer.Option(
+            min=1, max=bounds.STEPS, help="Number of parallel runs; each gets a GPU or a share of the CPU cores."
+        ),
     ] = 1,
     overrides: Overrides = None,
     guidance: Annotated[

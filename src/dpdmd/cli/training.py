@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpdmd.cli.options import Overrides, RecipeName
+from dpdmd.cli.options import Overrides, RecipeName, number
+from dpdmd.recipe import bounds
 
 if TYPE_CHECKING:
     from dpdmd.recipe.schema import Recipe
@@ -32,7 +33,10 @@ def train(
         bool, typer.Option("--dry-run", help="Check everything, print what `dpdmd plan` prints, and train nothing.")
     ] = False,
 ) -> None:
-    """Train a student. Ctrl-C (exit code 130) and SIGTERM (143) save a checkpoint first."""
+    """Train a student.
+
+    Ctrl-C (exit code 130), SIGTERM (143), SIGHUP (129) and SIGUSR1 (138) save a checkpoint first.
+    """
     from dpdmd.distributed.environment import require_neutral_environment
 
     require_neutral_environment()  # before libraries read it
@@ -64,7 +68,14 @@ def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
     memory: Annotated[
-        float | None, typer.Option(min=0, metavar="GIB", help="Memory of the device. Default: this machine's.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=bounds.GIBIBYTES,
+            callback=number,
+            metavar="GIB",
+            help="Memory of the device. Default: this machine's.",
+        ),
     ] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Load the model as well, and measure a few updates on this machine.")
@@ -122,7 +133,13 @@ def new(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Recipe to write; it must not exist.")],
     memory: Annotated[
         float | None,
-        typer.Option(min=1, metavar="GIB", help="Memory of the device. Default: this machine's GPU, else 24."),
+        typer.Option(
+            min=1,
+            max=bounds.GIBIBYTES,
+            callback=number,
+            metavar="GIB",
+            help="Memory of the device. Default: this machine's GPU, else 24.",
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=2, max=8, help="Number of steps of the student.")] = 4,
     base: Annotated[

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from dpdmd.recipe import bounds
+
 # The name of the arm that all others are compared with.
 REFERENCE = "teacher"
 FEW_STEPS = "teacher_few_steps"
@@ -57,7 +59,7 @@ class Budget:
         if self.unit == "steps":
             return {"train.num_updates": int(self.amount)}
         # Only the time ends the run.
-        return {"train.num_updates": 10**9, "train.max_seconds": self.amount}
+        return {"train.num_updates": bounds.WITHOUT_END, "train.max_seconds": self.amount}
 
     def __str__(self) -> str:
         return f"{self.amount:g} {self.unit if self.amount != 1 else self.unit[:-1]}"
@@ -108,8 +110,10 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match:
             raise ValueError(f'--seeds must be like "0-4" or "0,2,5", got {text!r}')
-        first = int(match[1])
-        seeds += range(first, int(match[2] or first) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last >= bounds.SEED or last - first >= bounds.COUNT:
+            raise ValueError(f"--seeds: {part.strip()} names more or larger seeds than a comparison can take")
+        seeds += range(first, last + 1)
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"--seeds must name at least one seed and none of them twice, got {text!r}")
     return seeds
@@ -118,8 +122,8 @@ def parse_seeds(text: str) -> list[int]:
 def parse_budget(text: str) -> Budget:
     """A budget from "150 steps" or "600 seconds". Raises ValueError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(step|second)s?\s*", text)
-    amount = float(match[1]) if match else 0
-    if not match or not amount or (match[2] == "step" and not amount.is_integer()):
+    amount = float(match[1]) if match else 0.0
+    if not match or not 0 < amount <= bounds.SECONDS or (match[2] == "step" and not amount.is_integer()):
         raise ValueError(f'--budget must be like "150 steps" or "600 seconds", got {text!r}')
     return Budget(amount, "steps" if match[2] == "step" else "seconds")
 
@@ -130,6 +134,6 @@ def parse_scales(text: str) -> list[float]:
         scales = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         scales = [0.0]
-    if any(not 1 <= scale < float("inf") for scale in scales):
-        raise ValueError(f'--guidance must be like "1,2,3.5", each at least 1 (1 = off), got {text!r}')
+    if any(not 1 <= scale <= bounds.SCALE for scale in scales):
+        raise ValueError(f'--guidance must be like "1,2,3.5", each from 1 (off) to {bounds.SCALE:g}, got {text!r}')
     return sorted(set(scales))

@@ -5,6 +5,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from dpdmd.store.files import require_ordinary_file
 from dpdmd.store.jsonl import parse_rows
 from dpdmd.store.names import did_you_mean, expanded, local_or_hub_id
 
@@ -22,6 +23,7 @@ def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
     """
     path = expanded(path)
     try:
+        require_ordinary_file(path)
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None

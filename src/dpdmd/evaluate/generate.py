@@ -25,6 +25,7 @@ from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
 from dpdmd.store.files import require_place, require_writable
 
+LAST_SEED, MOST_IMAGES = 2**64 - 1, 10**7
 CHUNK = 64  # prompts encoded at a time
 
 
@@ -217,6 +218,16 @@ def require_different(prompts: list[str], seeds: list[int], batch_size: int) -> 
         raise ValueError(f"prompts must be a list of texts, got one text: {prompts!r}")
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"seeds must not be negative, got {min(seeds)}")
+    if any(seed > LAST_SEED for seed in seeds):
+        raise ValueError(
+            f"seeds must be at most {LAST_SEED}, the last one of torch, and the images go up to {max(seeds)}: lower "
+            "--seed or --images-per-prompt"
+        )
+    if len(prompts) * len(seeds) > MOST_IMAGES:
+        raise ValueError(
+            f"{len(prompts)} prompts with {len(seeds)} images each are more than {MOST_IMAGES:,} files, too many for "
+            "one folder: take fewer of either"
+        )
     for name, values in (("prompts", prompts), ("seeds", seeds)):
         if not values or len(set(values)) != len(values):
             raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor
 from dpdmd.method.denoiser import Condition, Denoiser, concatenate
 from dpdmd.method.paths import Prediction
 
+LARGEST = 1000.0  # fp32 overflows far beyond what any model is drawn with
 # (x_t, t, conditional, unconditional, scale) -> guided prediction. A scale of 1 must return the conditional one.
 GuidanceRule = Callable[[Tensor, Tensor, Prediction, Prediction, float], Prediction]
 
@@ -29,8 +30,8 @@ class Guidance:
     rule: GuidanceRule = linear_rule
 
     def __post_init__(self):
-        if not self.scale >= 1:
-            raise ValueError(f"guidance_scale must be >= 1 (1 = off), got {self.scale}")
+        if not 1 <= self.scale <= LARGEST:
+            raise ValueError(f"guidance_scale must be >= 1 (1 = off) and at most {LARGEST:g}, got {self.scale}")
 
     @property
     def num_forwards(self) -> int:

@@ -3,6 +3,7 @@
 `output.folder` and `data.cache` are written, not read: they belong to the working directory.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def _absolute(key: str, name: str, folder: Path | None = None) -> str:
     if name in RESERVED[key] or not name:
         return name
     path = Path(folder or Path.cwd(), expanded(name))
-    if path.exists():
+    if os.path.exists(path):  # not Path.exists, which raises for names that no file can have
         return str(path.absolute())
     run, at, step = str(path).rpartition("@")  # RUN@STEP
-    return f"{Path(run).absolute()}{at}{step}" if step.isdigit() and Path(run).is_dir() else name
+    return f"{Path(run).absolute()}{at}{step}" if step.isdigit() and os.path.isdir(run) else name

@@ -9,12 +9,21 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from dpdmd.recipe import bounds
 from dpdmd.store.names import expanded
 
 NO_CACHE = "none"  # value of data.cache
 QUANTISED = ("int8", "nf4")  # values of model.dtype
 OBJECTIVES = ("dmd", "dp_dmd", "dmd_perceptual", "dmd_adversarial")
-Place = Annotated[str, AfterValidator(expanded)]  # a file or folder, or another name; ~ is the home folder
+
+
+def _place(name: str) -> str:
+    if "\0" in name or len(name) > 4096 or any(len(part.encode("utf-8", "replace")) > 255 for part in name.split("/")):
+        raise ValueError("must be a name that a file can have: no NUL, at most 255 bytes between two slashes")
+    return expanded(name)
+
+
+Place = Annotated[str, AfterValidator(_place)]  # a file or folder, or another name; ~ is the home folder
 # Keys that name what a run reads. In a recipe file they are looked up next to the file first (recipe/inputs.py).
 INPUTS = (
     "model.teacher",
@@ -43,17 +52,28 @@ class ModelConfig(Section):
         description="Number format of the teacher's frozen weights; trained weights are always fp32. int8 (torchao) "
         "and nf4 (4 bits, bitsandbytes) require adapters for both roles.",
     )
-    height: int | None = Field(default=None, ge=1, description="Image height in pixels. Default: the teacher's.")
-    width: int | None = Field(default=None, ge=1, description="Image width in pixels. Default: the teacher's.")
+    height: int | None = Field(
+        default=None, ge=1, le=bounds.SIDE, description="Image height in pixels. Default: the teacher's."
+    )
+    width: int | None = Field(
+        default=None, ge=1, le=bounds.SIDE, description="Image width in pixels. Default: the teacher's."
+    )
     guidance_scale: float | None = Field(
-        default=None, ge=1, description="Classifier-free guidance of the teacher, 1 = off. Default: the model family's."
+        default=None,
+        ge=1,
+        le=bounds.SCALE,
+        description="Classifier-free guidance of the teacher, 1 = off. Default: the model family's.",
     )
     num_inference_steps: int | None = Field(
-        default=None, ge=2, description="Number of steps of the teacher's grid. Default: the model family's."
+        default=None,
+        ge=2,
+        le=bounds.STEPS,
+        description="Number of steps of the teacher's grid. Default: the model family's.",
     )
     embedded_guidance: float | None = Field(
         default=None,
         ge=0,
+        le=bounds.SCALE,
         description="Guidance input of a guidance-distilled teacher such as FLUX.1-dev. Default: the family's, 3.5.",
     )
 
@@ -86,6 +106,7 @@ class StudentConfig(Section):
     shift: float | None = Field(
         default=None,
         gt=0,
+        le=bounds.SCALE,
         description="Time shift of the uniform grid (flow models). Lower values end step 1 at a lower noise level. "
         "Default: the model's.",
     )
@@ -96,7 +117,10 @@ class StudentConfig(Section):
         "deterministically; cleaner images from the same student.",
     )
     embedded_guidance: float | None = Field(
-        default=None, ge=0, description="Guidance input of a guidance-distilled student. Default: the teacher's."
+        default=None,
+        ge=0,
+        le=bounds.SCALE,
+        description="Guidance input of a guidance-distilled student. Default: the teacher's.",
     )
     start: Place | None = Field(
         default=None,
@@ -112,11 +136,13 @@ class AnchorConfig(Section):
     weight: float = Field(
         default=0.05,
         ge=0,
+        le=bounds.LARGEST,
         description="lambda, the weight of the anchor's loss. 0.05 is the paper's; sweep it per model.",
     )
     every: int = Field(
         default=1,
         ge=1,
+        le=bounds.UPDATES,
         description="Apply the anchor in every N-th student update, with weight N x lambda so that the average is "
         "unchanged.",
     )
@@ -130,14 +156,21 @@ class AnchorConfig(Section):
     steps: int | None = Field(
         default=None,
         ge=1,
+        le=bounds.STEPS,
         description="K, number of teacher steps to the anchor. Default: as many as lead to where the student's first "
         "step lands.",
     )
     guidance_scale: float | None = Field(
-        default=None, ge=1, description="Guidance of the anchor's teacher steps, 1 = off. Default: the teacher's."
+        default=None,
+        ge=1,
+        le=bounds.SCALE,
+        description="Guidance of the anchor's teacher steps, 1 = off. Default: the teacher's.",
     )
     coarse_steps: int = Field(
-        default=4, ge=1, description="Take the K teacher steps in at most this many, evenly spread over them."
+        default=4,
+        ge=1,
+        le=bounds.STEPS,
+        description="Take the K teacher steps in at most this many, evenly spread over them.",
     )
     second_order: bool = Field(
         default=True,
@@ -154,7 +187,10 @@ class PerceptualConfig(Section):
     """The perceptual rival of DP-DMD: the student's picture is pulled to the teacher's from the same noise."""
 
     weight: float = Field(
-        default=0.25, ge=0, description="Weight of the perceptual distance. 0.25 is DMD's; sweep it per model."
+        default=0.25,
+        ge=0,
+        le=bounds.LARGEST,
+        description="Weight of the perceptual distance. 0.25 is DMD's; sweep it per model.",
     )
     backbone: Place = Field(
         default="scenes",
@@ -165,6 +201,7 @@ class PerceptualConfig(Section):
     num_pairs: int | None = Field(
         default=None,
         ge=1,
+        le=bounds.IMAGES,
         description="Train the student on this many fixed pairs of prompt and noise, whose teacher samples are kept in "
         "data.cache. Default: fresh noise, and the teacher's whole rollout, in every update.",
     )
@@ -176,13 +213,16 @@ class AdversarialConfig(Section):
     weight: float = Field(
         default=5e-3,
         gt=0,
+        le=bounds.LARGEST,
         description="Weight of the student's adversarial loss. 5e-3 is DMD2's for SDXL; smaller latents need more.",
     )
     features: Literal["fake_score", "teacher"] = Field(
         default="fake_score",
         description="Network whose blocks the discriminator's head sees. Its loss never trains that network.",
     )
-    learning_rate: float = Field(default=2e-3, gt=0, description="Learning rate of the discriminator's head.")
+    learning_rate: float = Field(
+        default=2e-3, gt=0, le=bounds.RATE, description="Learning rate of the discriminator's head."
+    )
     real: Place = Field(
         default="teacher",
         min_length=1,
@@ -190,7 +230,10 @@ class AdversarialConfig(Section):
         "(png, jpg) with prompts in metadata.jsonl or NAME.txt.",
     )
     num_real: int = Field(
-        default=1024, ge=1, description="Number of teacher samples, drawn once. Of a folder all images are used."
+        default=1024,
+        ge=1,
+        le=bounds.COUNT,
+        description="Number of teacher samples, drawn once. Of a folder all images are used.",
     )
 
 
@@ -221,7 +264,10 @@ class ObjectiveConfig(Section):
     )
     tau_high: float = Field(default=0.98, gt=0, le=1, description="Highest noise level at which scores are compared.")
     tau_shift: float = Field(
-        default=1.0, gt=0, description="Time shift of these noise levels: above 1 compares at more noise. 1 = uniform."
+        default=1.0,
+        gt=0,
+        le=bounds.SCALE,
+        description="Time shift of these noise levels: above 1 compares at more noise. 1 = uniform.",
     )
     anchor: AnchorConfig = AnchorConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
@@ -238,13 +284,15 @@ class PromptSource(Section):
     """One of several sources of prompts."""
 
     source: Place = Field(min_length=1, description="A source as data.prompts names it.")
-    weight: float = Field(default=1.0, gt=0, description="Share of the prompts, relative to the other sources.")
+    weight: float = Field(
+        default=1.0, gt=0, le=bounds.LARGEST, description="Share of the prompts, relative to the other sources."
+    )
 
 
 class DataConfig(Section):
     """What the student is asked to draw."""
 
-    prompts: Annotated[str, AfterValidator(expanded), Field(min_length=1)] | tuple[PromptSource, ...] = Field(
+    prompts: Annotated[str, AfterValidator(_place), Field(min_length=1)] | tuple[PromptSource, ...] = Field(
         min_length=1,
         description='Training prompts: a UTF-8 file with one prompt per line ("#" starts a comment) or .jsonl; '
         '"datasets:ID[:SPLIT]" for a Hugging Face dataset; "generic", composed captions to begin with; "scenes" for '
@@ -253,6 +301,7 @@ class DataConfig(Section):
     samples_per_prompt: int = Field(
         default=1,
         ge=1,
+        le=bounds.COUNT,
         description="Number of samples of each prompt in a micro-batch, next to each other. train.batch_size must be a "
         "multiple of it. For objectives that compare samples of a prompt.",
     )
@@ -277,13 +326,18 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """The optimisation. Defaults are those of arXiv 2602.03139, except for `reuse_samples`."""
 
-    num_updates: int = Field(default=6000, ge=1, description="Number of student updates.")
+    num_updates: int = Field(default=6000, ge=1, le=bounds.UPDATES, description="Number of student updates.")
     max_seconds: float | None = Field(
-        default=None, gt=0, description="End training after this many seconds at the latest. Default: no limit."
+        default=None,
+        gt=0,
+        le=bounds.SECONDS,
+        description="End training after this many seconds at the latest. Default: no limit.",
     )
-    batch_size: int = Field(default=4, ge=1, description="Samples per micro-batch and process.")
-    accumulation: int = Field(default=1, ge=1, description="Micro-batches per update and process.")
-    fake_updates: int = Field(default=5, ge=1, description="M, fake-score updates for each student update.")
+    batch_size: int = Field(default=4, ge=1, le=bounds.COUNT, description="Samples per micro-batch and process.")
+    accumulation: int = Field(default=1, ge=1, le=bounds.COUNT, description="Micro-batches per update and process.")
+    fake_updates: int = Field(
+        default=5, ge=1, le=bounds.STEPS, description="M, fake-score updates for each student update."
+    )
     reuse_samples: bool | Literal["student"] = Field(
         default=True,
         description="Which samples the M fake-score updates learn, each update with its own tau and noise. true: one "
@@ -295,24 +349,33 @@ class TrainConfig(Section):
         description="Backpropagate through one randomly chosen step after the anchored one instead of through the "
         "whole rollout: fewer calls, less memory. Re-noising students always do.",
     )
-    learning_rate: float = Field(default=1e-5, gt=0, description="Learning rate of the student (AdamW).")
+    learning_rate: float = Field(
+        default=1e-5, gt=0, le=bounds.RATE, description="Learning rate of the student (AdamW)."
+    )
     fake_learning_rate: float | None = Field(
-        default=None, gt=0, description="Learning rate of the fake score. Default: the student's."
+        default=None, gt=0, le=bounds.RATE, description="Learning rate of the fake score. Default: the student's."
     )
     fake_embedded_guidance: float | None = Field(
-        default=None, ge=0, description="Guidance input of a guidance-distilled fake score. Default: the teacher's."
+        default=None,
+        ge=0,
+        le=bounds.SCALE,
+        description="Guidance input of a guidance-distilled fake score. Default: the teacher's.",
     )
-    warmup: int = Field(default=0, ge=0, description="Student updates over which both learning rates rise linearly.")
+    warmup: int = Field(
+        default=0, ge=0, le=bounds.UPDATES, description="Student updates over which both learning rates rise linearly."
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
         description="How both learning rates fall from the end of the warm-up to zero at train.num_updates. constant: "
         "they do not.",
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW, both networks.")
+    weight_decay: float = Field(default=0.0, ge=0, le=bounds.SCALE, description="Weight decay of AdamW, both networks.")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.999), description="Betas of AdamW, both networks."
     )
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Clip the gradient of each update to this global norm.")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, le=bounds.LARGEST, description="Clip the gradient of each update to this global norm."
+    )
     ema_decay: float = Field(
         default=0.0, ge=0, lt=1, description="Decay of the moving average of the student's weights per update. 0 = off."
     )
@@ -331,7 +394,7 @@ class TrainConfig(Section):
     compile: bool = Field(
         default=False, description="Compile the networks' blocks with torch.compile: minutes at the start, then faster."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of everything random.")
+    seed: int = Field(default=0, ge=0, lt=bounds.SEED, description="Seed of everything random.")
 
 
 class LoraConfig(Section):
@@ -342,8 +405,10 @@ class LoraConfig(Section):
         description='Roles that train an adapter. ["student", "fake_score"]: one network for all three roles. Default: '
         "none, three copies.",
     )
-    rank: int = Field(default=64, ge=1, description="Rank of the adapters.")
-    alpha: float | None = Field(default=None, gt=0, description="Scale of an adapter, as alpha / rank. Default: rank.")
+    rank: int = Field(default=64, ge=1, le=bounds.SIDE, description="Rank of the adapters.")
+    alpha: float | None = Field(
+        default=None, gt=0, le=bounds.LARGEST, description="Scale of an adapter, as alpha / rank. Default: rank."
+    )
     targets: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="Names of the adapted linear layers. Default: the family's attention."
     )
@@ -354,11 +419,11 @@ class LoraConfig(Section):
 class ValidationConfig(Section):
     """Images drawn while training, the teacher's above the student's of the same prompts and seeds, and scores."""
 
-    every: int = Field(default=0, ge=0, description="Student updates between validations. 0 = off.")
+    every: int = Field(default=0, ge=0, le=bounds.UPDATES, description="Student updates between validations. 0 = off.")
     prompts: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="Prompts to draw. Default: four, spread over the training prompts."
     )
-    num_seeds: int = Field(default=4, ge=1, description="Images per prompt, with seeds 0, 1, ...")
+    num_seeds: int = Field(default=4, ge=1, le=bounds.STEPS, description="Images per prompt, with seeds 0, 1, ...")
     features: Place = Field(
         default="auto",
         min_length=1,
@@ -369,18 +434,24 @@ class ValidationConfig(Section):
 class CheckpointConfig(Section):
     """Checkpoints. One is always written at the end, on Ctrl-C and on SIGTERM."""
 
-    every: int = Field(default=500, ge=0, description="Student updates between checkpoints. 0 = only at the end.")
-    keep: int = Field(default=2, ge=1, description="Number of the newest checkpoints to keep.")
+    every: int = Field(
+        default=500, ge=0, le=bounds.UPDATES, description="Student updates between checkpoints. 0 = only at the end."
+    )
+    keep: int = Field(default=2, ge=1, le=bounds.COUNT, description="Number of the newest checkpoints to keep.")
     students: bool = Field(
         default=False,
         description="Keep the student of every checkpoint in students/step-000050, a folder for `dpdmd sample`.",
     )
     best: int = Field(
-        default=1, ge=0, description="Number of best students in validation to keep in students/best. 0 = none."
+        default=1,
+        ge=0,
+        le=bounds.COUNT,
+        description="Number of best students in validation to keep in students/best. 0 = none.",
     )
     diversity_floor: float = Field(
         default=0.8,
         ge=0,
+        le=bounds.SCALE,
         description="Share of the teacher's diversity that a student must keep to be ranked by quality among the best.",
     )
 

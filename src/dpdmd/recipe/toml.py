@@ -16,12 +16,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from dpdmd.recipe.bounds import UPDATES, WITHOUT_END, reason
 from dpdmd.recipe.inputs import look_up_inputs, with_absolute_inputs
 from dpdmd.recipe.schema import Recipe
+from dpdmd.store.files import read_text
 from dpdmd.store.names import did_you_mean, expanded
 
 logger = logging.getLogger(__name__)
 
+MOST_BYTES = 2**20  # of a recipe
+LONGEST_KEY, LONGEST_PATH = 100, 10  # of what messages repeat and compare
 RUN_RECIPE, RUN_PROVENANCE = "recipe.toml", "provenance.json"  # files of a run folder
 
 # Keys of earlier versions: their default there, at which a recipe may still name them, and what became of them.
@@ -53,11 +57,13 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = find_recipe(path)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
+        text = read_text(path, most=MOST_BYTES)
     except OSError as error:
         raise ValueError(f"cannot read the recipe {path}: {error.strerror}") from None
+    try:
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
     if path.parent != _shipped_folder():
         look_up_inputs(data, path.parent)
     if path.name == RUN_RECIPE and is_run(path.parent):
@@ -70,11 +76,16 @@ def recipe_from(data: dict[str, Any], overrides: list[str] | tuple[str, ...] = (
     problems = [problem for text in overrides if (problem := override(data, text))]
     problems += _take_out_old_keys(data, where)
     _make_lists(data)
+    train = data.get("train")
+    if isinstance(train, dict) and train.get("num_updates") == WITHOUT_END and train.get("max_seconds") is not None:
+        train["num_updates"] = UPDATES
     try:
         # Strict JSON takes lists for tuples and whole numbers for floats, but no "4" or true for a number.
         recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         problems += list(dict.fromkeys(_problem(details) for details in error.errors()))
+    except (ValueError, RecursionError) as error:
+        problems.append(f"a value of it cannot be read ({error})")
     if problems:
         raise ValueError("\n  ".join([f"{where} cannot be used, {_count(len(problems))}:", *problems]))
     return with_absolute_inputs(recipe)
@@ -187,8 +198,10 @@ def find_recipe(name: str | Path) -> Path:
 
     Raises ValueError with the nearest names.
     """
+    if "\0" in str(name) or len(str(name)) > 4096:
+        raise ValueError(f"{_short(str(name))} is no name that a file can have")
     path, shipped = Path(expanded(name)), shipped_recipes()
-    if path.is_file():
+    if path.is_file() or (path.exists() and not path.is_dir()):
         return path
     if is_run(path):
         return path / RUN_RECIPE
@@ -268,7 +281,7 @@ def override(data: dict, text: str) -> str | None:
 def _parse(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if set(parsed) == {"value"} else text
 
@@ -285,14 +298,20 @@ def _problem(details: ErrorDetails) -> str:
     if kind == "missing":
         inside = [name for name in fields if name.startswith(f"{key}.") and fields[name].is_required()]
         return f"{', '.join(inside) or key} is required{meaning}"
+    if kind in ("less_than_equal", "less_than") and (
+        why := reason(details.get("ctx", {})["lt" if kind == "less_than" else "le"])
+    ):
+        meaning = f"; {why}{meaning}"
     rule = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
     if kind == "value_error" and isinstance(details["input"], dict):
         return f"{key}: {rule}"
     nearest = ""
     if kind == "literal_error" and field is not None:
-        names = difflib.get_close_matches(str(details["input"]), map(str, get_args(field.annotation)), n=1)
+        names = difflib.get_close_matches(
+            str(details["input"])[:LONGEST_KEY], map(str, get_args(field.annotation)), n=1
+        )
         nearest = f"; did you mean {names[0]!r}?" if names else ""
-    return f"{key} {rule}, got {details['input']!r}{nearest}{meaning}"
+    return f"{key} {rule}, got {_short(details['input'])}{nearest}{meaning}"
 
 
 def _unknown_key(parts: list[str], value: Any, known: list[str]) -> str:
@@ -300,14 +319,23 @@ def _unknown_key(parts: list[str], value: Any, known: list[str]) -> str:
     prefix = "".join(f"{part}." for part in table)
     allowed = list(dict.fromkeys(key.removeprefix(prefix).split(".")[0] for key in known if key.startswith(prefix)))
     elsewhere = [key for key in known if key.rpartition(".")[2] == name]
+    name, parts = name[:LONGEST_KEY], [part[:LONGEST_KEY] for part in parts[:LONGEST_PATH]]
     close = [prefix + match for match in difflib.get_close_matches(name, allowed, n=1)]
     tails = {key.rpartition(".")[2]: key for key in known}
     far = [tails[match] for match in difflib.get_close_matches(name, tails, n=1)]
     nearest = next(iter(elsewhere + close + far), None)
     where = f"[{'.'.join(table)}] has" if table else "sections are"
     hint = f"; did you mean {nearest}?" if nearest else ";"
-    came = "" if isinstance(value, dict) else f", got {value!r}"
+    came = "" if isinstance(value, dict) else f", got {_short(value)}"
     return f"{'.'.join(parts)} is not a key of a recipe{came}{hint} {where}: {', '.join(allowed)}"
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _count(number: int) -> str:

@@ -175,16 +175,26 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def require_ordinary_file(path: str | Path, *, most: int = MOST_BYTES) -> None:
+    """Raises ValueError for a folder, a device or a pipe, which may have no end, and for more than `most` bytes.
+
+    Raises OSError when there is no such file.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or pipe, which may have no end"
+        raise ValueError(f"{path} is no ordinary file but {kind}; name a file")
+    if found.st_size > most:
+        raise ValueError(f"{path} has {found.st_size:,} bytes; more than {most:,} are not read as text")
+
+
 def read_text(path: str | Path, *, most: int = MOST_BYTES, errors: str = "strict") -> str:
     """Read UTF-8 text. Raises ValueError naming the file if it is missing, no file, longer than `most`, or not UTF-8.
 
-    Devices and pipes are not read: they may have no end. errors: as for `bytes.decode`.
+    errors: as for `bytes.decode`.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError(f"{path} is no ordinary file; copy what it holds into one")
-        if (size := os.path.getsize(path)) > most:
-            raise ValueError(f"{path} has {size:,} bytes; more than {most:,} are not read as text")
+        require_ordinary_file(path, most=most)
         return Path(path).read_text(encoding="utf-8", errors=errors)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"no such file: {path}") from None
