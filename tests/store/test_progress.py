@@ -26,7 +26,7 @@ def lines(capsys) -> list[tuple[str, ...]]:
 def test_a_line_says_how_far_how_fast_how_long_and_the_values(clock, capsys):
     with progress_bar(40, "my_student", unit="update", initial=10) as bar:
         clock[0] += 5
-        bar.update(dmd="0.21", rate="1e-05")
+        bar.update(values={"dmd": "0.21", "rate": "1e-05"})
     # One update in 5 s, 29 left: 2 min 25 s.
     (line,) = lines(capsys)
     assert line == ("my_student", "11", "40", "28", "5.0", "s/update", "02:25", ", dmd 0.21, rate 1e-05")
@@ -64,7 +64,7 @@ def test_nothing_is_shown_where_it_is_switched_off(is_terminal, monkeypatch, cap
 def test_a_terminal_gets_one_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress_bar(2, "my_student", unit="update") as bar:
-        bar.update(dmd="0.21")
-        bar.update(dmd="0.20")
+        bar.update(values={"dmd": "0.21"})
+        bar.update(values={"dmd": "0.20"})
     err = capsys.readouterr().err
     assert "my_student: 100%" in err and "dmd=0.20" in err and err.count("\n") == 1

@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, now and then a plain line in a file or a pipe.
 
 with progress_bar(total=300, what="my_student", unit="update") as bar:
-    bar.update(dmd="0.21")
+    bar.update(values={"dmd": "0.21"})
 for image in tracked(images, "sampling", len(images), unit="image"):
     ...
 """
@@ -9,7 +9,8 @@ for image in tracked(images, "sampling", len(images), unit="image"):
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from tqdm import tqdm
@@ -17,12 +18,13 @@ from tqdm import tqdm
 T = TypeVar("T")
 SECONDS = 10.0  # at least, between two lines
 MOST_LINES = 100  # of long work
+EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 class Progress(Protocol):
     """What `progress_bar` returns, entered."""
 
-    def update(self, number: int = 1, **values: str) -> None:
+    def update(self, number: int = 1, values: Mapping[str, str] = EMPTY) -> None:
         """So much more is done; values are shown beside it."""
         ...
 
@@ -58,9 +60,9 @@ class _Bar:
     def __exit__(self, *_) -> None:
         self._bar.close()
 
-    def update(self, number: int = 1, **values: str) -> None:
+    def update(self, number: int = 1, values: Mapping[str, str] = EMPTY) -> None:
         if values:
-            self._bar.set_postfix(values, refresh=False)
+            self._bar.set_postfix(dict(values), refresh=False)
         self._bar.update(number)
 
 
@@ -82,9 +84,9 @@ class _Lines:
         if self._done > self._written:
             self._write()
 
-    def update(self, number: int = 1, **values: str) -> None:
+    def update(self, number: int = 1, values: Mapping[str, str] = EMPTY) -> None:
         self._done += number
-        self._values = values
+        self._values = dict(values)
         if self._done >= self._total or time.monotonic() >= self._next:
             self._write()
 

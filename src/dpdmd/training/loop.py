@@ -122,7 +122,7 @@ def _loop(
             signum = max(on_all_processes(partial(_log, run, trackers, row, stop)))
             for callback in callbacks:
                 callback(row)
-            bar.update(**_shown(row, trainer.peak()))
+            bar.update(values=_shown(row, trainer.peak()))
             finished = trainer.is_finished()
             if signum or finished or _is_due(trainer.step, checkpoint.every):
                 if checkpoint.students:
