@@ -15,9 +15,11 @@ from dpdmd.publish.card import (
     metrics_section,
     model_card,
     read_metrics,
+    require_licence,
     unscored_section,
     without_paths,
 )
+from dpdmd.publish.export import export_run
 from dpdmd.publish.pictures import Picture
 
 INFO = StudentFile(base="some/base", grid=(1.0, 0.9, 0.75, 0.5, 0.0), objective="dp_dmd", updates=7)
@@ -208,3 +210,30 @@ def test_no_text_of_the_user_breaks_the_card():
     spans = [child.content for token in parsed for child in token.children or [] if child.type == "code_inline"]
     assert spans.count(one_line) == 4  # title, base model, features, licence
     assert sum(token.type == "tr_open" for token in parsed) == 1 + 4
+
+
+@pytest.mark.parametrize(
+    "name", ["mit\nprivate: true", "mit\n---\n# own", "", " mit", "a b", "<script>", "x" * 101, "mit\x1b[2J", "größe"]
+)
+def test_a_licence_that_is_no_identifier_is_refused_by_its_option(name, tmp_path):
+    with pytest.raises(ValueError, match="--license must be an identifier"):
+        export_run(tmp_path, tmp_path / "out", license=name)
+    for known in ("apache-2.0", "openrail++", "cc-by-nc-4.0", "other"):
+        require_licence(known)
+
+
+@pytest.mark.parametrize(
+    ("head", "fields"),
+    [
+        ('license: "other\\nprivate: true"', {"license": "other private: true"}),
+        ("license: [mit, apache-2.0]", {"license": "mit, apache-2.0"}),
+        ("license: other\nlicense_link: 'javascript:alert(1)'", {"license": "other"}),
+        ("license: other\nlicense_link: 'https://x.org/l> <b>'", {"license": "other"}),
+        ("license: other\nlicense_name: 7\nlicense_link: [1]", {"license": "other", "license_name": "7"}),
+    ],
+)
+def test_the_licence_of_somebodys_card_is_one_line_of_plain_text(head, fields, tmp_path):
+    licence = base_licence(write_base(tmp_path, head))
+    assert licence == fields
+    data = ModelCard(card(licence=licence)).data.to_dict()
+    assert "private" not in data and data["license"] == fields["license"]

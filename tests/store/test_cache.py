@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dpdmd.store.cache import cache_folder, through_cache
+from dpdmd.store.digests import key_of
 
 
 def test_the_folder_follows_our_variable_then_the_desktops_then_the_home(monkeypatch):
@@ -49,3 +50,19 @@ def test_each_key_is_computed_once_and_what_was_there_before_an_interruption_sta
     assert [float(row["x"]) for row in rows] == [1, 2, 1, 3] and asked == [1, 2, 3]
     through_cache(None, keys, compute, what="test")
     assert sorted(asked) == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the place of a folder")
+    computed = []
+
+    def compute(numbers):
+        for number in numbers:
+            computed.append(number)
+            yield {"x": torch.tensor([float(number)])}
+
+    keys = [key_of(text) for text in "aba"]
+    rows = through_cache(tmp_path / "file", keys, compute, what="test")
+    assert [row["x"].item() for row in rows] == [2.0, 1.0, 2.0] and computed == [1, 2]
+    (message,) = caplog.messages
+    assert "the cache" in message and "cannot be written to" in message and message.endswith("going on without")

@@ -170,7 +170,9 @@ def test_resume_with_other_prompts_in_the_file_is_refused(make_recipe, adapter, 
         train(recipe, adapter, resume=True, progress=False)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
+)
 def test_a_signal_saves_a_checkpoint_and_then_stops(make_recipe, adapter, monkeypatch, signum, code):
     options = {"train": LONG, "checkpoint": {"every": 0}}
     whole = train(make_recipe("whole", **options), adapter, progress=False)
@@ -192,6 +194,24 @@ def test_a_signal_saves_a_checkpoint_and_then_stops(make_recipe, adapter, monkey
     assert [p.name for p in (tuple((whole.parent / "parts" / "checkpoints").iterdir()))] == ["step-000002"]
     parts = train(recipe, adapter, resume=True, progress=False)
     assert_same(weights(whole, 5), weights(parts, 5))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(make_recipe, adapter, monkeypatch, signum):
+    real = Trainer._student_update
+
+    def interrupted(self):
+        os.kill(os.getpid(), signum)
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "_student_update", interrupted)
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        folder = train(make_recipe(train={"num_updates": 2}), adapter, progress=False)
+        assert signal.getsignal(signum) is signal.SIG_IGN
+    finally:
+        signal.signal(signum, before)
+    assert len(read_rows(folder / "metrics.jsonl")) == 2
 
 
 def test_a_second_ctrl_c_interrupts_at_once():

@@ -5,11 +5,13 @@ Each command imports its dependencies when it runs, so that `--help` is fast.
 
 import os
 import sys
+from errno import ELOOP, ENAMETOOLONG
 from typing import Annotated
 
 import typer
 
 from dpdmd.cli import demo, images, runs, training
+from dpdmd.cli.streams import lasting_streams, printable
 
 app = typer.Typer(
     name="dpdmd",
@@ -58,20 +60,21 @@ def main() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         # Their warnings about missing optional packages would hide our messages.
         os.environ.setdefault(name, "error")
-    try:
-        app()
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None or os.environ.get(DEBUG_VARIABLE):
-            raise
-        if code <= 128:
-            print(f"error: {error}", file=sys.stderr)
-        elif os.environ.get("RANK", "0") == "0":  # a signal stops all processes; one message is enough
-            print(error, file=sys.stderr)
-        sys.exit(code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    with lasting_streams():
+        try:
+            app()
+        except Exception as error:
+            code = _exit_code(error)
+            if code is None or os.environ.get(DEBUG_VARIABLE):
+                raise
+            if code <= 128:
+                print(f"error: {printable(str(error))}", file=sys.stderr)
+            elif os.environ.get("RANK", "0") == "0":  # a signal stops all processes; one message is enough
+                print(error, file=sys.stderr)
+            sys.exit(code)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -79,7 +82,9 @@ def _exit_code(error: Exception) -> int | None:
 
     None for any other error, which is a bug of ours and keeps its traceback.
     """
-    if isinstance(error, ValueError | FileNotFoundError):
+    if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError):
+        return USER_ERROR
+    if isinstance(error, OSError) and error.errno in (ENAMETOOLONG, ELOOP):
         return USER_ERROR
     if isinstance(error, FloatingPointError | OSError):
         return STOPPED_ERROR

@@ -36,7 +36,13 @@ class EmbeddingCache:
         self.adapter, self.dtype = adapter, dtype
         name = str(dtype).removeprefix("torch.")
         self.folder = Path(folder) / f"{encoders_digest(adapter, Path(folder))[:32]}-{name}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"the cache {folder} cannot be made ({error.strerror}): name another one by data.cache or the "
+                "environment variable DPDMD_CACHE, or encode while training (--no-cache)",
+            ) from None
         self.groups = TensorGroups(self.folder)
 
     def ensure(self, prompts: list[str], *, progress: bool = True) -> None:

@@ -173,7 +173,7 @@ def metrics_section(metrics: dict[str, Any]) -> str:
     features = metrics["provenance"].get("features")
     lines = [
         f"{metrics['num_prompts']} prompts, {metrics['images_per_prompt']} images each, "
-        + (f"features of {_code(features)}" if features else "no features, so diversity was not measured")
+        + (f"features of {_code(str(features))}" if features else "no features, so diversity was not measured")
         + f". Intervals are {100 * LEVEL:g} % bootstrap intervals over prompts, of this one training run. They do not "
         "show how another training seed would differ.",
         "",
@@ -216,15 +216,28 @@ def base_licence(source: str) -> dict[str, Any]:
         head = metadata_load(Path(source, "README.md") if is_folder else hf_hub_download(source, "README.md")) or {}
     except (OSError, ValueError, YAMLError):
         return {}
-    fields = {key: head[key] for key in ("license", "license_name", "license_link") if head.get(key)}
+    names = ("license", "license_name", "license_link")
+    fields = {key: _one_line(head[key]) for key in names if isinstance(head, dict) and head.get(key)}
     if fields.get("license", UNKNOWN) == UNKNOWN:
         return {}
-    link = fields.get("license_link")
-    if link and "://" not in str(link):
-        fields.pop("license_link")
-        if not is_folder:
-            fields["license_link"] = f"https://huggingface.co/{source}/blob/main/{link}"
+    link = fields.pop("license_link", "")
+    if "://" not in link and link and not is_folder:
+        link = f"https://huggingface.co/{source}/blob/main/{link}"
+    if re.fullmatch(r"https?://[^\s<>\"'`]+", link):
+        fields["license_link"] = link
     return fields
+
+
+def require_licence(name: str) -> None:
+    """Raises ValueError for what is no identifier of a licence: it stands in the head of the card."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,99}", name):
+        raise ValueError(f"--license must be an identifier of the hub, such as apache-2.0 or other, got {name[:100]!r}")
+
+
+def _one_line(value: Any) -> str:
+    """Text of somebody's card without line ends and control characters; several licences separated by commas."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
 
 
 def _licence_section(licence: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
 from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, StudentFile
-from dpdmd.publish.card import CardParts, base_licence, model_card, read_metrics
+from dpdmd.publish.card import CardParts, base_licence, model_card, read_metrics, require_licence
 from dpdmd.publish.comfyui import WORKFLOW_FILE, Workflow, settings, workflow
 from dpdmd.publish.pictures import PICTURE_FILE, write_picture
 from dpdmd.publish.pipeline import DTYPES, write_lora, write_pipeline
@@ -88,6 +88,8 @@ def export_run(
         raise ValueError("--one-file and --link are about a whole pipeline; leave them out with --lora")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if license is not None:
+        require_licence(license)
     student = _student(run, is_lora=lora)
     if os.path.lexists(out):
         raise ValueError(f"{out} exists already; give a new folder")

@@ -1,5 +1,6 @@
 """Caches: where they are by default, and computing through one what is not there yet."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from torch import Tensor
 from dpdmd.store.names import expanded
 from dpdmd.store.progress import tracked
 from dpdmd.store.tensor_store import TensorStore
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Kind = Literal["prompts", "images", "teacher_samples", "hashes"]
@@ -52,7 +55,7 @@ def through_cache(
 
     compute: yields the rows of the items with the given numbers, in their order. Items with the same key are computed
     once. Each row is stored as soon as it is there, so that an interrupted call continues where it was. folder: None
-    stores nothing. what: label of the progress bar. Raises OSError when the folder cannot be written to.
+    stores nothing, and neither does one that cannot be written to, with a warning. what: label of the progress bar.
     """
     store = None if folder is None else TensorStore(folder)
     known = {} if store is None else {key: store.read(key) for key in dict.fromkeys(keys)}
@@ -63,7 +66,11 @@ def through_cache(
     for number, row in tracked(zip(numbers, found, strict=True), what, len(numbers), unit="image"):
         rows[keys[number]] = row
         if store is not None:
-            store.write(keys[number], row)
+            try:
+                store.write(keys[number], row)
+            except OSError as error:
+                logger.warning("%s; going on without", error)
+                store = None
     return [rows[key] for key in keys]
 
 

@@ -44,7 +44,7 @@ class TensorStore:
         """The tensors of a key on the CPU; None if there are none or they are damaged."""
         try:
             found = _verified(self._path(key), {key})
-        except FileNotFoundError:
+        except OSError:
             return None
         if found is None:
             return None
@@ -85,7 +85,7 @@ class TensorGroups:
         known = {path for path, _ in self._places.values()}
         files = (path for path in self.folder.glob("*.safetensors") if path.name[0] != "." and path not in known)
         for path in sorted(files):
-            with suppress(FileNotFoundError):  # another process was faster to remove it
+            with suppress(OSError):  # another process was faster to remove it, or it may not be read
                 found = _verified(path, wanted)
                 for row, key in enumerate(found.keys if found else []):
                     self._places.setdefault(key, (path, row))
@@ -123,7 +123,14 @@ def _packed(entries: dict[str, Entry]) -> tuple[Entry, dict[str, Any]]:
 
 
 def _write(path: Path, tensors: Entry, header: dict[str, Any]) -> None:
-    write_tensors(path, tensors, {HEADER: json.dumps(header)})
+    try:
+        write_tensors(path, tensors, {HEADER: json.dumps(header)})
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"the cache {path.parent} cannot be written to ({reason}): name another one by data.cache, --cache or the "
+            "environment variable DPDMD_CACHE",
+        ) from error
 
 
 class _File(NamedTuple):

@@ -15,6 +15,7 @@ from dpdmd.recipe.schema import CheckpointConfig
 from dpdmd.store.jsonl import cut_after, read_rows
 from dpdmd.store.progress import progress_bar
 from dpdmd.training.facts import describe, facts, setup
+from dpdmd.training.networks import require_compiler
 from dpdmd.training.parts import build_parts
 from dpdmd.training.run.checkpoint import latest_checkpoint
 from dpdmd.training.run.folder import RunFolder
@@ -47,11 +48,13 @@ def run_training(
     Raises ValueError for impossible settings, for a folder that holds a run and when the processes have different
     inputs; OSError for a folder that cannot be written to, when the disk is too small or full, and when a tracker does
     not start; FloatingPointError when a loss is not finite, with the reason in `failure.json`; StoppedBySignal on
-    Ctrl-C or SIGTERM, after a checkpoint was saved.
+    Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, after a checkpoint was saved.
     """
     run = RunFolder(plan.output.folder)
     run.refuse_if_unusable(plan.settings, resume=resume, overwrite=overwrite)
     require_trackers(plan.output.trackers)
+    if plan.compute.compile:
+        require_compiler()
     size = checkpoint_bytes(plan, network_sizes(plan, adapter))
     notes = run.require_room(size, keep=plan.checkpoint.keep)
     changed = run.changed_settings(plan.settings) if resume else {}

@@ -1,5 +1,8 @@
 """Load the networks of a run, compare them between processes, assign their roles, and replicate or shard them."""
 
+import os
+import shutil
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -18,6 +21,16 @@ from dpdmd.models.quantised import quantise
 from dpdmd.models.role_networks import compile_blocks, enable_gradient_checkpointing, make_roles
 from dpdmd.recipe.plan import Plan
 from dpdmd.store.digests import fingerprint, tensors_digest
+
+
+def require_compiler() -> None:
+    """Raises ValueError where there is no C++ compiler for train.compile: torch would ask for it hours later."""
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"train.compile needs a C++ compiler, and there is no {compiler}: install one, name it by the environment "
+            "variable CXX, or set train.compile = false"
+        )
 
 
 def load_networks(plan: Plan, adapter: ModelAdapter) -> tuple[nn.Module, nn.Module | None]:

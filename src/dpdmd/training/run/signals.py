@@ -1,12 +1,15 @@
-"""Turn Ctrl-C and SIGTERM into a request that the loop obeys between two updates."""
+"""Turn signals that ask a process to end into a request that the loop obeys between two updates."""
 
 import signal
 import threading
 from types import FrameType
 
+# Ctrl-C, `kill`, a closed terminal, and what clusters send before they take a machine away.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
 
 class StoppedBySignal(Exception):
-    """Training was asked to stop and has saved a checkpoint; `exit_code` is 128 + the signal's number (130, 143)."""
+    """Training was asked to stop and has saved a checkpoint; `exit_code` is 128 + the signal's number, as in shells."""
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)
@@ -15,9 +18,10 @@ class StoppedBySignal(Exception):
 
 
 class StopRequest:
-    """Within the block SIGINT and SIGTERM only set `signum`; a second SIGINT interrupts at once, without saving.
+    """Within the block the signals STOPPING only set `signum`; a second SIGINT interrupts at once, without saving.
 
-    Outside of the main thread, where Python allows no handlers, the block changes nothing.
+    A signal that the process was started to ignore, as SIGHUP by `nohup`, stays ignored. Outside of the main thread,
+    where Python allows no handlers, the block changes nothing.
     """
 
     def __init__(self):
@@ -26,8 +30,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._handle)
+            for signum in STOPPING:
+                if signal.getsignal(signum) is not signal.SIG_IGN:
+                    self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *_) -> None:
