@@ -27,11 +27,12 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --maxprocess
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-slow test-all lint format docs clean
+.PHONY: help setup demo test fuzz test-slow test-all lint format docs clean
 
 help:
 	@echo "make demo       distil the built-in teacher by DMD and by DP-DMD and write runs/demo/report.html"
 	@echo "make test       the fast tests (test-slow: the others, test-all: both)"
+	@echo "make fuzz       thousands of generated inputs for everything that reads files"
 	@echo "make lint       ruff's checks and formatting (format: apply them), the direction of imports, types"
 	@echo "make docs       build the documentation into docs/_build/html; warnings and dead references are errors"
 	@echo "make setup      only set up $(VENV)"
@@ -51,6 +52,10 @@ test-slow: $(READY)
 
 test-all: $(READY)
 	@$(PYTEST) $(ARGS)
+
+# Thousands of generated inputs, others each time; `make test` has a few of them that are the same each time.
+fuzz: $(READY)
+	@DPDMD_FUZZ=1 $(PYTEST) tests/fuzz $(ARGS)
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .
