@@ -6,7 +6,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from dpdmd.models.parts import reading
+from dpdmd.store.errors import reading
 from dpdmd.store.messages import first_line
 
 NOTHING_FITS = "not found in the base model"  # what peft says, with the names of all layers

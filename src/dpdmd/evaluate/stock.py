@@ -17,8 +17,9 @@ from dpdmd.evaluate.generate import require_different, start_processes
 from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.load import sampling_dtype
-from dpdmd.models.parts import local_folder, reading, stored_dtype
+from dpdmd.models.parts import local_folder, stored_dtype
 from dpdmd.store.cache import batches
+from dpdmd.store.errors import reading
 from dpdmd.store.files import read_json
 from dpdmd.store.messages import without_loading_bars
 from dpdmd.store.names import local_or_hub_id

@@ -13,6 +13,7 @@ from torch import nn
 from dpdmd.method.grids import Grid
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape, ModelAdapter
+from dpdmd.store.errors import reading
 from dpdmd.store.files import read_json
 from dpdmd.store.names import did_you_mean, local_or_hub_id
 
@@ -86,8 +87,6 @@ def pipeline_class(source: str) -> str:
         hint = f"; did you mean {nearest[0]}?" if nearest else did_you_mean(source)
         raise ValueError(f"{source!r} is neither a built-in model ({names}) nor a folder{hint}")
     from diffusers import DiffusionPipeline
-
-    from dpdmd.models.parts import reading
 
     with reading(f"{source!r} is neither a built-in model ({names}) nor a folder; as a hub id", "model_index.json"):
         return cast("dict[str, Any]", DiffusionPipeline.load_config(source)).get("_class_name", "unknown")

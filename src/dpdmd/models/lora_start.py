@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
-from dpdmd.models.parts import reading
 from dpdmd.models.student_file import LORA_FILE
+from dpdmd.store.errors import reading
 from dpdmd.store.messages import first_line
 
 logger = logging.getLogger(__name__)

@@ -2,40 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
+from dpdmd.store.errors import reading
 from dpdmd.store.messages import without_loading_bars
-
-
-@contextmanager
-def reading(source: str, part: str) -> Iterator[None]:
-    """Turn the error of an unreadable pipeline component into a ValueError that states the reason in one sentence."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{source}: cannot read its {part}: {_reason(error)}") from None
-
-
-def _reason(error: BaseException) -> str:
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    for link in chain:
-        if isinstance(link, GatedRepoError):
-            return "the repository is gated; accept its licence on huggingface.co and log in with `hf auth login`"
-        if isinstance(link, RepositoryNotFoundError):
-            return "huggingface.co has no such repository, or it is private and you are not logged in (`hf auth login`)"
-        if isinstance(link, LocalEntryNotFoundError):
-            return "it is not in the local cache and huggingface.co cannot be reached"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def local_folder(source: str) -> Path:

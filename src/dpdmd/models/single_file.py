@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.models.load import FAMILIES, planning_adapter
-from dpdmd.models.parts import local_folder, reading
+from dpdmd.models.parts import local_folder
+from dpdmd.store.errors import reading
 from dpdmd.store.files import atomic_folder, read_json, write_json
 from dpdmd.store.messages import first_line, without_loading_bars
 from dpdmd.store.names import local_or_hub_id
