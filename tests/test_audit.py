@@ -172,7 +172,7 @@ def test_what_is_missing_is_reported_before_anything_is_drawn(tmp_path):
     for options, match in (
         ({"prompts": None}, "give --prompts FILE"),
         ({"quality": ["beauty"]}, "there is no quality score 'beauty'"),
-        ({"features": [str(tmp_path / "nowhere")]}, f"there is no {tmp_path}/nowhere"),
+        ({"features": [str(tmp_path / "nowhere")]}, f"{tmp_path}/nowhere does not exist"),
     ):
         with pytest.raises(ValueError, match=match):
             audit("someone/student", "someone/teacher", out=tmp_path / "out", **{"prompts": PROMPTS} | options)

@@ -44,10 +44,16 @@ def library_errors(what: str, advice: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise OSError(errno.ENOMEM, f"{what}: this machine has not enough memory for it") from None
+            raise OSError(f"{what}: this machine has not enough memory for it") from None
         if isinstance(error, OSError) and error.errno in OF_MACHINE:
-            raise OSError(error.errno, f"{what}: {reason_of(error)}") from None
-        raise InputError(f"{what}: {reason_of(error)}{'; ' if advice else ''}{advice}") from None
+            raise OSError(f"{what}: {reason_of(error)}") from None
+        raise InputError(f"{what}: {reason_of(error)}{'; ' if advice else ''}{advice}") from error
+
+
+def require_text(text: str, where: str) -> None:
+    """Raises InputError for a text that cannot be written as UTF-8: JSON and command lines can hold half characters."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{where}: {text[:80]!a} has half a character (a lone surrogate) in it; write it again")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
