@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from dpdmd.models.find import find_student, located
 from dpdmd.models.load import BUILT_IN, built_in_teacher
@@ -89,10 +88,7 @@ def part_identities(source: str, *, memo: Path | None = None) -> dict[str, str]:
         return {}
     base = local_folder(source)
     memo = memo or hash_memo()
-    return {
-        name: files_digest(_files(base, [name]), memo=memo)
-        for name in sorted(parts_of(read_index(base)))
-    }
+    return {name: files_digest(_files(base, [name]), memo=memo) for name in sorted(parts_of(read_index(base)))}
 
 
 def start_identity(source: str, *, is_lora: bool) -> str:
