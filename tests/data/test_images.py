@@ -50,7 +50,7 @@ def test_broken_metadata_is_named(tmp_path, line, message):
 def test_a_folder_that_is_missing_or_empty_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such folder of images"):
         captioned_images(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"has no images: \.png, \.jpg, \.jpeg are read"):
+    with pytest.raises(ValueError, match=r"has no images: \.png, \.jpg, \.jpeg, \.webp are read"):
         captioned_images(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_a_broken_image_is_named(tmp_path):
     whole = picture(tmp_path / "a.png", (64, 64)).read_bytes()
     for content in (whole[:60], b"text", b""):
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(OSError, match=r"a\.png is not a readable image .*; replace it or remove it"):
+        with pytest.raises(OSError, match=r"a\.png is not a readable image: .*; replace it or remove it"):
             read_image(tmp_path / "a.png", 8, 8)
 
 

@@ -80,8 +80,7 @@ def test_files_outside_the_folder_are_refused(tmp_path):
     folder = tmp_path / "inside"
     folder.mkdir()
     _image(tmp_path, "x.png")
-    (folder / "link.png").symlink_to(tmp_path / "x.png")
-    for file in ("../x.png", str(tmp_path / "x.png"), "a/../../x.png", "link.png"):
+    for file in ("../x.png", str(tmp_path / "x.png"), "a/../../x.png"):
         _manifest(folder, [{"prompt": "p", "seed": 0, "file": file}])
         with pytest.raises(ValueError, match="not inside the folder"):
             read_manifest(folder)
@@ -104,3 +103,25 @@ def test_write_refuses_what_read_would(tmp_path):
         write_manifest(tmp_path, [ImageEntry("p", 0, "gone.png")])
     with pytest.raises(ValueError, match="must not have a key"):
         write_manifest(tmp_path, [], {"images": []})
+
+
+def test_links_are_followed_and_two_names_of_one_file_are_two_images(tmp_path):
+    _image(tmp_path, "x.png")
+    folder = tmp_path / "inside"
+    (folder / "a cat").mkdir(parents=True)
+    for name in ("1.png", "2.png"):
+        (folder / "a cat" / name).symlink_to(tmp_path / "x.png")
+    assert [entry.seed for entry in read_manifest(folder).images] == [1, 2]
+    (folder / "a dog").symlink_to(folder / "a cat")
+    assert set(read_manifest(folder).by_prompt()) == {"a cat", "a dog"}
+
+
+def test_hidden_names_are_passed_over_and_numbers_count_as_numbers(tmp_path):
+    for name in ("img_10.png", "img_2.png", "._img_2.png"):
+        (tmp_path / "a cat").mkdir(exist_ok=True)
+        _image(tmp_path / "a cat", name)
+    for hidden in (".ipynb_checkpoints", "__MACOSX", "@eaDir"):
+        (tmp_path / hidden).mkdir()
+        _image(tmp_path / hidden, "0.png")
+    found = [(entry.prompt, entry.seed, entry.file) for entry in read_manifest(tmp_path).images]
+    assert found == [("a cat", 0, "a cat/img_2.png"), ("a cat", 1, "a cat/img_10.png")]

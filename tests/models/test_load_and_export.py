@@ -222,12 +222,12 @@ def test_an_exported_student_can_teach_another_run_on_its_own_grid(run, tmp_path
 
 
 def test_names_in_recipe_and_student_file_are_checked_before_anything_is_loaded(run, sd3_folder, tmp_path):
-    with pytest.raises(ValueError, match=rf"there is no {run}/studnet; did you mean {run}/student\?"):
+    with pytest.raises(ValueError, match=rf"{run}/studnet does not exist; did you mean {run}/student\?"):
         resolve(recipe(tmp_path, sd3_folder, student={"start": f"{run}/studnet"}), load_adapter(sd3_folder))
     info = json.loads((run / "student" / "student.json").read_text())
     write_json(run / "student" / "student.json", info | {"base": f"{tmp_path}/moved/teacher"})
     with pytest.raises(
-        ValueError, match=rf"the base of the student {run}/student: there is no {tmp_path}/moved/teacher"
+        ValueError, match=rf"the base of the student {run}/student: {tmp_path}/moved/teacher does not exist"
     ):
         load_sampler(str(run))
 

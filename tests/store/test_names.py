@@ -33,9 +33,9 @@ def home(tmp_path, monkeypatch):
 def test_a_path_that_is_not_there_is_refused_with_the_nearest_that_is(home, name, meant):
     with pytest.raises(ValueError) as error:
         local_or_hub_id(name)
-    reason = " (it is not looked up on the hub, since runs/ is a folder here)" if name == "runs/deom" else ""
+    reason = " (not looked up on the hub, since runs/ is a folder here)" if name == "runs/deom" else ""
     hint = "" if meant is None else f"; did you mean {meant.format(home=home)}?"
-    assert str(error.value) == f"there is no {name}{hint}{reason}"
+    assert str(error.value) == f"{name} does not exist{hint}{reason}"
 
 
 @pytest.mark.parametrize("name", ["facebook/dinov2-base", "scenes", "gpt2", "runs/demo", "./runs", "demo/runs"])

@@ -58,6 +58,7 @@ class TinyAdapter:
     block_lists = ("blocks",)
     feature_lists = ("first", "second")
     vae_factor = 2
+    notes: list[str] = []  # noqa: RUF012
     network_name, network_class, pipeline_class = "network", TinyNetwork, TinyPipeline
     network_config: ClassVar = {}
 

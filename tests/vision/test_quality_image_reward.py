@@ -138,5 +138,5 @@ def test_weights_that_are_not_all_there_are_refused(release, tmp_path):
     tensors.pop("blip.text_encoder.encoder.layer.1.crossattention.self.value.bias")
     write_tensors(tmp_path / "ImageReward.safetensors", tensors)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
-    with pytest.raises(ValueError, match=r"does not contain ImageReward and BERT's vocab\.txt \(.*value\.bias"):
+    with pytest.raises(ValueError, match=r"does not contain ImageReward and BERT's vocab\.txt: .*value\.bias"):
         load_quality(f"image_reward={tmp_path}")

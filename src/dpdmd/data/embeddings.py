@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dpdmd.method.denoiser import Condition, concatenate
-from dpdmd.models.base import ModelAdapter
+from dpdmd.models.base import ModelAdapter, encoded
 from dpdmd.models.identity import pipeline_identity
 from dpdmd.store.digests import key_of
 from dpdmd.store.progress import progress_bar
@@ -75,7 +75,7 @@ class EmbeddingCache:
 
     def _encoded(self, prompts: list[str]) -> Iterator[list[Entry]]:
         for start in range(0, len(prompts), CHUNK):
-            condition = self.adapter.encode(prompts[start : start + CHUNK])
+            condition = encoded(self.adapter, prompts[start : start + CHUNK])
             tensors = {name: self._stored(tensor) for name, tensor in condition.tensors.items()}
             yield [_trimmed({name: t[i] for name, t in tensors.items()}) for i in range(len(condition))]
 

@@ -1,44 +1,45 @@
-"""Prompt lists: a text file, a .jsonl file, a Hugging Face dataset, composed or the built-in world's captions."""
+"""Prompt lists: a text file, a table, a Hugging Face dataset, composed or the built-in world's captions."""
 
 from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from dpdmd.store.files import require_ordinary_file
-from dpdmd.store.jsonl import parse_rows
-from dpdmd.store.names import did_you_mean, expanded, local_or_hub_id
+from dpdmd.data.tables import TABLES, read_utf8, table_rows
+from dpdmd.store.errors import library_errors, require_text
+from dpdmd.store.names import expanded, local_or_hub_id
 
 SCENES = "scenes"
 GENERIC = "generic"
 COLUMN = "prompt"
 DATASET_PREFIX = "datasets:"
+# Files that would be nonsense line by line.
+NOT_LINES = (".yaml", ".yml", ".toml", ".xml", ".html", ".parquet", ".arrow", ".xlsx", ".xls", ".ods", ".zip", ".gz")
+HOW = (
+    "write one per line (# starts a comment) in a .txt file, a table with a column {column!r} (.csv, .tsv, .jsonl), or "
+    "a .json list"
+)
 
 
 def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
     """The prompts of a UTF-8 file in their order; only surrounding white space is removed.
 
-    .jsonl: the value of `column` in each line. Any other file: one prompt per line; blank lines and lines starting with
-    # are skipped. Raises ValueError naming file and line if the file is missing, broken, or has no prompts.
+    .jsonl, .ndjson, .csv, .tsv: the value of `column` in each row. .json: a list of texts, or of objects with `column`.
+    Any other file: one prompt per line; blank lines and lines starting with # are skipped. Raises ValueError naming
+    file and line if the file is missing, broken, of a kind that has no lines, or has no prompts.
     """
     path = expanded(path)
-    try:
-        require_ordinary_file(path)
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
-    except OSError as error:
-        raise ValueError(f"cannot read the prompts {path}: {error.strerror}{did_you_mean(path)}") from None
-    if Path(path).suffix == ".jsonl":
-        prompts = _take(((f"{path}, line {number}", row) for number, row in parse_rows(text, path)), column)
+    suffix = Path(path).suffix.lower()
+    if suffix in NOT_LINES:
+        raise ValueError(f"{path}: prompts are not read from {suffix}; {HOW.format(column=column)}")
+    if suffix in TABLES:
+        prompts = _take(table_rows(path), column)
     else:
         # Not splitlines(): it also splits at characters such as U+2028 that may stand inside a prompt.
-        lines = (line.strip() for line in text.split("\n"))
+        lines = (line.strip() for line in read_utf8(path).split("\n"))
         prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(
-            f"{path} has no prompts: write one per line (# starts a comment), or in .jsonl an object with {column!r}"
-        )
+        raise ValueError(f"{path} has no prompts: {HOW.format(column=column)}")
     return prompts
 
 
@@ -55,10 +56,8 @@ def dataset_prompts(name: str, column: str = COLUMN) -> list[str]:
             f'data.prompts = "{DATASET_PREFIX}{name}" needs the package datasets: pip install datasets'
         ) from None
     source, _, split = name.partition(":")
-    try:
+    with library_errors(f"cannot load the dataset {name}"):
         dataset = load_dataset(local_or_hub_id(source), split=split or "train")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the dataset {name}: {error}") from None
     if column not in dataset.column_names:
         raise ValueError(
             f"the dataset {name} has no column {column!r}; it has {', '.join(dataset.column_names)} (data.column)"
@@ -135,12 +134,24 @@ def lint_prompts(prompts: list[str], tokenizers: dict[str, tuple[Any, int]]) -> 
 
 
 def _take(rows: Iterable[tuple[str, Any]], column: str) -> list[str]:
-    """The non-empty texts in `column` of (where, row) pairs; `where` is for error messages."""
+    """The non-empty texts in `column` of (where, row) pairs, or the rows that are texts; `where` is for errors."""
     prompts = []
     for where, row in rows:
-        if not isinstance(row, dict) or not isinstance(row.get(column), str):
+        text = _value(row, column)
+        if not isinstance(text, str):
             keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             raise ValueError(f"{where} has no text under {column!r} (data.column); it has {keys}")
-        if row[column].strip():
-            prompts.append(row[column].strip())
+        require_text(text, where)
+        if text.strip():
+            prompts.append(text.strip())
     return prompts
+
+
+def _value(row: Any, column: str) -> Any:
+    """What is under `column`, or under the only name that is the same but for upper and lower case."""
+    if not isinstance(row, dict):
+        return row
+    if column in row:
+        return row[column]
+    alike = [key for key in row if isinstance(key, str) and key.strip().lower() == column.lower()]
+    return row[alike[0]] if len(alike) == 1 else None

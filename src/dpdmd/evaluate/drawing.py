@@ -54,7 +54,8 @@ def draw_folder(
     the images depend on; sampling.json keeps it. what: the label of the progress bar. Further prompts and seeds may be
     added to a folder. Under torchrun each process draws a share of the images, and the first one writes the manifest,
     whose "seconds" are those of the slowest process, summed over all calls.
-    Raises ValueError for a folder with images made by other settings, OSError when it cannot be written to.
+    Raises ValueError for a folder with images made by other settings, OSError when it cannot be written to,
+    FloatingPointError for an image that is not finite.
     """
     from dpdmd.distributed.processes import on_all_processes, on_main_process, rank_and_world_size
 
@@ -66,6 +67,11 @@ def draw_folder(
     started = time.perf_counter()
     images = draw(mine) if mine else []
     for key, image in tracked(zip(mine, images, strict=True), what, len(mine), unit="image", shown=progress):
+        if not image.isfinite().all():
+            raise FloatingPointError(
+                f"the image of {key[0]!r} with seed {key[1]} has values that are not finite and is not written: the "
+                "model's weights are broken, or overflow in the dtype that they are stored in"
+            )
         write_png(out / files[key], image)
     seconds = max(on_all_processes(lambda: time.perf_counter() - started)) if missing else 0.0
     entries = [ImageEntry(prompt, seed, file) for (prompt, seed), file in files.items()]

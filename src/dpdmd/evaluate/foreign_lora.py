@@ -3,14 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from dpdmd.models.parts import reading
-from dpdmd.store.messages import first_line
-
-NOTHING_FITS = "not found in the base model"  # what peft says, with the names of all layers
-DOWN = (".lora_A.", "lora_down.", "lora.down.")  # one such tensor per layer, whatever the tool
+from dpdmd.models.lora_fit import fitting, num_adapted, require_applied, require_whole
 
 
 def merge_foreign_lora(pipeline: Any, lora: str, base: str) -> tuple[int, int]:
@@ -24,25 +19,14 @@ def merge_foreign_lora(pipeline: Any, lora: str, base: str) -> tuple[int, int]:
     place = Path(lora)
     source: dict[str, Any] = {"use_safetensors": True} | ({"weight_name": place.name} if place.is_file() else {})
     name = str(place.parent) if place.is_file() else lora
-    given = applied = 0
-    try:
-        with reading(lora, "LoRA"):
-            unet = getattr(pipeline, "unet", None)
-            found = pipeline.lora_state_dict(name, unet_config=unet and unet.config, **source)
-            given = sum(any(part in key for part in DOWN) for key in (found[0] if isinstance(found, tuple) else found))
-            pipeline.load_lora_weights(name, **source)
-            applied = _num_adapted(pipeline)
-    except (KeyError, RuntimeError, ValueError) as error:
-        if NOTHING_FITS not in str(error):
-            raise ValueError(f"{lora} is not a LoRA for {base}: {first_line(error)}") from None
-    if not applied:
-        raise ValueError(f"{lora} is not a LoRA for {base}: none of its {given} layers is one of the model's")
+    given = 0
+    with fitting(f"{lora} is not a LoRA for {base}"):
+        unet = getattr(pipeline, "unet", None)
+        found = pipeline.lora_state_dict(name, unet_config=unet and unet.config, **source)
+        given = require_whole(found[0] if isinstance(found, tuple) else found, lora)
+        pipeline.load_lora_weights(name, **source)
+    applied = num_adapted(*(part for part in pipeline.components.values() if isinstance(part, nn.Module)))
+    require_applied(applied, given, lora, base)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     return applied, given
-
-
-def _num_adapted(pipeline: Any) -> int:
-    """The number of layers of a pipeline that have a LoRA."""
-    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    return sum(isinstance(module, BaseTunerLayer) for network in networks for module in network.modules())

@@ -17,12 +17,13 @@ from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import Guidance
 from dpdmd.method.randomness import image_noise
 from dpdmd.method.rollout import GuidedTeacher
-from dpdmd.models.base import decoder, network_denoiser
+from dpdmd.models.base import decoder, encoded, network_denoiser
 from dpdmd.models.identity import model_identity
 from dpdmd.models.load import Sampler, load_adapter, load_sampler, sampling_dtype
 from dpdmd.models.sampling import hybrid_samples, student_samples
 from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
+from dpdmd.store.errors import require_text
 from dpdmd.store.files import require_place, require_writable
 
 LAST_SEED, MOST_IMAGES = 2**64 - 1, 10**7
@@ -162,7 +163,7 @@ def generate_folder(
     decode = decoder(sampler.adapter)
 
     def draw(jobs: list[tuple[str, int]]) -> Iterator[Tensor]:
-        uncond = sampler.adapter.encode([""]).to(device)
+        uncond = encoded(sampler.adapter, [""]).to(device)
         for cond, batch in _encoded_batches(sampler, jobs, batch_size):
             latents = sample_latents(
                 sampler,
@@ -187,7 +188,8 @@ def sample(model: str | Path, prompts: list[str], *, seeds: Sequence[int] = (0,)
 
     model: a run folder, an export, a built-in name, a pipeline folder or a hub id, sampled as `dpdmd sample` does by
     default. The image of a prompt and seed does not depend on the others. For many images use `generate_folder`, which
-    writes them to disk and can be interrupted. Raises ValueError like `generate_folder`.
+    writes them to disk and can be interrupted. Raises ValueError like `generate_folder`, and
+    FloatingPointError for images that are not finite.
     """
     require_different(prompts, list(seeds), batch_size)
     require_neutral_environment()
@@ -196,13 +198,15 @@ def sample(model: str | Path, prompts: list[str], *, seeds: Sequence[int] = (0,)
     shape = sampler.latent_shape()
     grid, scale = sampling_grid(sampler, None, shape), sampler.guidance_scale
     sampler.network.to(device)
-    uncond, decode = sampler.adapter.encode([""]).to(device), decoder(sampler.adapter)
+    uncond, decode = encoded(sampler.adapter, [""]).to(device), decoder(sampler.adapter)
     images = []
     for cond, batch in _encoded_batches(sampler, [(p, seed) for p in prompts for seed in seeds], batch_size):
         expanded = uncond.expand(len(batch))
         options = {"grid": grid, "guidance_scale": scale, "device": device}
         latents = sample_latents(sampler, cond.to(device), expanded, batch, shape, **options)
         images.append(decode(latents).clamp(-1, 1).cpu())
+        if not images[-1].isfinite().all():
+            raise FloatingPointError(f"{model} draws images that are not finite")
     return torch.cat(images)
 
 
@@ -216,6 +220,8 @@ def require_different(prompts: list[str], seeds: list[int], batch_size: int) -> 
     """Raises ValueError for empty or repeated prompts or seeds, and for a batch size below 1."""
     if isinstance(prompts, str):
         raise ValueError(f"prompts must be a list of texts, got one text: {prompts!r}")
+    for prompt in prompts:
+        require_text(prompt, "the prompt")
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"seeds must not be negative, got {min(seeds)}")
     if any(seed > LAST_SEED for seed in seeds):
@@ -252,7 +258,7 @@ def _encoded_batches(
     prompts = list(dict.fromkeys(prompt for prompt, _ in jobs))
     for start in range(0, len(prompts), CHUNK):
         rows = {prompt: row for row, prompt in enumerate(prompts[start : start + CHUNK])}
-        conds = sampler.adapter.encode(list(rows))
+        conds = encoded(sampler.adapter, list(rows))
         own = [(rows[prompt], seed) for prompt, seed in jobs if prompt in rows]
         for batch in batches(own, batch_size):
             yield conds[torch.tensor([row for row, _ in batch])], [seed for _, seed in batch]

@@ -1,5 +1,6 @@
 """A folder of images and its manifest.json, which sampling writes and every metric and the report read."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from pydantic import Field
 
 from dpdmd.store.files import write_json
 from dpdmd.store.names import did_you_mean
+from dpdmd.store.pictures import pictures_in, visible
 from dpdmd.store.state import State, read_state
 
 MANIFEST_NAME = "manifest.json"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Read the manifest of a folder of images.
 
     A folder without manifest.json must have one sub-folder of images for each prompt, named after the prompt. The seed
-    of an image is then its file name if all file names of the prompt are whole numbers, else its place among them.
+    of an image is then its file name if all file names of the prompt are whole numbers, else its place among them in
+    natural order (img_2 before img_10). Names that begin with a dot, and folders that systems make, are passed over.
 
     Raises ValueError for a folder that is missing or has no images; a manifest that is broken JSON or lacks a field; a
     listed file that is missing or outside the folder; and a file or a (prompt, seed) that is listed twice.
@@ -93,8 +95,8 @@ def _read(path: Path) -> Manifest:
 
 def _from_sub_folders(folder: Path) -> Manifest:
     images = []
-    for sub_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = sorted(path for path in sub_folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    for sub_folder in sorted(path for path in visible(folder.iterdir()) if path.is_dir()):
+        files = pictures_in(sub_folder)
         stems = [path.stem for path in files]
         numbered = all(stem.isascii() and stem.isdigit() for stem in stems)
         for place, path in enumerate(files):
@@ -111,12 +113,12 @@ def _from_sub_folders(folder: Path) -> Manifest:
 def _check(folder: Path, manifest: Manifest) -> None:
     if not manifest.images:
         raise ValueError(f"{folder} lists no images")
-    root = folder.resolve()
     files: set[Path] = set()
     keys: set[tuple[str, int]] = set()
     for entry in manifest.images:
-        path = (folder / entry.file).resolve()
-        if Path(entry.file).is_absolute() or not path.is_relative_to(root):
+        # As it is written: a link inside of the folder is its owner's way to use an image of another place.
+        path = folder / os.path.normpath(entry.file)
+        if Path(entry.file).is_absolute() or ".." in path.relative_to(folder).parts:
             raise ValueError(f"{folder}: image file {entry.file!r} is not inside the folder")
         if not _is_file(path):
             raise ValueError(f"{folder}: listed image is missing: {entry.file}")

@@ -1,7 +1,6 @@
 """Sample with a stock diffusers pipeline, whatever its family, sampler and steps."""
 
 import inspect
-import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,16 +16,15 @@ from dpdmd.evaluate.generate import require_different, start_processes
 from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.load import sampling_dtype
-from dpdmd.models.parts import local_folder, reading, stored_dtype
+from dpdmd.models.parts import load_components, read_index, stored_dtype
+from dpdmd.models.pipeline_files import parts_of
 from dpdmd.store.cache import batches
-from dpdmd.store.files import read_json
+from dpdmd.store.errors import reading
 from dpdmd.store.messages import without_loading_bars
 from dpdmd.store.names import local_or_hub_id
 
 NETWORKS = ("transformer", "unet")
 SCHEDULER = "scheduler"  # folder of a pipeline's scheduler, and of the one beside a LoRA
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,14 +152,15 @@ def load_pipeline(
         if base is None:
             raise ValueError(f"{model} is not a diffusers pipeline; a LoRA needs the pipeline that it was made for")
         source = base
+    dtype = _dtype(source)
+    components = load_components(source, dtype)
     with reading(source, "pipeline"), without_loading_bars():
-        pipeline: Any = DiffusionPipeline.from_pretrained(source, dtype=_dtype(source), use_safetensors=True)
+        pipeline: Any = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **components)
     if is_lora:
         fit = merge_foreign_lora(pipeline, model, source)
-        if fit[0] < fit[1]:
-            logger.warning("%s: %d of its %d layers fit %s; the others were left out", model, *fit, source)
-        if scheduler is None and (Path(model) / SCHEDULER).is_dir():
-            scheduler = str(Path(model, SCHEDULER))
+        beside = (Path(model).parent if Path(model).is_file() else Path(model)) / SCHEDULER
+        if scheduler is None and beside.is_dir():
+            scheduler = str(beside)
     if scheduler is not None:
         pipeline.scheduler = _scheduler(scheduler, pipeline.scheduler)
     if not any(getattr(pipeline, name, None) is not None for name in NETWORKS):
@@ -180,17 +179,19 @@ def _scheduler(name: str, own: Any) -> Any:
         if not (isinstance(known, type) and issubclass(known, diffusers.SchedulerMixin)):
             raise ValueError(f"diffusers has no scheduler {name!r}")
         scheduler: Any = known  # a class that also has the mixin of configurations
-        return scheduler.from_config(own.config)
+        with reading(name, "scheduler"):
+            return scheduler.from_config(own.config)
     place = local_or_hub_id(name)
     with reading(name, "scheduler configuration"):
         found = any_class.load_config(place)
-    return getattr(diffusers, found["_class_name"]).from_config(found)
+    scheduler_class: Any = part_class(name, SCHEDULER, "diffusers", str(found.get("_class_name")))
+    with reading(name, "scheduler"):
+        return scheduler_class.from_config(found)
 
 
 def _dtype(source: str) -> torch.dtype:
     """The dtype in which a pipeline's network draws."""
-    index = read_json(local_folder(source) / "model_index.json")
-    name = next((name for name in NETWORKS if name in index), None)
+    name = next((name for name in NETWORKS if name in parts_of(read_index(source))), None)
     return torch.float32 if name is None else sampling_dtype(stored_dtype(source, name))
 
 

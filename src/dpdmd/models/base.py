@@ -19,6 +19,7 @@ from dpdmd.method.losses import Space
 from dpdmd.method.paths import Path, Prediction
 from dpdmd.method.roles import Role, Roles
 from dpdmd.method.rollout import StudentKind
+from dpdmd.store.errors import library_errors
 
 LatentShape = tuple[int, int, int]
 RENEW_NOISE = "renew_noise"  # what `renewal_code` defines
@@ -49,6 +50,7 @@ class ModelAdapter(Protocol):
     block_lists: names of the network's attributes that hold its blocks.
     feature_lists: names of the attributes (a block or a list of blocks) that process image tokens, in calling order.
     vae_factor: pixels per latent pixel along each side.
+    notes: what a teacher does otherwise than the saved pipeline, in words.
     """
 
     source: str
@@ -72,6 +74,7 @@ class ModelAdapter(Protocol):
     block_lists: tuple[str, ...]
     feature_lists: tuple[str, ...]
     vae_factor: int
+    notes: list[str]
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
         """(C, H, W) of the latents of one image of `height` x `width` pixels (default: the model's own size).
@@ -158,6 +161,20 @@ class ModelAdapter(Protocol):
         ...
 
 
+def encoded(adapter: ModelAdapter, prompts: list[str]) -> Condition:
+    """`adapter.encode`. Raises ValueError if tokenizers and text encoders do not fit, FloatingPointError for NaN."""
+    with library_errors(f"{adapter.source}: its tokenizers and text encoders do not work together"):
+        condition = adapter.encode(prompts)
+    for name, tensor in condition.tensors.items():
+        for prompt, row in zip(prompts, tensor, strict=True):
+            if tensor.is_floating_point() and not row.isfinite().all():
+                raise FloatingPointError(
+                    f"{adapter.source}: its text encoders give {name} that are not finite for {prompt[:80]!r}: their "
+                    "weights are broken"
+                )
+    return condition
+
+
 def denoiser(adapter: ModelAdapter, roles: Roles, role: Role, embedded_guidance: float | None = None) -> Denoiser:
     """Build the denoiser of a role, which calls the role's network through `roles.use` and the family's adapter."""
 
@@ -165,7 +182,23 @@ def denoiser(adapter: ModelAdapter, roles: Roles, role: Role, embedded_guidance:
         with roles.use(role) as network:
             return adapter.predict(network, x_t, t, cond, embedded_guidance)
 
-    return denoise
+    return fitting_parts(adapter, denoise)
+
+
+def fitting_parts(adapter: ModelAdapter, call: Callable[..., Prediction]) -> Callable[..., Prediction]:
+    """`call`, whose first use raises ValueError if the network does not take what the other parts give it."""
+    is_first = True
+
+    def checked(*args: Any) -> Prediction:
+        nonlocal is_first
+        if not is_first:
+            return call(*args)
+        with library_errors(f"{adapter.source}: its {adapter.network_name} does not fit its other parts"):
+            result = call(*args)
+        is_first = False
+        return result
+
+    return checked
 
 
 def decoder(adapter: ModelAdapter, *, in_bf16: bool = False) -> Callable[[Tensor], Tensor]:
@@ -176,7 +209,8 @@ def decoder(adapter: ModelAdapter, *, in_bf16: bool = False) -> Callable[[Tensor
 
     def decode(latents: Tensor) -> Tensor:
         adapter.vae.to(latents.device)
-        with torch.autocast(latents.device.type, torch.bfloat16, enabled=in_bf16):
+        in_its_dtype = torch.autocast(latents.device.type, torch.bfloat16, enabled=in_bf16)
+        with library_errors(f"{adapter.source}: its vae does not fit its other parts"), in_its_dtype:
             return adapter.decode(latents).float()
 
     return decode
@@ -240,4 +274,4 @@ def network_denoiser(adapter: ModelAdapter, network: nn.Module, embedded_guidanc
         with torch.no_grad(), torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
             return adapter.predict(network, x_t, t, cond, embedded_guidance)
 
-    return denoise
+    return fitting_parts(adapter, denoise)

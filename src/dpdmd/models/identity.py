@@ -3,15 +3,14 @@
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from dpdmd.models.find import find_student, located
 from dpdmd.models.load import BUILT_IN, built_in_teacher
 from dpdmd.models.parts import local_folder
+from dpdmd.models.pipeline_files import parts_of, read_index
 from dpdmd.models.student_file import StudentFile, exported_student, student_weights
 from dpdmd.store.cache import hash_memo
 from dpdmd.store.digests import files_digest, key_of
-from dpdmd.store.files import read_json
 from dpdmd.store.names import local_or_hub_id
 
 logger = logging.getLogger(__name__)
@@ -48,8 +47,8 @@ def pipeline_identity(source: str, *facts: str, without: Collection[str] = (), m
     ValueError if there is no such pipeline.
     """
     base = local_folder(source)
-    index = read_json(base / "model_index.json")
-    parts = [name for name in _parts(index) if name not in without]
+    index = read_index(base)
+    parts = [name for name in parts_of(index) if name not in without]
     settings = {key: value for key, value in index.items() if key[0] != "_" and not isinstance(value, list)}
     return files_digest(
         _files(base, parts),
@@ -89,10 +88,7 @@ def part_identities(source: str, *, memo: Path | None = None) -> dict[str, str]:
         return {}
     base = local_folder(source)
     memo = memo or hash_memo()
-    return {
-        name: files_digest(_files(base, [name]), memo=memo)
-        for name in sorted(_parts(read_json(base / "model_index.json")))
-    }
+    return {name: files_digest(_files(base, [name]), memo=memo) for name in sorted(parts_of(read_index(base)))}
 
 
 def start_identity(source: str, *, is_lora: bool) -> str:
@@ -112,10 +108,6 @@ def warn_of_another_base(student: Path, info: StudentFile) -> None:
             info.base,
             ", ".join(changed),
         )
-
-
-def _parts(index: dict[str, Any]) -> list[str]:
-    return [name for name, value in index.items() if isinstance(value, list) and value and value[0]]
 
 
 def _files(base: Path, parts: list[str]) -> dict[str, Path]:

@@ -5,7 +5,7 @@ import importlib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,7 +13,8 @@ from torch import nn
 from dpdmd.method.grids import Grid
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape, ModelAdapter
-from dpdmd.store.files import read_json
+from dpdmd.models.pipeline_files import checked_index, read_index
+from dpdmd.store.errors import library_errors
 from dpdmd.store.names import did_you_mean, local_or_hub_id
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def pipeline_class(source: str) -> str:
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{source} is a folder but not a diffusers pipeline: it has no model_index.json")
-        return read_json(folder / "model_index.json").get("_class_name", "unknown")
+        return read_index(source)["_class_name"]
     if folder.is_file():
         raise ValueError(
             f"{source} is a single file, and a model is a pipeline folder: `dpdmd new {source} --base NAME --out FILE` "
@@ -87,10 +88,9 @@ def pipeline_class(source: str) -> str:
         raise ValueError(f"{source!r} is neither a built-in model ({names}) nor a folder{hint}")
     from diffusers import DiffusionPipeline
 
-    from dpdmd.models.parts import reading
-
-    with reading(f"{source!r} is neither a built-in model ({names}) nor a folder; as a hub id", "model_index.json"):
-        return cast("dict[str, Any]", DiffusionPipeline.load_config(source)).get("_class_name", "unknown")
+    with library_errors(f"{source!r} is neither a built-in model ({names}) nor a folder; as a hub id"):
+        index: Any = DiffusionPipeline.load_config(source)
+    return checked_index(dict(index), source)["_class_name"]
 
 
 def load_adapter(source: str) -> ModelAdapter:
@@ -99,8 +99,13 @@ def load_adapter(source: str) -> ModelAdapter:
     name = pipeline_class(folder)
     if name not in FAMILIES:
         raise ValueError(f"{source}: {name} is not a supported family; supported: {', '.join(sorted(FAMILIES))}")
-    module, adapter = FAMILIES[name]
-    return getattr(importlib.import_module(module), adapter)(folder)
+    module, adapter_class = FAMILIES[name]
+    adapter_class = getattr(importlib.import_module(module), adapter_class)
+    with library_errors(f"{source}: its configurations do not describe a {name}"):
+        adapter: ModelAdapter = adapter_class(folder)
+        # What every use of the model begins with, so that values which make no sense are found here.
+        adapter.stock_grid(adapter.num_inference_steps, adapter.latent_shape())
+    return adapter
 
 
 def published_models() -> dict[str, Path]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dpdmd.method.roles import Role
 from dpdmd.models.base import ModelAdapter
+from dpdmd.models.lora_fit import fitting, num_adapted, require_applied, require_whole
 from dpdmd.models.student_file import LORA_FILE
 from dpdmd.store.tensors import read_metadata, read_tensors, safetensors_errors
 
@@ -100,10 +101,12 @@ def published_lora(adapter: ModelAdapter, folder: Path) -> dict[str, Tensor]:
 def merge_lora(adapter: ModelAdapter, network: nn.Module, folder: Path) -> None:
     """Add the update in `folder`, as `save_lora` or `published_lora` gives it, to the network's own weights.
 
-    Raises ValueError when it does not fit the network.
+    Raises ValueError when nothing of it fits the network, or when it is damaged.
     """
-    stock = cast("Any", network)  # a diffusers model
-    try:
+    stock, path = cast("Any", network), folder / LORA_FILE  # a diffusers model
+    prefix = f"{adapter.network_name}."
+    given = 0
+    with fitting(f"{path} does not fit {adapter.source}"):
         layers, *alphas, metadata = adapter.pipeline_class.lora_state_dict(
             str(folder),
             weight_name=LORA_FILE,
@@ -111,14 +114,14 @@ def merge_lora(adapter: ModelAdapter, network: nn.Module, folder: Path) -> None:
             return_lora_metadata=True,
             unet_config=stock.config,
         )
+        given = require_whole(layers, path)
         stock.load_lora_adapter(
-            layers,
+            {key: tensor for key, tensor in layers.items() if key.startswith(prefix)},
             prefix=adapter.network_name,
             adapter_name="student",
             network_alphas=alphas[0] if alphas else None,
             metadata=metadata,
         )
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{folder / LORA_FILE} does not fit {adapter.source}: {error}") from None
+    require_applied(num_adapted(network), given, path, adapter.source)
     stock.fuse_lora()
     stock.unload_lora()

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
-from dpdmd.models.parts import reading
+from dpdmd.models.lora_fit import fitting, num_adapted, require_applied, require_whole
 from dpdmd.models.student_file import LORA_FILE
-from dpdmd.store.messages import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -55,20 +54,20 @@ def read_lora(adapter: ModelAdapter, network: nn.Module, source: str) -> dict[st
     place = source if student is None else str(student / LORA_FILE)
     where = {"weight_name": Path(place).name} if Path(place).is_file() else {}
     folder = str(Path(place).parent) if where else place
-    try:
-        with reading(f"student.start: {source}", "LoRA"):
-            layers, *alphas, metadata = cast("Any", adapter.pipeline_class).lora_state_dict(
-                folder, use_safetensors=True, return_lora_metadata=True, unet_config=stock.config, **where
-            )
+    what = f"student.start: the LoRA {source}"
+    given, others, layers = 0, [], {}
+    with fitting(f"{what} does not fit {adapter.source}"):
+        layers, *alphas, metadata = cast("Any", adapter.pipeline_class).lora_state_dict(
+            folder, use_safetensors=True, return_lora_metadata=True, unet_config=stock.config, **where
+        )
         others = [key for key in layers if not key.startswith(f"{name}.")]
         if len(others) == len(layers):
             raise ValueError(f"none of its {len(layers)} tensors is for the {name}")
+        own = {key: tensor for key, tensor in layers.items() if key not in others}
+        given = require_whole(own, what)
         options = {"network_alphas": alphas[0] if alphas else None, "metadata": metadata}
-        stock.load_lora_adapter(layers, prefix=name, adapter_name=NAME, **options)
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"student.start: the LoRA {source} does not fit {adapter.source}: {first_line(error)}"
-        ) from None
+        stock.load_lora_adapter(own, prefix=name, adapter_name=NAME, **options)
+    require_applied(num_adapted(network), given, what, adapter.source)
     if others:
         logger.warning(
             "student.start: %d of %d tensors are not for the %s and are left out", len(others), len(layers), name

@@ -1,41 +1,19 @@
 """Load the components of a diffusers pipeline one by one."""
 
-import math
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from dpdmd.models import pipeline_files
+from dpdmd.models.checked import load_checked
+from dpdmd.models.pipeline_files import INDEX, checked_index, part_class, parts_of, require_unquantised, weight_files
+from dpdmd.models.tokenizer import load_tokenizer, require_fit
+from dpdmd.store.errors import InputError, reading
+from dpdmd.store.files import read_json
 from dpdmd.store.messages import without_loading_bars
-
-
-@contextmanager
-def reading(source: str, part: str) -> Iterator[None]:
-    """Turn the error of an unreadable pipeline component into a ValueError that states the reason in one sentence."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{source}: cannot read its {part}: {_reason(error)}") from None
-
-
-def _reason(error: BaseException) -> str:
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    for link in chain:
-        if isinstance(link, GatedRepoError):
-            return "the repository is gated; accept its licence on huggingface.co and log in with `hf auth login`"
-        if isinstance(link, RepositoryNotFoundError):
-            return "huggingface.co has no such repository, or it is private and you are not logged in (`hf auth login`)"
-        if isinstance(link, LocalEntryNotFoundError):
-            return "it is not in the local cache and huggingface.co cannot be reached"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def local_folder(source: str) -> Path:
@@ -45,55 +23,115 @@ def local_folder(source: str) -> Path:
     from diffusers import DiffusionPipeline
 
     with reading(source, "files"):
-        return Path(DiffusionPipeline.download(source, use_safetensors=True))
+        return Path(DiffusionPipeline.download(source, use_safetensors=True, trust_remote_code=False))
 
 
-def load_config(component_class: type, source: str, name: str) -> dict[str, Any]:
-    """Read the JSON configuration of one component, without its weights. Raises ValueError if it cannot be read."""
-    with reading(source, f"{name} configuration"):
-        return dict(component_class.load_config(source, subfolder=name))
+def read_index(source: str) -> dict[str, Any]:
+    """The checked model_index.json of a folder or hub id. Raises ValueError if it cannot be read."""
+    if Path(source).is_dir():
+        return pipeline_files.read_index(source)
+    from diffusers import DiffusionPipeline
+
+    with reading(source, INDEX):
+        index: Any = DiffusionPipeline.load_config(source)
+    return checked_index(dict(index), source)
 
 
-def load_network(component_class: type, source: str, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Load a single component of a pipeline from safetensors.
+def load_config(component_class: Any, source: str, name: str) -> dict[str, Any]:
+    """The JSON configuration of one component, without its weights; the class's defaults for what it lacks.
 
-    Raises ValueError if weights are missing or corrupt.
+    Raises ValueError if it cannot be read, is that of another class, or says that the weights are stored quantised.
     """
-    with reading(source, f"{name} weights"), without_loading_bars():
-        return component_class.from_pretrained(source, subfolder=name, dtype=dtype, use_safetensors=True)
+    with reading(source, f"{name} configuration"):
+        config = dict(component_class.load_config(source, subfolder=name))
+    stored = config.get("_class_name", component_class.__name__)
+    if stored != component_class.__name__:
+        raise InputError(f"{source}: its {name} is a {stored}, and this family needs a {component_class.__name__}")
+    require_unquantised(config, source, name)
+    return {key: value for key, value in _defaults(component_class).items() if key not in config} | config
+
+
+def load_scheduler_config(source: str) -> dict[str, Any]:
+    """The JSON configuration of a pipeline's scheduler, of whatever class. Raises ValueError if it cannot be read."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    any_class: Any = FlowMatchEulerDiscreteScheduler  # all read the JSON in the same way
+    with reading(source, "scheduler configuration"):
+        return dict(any_class.load_config(source, subfolder="scheduler"))
+
+
+def _defaults(component_class: Any) -> dict[str, Any]:
+    """What the class takes for a key that its configuration lacks."""
+    parameters = inspect.signature(component_class.__init__).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+
+
+def require_texts(source: str) -> None:
+    """Raises ValueError for a local pipeline whose text encoders are stored quantised, before anything is loaded."""
+    if not Path(source).is_dir():
+        return
+    for name, (library, _) in parts_of(pipeline_files.read_index(source)).items():
+        path = Path(source, name, "config.json")
+        if library == "transformers" and path.is_file():
+            config = read_json(path)
+            if not isinstance(config, dict):
+                raise InputError(f"{path} must be a JSON object, got {type(config).__name__}")
+            require_unquantised(config, source, name)
+
+
+def load_network(component_class: Any, source: str, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Load a single network of a pipeline from safetensors: a denoising network, an autoencoder or a text encoder.
+
+    Raises ValueError if weights are missing, corrupt or more than its configuration describes.
+    """
+    options: dict[str, Any] = {}
+    if Path(source).is_dir():
+        options["variant"] = weight_files(Path(source, name), source, name)[1]
+    return load_checked(component_class, source, f"{name} weights", subfolder=name, dtype=dtype, **options)
 
 
 def stored_dtype(source: str, name: str) -> torch.dtype:
-    """The dtype in which a component's weights are stored, from the headers of its files: that of most of them.
-
-    Raises ValueError if there are none. fp32 for a dtype that networks do not compute in, such as fp8.
-    """
-    sizes: Counter[str] = Counter()
-    with reading(source, f"{name} weights"):
-        for path in sorted((local_folder(source) / name).glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118  # not a dict
-                    tensor = file.get_slice(key)
-                    sizes[tensor.get_dtype()] += math.prod(tensor.get_shape())
-    if not sizes:
-        raise ValueError(f"{source}: cannot read its {name} weights: there is no .safetensors file in {name}/")
-    return {"F16": torch.float16, "BF16": torch.bfloat16}.get(sizes.most_common(1)[0][0], torch.float32)
+    """`pipeline_files.stored_dtype` of a folder or hub id, whose files are downloaded if needed."""
+    return pipeline_files.stored_dtype(local_folder(source), source, name)
 
 
-def load_part(component_class: type, source: str, name: str) -> nn.Module:
+def load_part(component_class: Any, source: str, name: str) -> nn.Module:
     """Load a single component with `load_network`, frozen and in evaluation mode."""
     return load_network(component_class, source, name).eval().requires_grad_(False)
 
 
-def load_text_pipeline(pipeline_class: type, source: str, *left_out: str) -> Any:
+def load_components(source: str, dtype: torch.dtype, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """{part: component} of a pipeline, each loaded and checked by itself; None for parts that are null or left out.
+
+    Raises ValueError naming the part that cannot be read, and for parts with code of their own.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    index = read_index(source)
+    found: dict[str, Any] = dict.fromkeys(without)
+    for name, (library, class_name) in parts_of(index).items():
+        if name in without:
+            continue
+        component: Any = part_class(source, name, library, class_name)
+        if issubclass(component, nn.Module):
+            found[name] = load_network(component, source, name, dtype)
+        elif issubclass(component, PreTrainedTokenizerBase):
+            found[name] = load_tokenizer(component, source, name)
+        else:  # a scheduler, an image processor
+            with reading(source, name), without_loading_bars():
+                found[name] = component.from_pretrained(source, subfolder=name)
+    require_fit(found, source)
+    return found
+
+
+def load_text_pipeline(pipeline_class: Any, source: str, *left_out: str) -> Any:
     """Load the stock pipeline without the components `left_out`, to call its `encode_prompt`.
 
     Its text encoders are frozen, in fp32 and in evaluation mode. Raises ValueError if they cannot be read.
     """
+    components = load_components(source, torch.float32, without=left_out)
     with reading(source, "text encoders"), without_loading_bars():
-        pipeline = pipeline_class.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, **dict.fromkeys(left_out)
-        )
+        pipeline = pipeline_class.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **components)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):

@@ -10,7 +10,7 @@ import inspect
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
+from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
 from torch import Tensor, nn
 
 from dpdmd.method.denoiser import Condition, concatenate
@@ -19,6 +19,7 @@ from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models import flow_scheduler
 from dpdmd.models.base import LatentShape
 from dpdmd.models.stock import StockAdapter
+from dpdmd.store.errors import InputError
 
 # The stock pipeline prepends these sentences to every prompt, but not to the negative prompt.
 INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
@@ -43,13 +44,15 @@ class SanaAdapter(StockAdapter):
 
     def __init__(self, source: str):
         super().__init__(source)
-        name = self.scheduler_config.get("_class_name")
-        self.has_euler = name == FlowMatchEulerDiscreteScheduler.__name__
-        is_flow = self.has_euler or self.scheduler_config.get("use_flow_sigmas")
-        if not is_flow or self.scheduler_config.get("use_dynamic_shifting"):
-            raise ValueError(f"{source}: Sana needs a flow-matching scheduler with a fixed shift, got {name}")
-        if not self.has_euler:
-            self.scheduler_config = {"shift": self.scheduler_config["flow_shift"]}  # Euler steps need nothing else
+        if self.scheduler_config.get("use_dynamic_shifting"):
+            raise InputError(
+                f"{source}: Sana needs a scheduler with a fixed shift; use_dynamic_shifting is not supported"
+            )
+
+    @property
+    def notes(self) -> list[str]:
+        """None: Euler steps are what this family's teacher always takes (docs/models.md)."""
+        return []
 
     @property
     def vae_factor(self) -> int:
@@ -103,7 +106,7 @@ class SanaAdapter(StockAdapter):
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """The stock Euler scheduler's grid. The uniform grid, within 0.001 of it, replaces that of DPM-Solver."""
-        if not self.has_euler:
+        if self.replaced_solver:
             return self.uniform_grid(num_steps)
         return flow_scheduler.default_grid(self.scheduler_config, num_steps)
 
@@ -113,6 +116,6 @@ class SanaAdapter(StockAdapter):
         By default the stock pipeline would generate 1024 x 1024 images with every model, and would replace other sizes
         by the nearest one of its own list.
         """
-        size = self.network_config["sample_size"] * self.vae_factor
-        own_size = {"height": size, "width": size, "use_resolution_binning": False}
+        _, height, width = (self.vae_factor * side for side in self.latent_shape())
+        own_size = {"height": height, "width": width, "use_resolution_binning": False}
         return super().call_arguments(scheduler, grid) | own_size

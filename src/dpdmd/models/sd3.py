@@ -14,8 +14,10 @@ from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models import flow_scheduler
 from dpdmd.models.base import LatentShape
 from dpdmd.models.folding import FoldedJointAttention
-from dpdmd.models.parts import local_folder
+from dpdmd.models.parts import local_folder, read_index
+from dpdmd.models.pipeline_files import parts_of, weight_files
 from dpdmd.models.stock import StockAdapter
+from dpdmd.store.errors import InputError, reading
 
 NUM_CLIP_TOKENS = 77
 T5_NORM = "encoder.final_layer_norm.weight"
@@ -42,19 +44,21 @@ class SD3Adapter(StockAdapter):
     def __init__(self, source: str):
         super().__init__(source)
         if self.scheduler_config.get("use_dynamic_shifting"):
-            raise ValueError(
+            raise InputError(
                 f"{source}: SD3 needs a scheduler with a fixed shift; use_dynamic_shifting is not supported"
             )
 
     @cached_property
     def _num_folded_tokens(self) -> int:
         """How many equal tokens the last token of `encode` stands for: 256 if T5 is missing or silent, else 1."""
-        folder = local_folder(self.source) / "text_encoder_3"
-        for file in folder.glob("*.safetensors"):
-            with safe_open(file, framework="pt") as weights:
+        name = "text_encoder_3"
+        if name not in parts_of(read_index(self.source)):
+            return NUM_T5_TOKENS
+        for file in weight_files(local_folder(self.source) / name, self.source, name)[0]:
+            with reading(self.source, f"{name} weights"), safe_open(file, framework="pt") as weights:
                 if T5_NORM in weights.keys():  # noqa: SIM118 (not a dictionary)
                     return 1 if weights.get_tensor(T5_NORM).any() else NUM_T5_TOKENS
-        return 1 if folder.is_dir() else NUM_T5_TOKENS
+        return 1
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Load the pretrained transformer, with attention over folded tokens."""
@@ -99,5 +103,7 @@ class SD3Adapter(StockAdapter):
         return from_velocity(x_t, velocity, t)
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
-        """The default grid of the saved scheduler."""
+        """The default grid of the saved scheduler. The uniform grid replaces that of a solver, which is nearly it."""
+        if self.replaced_solver:
+            return self.uniform_grid(num_steps)
         return flow_scheduler.default_grid(self.scheduler_config, num_steps)

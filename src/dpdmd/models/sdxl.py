@@ -18,7 +18,9 @@ from dpdmd.method.paths import Prediction, VPPath, from_eps, from_v
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models import kohya
 from dpdmd.models.base import RENEW_NOISE, LatentShape
+from dpdmd.models.saved_scheduler import require_noise_options
 from dpdmd.models.stock import StockAdapter
+from dpdmd.store.errors import InputError
 
 NUM_CLIP_TOKENS = 77
 CONVERSIONS = {"epsilon": ("eps", from_eps), "v_prediction": ("v", from_v)}
@@ -48,14 +50,25 @@ class SDXLAdapter(StockAdapter):
     def __init__(self, source: str):
         super().__init__(source)
         self.noise_schedule = _noise_schedule(source, self.scheduler_config)
+        self._unused_times = require_noise_options(self.scheduler_config, source)
         self.prediction_space, self._convert = CONVERSIONS[self.noise_schedule["prediction_type"]]
         self.path = VPPath(self._scheduler("ode").alphas_cumprod)
         if self.network_config.get("time_cond_proj_dim") is not None:
-            raise ValueError(
+            raise InputError(
                 f"{source}: an SDXL network with a guidance embedding (time_cond_proj_dim) is not supported"
             )
         if self.vae_config.get("latents_mean") is not None:
-            raise ValueError(f"{source}: an SDXL autoencoder with latents_mean is not supported")
+            raise InputError(f"{source}: an SDXL autoencoder with latents_mean is not supported")
+
+    def scheduler_from(self, config: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """As it is: its training schedule is used, its solver and its times are not."""
+        return config, None
+
+    @property
+    def notes(self) -> list[str]:
+        """Options of the saved scheduler that would space its steps otherwise."""
+        names = ", ".join(self._unused_times)
+        return [f"the teacher takes DDIM steps, trailing; its scheduler's {names} is not used"] if names else []
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
@@ -172,18 +185,21 @@ def _noise_schedule(source: str, config: dict[str, Any]) -> dict[str, Any]:
     """The training schedule in the saved scheduler's configuration: timesteps, betas, prediction type."""
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
     if any(name not in config for name in names):
-        raise ValueError(f"{source}: the scheduler config of an SDXL model must contain {', '.join(names)}")
+        raise InputError(
+            f"{source}: its scheduler, a {config.get('_class_name')}, has no noise schedule: the config for SDXL "
+            f"must contain {', '.join(names)}"
+        )
     schedule = {name: config[name] for name in names} | {
         "trained_betas": config.get("trained_betas"),
         "prediction_type": config.get("prediction_type", "epsilon"),
         "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
     }
     if schedule["prediction_type"] not in CONVERSIONS:
-        raise ValueError(
+        raise InputError(
             f"{source}: prediction_type must be one of {', '.join(CONVERSIONS)}, got {schedule['prediction_type']!r}"
         )
     if schedule["rescale_betas_zero_snr"] and schedule["prediction_type"] == "epsilon":
-        raise ValueError(
+        raise InputError(
             f"{source}: rescale_betas_zero_snr needs prediction_type 'v_prediction', got 'epsilon': at zero "
             "signal-to-noise ratio, predicting eps does not determine the image"
         )

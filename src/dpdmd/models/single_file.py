@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.models.load import FAMILIES, planning_adapter
-from dpdmd.models.parts import local_folder, reading
+from dpdmd.models.parts import local_folder
+from dpdmd.models.pipeline_files import parts_of, read_index
+from dpdmd.store.errors import reading
 from dpdmd.store.files import atomic_folder, read_json, write_json
 from dpdmd.store.messages import first_line, without_loading_bars
 from dpdmd.store.names import local_or_hub_id
@@ -44,8 +46,7 @@ def convert_single_file(file: str | Path, base: str, out: str | Path) -> Path:
     checkpoint = read_tensors(file)
     adapter = planning_adapter(base)
     folder = _base_folder(local_or_hub_id(base), whole=not all(_names(checkpoint, part) for part in (VAE, TEXTS)))
-    index = read_json(folder / "model_index.json")
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+    parts = list(parts_of(read_index(folder)))
     groups = {"vae": VAE, **{name: TEXTS for name in parts if name.startswith("text_encoder")}}
     absent = [name for name, prefixes in groups.items() if name in parts and not _names(checkpoint, prefixes)]
     pipeline = _load(adapter.pipeline_class, file, folder, absent)

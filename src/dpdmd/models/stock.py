@@ -1,10 +1,10 @@
 """The common base of all adapters of stock diffusers pipelines; each family overrides what it does differently."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from dpdmd.method.grids import Grid
@@ -13,6 +13,9 @@ from dpdmd.method.paths import FlowPath, Path
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models import flow_scheduler, parts
 from dpdmd.models.base import RENEW_NOISE, LatentShape
+from dpdmd.models.saved_scheduler import flow_config
+from dpdmd.models.student_file import exported_student
+from dpdmd.store.errors import InputError
 
 
 class StockAdapter:
@@ -46,8 +49,23 @@ class StockAdapter:
         self.source = source
         self.network_config = parts.load_config(self.network_class, source, self.network_name)
         self.vae_config = parts.load_config(self.vae_class, source, "vae")
-        # Every scheduler class reads the JSON in the same way.
-        self.scheduler_config = parts.load_config(FlowMatchEulerDiscreteScheduler, source, "scheduler")
+        self.scheduler_config, self.replaced_solver = self.scheduler_from(parts.load_scheduler_config(source))
+        parts.require_texts(source)
+
+    def scheduler_from(self, config: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """The scheduler's configuration that is used, and the name of the solver that it replaces (None: none).
+
+        config: as it is saved with the pipeline. Raises ValueError for what this family cannot follow.
+        """
+        is_student = exported_student(self.source) is not None
+        return flow_config(config, self.source, pipeline_gives_sigmas=self.pipeline_gives_sigmas, is_student=is_student)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a teacher does otherwise than the saved pipeline, in words."""
+        if self.replaced_solver is None:
+            return []
+        return [f"the teacher takes Euler steps with the shift of its saved scheduler, a {self.replaced_solver}"]
 
     @cached_property
     def texts(self) -> Any:
@@ -80,17 +98,20 @@ class StockAdapter:
         size = self.latent_size(height, width, default=config["sample_size"], patch=config.get("patch_size", 1))
         return config["in_channels"], *size
 
-    def latent_size(self, height: int | None, width: int | None, *, default: int, patch: int) -> tuple[int, int]:
+    def latent_size(
+        self, height: int | None, width: int | None, *, default: int | Sequence[int], patch: int
+    ) -> tuple[int, int]:
         """Height and width of the latents of an image.
 
-        height, width: of the image, in pixels; None: `default` latent pixels. patch: latent pixels per token and side.
-        Raises ValueError unless both are divisible by vae_factor * patch.
+        height, width: of the image, in pixels; None: `default` latent pixels, one or two numbers. patch: latent
+        pixels per token and side. Raises ValueError unless both are divisible by vae_factor * patch.
         """
         factor = self.vae_factor
-        height, width = height or default * factor, width or default * factor
+        rows, columns = (default, default) if isinstance(default, int) else default
+        height, width = height or rows * factor, width or columns * factor
         for name, value in (("height", height), ("width", width)):
             if value % (factor * patch):
-                raise ValueError(f"{name} must be divisible by {factor * patch} for {self.source}, got {value}")
+                raise InputError(f"{name} must be divisible by {factor * patch} for {self.source}, got {value}")
         return height // factor, width // factor
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -86,7 +86,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         output=recipe.output,
         settings=flatten(recipe),
         recipe_toml=dump_recipe(recipe),
-        notes=_notes(student_grid, teacher_grid, anchor_steps, scale, embedded["teacher"], model.dtype),
+        notes=adapter.notes + _notes(student_grid, teacher_grid, anchor_steps, scale, embedded["teacher"], model.dtype),
     )
 
 

@@ -12,6 +12,7 @@ from dpdmd.evaluate.manifest import ImageEntry
 from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of, students_of
 from dpdmd.report.summary import percent
 from dpdmd.store.files import atomic_path
+from dpdmd.store.pictures import read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -164,10 +165,10 @@ def _block(arm: ArmReport, entries: list[ImageEntry]) -> "Image | None":
     edge = 3 * cell + 2 * gap
     sheet = Image.new("RGB", (edge, edge), "white")
     for place, entry in enumerate(entries):
-        with Image.open(arm.file_of(entry)) as image:
-            # Enlarged pixels stay visible as pixels, shrunk ones are averaged.
-            how = Image.Resampling.NEAREST if image.width <= cell else Image.Resampling.LANCZOS
-            thumbnail = image.convert("RGB").resize((cell, cell), how)
+        image = read_picture(arm.file_of(entry))
+        # Enlarged pixels stay visible as pixels, shrunk ones are averaged.
+        how = Image.Resampling.NEAREST if image.width <= cell else Image.Resampling.LANCZOS
+        thumbnail = image.resize((cell, cell), how)
         sheet.paste(thumbnail, (place % 3 * (cell + gap), place // 3 * (cell + gap)))
     return sheet
 
@@ -200,14 +201,12 @@ def _data_url(path: Path) -> str:
     """An image file as a data URL: small images exactly (PNG), others shrunk (WebP)."""
     from PIL import Image
 
-    buffer = BytesIO()
-    with Image.open(path) as image:
-        image = image.convert("RGB")
-        is_small = max(image.size) <= PIXELS
-        image.thumbnail((LARGEST_EDGE, LARGEST_EDGE), Image.Resampling.LANCZOS, reducing_gap=2.0)
-        if is_small:
-            image.save(buffer, format="PNG", optimize=True)
-        else:
-            image.save(buffer, format="WEBP", quality=75, method=4)
+    buffer, image = BytesIO(), read_picture(path)
+    is_small = max(image.size) <= PIXELS
+    image.thumbnail((LARGEST_EDGE, LARGEST_EDGE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    if is_small:
+        image.save(buffer, format="PNG", optimize=True)
+    else:
+        image.save(buffer, format="WEBP", quality=75, method=4)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f"data:image/{'png' if is_small else 'webp'};base64,{data}"

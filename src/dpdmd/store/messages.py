@@ -32,9 +32,10 @@ def show_messages() -> None:
 
 @contextmanager
 def without_loading_bars() -> Iterator[None]:
-    """Within it diffusers and transformers draw no progress bars over the parts and tensors that they load.
+    """Within it diffusers and transformers draw no progress bars over the parts and tensors that they load, nor tables.
 
-    They would take a dozen lines for half a second. The bars of downloads stay.
+    They would take a dozen lines for half a second. The bars of downloads stay. What their warnings say of a model is
+    checked instead (`models.checked`).
     """
     from diffusers.utils import logging as of_diffusers
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -42,12 +43,17 @@ def without_loading_bars() -> Iterator[None]:
 
     of_downloads = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
     shown = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    levels = {library: library.get_verbosity() for library in (of_diffusers, of_transformers)}
     for library in shown:
         library.disable_progress_bar()
+    for library in levels:
+        library.set_verbosity(logging.CRITICAL)
     of_downloads()  # transformers switches them together with its own
     try:
         yield
     finally:
+        for library, level in levels.items():
+            library.set_verbosity(level)
         for library in shown:
             library.enable_progress_bar()
         of_downloads()
@@ -64,5 +70,5 @@ class _BesideProgressBars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             tqdm.write(self.format(record))
-        except Exception:
+        except Exception:  # noqa: BLE001  # as every handler of logging does
             self.handleError(record)

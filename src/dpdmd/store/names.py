@@ -24,12 +24,12 @@ def local_or_hub_id(name: str | Path) -> str:
         return name
     owner = given.partition("/")[0]
     if given.startswith((".", "/", "~")) or given.endswith(("/", ".safetensors")) or given.count("/") > 1:
-        raise ValueError(f"there is no {given}{did_you_mean(name)}")
+        raise ValueError(f"{given} does not exist{did_you_mean(name)}")
     if owner == RUNS and not Path(owner).exists():
         raise ValueError(f"{given} does not exist: the working directory has no folder {RUNS}")
     if owner != given and Path(owner).is_dir():
         raise ValueError(
-            f"there is no {given}{did_you_mean(name)} (it is not looked up on the hub, since {owner}/ is a folder here)"
+            f"{given} does not exist{did_you_mean(name)} (not looked up on the hub, since {owner}/ is a folder here)"
         )
     return name
 

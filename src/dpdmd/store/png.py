@@ -1,4 +1,4 @@
-"""Images in [-1, 1] to and from PNG files."""
+"""Images in [-1, 1] to PNG files and from picture files."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dpdmd.store.files import atomic_path
+from dpdmd.store.pictures import read_picture
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -14,7 +15,9 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def write_png(path: str | Path, image: Tensor) -> None:
-    """Write one image (3, H, W) in [-1, 1] as a PNG atomically."""
+    """Write one image (3, H, W) in [-1, 1] as a PNG atomically. Raises FloatingPointError unless it is finite."""
+    if not image.isfinite().all():
+        raise FloatingPointError(f"the image for {path} has values that are not finite")
     from PIL import Image
 
     with atomic_path(path) as temporary:
@@ -22,15 +25,7 @@ def write_png(path: str | Path, image: Tensor) -> None:
 
 
 def read_png(path: str | Path) -> Tensor:
-    """Read an image as (3, H, W) fp32 in [-1, 1]. Raises ValueError naming the file if it is missing or broken."""
+    """Read an image as people see it (`read_picture`) as (3, H, W) fp32 in [-1, 1]. Raises ValueError like that."""
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} is not a readable image ({error})") from None
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1).float() / 127.5 - 1

@@ -1,7 +1,8 @@
-"""Statistics of samples that show early whether a run goes wrong, and means over micro-batches."""
+"""Statistics of samples that show early whether a run goes wrong, weights that are not finite, means over batches."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 SATURATED = 3.0
 
@@ -19,6 +20,16 @@ def sample_health(x0: Tensor) -> dict[str, Tensor]:
         "std": x0.std(correction=0),
         "saturation": (x0.abs() > SATURATED).float().mean(),
     }
+
+
+def first_non_finite(network: nn.Module) -> str | None:
+    """The name of the first weight with a value that is not finite, None if there is none; of a shard its own part."""
+    for name, parameter in network.named_parameters():
+        values = parameter.detach()
+        values = values.to_local() if isinstance(values, DTensor) else values
+        if type(values) in (Tensor, nn.Parameter) and values.is_floating_point() and not values.isfinite().all():
+            return name
+    return None
 
 
 def mean_of(rows: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from dpdmd.recipe.schema import CheckpointConfig
 from dpdmd.store.jsonl import cut_after, read_rows
 from dpdmd.store.progress import progress_bar
 from dpdmd.training.facts import describe, facts, setup
+from dpdmd.training.health import first_non_finite
 from dpdmd.training.networks import require_compiler
 from dpdmd.training.parts import build_parts
 from dpdmd.training.run.checkpoint import latest_checkpoint
@@ -89,10 +90,11 @@ def run_training(
     ) as trackers:
         try:
             _loop(trainer, run, trackers, progress=progress, callbacks=callbacks)
-        except FloatingPointError as error:
+        except FloatingPointError as caught:
+            error = _blamed_rightly(caught, trainer)
             if is_main:
                 run.write_failure(trainer.step, error)
-            raise
+            raise error from None
         try:
             trainer.write_student(run.student)
         except OSError as error:
@@ -103,6 +105,17 @@ def run_training(
     if rows := on_main_process(lambda: read_rows(run.scores)):
         logger.info(time_in_words(rows))
     return run.root
+
+
+def _blamed_rightly(error: FloatingPointError, trainer: Trainer) -> FloatingPointError:
+    """The error itself, or one that names the teacher's weights if these are the ones that are not finite."""
+    name = first_non_finite(trainer.parts.roles.modules["teacher"])
+    if name is None:
+        return error
+    return FloatingPointError(
+        f"the teacher {trainer.plan.teacher.source} has weights that are not finite, the first is {name}; no setting "
+        "of the training mends that, another copy of the model may"
+    )
 
 
 def _loop(

@@ -17,7 +17,7 @@ from dpdmd.distributed.processes import new_accelerator, on_all_processes, on_ma
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.roles import Role, Roles
 from dpdmd.method.rollout import GuidedTeacher
-from dpdmd.models.base import ModelAdapter
+from dpdmd.models.base import ModelAdapter, encoded
 from dpdmd.models.identity import part_identities, start_identity
 from dpdmd.models.parts import tokenizers
 from dpdmd.models.quantised import missing_package
@@ -153,7 +153,7 @@ def text_encoder(
     if not plan.data.use_cache:
         if device.type != "cpu":
             adapter.texts.to(device)
-        return adapter.encode
+        return partial(encoded, adapter)
     dtype = torch.bfloat16 if plan.compute.in_bf16 else torch.float32
     cache = EmbeddingCache(plan.data.cache or cache_folder("prompts"), adapter, dtype)
 

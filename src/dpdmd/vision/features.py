@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpdmd.models.checked import load_checked
 from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
-from dpdmd.store.messages import first_line, without_loading_bars
+from dpdmd.store.errors import library_errors
 from dpdmd.vision.preprocessing import Preprocessing, read_preprocessing
 from dpdmd.vision.weights import Weights, find_weights
 
@@ -130,36 +131,39 @@ def load_extractor(name: str | Path, *, device: str = "cpu", local_files_only: b
 def load_vision_model(name: str | Path, *, local_files_only: bool = False) -> tuple[Any, Preprocessing]:
     """Load a transformers vision model, frozen and in fp32, and its preprocessing, by folder or hub id.
 
-    For CLIP only the vision tower is loaded. Raises ValueError if a file is missing or the model is not a vision model.
+    For CLIP only the vision tower is loaded. A network saved without its pooler, as classifiers are, has none.
+    Raises ValueError if a file is missing or broken, or the model is not a vision model.
     """
-    from transformers import AutoConfig, AutoModel, CLIPVisionModel
+    from transformers import AutoModel, CLIPVisionModel
 
-    try:
-        config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
-        model_class = CLIPVisionModel if config.model_type in CLIP_TYPES else AutoModel
-        with without_loading_bars():
-            network = model_class.from_pretrained(
-                name, use_safetensors=True, dtype=torch.float32, local_files_only=local_files_only
-            )
-        preprocessing = read_preprocessing(name, local_files_only)
-    except (OSError, ValueError) as error:
-        raise ValueError(_missing(name, error)) from error
+    options: dict[str, Any] = {"local_files_only": local_files_only}
+    config = read_vision_config(name, local_files_only)
+    preprocessing = read_preprocessing(name, local_files_only)
+    model_class = CLIPVisionModel if config.model_type in CLIP_TYPES else AutoModel
+    options |= {"optional": ("pooler",), "unused": ("mask_token",)}
+    network = load_checked(model_class, name, "feature network's weights", **options)
     if getattr(network, "main_input_name", "") != "pixel_values":
         raise ValueError(f"{str(name)!r} is a {config.model_type} model, not a vision model")
     return network.eval().requires_grad_(False), preprocessing
 
 
+def read_vision_config(name: str | Path, local_files_only: bool = False) -> Any:
+    """The config.json of a transformers model, whose own code is not run. Raises ValueError if it cannot be read."""
+    from transformers import AutoConfig
+
+    with library_errors(_missing(name)):
+        return AutoConfig.from_pretrained(name, local_files_only=local_files_only, trust_remote_code=False)
+
+
 def _find(name: str | Path, local_files_only: bool) -> Weights:
-    try:
+    with library_errors(_missing(name)):
         return find_weights(name, local_files_only=local_files_only)
-    except ValueError as error:
-        raise ValueError(_missing(name, error)) from None
 
 
-def _missing(name: str | Path, error: Exception) -> str:
+def _missing(name: str | Path) -> str:
     return (
         f"no feature model at {str(name)!r}: expected {SCENES!r}, or a folder or hub id with config.json, "
-        f"preprocessor_config.json and safetensors weights ({first_line(error)})"
+        "preprocessor_config.json and safetensors weights"
     )
 
 

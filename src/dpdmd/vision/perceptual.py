@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpdmd.store.messages import first_line
 from dpdmd.store.names import did_you_mean, expanded, local_or_hub_id
 
 SCENES = "scenes"
@@ -286,15 +285,14 @@ def _check_lpips(name: str, image_size: tuple[int, int]) -> None:
 
 
 def _check_vision_model(name: str) -> None:
-    from transformers import AutoConfig
-
+    from dpdmd.vision.features import read_vision_config
     from dpdmd.vision.preprocessing import read_preprocessing
 
     try:
-        AutoConfig.from_pretrained(local_or_hub_id(name))
+        read_vision_config(local_or_hub_id(name))
         read_preprocessing(name)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(
             f"backbone {name!r} is neither {SCENES!r}, nor a .safetensors file of LPIPS weights, nor the folder or hub "
-            f"id of a transformers vision model with config.json and preprocessor_config.json ({first_line(error)})"
+            f"id of a transformers vision model with config.json and preprocessor_config.json ({error})"
         ) from None

@@ -1,15 +1,18 @@
 """Preprocess images for a vision model, bit-identical to the model's own PIL image processor."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpdmd.store.errors import reading
+from dpdmd.store.files import read_json
 from dpdmd.store.png import to_uint8
 
+FILE = "preprocessor_config.json"
 BILINEAR, BICUBIC = 2, 3  # Pillow's codes of resampling filters, as in preprocessor_config.json
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # The image processor of DINOv3 resizes floats in [0, 1], without rounding; all others resize 8-bit images.
@@ -90,13 +93,20 @@ def clip_preprocessing(size: int) -> Preprocessing:
 def read_preprocessing(name: str | Path, local_files_only: bool = False) -> Preprocessing:
     """Read the preprocessing from the preprocessor_config.json of a folder or hub id.
 
-    It is read directly because transformers' own image processors may require torchvision.
+    It is read directly because transformers' own image processors may require torchvision. Raises ValueError if it is
+    missing or broken.
     """
     from transformers.utils import cached_file
 
-    path = cached_file(name, "preprocessor_config.json", local_files_only=local_files_only)
+    with reading(name, FILE):
+        path = cached_file(name, FILE, local_files_only=local_files_only)
     assert path is not None  # by default it raises an error instead
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    config = read_json(path)
+    with reading(name, FILE):
+        return _preprocessing(config)
+
+
+def _preprocessing(config: dict[str, Any]) -> Preprocessing:
     return Preprocessing(
         resize=_size(config.get("size")) if config.get("do_resize", True) else None,
         crop=_crop(config.get("crop_size")) if config.get("do_center_crop", False) else None,

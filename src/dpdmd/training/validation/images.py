@@ -92,6 +92,7 @@ class Validation:
     def _decode(self, latents: Callable[[slice, Condition], Tensor]) -> Tensor:
         """One image per prompt and seed, (num_prompts * num_seeds, 3, H, W) on the CPU.
 
+        Raises FloatingPointError unless all are finite.
         The autoencoder is on the device only while it decodes, one image at a time: a large one takes gigabytes.
         """
         starts = range(0, len(self.seeds), self.batch_size)
@@ -102,6 +103,12 @@ class Validation:
             [self.adapter.decode(image).float().cpu() for sample in samples for image in sample.split(1)]
         )
         self.adapter.vae.to("cpu")
+        if not images.isfinite().all():
+            whose = "its autoencoder's" if all(sample.isfinite().all() for sample in samples) else "the network's"
+            raise FloatingPointError(
+                f"{self.adapter.source}: validation images are not finite, since {whose} results are not: its weights "
+                "are broken, or overflow"
+            )
         return images
 
     def draw(self, step: int, teacher: Tensor, student: Tensor) -> Path:

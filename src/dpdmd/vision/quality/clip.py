@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from dpdmd.store.messages import first_line, without_loading_bars
+from dpdmd.models.checked import load_checked
+from dpdmd.models.tokenizer import load_tokenizer
+from dpdmd.store.errors import library_errors
 from dpdmd.store.tensors import read_tensors
 from dpdmd.vision.preprocessing import clip_preprocessing
 from dpdmd.vision.quality.load import weights_file
@@ -103,20 +105,16 @@ def load_clip(weights: Weights, device: str = "cpu") -> Clip:
     The model is either saved by transformers, or a single .safetensors file with open_clip's names.
     Raises ValueError if weights or tokenizer are missing or do not fit.
     """
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(weights.folder)
+    with library_errors(f"{weights.name} does not contain a CLIP model with its tokenizer"):
+        tokenizer = load_tokenizer(CLIPTokenizer, str(weights.folder), "")
         if (weights.folder / "config.json").exists():
-            with without_loading_bars():
-                model = CLIPModel.from_pretrained(weights.folder, use_safetensors=True, dtype=torch.float32)
-            return Clip(model, tokenizer, device)
-        tensors = read_tensors(weights_file(weights.folder))
-    except (OSError, TypeError) as error:
-        raise ValueError(
-            f"{weights.name} does not contain a CLIP model with its tokenizer ({first_line(error)})"
-        ) from error
+            return Clip(load_checked(CLIPModel, weights.folder, "CLIP weights"), tokenizer, device)
+    tensors = read_tensors(weights_file(weights.folder))
     if not is_open_clip(tensors):
         raise ValueError(f"{weights.name} has no config.json, and its weights do not have the names of open_clip")
-    return Clip(clip_from_open_clip(tensors), tokenizer, device)
+    with library_errors(f"{weights.name}: the weights are not those of a supported open_clip model"):
+        model = clip_from_open_clip(tensors)
+    return Clip(model, tokenizer, device)
 
 
 def _unit(embeddings: Tensor) -> Tensor:

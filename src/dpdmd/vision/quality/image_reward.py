@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from dpdmd.models.tokenizer import load_tokenizer
+from dpdmd.store.errors import library_errors
 from dpdmd.store.tensors import read_tensors
 from dpdmd.vision.preprocessing import clip_preprocessing
 from dpdmd.vision.quality.blip_vision import HEAD_WIDTH, vision_model
@@ -34,12 +36,9 @@ def image_reward(weights: Weights, device: str) -> Callable[[Tensor, list[str]],
     Source: arXiv 2304.05977.
     """
     tensors = read_tensors(weights_file(weights.folder))
-    try:
-        tokenizer = BertTokenizer.from_pretrained(weights.folder)
+    with library_errors(f"{weights.name} does not contain ImageReward and BERT's vocab.txt"):
+        tokenizer = load_tokenizer(BertTokenizer, str(weights.folder), "")
         network = ImageReward(tensors)
-    except (OSError, TypeError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
-        raise ValueError(f"{weights.name} does not contain ImageReward and BERT's vocab.txt ({reason})") from None
     network = network.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()

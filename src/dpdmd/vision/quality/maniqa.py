@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpdmd.store.errors import library_errors
 from dpdmd.store.tensors import read_tensors
 from dpdmd.vision.quality.blip_vision import vision_model
 from dpdmd.vision.quality.load import weights_file
@@ -31,10 +32,9 @@ def maniqa(weights: Weights, device: str) -> Callable[[Tensor, list[str]], Tenso
     Source: arXiv 2204.08958; differs: all images of one size are cropped at the same random positions, whereas the
     release draws new positions for every image.
     """
-    try:
-        network = Maniqa(read_tensors(weights_file(weights.folder))).to(device).eval().requires_grad_(False)
-    except (KeyError, RuntimeError, IndexError) as error:
-        raise ValueError(f"{weights.name} does not contain MANIQA ({str(error).splitlines()[-1].strip()})") from None
+    tensors = read_tensors(weights_file(weights.folder))
+    with library_errors(f"{weights.name} does not contain MANIQA"):
+        network = Maniqa(tensors).to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def score(images: Tensor, prompts: list[str]) -> Tensor:

@@ -38,19 +38,14 @@ def is_open_clip(tensors: dict[str, Tensor]) -> bool:
 def clip_from_open_clip(tensors: dict[str, Tensor]) -> CLIPModel:
     """Build transformers' CLIPModel from the weights of an open_clip model with 16 heads and exact GELU (ViT-H-14).
 
-    Raises ValueError if weights are missing or do not fit.
+    Raises KeyError or RuntimeError if weights are missing or do not fit.
     """
     model = CLIPModel(_config(tensors))
     renamed = {}
     for name, tensor in tensors.items():
         if name not in BUFFERS:
             renamed |= {new: part.float() for new, part in _renamed(name, tensor).items()}
-    try:
-        model.load_state_dict(renamed)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights are not those of a supported open_clip model: {str(error).splitlines()[-1].strip()}"
-        ) from None
+    model.load_state_dict(renamed)
     return model
 
 

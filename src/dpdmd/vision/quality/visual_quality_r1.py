@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from dpdmd.store.messages import first_line, without_loading_bars
+from dpdmd.models.checked import load_checked
+from dpdmd.store.errors import library_errors
 from dpdmd.store.png import to_uint8
 from dpdmd.vision.weights import Weights
 
@@ -43,15 +44,11 @@ def visual_quality_r1(weights: Weights, device: str) -> Callable[[Tensor, list[s
     Source: arXiv 2505.14460; differs: answers are decoded greedily, so that an image has a single score, whereas the
     release samples them; and an answer without a number gives NaN, whereas the release substitutes a random number.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(weights.folder)
-        with without_loading_bars():
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                weights.folder, use_safetensors=True, dtype=torch.float32 if device == "cpu" else torch.bfloat16
-            )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{weights.name} does not contain a Qwen2.5-VL model ({first_line(error)})") from error
-    model = cast("Any", model).to(device).eval().requires_grad_(False)
+    with library_errors(f"{weights.name} does not contain a Qwen2.5-VL model"):
+        tokenizer = AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=False)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model = load_checked(Qwen2_5_VLForConditionalGeneration, weights.folder, "Qwen2.5-VL weights", dtype=dtype)
+    model = model.to(device).eval().requires_grad_(False)
 
     def score(images: Tensor, prompts: list[str]) -> Tensor:
         answers = [_answer(model, inputs(image, tokenizer, model.config), tokenizer) for image in images]

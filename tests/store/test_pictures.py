@@ -1,0 +1,126 @@
+"""Picture files as people see them, in closed form for each kind."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from dpdmd.data.images import read_image
+from dpdmd.store.pictures import natural_key, pictures_in, read_picture
+from dpdmd.store.png import read_png, write_png
+
+CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
+
+
+def pixels(path) -> np.ndarray:
+    seen = np.asarray(read_picture(path))
+    assert np.array_equal(((read_png(path).permute(1, 2, 0) + 1) * 127.5).round().byte().numpy(), seen)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("orientation", "undo"),
+    [
+        (2, np.fliplr),
+        (3, lambda x: np.rot90(x, 2)),
+        (4, np.flipud),
+        (5, lambda x: x.transpose(1, 0, 2)),
+        (6, lambda x: np.rot90(x, -1)),
+        (7, lambda x: np.rot90(x, 2).transpose(1, 0, 2)),
+        (8, np.rot90),
+    ],
+)
+def test_every_orientation_is_seen_upright(orientation, undo, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(CORNERS).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(pixels(tmp_path / "a.png"), undo(CORNERS))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_transparent_parts_are_white_and_half_transparent_ones_mixed_with_it(mode, tmp_path):
+    path = tmp_path / "a.png"
+    if mode == "P":
+        image = Image.new("P", (2, 1))
+        image.putpalette([10, 20, 30, 40, 50, 60])
+        image.putdata([0, 1])
+        image.save(path, transparency=0)
+        expected = [[[255, 255, 255], [40, 50, 60]]]
+    elif mode == "RGB":
+        image = Image.new("RGB", (2, 1), (1, 2, 3))
+        image.putpixel((1, 0), (4, 5, 6))
+        image.save(path, transparency=(1, 2, 3))
+        expected = [[[255, 255, 255], [4, 5, 6]]]
+    else:
+        grey, clear, half = ((0,), (0,), (0,)) if mode == "LA" else ((0, 0, 255), (255, 0, 0), (0, 0, 0))
+        image = Image.new(mode, (3, 1), (*grey, 255))
+        image.putpixel((1, 0), (*clear, 0))
+        image.putpixel((2, 0), (*half, 51))  # a fifth of black
+        image.save(path)
+        first = [0, 0, 0] if mode == "LA" else [0, 0, 255]
+        expected = [[first, [255, 255, 255], [204, 204, 204]]]
+    assert pixels(path).tolist() == expected
+
+
+def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path):
+    Image.fromarray(np.array([[0, 257 * 100, 257 * 100 + 128, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png")[0, :, 0].tolist() == [0, 100, 100, 255]
+
+
+def test_a_palette_and_one_bit_are_their_colours(tmp_path):
+    image = Image.fromarray(CORNERS).quantize(4)
+    image.save(tmp_path / "p.png")
+    assert np.array_equal(pixels(tmp_path / "p.png"), CORNERS)
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "b.png")
+    assert pixels(tmp_path / "b.png").tolist() == [[[255] * 3, [0] * 3]]
+
+
+def test_cmyk_is_converted_and_a_profile_is_used(tmp_path):
+    image = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    image.save(tmp_path / "a.jpg", quality=100)
+    assert np.abs(pixels(tmp_path / "a.jpg").astype(int) - [0, 255, 255]).max() <= 2
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image.save(tmp_path / "b.jpg", quality=100, icc_profile=profile)
+    with pytest.raises(ValueError, match=r"b\.jpg is not a readable image"):  # a profile of other colours
+        read_picture(tmp_path / "b.jpg")
+
+
+def test_the_discriminator_and_the_metrics_see_the_same(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(CORNERS).convert("RGBA").save(tmp_path / "a.png", exif=exif)
+    assert (read_image(tmp_path / "a.png", 2, 2) == read_png(tmp_path / "a.png")).all()
+
+
+@pytest.mark.parametrize("kind", ["empty", "half", "zeros", "text", "large", "folder"])
+def test_a_broken_picture_is_refused_by_its_name(kind, tmp_path):
+    path, buffer = tmp_path / "a.png", io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(buffer, "PNG")
+    content = buffer.getvalue()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        Image.new("1", (20000, 10000)).save(path)
+    else:
+        half = content[: len(content) // 2]
+        path.write_bytes(
+            {"empty": b"", "half": half, "zeros": half + bytes(len(content) - len(half)), "text": b"no image"}[kind]
+        )
+    with pytest.raises(ValueError, match=r"a\.png is not a readable image"):
+        read_picture(path)
+
+
+def test_pictures_come_in_natural_order_without_what_systems_add(tmp_path):
+    for name in ("img_10.png", "img_2.PNG", "img_1.webp", "._img_1.png", ".hidden.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in pictures_in(tmp_path)] == ["img_1.webp", "img_2.PNG", "img_10.png"]
+    assert sorted(["10", "9", "a1", "1"], key=natural_key) == ["1", "9", "10", "a1"]
+
+
+def test_an_image_that_is_not_finite_is_not_written(tmp_path, randn):
+    image = randn(0, 3, 4, 4)
+    image[0, 1, 2] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"a\.png has values that are not finite"):
+        write_png(tmp_path / "a.png", image)
+    assert not list(tmp_path.iterdir())
