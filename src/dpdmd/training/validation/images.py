@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dpdmd.distributed.processes import on_all_processes
 from dpdmd.method.denoiser import Condition, Denoiser
@@ -16,11 +15,12 @@ from dpdmd.method.rollout import GuidedTeacher, StudentKind
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.sampling import student_samples
 from dpdmd.store.digests import key_of
+from dpdmd.store.files import write_text
 from dpdmd.store.png import write_png
 from dpdmd.store.tensors import read_tensors, write_tensors
+from dpdmd.training.validation.picture import picture, picture_path
 
 NUM_DEFAULT_PROMPTS = 4
-GAP = 1
 
 
 def default_prompts(prompts: list[str]) -> list[str]:
@@ -105,21 +105,17 @@ class Validation:
         return images
 
     def draw(self, step: int, teacher: Tensor, student: Tensor) -> Path:
-        """Draw two rows per prompt, the teacher's first, and one column per seed; keep the teacher's images as well.
+        """Draw the picture of a step (`validation.picture`); keep the teacher's images and the prompts as well.
 
         Raises OSError when they cannot be written.
         """
         if not self._is_kept:
             write_tensors(self._teacher_file, {"images": teacher})
+            write_text(self.folder / "prompts.txt", "".join(f"{' '.join(p.split())}\n" for p in self.prompts))
             self._is_kept = True
         path = picture_path(self.folder, step)
-        write_png(path, picture(teacher, student, self.num_seeds))
+        write_png(path, picture(teacher, student, self.prompts))
         return path
-
-
-def picture_path(folder: Path, step: int) -> Path:
-    """Path of the picture of a step."""
-    return folder / f"step-{step:06d}.png"
 
 
 def _read_images(path: Path) -> Tensor | None:
@@ -128,10 +124,3 @@ def _read_images(path: Path) -> Tensor | None:
         return read_tensors(path)["images"]
     except (ValueError, KeyError, OSError):
         return None
-
-
-def picture(teacher: Tensor, student: Tensor, num_seeds: int) -> Tensor:
-    """Two sets (P * S, 3, H, W) as one image (3, H, W): per prompt a teacher row above a student row, white gaps."""
-    rows = torch.stack([teacher.unflatten(0, (-1, num_seeds)), student.unflatten(0, (-1, num_seeds))], dim=1)
-    framed = F.pad(rows.clamp(-1, 1), (GAP, GAP, GAP, GAP), value=1.0)
-    return torch.cat([torch.cat(list(row), dim=-1) for row in framed.flatten(0, 1)], dim=-2)
