@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, SD3Transformer2DModel
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, split_torch_state_dict_into_shards
 from snippets import drawn_by_card, pixels
 
 from dpdmd.evaluate.generate import generate_folder
@@ -126,7 +126,7 @@ def test_an_export_is_stored_as_its_base_is_unless_asked_otherwise(stored, asked
     assert load_sampler(str(out)).network.dtype == drawn_in
 
 
-def test_a_network_is_one_file_where_asked(run, tmp_path, monkeypatch):
+def test_a_network_of_up_to_20_gb_is_one_file_where_asked(run, tmp_path, monkeypatch):
     real = SD3Transformer2DModel.save_pretrained
     sizes = []
     monkeypatch.setattr(
@@ -134,7 +134,11 @@ def test_a_network_is_one_file_where_asked(run, tmp_path, monkeypatch):
     )
     for one_file in (False, True):
         export_run(run, tmp_path / str(one_file), one_file=one_file)
-    assert sizes == [{}, {"max_shard_size": "1000GB"}]
+    assert sizes == [{}, {"max_shard_size": "20GB"}]
+    for gigabytes, number in ((19.9, 1), (20.1, 2)):
+        halves = {name: torch.empty(int(gigabytes * 1e9 / 8), device="meta") for name in "ab"}
+        split = split_torch_state_dict_into_shards(halves, max_shard_size=sizes[1]["max_shard_size"])
+        assert len(split.filename_to_tensors) == number
 
 
 def test_a_failed_export_leaves_no_files(run, tmp_path, monkeypatch):
