@@ -27,7 +27,7 @@ from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import measure
 from dpdmd.compare.trade_off import path_runs, step_of
 from dpdmd.models.load import load_adapter
-from dpdmd.planning.cost import forwards_per_update
+from dpdmd.recipe.calls import forwards_per_update
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.cache import batches

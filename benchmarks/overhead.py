@@ -17,7 +17,7 @@ from tqdm import tqdm
 from benchmarks.pareto import PUBLISHED, PUBLISHED_DMD
 from benchmarks.trainers import new_trainer
 from dpdmd.compare.summary import summarise
-from dpdmd.planning.cost import forwards_per_update
+from dpdmd.recipe.calls import forwards_per_update
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.files import write_json
 from dpdmd.store.provenance import surroundings

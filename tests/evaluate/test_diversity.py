@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 
-from dpdmd.evaluate.diversity import pairwise_diversity, vendi_score
+from dpdmd.evaluate.diversity import pairwise_distance, pairwise_diversity, vendi_score
 
 
 def test_identical_samples_have_no_diversity():
@@ -34,6 +35,12 @@ def test_against_a_double_loop_and_general_eigenvalues():
         eigenvalues = np.linalg.eigvals(unit @ unit.T / 7).real
         expected = np.exp(-(eigenvalues * np.log(eigenvalues)).sum())
         assert float(vendi_score(features)[prompt]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_pairwise_distance_is_scipys(randn):
+    features = randn(0, 3, 5, 7)
+    expected = [pdist(samples.double().numpy()).mean() for samples in features]
+    np.testing.assert_allclose(pairwise_distance(features).numpy(), expected)
 
 
 def test_impossible_features_are_refused():

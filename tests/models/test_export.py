@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, SD3Transformer2DModel
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, split_torch_state_dict_into_shards
 from snippets import drawn_by_card, pixels
 
 from dpdmd.evaluate.generate import generate_folder
@@ -18,6 +18,9 @@ from dpdmd.publish.export import export_run
 from dpdmd.store.files import write_json
 from dpdmd.store.png import read_png, write_png
 from dpdmd.store.tensors import read_tensors
+from dpdmd.training.validation.picture import picture
+
+FOLDERS = ("teacher_samples", "samples")  # of a run's images
 
 
 def test_the_cards_snippet_in_stock_diffusers_reproduces_our_sample(run, sd3_folder, tmp_path):
@@ -123,7 +126,7 @@ def test_an_export_is_stored_as_its_base_is_unless_asked_otherwise(stored, asked
     assert load_sampler(str(out)).network.dtype == drawn_in
 
 
-def test_a_network_is_one_file_where_asked(run, tmp_path, monkeypatch):
+def test_a_network_of_up_to_20_gb_is_one_file_where_asked(run, tmp_path, monkeypatch):
     real = SD3Transformer2DModel.save_pretrained
     sizes = []
     monkeypatch.setattr(
@@ -131,7 +134,11 @@ def test_a_network_is_one_file_where_asked(run, tmp_path, monkeypatch):
     )
     for one_file in (False, True):
         export_run(run, tmp_path / str(one_file), one_file=one_file)
-    assert sizes == [{}, {"max_shard_size": "1000GB"}]
+    assert sizes == [{}, {"max_shard_size": "20GB"}]
+    for gigabytes, number in ((19.9, 1), (20.1, 2)):
+        halves = {name: torch.empty(int(gigabytes * 1e9 / 8), device="meta") for name in "ab"}
+        split = split_torch_state_dict_into_shards(halves, max_shard_size=sizes[1]["max_shard_size"])
+        assert len(split.filename_to_tensors) == number
 
 
 def test_a_failed_export_leaves_no_files(run, tmp_path, monkeypatch):
@@ -152,18 +159,14 @@ def test_the_card_shows_teacher_and_student(run, sd3_folder, tmp_path):
         write_png(run / f"validation/step-{step:06d}.png", torch.full((3, 4, 4), step - 1.0))
     first = export_run(run, tmp_path / "first")
     assert (first / "images.png").read_bytes() == (run / "validation/step-000001.png").read_bytes()
-    for name, model in (("teacher_samples", sd3_folder), ("samples", run)):
+    for name, model in zip(FOLDERS, (sd3_folder, run), strict=True):
         options = {"num_inference_steps": 2} if name == "teacher_samples" else {}
         generate_folder(str(model), ["a ring", "one"], out=run / name, seeds=[0, 1], progress=False, **options)
     second = export_run(run, tmp_path / "second")
     assert "Prompts: `a ring`; `one`." in (second / "README.md").read_text()
-    size = read_png(run / "samples/0000-000000.png").shape[1] + 2  # with a frame of one pixel
-    rows = read_png(second / "images.png").unfold(1, size, size).unfold(2, size, size)[..., 1:-1, 1:-1]
-    assert rows.shape[1:3] == (4, 2)
-    for row, (folder, prompt) in enumerate(
-        [("teacher_samples", 0), ("samples", 0), ("teacher_samples", 1), ("samples", 1)]
-    ):
-        assert torch.equal(rows[:, row, 1], read_png(run / folder / f"{prompt:04d}-000001.png"))
+    images = [[read_png(run / folder / f"{p:04d}-00000{s}.png") for p in (0, 1) for s in (0, 1)] for folder in FOLDERS]
+    shown = picture(torch.stack(images[0]), torch.stack(images[1]), ["a ring", "one"])
+    assert torch.equal(read_png(second / "images.png"), shown)
 
 
 def test_the_workflow_is_written_for_a_uniform_grid_only(run, tmp_path):

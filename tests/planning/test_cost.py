@@ -4,7 +4,8 @@ import pytest
 from trainers import new_trainer
 
 from dpdmd.method.roles import TRAINED_ROLES
-from dpdmd.planning.cost import NetworkSizes, _discriminator, forwards_per_update, state_bytes
+from dpdmd.planning.cost import NetworkSizes, _discriminator, state_bytes
+from dpdmd.recipe.calls import forwards_per_update
 
 
 def counted(monkeypatch, adapter) -> dict[str, int]:

@@ -3,11 +3,22 @@
 import tomllib
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from dpdmd import cli
-from dpdmd.models.load import planning_adapter
+from dpdmd.models.load import load_adapter, planning_adapter
 from dpdmd.planning.fit import GIB, memory_need
-from dpdmd.planning.hours import SHARE, call_operations, card_for, describe_hours, update_operations
+from dpdmd.planning.hours import (
+    SHARE,
+    call_operations,
+    card_for,
+    decoding_operations,
+    describe_hours,
+    describe_validation,
+    update_operations,
+    validation_share,
+)
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import load_recipe, recipe_from, shipped_recipes
 
@@ -96,6 +107,33 @@ def test_operations_are_those_of_the_layers_in_closed_form():
     attention = blocks * 2 * (image + text) ** 2 * width + dual * 2 * image**2 * width
     assert forward == pytest.approx(2 * (joint + second + attention), rel=0.01)  # the rest is modulation and embedding
     assert backward == pytest.approx(2 * forward, rel=0.01)
+
+
+def test_validation_takes_the_share_of_operations_that_is_stated(monkeypatch):
+    recipe = load_recipe("scenes_dp_dmd")
+    adapter = load_adapter(recipe.model.teacher)
+    plan = resolve(recipe, adapter)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        adapter.decode(torch.zeros(1, *plan.latent_shape))
+    assert decoding_operations(plan, adapter) == counter.get_total_flops() > 0
+    forward, decoding = call_operations(plan, adapter)[0], counter.get_total_flops()
+    training = 150 * update_operations(plan, adapter)
+    # 30 guided steps of the teacher; 4 of the student, averaged and live, in 3 validations; each is denoised once.
+    once, share = validation_share(plan, adapter)
+    assert once == pytest.approx(16 * (62 * forward + decoding) / training)
+    assert share == pytest.approx(3 * 16 * 2 * (6 * forward + decoding) / training)
+    stated = (
+        f"16 pictures every 50 updates, {100 * share:.2g} % of the operations of training, and {100 * once:.2g} % once"
+    )
+    assert describe_validation(plan, adapter).startswith(stated) and share + once < 0.05
+    often = load_recipe("scenes_dp_dmd", ["validation.every=1"])
+    assert "a larger validation.every than 1 takes less" in describe_validation(resolve(often, adapter), adapter)
+    short = load_recipe("scenes_dp_dmd", ["train.num_updates=5", "validation.every=0"])
+    assert describe_validation(resolve(short, adapter), adapter) == "off"
+    unsaid = short.model_copy(update={"validation": short.validation.model_copy(update={"every": None})})
+    assert "off, since one would take more than 5% of such a short" in describe_validation(
+        resolve(unsaid, adapter), adapter
+    )
 
 
 def test_hours_are_operations_at_a_share_of_the_peak_of_a_card_with_that_memory():

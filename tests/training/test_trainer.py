@@ -11,6 +11,7 @@ from dpdmd.store.png import read_png
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training.run.folder import RunFolder
 from dpdmd.training.trainer import Trainer
+from dpdmd.training.validation.picture import text_strip
 
 LOG_KEYS = {
     "step",
@@ -148,11 +149,15 @@ def test_validation_pictures_show_teacher_above_student_and_cost_no_training_sec
     names = sorted(path.name for path in (folder / "validation").glob("*.png"))
     assert names == ["step-000002.png", "step-000004.png"]
     first, second = (read_png(folder / "validation" / name) for name in names)
-    assert first.shape == (3, 2 * 2 * (8 + 2), 3 * (8 + 2))
+    strip = text_strip("a red circle", 3 * 98)
+    text = strip.shape[1]
+    assert torch.equal(first[:, :text], strip)
+    assert first.shape == (3, 2 * (text + 2 * 98), 3 * 98)  # images of 8 pixels, 12 times as large, and frames
     # The teacher's rows stay, the student's move.
-    assert torch.equal(first[:, :10], second[:, :10])
-    assert torch.equal(first[:, 20:30], second[:, 20:30])
-    assert not torch.equal(first[:, 10:20], second[:, 10:20])
+    for top in (0, text + 2 * 98):
+        assert torch.equal(first[:, top : top + text + 98], second[:, top : top + text + 98])
+        assert not torch.equal(first[:, top + text + 98 :][:, :98], second[:, top + text + 98 :][:, :98])
+    assert (folder / "validation/prompts.txt").read_text() == "a red circle\na ring\n"
     assert len(list((folder / "validation").glob("teacher-*.safetensors"))) == 1
 
 

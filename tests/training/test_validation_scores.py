@@ -3,21 +3,25 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 from tiny_adapter import PictureAdapter
+from torch.nn import functional as F
 from trainers import train
 
 from dpdmd.evaluate.intervals import Estimate
 from dpdmd.evaluate.manifest import ImageEntry, write_manifest
 from dpdmd.evaluate.run import evaluate_folder
+from dpdmd.evaluate.scorers.latents import Latents
 from dpdmd.evaluate.scores import quality
 from dpdmd.method.randomness import generator
 from dpdmd.store.jsonl import read_rows
 from dpdmd.store.png import write_png
 from dpdmd.store.tensors import read_tensors
-from dpdmd.training.validation.images import Validation
-from dpdmd.training.validation.scores import Judge, ValidationScores, alarms, too_slow, validation_scores
+from dpdmd.training.validation.images import Images, Validation
+from dpdmd.training.validation.scores import Judge, ValidationScores, alarms, too_slow
 from dpdmd.vision.features import load_extractor
 from dpdmd.world.scenes import render, sample_scenes
 
@@ -30,8 +34,15 @@ def scenes(stream: str, prompts=PROMPTS):
     return render(sample_scenes(len(prompts) * NUM_SEEDS, generator(0, stream)))
 
 
-def judge_of(teacher, prompts=PROMPTS):
-    return Judge(SimpleNamespace(prompts=prompts, num_seeds=NUM_SEEDS, identity="test"), teacher, None, "cpu")
+def images(pixels, change=0.1):
+    """Images as validation has them: latents that are their means over 4 x 4 pixels, which the teacher changes."""
+    x0 = F.avg_pool2d(pixels, 4)
+    return Images(pixels, Latents(x0, x0 + change))
+
+
+def judge_of(teacher, prompts=PROMPTS, extractor=None):
+    validation = SimpleNamespace(prompts=prompts, num_seeds=NUM_SEEDS, identity="test")
+    return Judge(validation, images(teacher), extractor, "cpu")
 
 
 def folder_of(path, images):
@@ -49,7 +60,7 @@ def scores_of(folder):
 
 def test_figures_are_those_of_evaluating_the_same_images_from_a_folder(tmp_path):
     teacher, student = scenes("teacher"), scenes("student")
-    row = judge_of(teacher).row(1, student, teacher)
+    row = judge_of(teacher).row(1, images(student), images(teacher))
     metrics = evaluate_folder(folder_of(tmp_path / "s", student), reference=folder_of(tmp_path / "t", teacher))
     for key in ("diversity", "diversity_share", "saturation"):
         assert row[f"validation/{key}"] == pytest.approx(metrics[key], rel=1e-6), key
@@ -59,7 +70,7 @@ def test_figures_are_those_of_evaluating_the_same_images_from_a_folder(tmp_path)
 def test_the_teacher_against_itself_has_share_one_and_no_alarm():
     teacher = scenes("teacher")
     judge = judge_of(teacher)
-    row = judge.row(1, teacher, None)
+    row = judge.row(1, images(teacher), None)
     assert row["validation/diversity_share"] == pytest.approx(1)
     assert row["validation/quality"] == row["validation/teacher_quality"]
     assert row["alarms"] == {}
@@ -68,7 +79,7 @@ def test_the_teacher_against_itself_has_share_one_and_no_alarm():
 
 def test_a_constant_student_has_share_zero_and_an_alarm():
     teacher = scenes("teacher")
-    row = judge_of(teacher).row(100, teacher[:1].expand_as(teacher), None)
+    row = judge_of(teacher).row(100, images(teacher[:1].expand_as(teacher)), None)
     assert row["validation/diversity_share"] == pytest.approx(0, abs=1e-6)
     assert list(row["alarms"]) == ["collapse"]
     assert "samples of one prompt have become alike: 0.00 of the teacher's diversity at update 100" in str(row)
@@ -76,14 +87,14 @@ def test_a_constant_student_has_share_zero_and_an_alarm():
 
 def test_a_student_at_the_end_of_the_scale_raises_an_alarm():
     teacher = 0.9 * scenes("teacher")
-    row = judge_of(teacher).row(7, (4 * teacher).clamp(-1, 1), teacher)
+    row = judge_of(teacher).row(7, images((4 * teacher).clamp(-1, 1)), images(teacher))
     assert row["validation/saturation"] > 0.5 and row["validation/live_saturation"] == 0
     assert "at update 7" in row["alarms"]["saturation"]
 
 
 def test_the_averaged_weights_and_the_live_ones_are_scored_separately():
     teacher = scenes("teacher")
-    row = judge_of(teacher).row(1, teacher, teacher[:1].expand_as(teacher))
+    row = judge_of(teacher).row(1, images(teacher), images(teacher[:1].expand_as(teacher)))
     assert row["validation/diversity_share"] == pytest.approx(1)
     assert row["validation/live_diversity_share"] == pytest.approx(0, abs=1e-6)
     assert row["alarms"] == {}
@@ -91,27 +102,39 @@ def test_the_averaged_weights_and_the_live_ones_are_scored_separately():
 
 def test_what_few_prompts_cannot_show_is_no_alarm():
     teacher = scenes("teacher", PROMPTS[:1])
-    assert judge_of(teacher, PROMPTS[:1]).row(1, teacher[:1].expand_as(teacher), None)["alarms"] == {}
+    assert judge_of(teacher, PROMPTS[:1]).row(1, images(teacher[:1].expand_as(teacher)), None)["alarms"] == {}
     unsure, none = Estimate(0.3, 0.1, 0.6, 4), Estimate(0.0, -0.1, 0.05, 4)
     assert alarms(ValidationScores({"saturation": 0.1}, unsure, none), 1) == {}
     assert set(alarms(ValidationScores({"saturation": 0.1}, Estimate(0.3, 0.1, 0.45, 4), none), 1)) == {"collapse"}
 
 
-def test_without_a_network_only_saturation_is_scored_and_the_reason_reported():
-    teacher = torch.rand(len(PROMPTS) * NUM_SEEDS, 3, 8, 8)
+def test_without_a_network_the_model_judges_by_its_latents():
+    """Diversity is the mean distance of denoised latents, quality the teacher's residual over the student's."""
+    teacher, student = torch.rand(len(PROMPTS) * NUM_SEEDS, 3, 8, 8), torch.rand(len(PROMPTS) * NUM_SEEDS, 3, 8, 8)
     judge = judge_of(teacher, ["no scene", "nor this", "nor that"])
-    row = judge.row(1, teacher, None)
-    assert {key for key in row if key.startswith("validation/") and "teacher" not in key} == {"validation/saturation"}
-    assert "no feature network" in judge.skipped["feature metrics"]
+    row = judge.row(1, images(student, change=0.2), None)
+    assert judge.extractor is None and "the model alone" in row["judged_by"]
+    assert row["validation/quality"] == row["validation/agreement"] == pytest.approx(0.1**2 / 0.2**2)
+    distances = [
+        np.mean([pdist(of_prompt) for of_prompt in F.avg_pool2d(x, 4).double().flatten(1).numpy().reshape(3, 4, -1)])
+        for x in (student, teacher)
+    ]
+    assert row["validation/latent_diversity"] == row["validation/diversity"] == pytest.approx(distances[0])
+    assert row["validation/diversity_share"] == pytest.approx(distances[0] / distances[1])
+    assert row["validation/teacher_quality"] == pytest.approx(1)
 
 
-def test_elsewhere_quality_is_the_share_of_images_near_the_teachers():
-    teacher = scenes("teacher")
-    far = 0.05 * torch.randn(teacher.shape, generator=generator(0, "far"))
-    other = SimpleNamespace(prompts=["some", "other", "thing"], num_seeds=NUM_SEEDS, identity="test")
-    judge = Judge(other, teacher, load_extractor("scenes"), "cpu")
-    assert validation_scores(judge.teacher, judge.teacher).values["quality"] == 1
-    assert judge.row(1, far, None)["validation/quality"] < 0.2
+def test_a_network_decides_on_diversity_where_one_is_named():
+    teacher, student = scenes("teacher"), scenes("student")
+    others = ["some", "other", "thing"]
+    row, alone = (
+        judge_of(teacher, others, by).row(1, images(student), None) for by in (load_extractor("scenes"), None)
+    )
+    share = row["validation/diversity_share"]
+    assert alone["validation/diversity_share"] == alone["validation/latent_diversity_share"] != share
+    assert row["validation/latent_diversity_share"] == alone["validation/latent_diversity_share"]
+    assert share == pytest.approx(judge_of(teacher).row(1, images(student), None)["validation/diversity_share"])
+    assert row["validation/quality"] == alone["validation/quality"]
 
 
 def test_more_than_a_twentieth_of_the_time_is_reported_except_what_happens_once():
@@ -153,8 +176,9 @@ def test_an_alarm_is_reported_once_per_episode_also_by_a_resumed_run(make_recipe
     real, healthy = Validation.student_images, {3}
 
     def student_images(self, *args):
-        images = real(self, *args)
-        return images if calls.pop(0) in healthy else images[:1].expand_as(images)
+        drawn = real(self, *args)
+        alike = [x[:1].expand_as(x) for x in (drawn.pixels, drawn.latents.x0, drawn.latents.denoised)]
+        return drawn if calls.pop(0) in healthy else Images(alike[0], Latents(*alike[1:]))
 
     monkeypatch.setattr(Validation, "student_images", student_images)
     monkeypatch.setattr("dpdmd.training.validation.scores.COLLAPSED", 0.01)

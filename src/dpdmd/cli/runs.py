@@ -134,7 +134,10 @@ def export(
     ] = None,
     one_file: Annotated[
         bool,
-        typer.Option("--one-file", help="Write the network as one file, for ComfyUI. Default: files of at most 10 GB."),
+        typer.Option(
+            "--one-file",
+            help="Write a network of up to 20 GB as one file, for ComfyUI. Default: files of at most 10 GB.",
+        ),
     ] = False,
     link: Annotated[
         bool,

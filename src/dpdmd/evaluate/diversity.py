@@ -46,6 +46,17 @@ def spatial_diversity(features: Tensor) -> Tensor:
     return torch.stack([_pair_means(_unit(prompt.transpose(0, 1))).mean() for prompt in features])
 
 
+def pairwise_distance(features: Tensor) -> Tensor:
+    """Mean Euclidean distance over the R (R - 1) / 2 pairs of samples of each prompt.
+
+    features: (P, R, D). Returns (P,) fp64. Raises ValueError when R < 2.
+    """
+    _require_samples(features, 3, "(prompts, samples, dimensions)")
+    num_samples = features.shape[1]
+    distance = torch.cdist(features.double(), features.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.sum(dim=(1, 2)) / (num_samples * (num_samples - 1))
+
+
 def _pair_means(unit: Tensor) -> Tensor:
     """1 - mean inner product over pairs, (..., R, D) of unit vectors to (...)."""
     num_samples = unit.shape[-2]

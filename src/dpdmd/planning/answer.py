@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dpdmd.models.base import ModelAdapter
 from dpdmd.planning.cost import checkpoint_bytes, describe, embedding_bytes, network_sizes, num_blocks
 from dpdmd.planning.fit import GIB, Settings, counter, describe_fit, savings
-from dpdmd.planning.hours import describe_hours
+from dpdmd.planning.hours import describe_hours, describe_validation
 from dpdmd.recipe.plan import Plan
 
 
@@ -27,6 +27,7 @@ def describe_costs(
         f"prompts: {len(prompts)}, {len(different)} different, at most {embeddings / GIB:.2f} GiB of embeddings",
         f"disk: {(embeddings + kept) / GIB:.2f} GiB at most, for embeddings and checkpoints",
         f"time: {describe_hours(plan, adapter, memory / GIB)}",
+        f"validation: {describe_validation(plan, adapter)}",
         describe_fit(count(plan), memory, found),
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The cost of a run: network calls per update, bytes per device and on disk; and the whole plan in words."""
+"""The cost of a run: bytes per device and on disk, and the whole plan in words."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from dpdmd.method.grids import Grid
 from dpdmd.method.roles import TRAINED_ROLES
 from dpdmd.models.base import ModelAdapter, empty_network, network_blocks
 from dpdmd.models.quantised import block_layers, weight_bytes
+from dpdmd.recipe.calls import forwards_per_update
 from dpdmd.recipe.plan import Plan
 
 BYTES = 4  # fp32: trained weights, their gradients and moments
@@ -69,38 +70,6 @@ def num_parameters(adapter: ModelAdapter) -> int:
 
 def _count(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
-
-
-def forwards_per_update(plan: Plan) -> tuple[float, float]:
-    """Network calls per sample for one student update and its M fake-score updates: (forward, backward).
-
-    A guided call counts twice, a call for a discriminator's features as a full one. With one random step per sample a
-    rollout takes (first trained step + N) / 2 calls on average, and more when the micro-batch is smaller than the
-    number of such steps, since a call is for at least one sample. A term counts by its share of the updates. Only the
-    denoising network is counted, not a perceptual term's autoencoder and backbone, nor teacher samples that are kept.
-    """
-    n, objective, m = plan.student.grid.num_steps, plan.objective, plan.data.fake_updates
-    anchored = int(objective.detach_first)
-    is_simulated = plan.student.is_simulated
-    rollout = anchored + 1 + _simulated(n - anchored, plan.data.batch_size) if is_simulated else n
-    num_rollouts = {False: m, True: 1, "student": 0}[plan.data.reuse_samples]
-    forward = num_rollouts * rollout + m + rollout + sum(t.num_forwards / t.every for t in objective.terms)
-    backward = m + (1 if is_simulated else n - anchored)
-    if anchored:
-        # Step 1 has a graph only in updates and for samples of which a term needs it: the mean of many micro-batches.
-        many, batch_size = 1000, plan.data.batch_size
-        kept = [sum(t.num_first(batch_size, i) for i in range(many)) / (many * t.every) for t in objective.terms]
-        backward += max(kept) / batch_size
-    if plan.feature_blocks:
-        # Features of real samples and the student's; the student's term backpropagates to its samples.
-        forward += 2 * m
-        backward += 1
-    return forward, backward
-
-
-def _simulated(num_steps: int, batch_size: int) -> float:
-    """Mean number of calls without graph per sample, before one random step of `num_steps`."""
-    return sum(max(going_on / num_steps, 1 / batch_size) for going_on in range(1, num_steps))
 
 
 def state_bytes(plan: Plan, sizes: NetworkSizes) -> dict[str, int]:

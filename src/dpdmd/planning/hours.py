@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpdmd.models.base import ModelAdapter, denoiser
-from dpdmd.planning.cost import forwards_per_update
-from dpdmd.planning.memory import LiveShapes, blank_call
+from dpdmd.planning.memory import LiveShapes, blank_autoencoder, blank_call
+from dpdmd.recipe.calls import VALIDATION_SHARE, calls_per_picture, forwards_per_update
 from dpdmd.recipe.plan import Plan
 
 SHARE = 0.35  # of a card's peak that training reaches: an assumption, no GPU has measured it here
@@ -56,6 +57,49 @@ def update_operations(plan: Plan, adapter: ModelAdapter) -> float:
     forward, backward = call_operations(plan, adapter)
     num_forwards, num_backwards = forwards_per_update(plan)
     return plan.data.batch_size * plan.data.accumulation * (num_forwards * forward + num_backwards * backward)
+
+
+def decoding_operations(plan: Plan, adapter: ModelAdapter) -> int:
+    """Operations of the autoencoder for one picture."""
+    blank, latents = blank_autoencoder(plan, adapter)
+    with LiveShapes(), FlopCounterMode(display=False) as counter, torch.no_grad():
+        blank.decode(latents)
+    return counter.get_total_flops()
+
+
+def validation_share(plan: Plan, adapter: ModelAdapter) -> tuple[float, float]:
+    """Operations of validation, as shares of those of the whole training: (once, in all validations)."""
+    (forward, _), decoding = call_operations(plan, adapter), decoding_operations(plan, adapter)
+    once, each = calls_per_picture(plan)
+    training = plan.budget.num_updates * update_operations(plan, adapter) / plan.validation.num_pictures
+    students = 2 if plan.optimiser.ema_decay else 1
+    num_validations = plan.budget.num_updates // plan.validation.every
+    share = num_validations * (each * forward + students * decoding) / training
+    return (once * forward + decoding) / training, share
+
+
+def describe_validation(plan: Plan, adapter: ModelAdapter) -> str:
+    """How often pictures are drawn, and the share of training that it takes by operations, as one line."""
+    validation = plan.validation
+    if not validation.every and validation.is_chosen:
+        return "off"
+    if not validation.every:
+        return (
+            f"off, since one would take more than {VALIDATION_SHARE:.0%} of such a short training; validation.every = "
+            f"{plan.budget.num_updates} looks at the last student all the same"
+        )
+    once, share = validation_share(plan, adapter)
+    text = (
+        f"{validation.num_pictures} pictures every {validation.every} updates, {percent(share)} of the operations of "
+        f"training, and {percent(once)} once for the teacher's"
+    )
+    too_much = share > VALIDATION_SHARE
+    return text + (f"; a larger validation.every than {validation.every} takes less" if too_much else "")
+
+
+def percent(share: float) -> str:
+    """A share in per cent, with two digits below 10."""
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 def describe_hours(plan: Plan, adapter: ModelAdapter, gib: float) -> str:

@@ -290,13 +290,18 @@ def picture_bytes(plan: Plan, adapter: ModelAdapter) -> int:
     """Bytes of the autoencoder and its peak when decoding one image, for validation; 0 without validation."""
     if not plan.validation.every:
         return 0
-    blank = copy(adapter)
-    with META:
-        blank.vae = adapter.vae_class.from_config(adapter.vae_config)
-    latents = torch.empty(1, *plan.latent_shape, device=META)
+    blank, latents = blank_autoencoder(plan, adapter)
     with AsOnGpu(), torch.no_grad(), LiveShapes() as live:
         blank.decode(latents)
     return sum(p.nbytes for p in blank.vae.parameters()) + live.peak
+
+
+def blank_autoencoder(plan: Plan, adapter: ModelAdapter) -> tuple[ModelAdapter, Tensor]:
+    """The adapter with an autoencoder on the meta device, and the latents of one image there."""
+    blank = copy(adapter)
+    with META:
+        blank.vae = adapter.vae_class.from_config(adapter.vae_config)
+    return blank, torch.empty(1, *plan.latent_shape, device=META)
 
 
 def _stand_in(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -> None:

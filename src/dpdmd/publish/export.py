@@ -73,7 +73,7 @@ def export_run(
         and the student's scheduler. Nothing else is read.
     dtype: of the network's or the LoRA's weights, "fp32", "bf16" or "fp16"; default: the one that the base is stored
         in, and for a LoRA the one that it was trained in.
-    one_file: write the network as one file, whatever its size; otherwise files of at most 10 GB.
+    one_file: write a network of up to 20 GB as one file, a larger one in files of that size; otherwise of 10 GB.
     link: hard-link the files that the student shares with its base (text encoders, autoencoder) instead of copying
         them: no disk space, but what edits one edits the other.
     metrics: output of `dpdmd evaluate` for the card; default: the run's metrics.json, if it exists.

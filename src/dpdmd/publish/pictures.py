@@ -9,7 +9,7 @@ import torch
 
 from dpdmd.evaluate.manifest import MANIFEST_NAME, read_manifest
 from dpdmd.store.png import read_png, write_png
-from dpdmd.training.validation.images import picture, picture_path
+from dpdmd.training.validation.picture import picture, picture_path
 
 PICTURE_FILE = "images.png"
 NUM_PROMPTS, NUM_SEEDS = 2, 4
@@ -60,5 +60,5 @@ def _compared(teacher: Path, student: Path, path: Path) -> list[str]:
     images = [[read_png(files[key]) for key in keys] for files in (theirs, ours)]
     if len({image.shape for row in images for image in row}) != 1:
         return []
-    write_png(path, picture(torch.stack(images[0]), torch.stack(images[1]), number))
+    write_png(path, picture(torch.stack(images[0]), torch.stack(images[1]), prompts))
     return prompts

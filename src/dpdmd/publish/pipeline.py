@@ -16,7 +16,7 @@ from dpdmd.store.tensors import write_tensors
 
 # By the names of the recipe's `train.precision` and `model.dtype`.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ONE_FILE = "1000GB"  # more than any network
+ONE_FILE = "20GB"  # a larger network is split all the same: few machines can read such a file
 
 
 def write_pipeline(
@@ -25,7 +25,7 @@ def write_pipeline(
     """Write the base's pipeline to the folder `out`, with its denoising network and scheduler replaced.
 
     network: a diffusers model. link: hard-link the files of the other components instead of copying them. one_file:
-    write the network as one file, whatever its size; otherwise diffusers splits it into files of at most 10 GB.
+    write a network of up to 20 GB as one file, which diffusers otherwise splits into files of at most 10 GB.
     """
     base = local_folder(adapter.source)
     index = read_json(base / "model_index.json")

@@ -16,7 +16,9 @@ from dpdmd.method.roles import Role
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape
 from dpdmd.models.lora import LoraSettings
-from dpdmd.recipe.schema import CheckpointConfig, OutputConfig, ValidationConfig
+from dpdmd.recipe.schema import CheckpointConfig, OutputConfig
+
+NUM_PROMPTS = 4  # of a validation, unless the recipe names them
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,25 @@ class ComputePlan:
 
 
 @dataclass(frozen=True)
+class ValidationPlan:
+    """Pictures on the way: how often (every: updates in between, 0 = off), of what, and which network sees them.
+
+    prompts: None for NUM_PROMPTS of the training prompts. is_chosen: whether the recipe says how often.
+    """
+
+    every: int
+    is_chosen: bool
+    prompts: tuple[str, ...] | None
+    num_seeds: int
+    features: str
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures of the student in one validation."""
+        return (NUM_PROMPTS if self.prompts is None else len(self.prompts)) * self.num_seeds
+
+
+@dataclass(frozen=True)
 class Budget:
     """When a run ends: after this many student updates or training seconds."""
 
@@ -151,7 +172,7 @@ class Plan:
     compute: ComputePlan
     budget: Budget
     lora: LoraSettings
-    validation: ValidationConfig
+    validation: ValidationPlan
     checkpoint: CheckpointConfig
     output: OutputConfig
     settings: dict[str, Any]

@@ -1,5 +1,6 @@
 """From a recipe and a model to a plan: everything that can be wrong before a network is loaded is found here."""
 
+from dataclasses import replace
 from pathlib import Path as FilePath
 
 from dpdmd.data.images import captioned_images
@@ -18,11 +19,30 @@ from dpdmd.models.lora import LoraSettings
 from dpdmd.models.lora_start import require_lora
 from dpdmd.models.quantised import missing_package
 from dpdmd.models.student_file import exported_student
+from dpdmd.recipe.calls import validation_interval
 from dpdmd.recipe.inputs import with_absolute_inputs
 from dpdmd.recipe.lint import lint_grids
 from dpdmd.recipe.objectives import ObjectiveFunction, ObjectiveSetting, find_objective, name_of
-from dpdmd.recipe.plan import Budget, ComputePlan, DataPlan, OptimiserPlan, Plan, StudentPlan, TauRange, TeacherPlan
-from dpdmd.recipe.schema import NO_CACHE, DataConfig, ModelConfig, Recipe, StudentConfig, TrainConfig
+from dpdmd.recipe.plan import (
+    Budget,
+    ComputePlan,
+    DataPlan,
+    OptimiserPlan,
+    Plan,
+    StudentPlan,
+    TauRange,
+    TeacherPlan,
+    ValidationPlan,
+)
+from dpdmd.recipe.schema import (
+    NO_CACHE,
+    DataConfig,
+    ModelConfig,
+    Recipe,
+    StudentConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from dpdmd.recipe.toml import dump_recipe, flatten
 
 
@@ -62,7 +82,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     built = build(setting)
     _require_trainable(built, recipe.objective.name, student_grid.num_steps)
     anchor_steps = next((term.num_steps for term in built.terms if isinstance(term, DiversityAnchor)), None)
-    return Plan(
+    plan = Plan(
         latent_shape=latent_shape,
         image_size=None if model.height is None or model.width is None else (model.height, model.width),
         path=adapter.path,
@@ -81,13 +101,16 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         compute=ComputePlan(train.precision == "bf16", train.shard, train.gradient_checkpointing, train.compile),
         budget=Budget(train.num_updates, train.max_seconds),
         lora=LoraSettings(**recipe.lora.model_dump()),
-        validation=recipe.validation,
+        validation=_validation(recipe.validation),
         checkpoint=recipe.checkpoint,
         output=recipe.output,
         settings=flatten(recipe),
         recipe_toml=dump_recipe(recipe),
         notes=adapter.notes + _notes(student_grid, teacher_grid, anchor_steps, scale, embedded["teacher"], model.dtype),
     )
+    if recipe.validation.every is None:
+        plan = replace(plan, validation=replace(plan.validation, every=validation_interval(plan)))
+    return plan
 
 
 def _notes(
@@ -101,6 +124,10 @@ def _notes(
         )
     missing = missing_package(dtype)
     return notes + ([] if missing is None else [missing])
+
+
+def _validation(keys: ValidationConfig) -> ValidationPlan:
+    return ValidationPlan(keys.every or 0, keys.every is not None, keys.prompts, keys.num_seeds, keys.features)
 
 
 def _data(data: DataConfig, train: TrainConfig) -> DataPlan:

@@ -419,7 +419,13 @@ class LoraConfig(Section):
 class ValidationConfig(Section):
     """Images drawn while training, the teacher's above the student's of the same prompts and seeds, and scores."""
 
-    every: int = Field(default=0, ge=0, le=bounds.UPDATES, description="Student updates between validations. 0 = off.")
+    every: int | None = Field(
+        default=None,
+        ge=0,
+        le=bounds.UPDATES,
+        description="Student updates between validations, 0 = off. Default: ten in a run, or fewer, so that they take "
+        "at most 5 % of its time.",
+    )
     prompts: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="Prompts to draw. Default: four, spread over the training prompts."
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dpdmd.distributed.processes import device_name
-from dpdmd.planning.cost import forwards_per_update
+from dpdmd.recipe.calls import forwards_per_update
 from dpdmd.recipe.plan import Plan
 from dpdmd.training.parts import Parts
 

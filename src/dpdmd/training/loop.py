@@ -25,7 +25,7 @@ from dpdmd.training.run.signals import StoppedBySignal, StopRequest
 from dpdmd.training.run.trackers import Trackers, open_trackers, require_trackers
 from dpdmd.training.trainer import Trainer
 from dpdmd.training.validation.best import as_entry, keep_best
-from dpdmd.training.validation.images import picture_path
+from dpdmd.training.validation.picture import picture_path
 from dpdmd.training.validation.scores import in_words, time_in_words, too_slow
 
 logger = logging.getLogger(__name__)

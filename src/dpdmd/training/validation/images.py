@@ -1,43 +1,57 @@
-"""Validation pictures: the same prompts and seeds from the teacher (upper row) and from the student (lower row)."""
+"""The images of a validation: the same prompts and seeds from the teacher and from the student."""
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dpdmd.distributed.processes import on_all_processes
+from dpdmd.evaluate.scorers.latents import Latents
 from dpdmd.method.denoiser import Condition, Denoiser
 from dpdmd.method.grids import Grid
-from dpdmd.method.randomness import image_noise
+from dpdmd.method.randomness import draw_noise, generator, image_noise
+from dpdmd.method.residual import TAU, denoised
 from dpdmd.method.rollout import GuidedTeacher, StudentKind
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.sampling import student_samples
+from dpdmd.recipe.plan import NUM_PROMPTS
 from dpdmd.store.digests import key_of
+from dpdmd.store.files import write_text
 from dpdmd.store.png import write_png
 from dpdmd.store.tensors import read_tensors, write_tensors
-
-NUM_DEFAULT_PROMPTS = 4
-GAP = 1
+from dpdmd.training.validation.picture import picture, picture_path
 
 
 def default_prompts(prompts: list[str]) -> list[str]:
     """Up to four different prompts spread evenly over the training prompts."""
     unique = list(dict.fromkeys(prompts))
-    number = min(NUM_DEFAULT_PROMPTS, len(unique))
+    number = min(NUM_PROMPTS, len(unique))
     return [unique[i * len(unique) // number] for i in range(number)]
 
 
+@dataclass(frozen=True)
+class Images:
+    """Images, one per prompt and seed, on the CPU: pixels (P * R, 3, H, W), and the latents that they were drawn as."""
+
+    pixels: Tensor
+    latents: Latents
+
+
 class Validation:
-    """Writes `step-000100.png` into `folder`; the teacher's images are drawn once and kept there."""
+    """Draws the images of teacher and student, and writes `step-000100.png` into `folder`.
+
+    The teacher's images are drawn once and kept there.
+    """
 
     def __init__(
         self,
         adapter: ModelAdapter,
         folder: Path,
         *,
+        teacher: GuidedTeacher,
         encode: Callable[[list[str]], Condition],
         prompts: list[str],
         num_seeds: int,
@@ -45,100 +59,87 @@ class Validation:
         batch_size: int,
         device: torch.device,
     ):
-        self.adapter, self.folder, self.batch_size = adapter, folder, batch_size
+        self.adapter, self.folder, self.teacher, self.batch_size = adapter, folder, teacher, batch_size
         self.device = device
         self.prompts, self.num_seeds = prompts, num_seeds
         self.seeds = [seed for _ in prompts for seed in range(num_seeds)]
         self.latent_shape = latent_shape
         self.cond = encode(prompts)[torch.arange(len(prompts)).repeat_interleave(num_seeds)]
         self.uncond = encode([""])
-
-    def teacher_images(self, teacher: GuidedTeacher) -> Tensor:
-        """The guided teacher's images, read from the folder if they were drawn with the same settings."""
-        grid, scale = teacher.grid, teacher.guidance.scale
-        settings = [self.prompts, self.num_seeds, list(self.latent_shape), grid.times, scale]
+        settings = [prompts, num_seeds, list(latent_shape), teacher.grid.times, teacher.guidance.scale, TAU]
         self.identity = f"teacher-{key_of(json.dumps(settings))[:12]}"
-        self._teacher_file = self.folder / f"{self.identity}.safetensors"
+        self._teacher_file = folder / f"{self.identity}.safetensors"
+
+    def teacher_images(self) -> Images:
+        """The guided teacher's images, read from the folder if they were drawn with the same settings."""
         kept = _read_images(self._teacher_file)
         self._is_kept = kept is not None
         if all(on_all_processes(lambda: self._is_kept)):
             assert kept is not None  # all includes this process
             return kept
+        return self._drawn(lambda rows, cond: self.teacher.rollout(self._noise(rows), cond, self._uncond(cond)))
 
-        def latents(rows: slice, cond: Condition) -> Tensor:
-            noise = image_noise(self.seeds[rows], self.latent_shape).to(self.device)
-            return teacher.rollout(noise, cond, self.uncond.to(self.device).expand(len(cond)))
-
-        return self._decode(latents)
-
-    def student_images(self, denoise: Denoiser, grid: Grid, kind: StudentKind) -> Tensor:
+    def student_images(self, denoise: Denoiser, grid: Grid, kind: StudentKind) -> Images:
         """The student's images of the same prompts and seeds."""
+        options = {"grid": grid, "kind": kind, "device": self.device}
 
         def latents(rows: slice, cond: Condition) -> Tensor:
-            return student_samples(
-                denoise,
-                self.adapter.path,
-                self.seeds[rows],
-                self.latent_shape,
-                cond,
-                grid=grid,
-                kind=kind,
-                device=self.device,
-            )
+            return student_samples(denoise, self.adapter.path, self.seeds[rows], self.latent_shape, cond, **options)
 
-        return self._decode(latents)
+        return self._drawn(latents)
 
     @torch.no_grad()
-    def _decode(self, latents: Callable[[slice, Condition], Tensor]) -> Tensor:
-        """One image per prompt and seed, (num_prompts * num_seeds, 3, H, W) on the CPU.
+    def _drawn(self, latents: Callable[[slice, Condition], Tensor]) -> Images:
+        """Latents of micro-batches, what the teacher makes of them, and their pixels.
 
         Raises FloatingPointError unless all are finite.
         The autoencoder is on the device only while it decodes, one image at a time: a large one takes gigabytes.
         """
-        starts = range(0, len(self.seeds), self.batch_size)
-        chunks = [slice(start, start + self.batch_size) for start in starts]
-        samples = [latents(rows, self.cond[rows].to(self.device)) for rows in chunks]
+        samples, seen = [], []
+        for start in range(0, len(self.seeds), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            cond = self.cond[rows].to(self.device)
+            samples.append(latents(rows, cond).float())
+            noise = draw_noise([generator(seed, "residual") for seed in self.seeds[rows]], self.latent_shape)
+            seen.append(denoised(self.teacher, samples[-1], noise.to(self.device), cond, self._uncond(cond)).cpu())
         self.adapter.vae.to(self.device)
-        images = torch.cat(
-            [self.adapter.decode(image).float().cpu() for sample in samples for image in sample.split(1)]
-        )
+        pixels = [self.adapter.decode(image).float().cpu() for sample in samples for image in sample.split(1)]
         self.adapter.vae.to("cpu")
+        images = torch.cat(pixels)
         if not images.isfinite().all():
             whose = "its autoencoder's" if all(sample.isfinite().all() for sample in samples) else "the network's"
             raise FloatingPointError(
                 f"{self.adapter.source}: validation images are not finite, since {whose} results are not: its weights "
                 "are broken, or overflow"
             )
-        return images
+        return Images(images, Latents(torch.cat(samples).cpu(), torch.cat(seen)))
 
-    def draw(self, step: int, teacher: Tensor, student: Tensor) -> Path:
-        """Draw two rows per prompt, the teacher's first, and one column per seed; keep the teacher's images as well.
+    def _noise(self, rows: slice) -> Tensor:
+        return image_noise(self.seeds[rows], self.latent_shape).to(self.device)
+
+    def _uncond(self, cond: Condition) -> Condition:
+        return self.uncond.to(self.device).expand(len(cond))
+
+    def draw(self, step: int, teacher: Images, student: Images) -> Path:
+        """Draw the picture of a step (`validation.picture`); keep the teacher's images and the prompts as well.
 
         Raises OSError when they cannot be written.
         """
         if not self._is_kept:
-            write_tensors(self._teacher_file, {"images": teacher})
+            latents = teacher.latents
+            kept = {"pixels": teacher.pixels, "latents": latents.x0, "denoised": latents.denoised}
+            write_tensors(self._teacher_file, kept)
+            write_text(self.folder / "prompts.txt", "".join(f"{' '.join(p.split())}\n" for p in self.prompts))
             self._is_kept = True
         path = picture_path(self.folder, step)
-        write_png(path, picture(teacher, student, self.num_seeds))
+        write_png(path, picture(teacher.pixels, student.pixels, self.prompts))
         return path
 
 
-def picture_path(folder: Path, step: int) -> Path:
-    """Path of the picture of a step."""
-    return folder / f"step-{step:06d}.png"
-
-
-def _read_images(path: Path) -> Tensor | None:
+def _read_images(path: Path) -> Images | None:
     """The stored images; None if the file is missing or broken."""
     try:
-        return read_tensors(path)["images"]
+        kept = read_tensors(path)
+        return Images(kept["pixels"], Latents(kept["latents"], kept["denoised"]))
     except (ValueError, KeyError, OSError):
         return None
-
-
-def picture(teacher: Tensor, student: Tensor, num_seeds: int) -> Tensor:
-    """Two sets (P * S, 3, H, W) as one image (3, H, W): per prompt a teacher row above a student row, white gaps."""
-    rows = torch.stack([teacher.unflatten(0, (-1, num_seeds)), student.unflatten(0, (-1, num_seeds))], dim=1)
-    framed = F.pad(rows.clamp(-1, 1), (GAP, GAP, GAP, GAP), value=1.0)
-    return torch.cat([torch.cat(list(row), dim=-1) for row in framed.flatten(0, 1)], dim=-2)

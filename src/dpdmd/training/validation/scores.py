@@ -7,18 +7,21 @@ from typing import Any
 
 from torch import Tensor
 
-from dpdmd.evaluate.fidelity import neighbours
 from dpdmd.evaluate.intervals import Estimate, mean_estimate
 from dpdmd.evaluate.run import choose_extractor
 from dpdmd.evaluate.samples import Samples
-from dpdmd.evaluate.scorers.features import NUM_NEIGHBOURS, diversity_scores
+from dpdmd.evaluate.scorers.features import diversity_scores
+from dpdmd.evaluate.scorers.latents import Latents, latent_scores
 from dpdmd.evaluate.scorers.saturation import saturation
 from dpdmd.evaluate.scorers.scenes import is_world, scene_scores
 from dpdmd.evaluate.scores import Scores, quality, together
 from dpdmd.store.png import to_uint8
-from dpdmd.training.validation.images import Validation
+from dpdmd.training.validation.images import Images, Validation
 from dpdmd.vision.features import FeatureExtractor, Features, extract_features
 
+# Compared with the teacher; trivial for its own images.
+RELATIVE = ("diversity_share", "latent_diversity_share", "latent_distance", "agreement")
+KEYS = (*RELATIVE, "diversity", "latent_diversity", "saturation")
 # Alarm below this share of the teacher's diversity.
 COLLAPSED = 0.5
 # Alarm above this share of colour values that are saturated in addition to the teacher's.
@@ -32,6 +35,7 @@ class Drawn(Samples):
     """Images in memory, (P * R, 3, H, W), instead of a folder, and their features if there is a feature network."""
 
     tensor: Tensor
+    latents: Latents
     features: Features | None
 
     def images(self) -> Iterator[Tensor]:
@@ -43,7 +47,7 @@ class Drawn(Samples):
 class ValidationScores:
     """Scores of one set of validation images.
 
-    values: "saturation" and, if they can be computed, "diversity", "diversity_share" and "quality". share: diversity
+    values: "saturation", "agreement", "quality" and, of several images per prompt, the others of KEYS. share: diversity
     share; excess: saturation minus the teacher's; both with intervals over prompts.
     """
 
@@ -55,12 +59,13 @@ class ValidationScores:
 def validation_scores(images: Drawn, teacher: Drawn) -> ValidationScores:
     """Scores of `images`, compared with the teacher's of the same prompts and seeds.
 
-    Diversity needs features and two images per prompt, precision features and more than five images.
+    Diversity is that of features, without a network that of latents. Quality is exact in the built-in world, else the
+    agreement with the teacher: precision, which `dpdmd evaluate` takes, is 1 for all students at so few images.
     """
     metrics = together(images.prompts, _scores(images, teacher))
-    values = {key: metrics[key] for key in ("diversity", "diversity_share", "saturation") if key in metrics}
-    if (good := quality(metrics)) is not None:
-        values["quality"] = good.value
+    values = {key: metrics[key] for key in KEYS if key in metrics}
+    exact = quality(metrics)
+    values["quality"] = metrics["agreement"] if exact is None else exact.value
     share = None
     if "diversity_share" in metrics:
         low, high = metrics["intervals"].get("diversity_share", (None, None))
@@ -69,12 +74,13 @@ def validation_scores(images: Drawn, teacher: Drawn) -> ValidationScores:
 
 
 def _scores(images: Drawn, teacher: Drawn) -> list[Scores]:
-    num, scores, ours, theirs = len(images.prompts), [saturation(images)], images.features, teacher.features
+    num, ours, theirs = len(images.prompts), images.features, teacher.features
+    in_latents = latent_scores(num, images.latents, teacher.latents)
+    of_latents = {f"latent_{key}": key for key in ("diversity", "diversity_share")}
+    general = {key: in_latents.estimates[name] for name, key in of_latents.items() if name in in_latents.estimates}
+    scores = [saturation(images), in_latents, Scores(general)]
     if ours is not None and theirs is not None and images.images_per_prompt > 1:
         scores.append(diversity_scores(images.prompts, ours.per_prompt(num), theirs.per_prompt(num)))
-    if ours is not None and theirs is not None and len(images.tensor) > NUM_NEIGHBOURS:
-        near = neighbours(ours.pooled, theirs.pooled, num_neighbours=NUM_NEIGHBOURS)
-        scores.append(Scores(values={"precision": near.precision}))
     if is_world(images):
         scores.append(scene_scores(images, None))
     return scores
@@ -88,21 +94,20 @@ def _saturated(images: Drawn) -> Tensor:
 class Judge:
     """Scores the validation images of a run; holds the teacher's images and the feature network."""
 
-    def __init__(self, validation: Validation, teacher: Tensor, extractor: FeatureExtractor | None, device: str):
-        """teacher: its images (P * R, 3, H, W). extractor: None chooses as `dpdmd evaluate` does.
+    def __init__(self, validation: Validation, teacher: Images, extractor: FeatureExtractor | None, device: str):
+        """teacher: its images. extractor: None chooses as `dpdmd evaluate` does.
 
         Raises ValueError for images that the network cannot compute features of.
         """
         self.validation, self.extractor = validation, None
-        self.skipped: dict[str, str] = {}
         if extractor is None:
-            extractor, self.skipped = choose_extractor("auto", is_world(self._drawn(teacher)), device)
+            extractor, _ = choose_extractor("auto", is_world(self._drawn(teacher)), device)
         self.extractor = extractor
         self.teacher = self._drawn(teacher)
         self.of_teacher = validation_scores(self.teacher, self.teacher).values
-        self.judged_by = f"{extractor.name if extractor else 'no network'}, {validation.identity}"
+        self.judged_by = f"{extractor.name if extractor else 'the model alone'}, {validation.identity}"
 
-    def row(self, step: int, student: Tensor, live: Tensor | None) -> dict[str, Any]:
+    def row(self, step: int, student: Images, live: Images | None) -> dict[str, Any]:
         """The row of a validation: "validation/quality" and so on of the student as a finished run has it.
 
         "validation/live_...": of its weights before averaging; "validation/teacher_...": of the teacher; "alarms": of
@@ -113,17 +118,18 @@ class Judge:
         if live is not None:
             by_prefix["live_"] = validation_scores(self._drawn(live), self.teacher).values
         row = {f"validation/{prefix}{key}": v for prefix, values in by_prefix.items() for key, v in values.items()}
-        row.pop("validation/teacher_diversity_share", None)
+        for of_itself in RELATIVE:
+            row.pop(f"validation/teacher_{of_itself}", None)
         return row | {"alarms": alarms(found, step), "judged_by": self.judged_by}
 
-    def _drawn(self, images: Tensor) -> Drawn:
+    def _drawn(self, images: Images) -> Drawn:
         """Images with the precision of a PNG (8 bits), and their features."""
-        pixels = to_uint8(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = to_uint8(images.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         features = extract_features(self.extractor, pixels) if self.extractor else None
         prompts, num_seeds = self.validation.prompts, self.validation.num_seeds
         seeds = {prompt: list(range(num_seeds)) for prompt in prompts}
-        files = [Path(str(i)) for i in range(len(images))]
-        return Drawn(Path(), prompts, seeds, files, pixels, features)
+        files = [Path(str(i)) for i in range(len(pixels))]
+        return Drawn(Path(), prompts, seeds, files, pixels, images.latents, features)
 
 
 def alarms(found: ValidationScores, step: int) -> dict[str, str]:

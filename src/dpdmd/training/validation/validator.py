@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor
 
 from dpdmd.distributed.processes import on_main_process
 from dpdmd.method.denoiser import Condition, Denoiser
 from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import ModelAdapter
 from dpdmd.recipe.plan import Plan
-from dpdmd.training.validation.images import Validation
+from dpdmd.training.validation.images import Images, Validation
 from dpdmd.training.validation.scores import Judge
 from dpdmd.vision.features import FeatureExtractor, load_extractor
 
 logger = logging.getLogger(__name__)
+
+NO_NETWORK = (
+    "validation judges by the model alone: diversity in its latents, quality as agreement with the teacher, which says "
+    "how little the teacher would change in the images; validation.features names a network that looks at them"
+)
 
 
 class Validator:
@@ -31,7 +35,7 @@ class Validator:
         self.batch_size, self.adapter, self.prompts = plan.data.batch_size, adapter, prompts
         self.device = accelerator.device
         self._features: FeatureExtractor | None = None
-        self._drawn: tuple[Validation, Tensor] | None = None
+        self._drawn: tuple[Validation, Images] | None = None
         self._judge: Judge | None = None
         if (problem := on_main_process(self._load_features)) is not None:
             raise ValueError(problem)
@@ -70,10 +74,11 @@ class Validator:
 
     def _prepare(
         self, folder: Path, teacher: GuidedTeacher, encode: Callable[[list[str]], Condition]
-    ) -> tuple[Validation, Tensor]:
+    ) -> tuple[Validation, Images]:
         validation = Validation(
             self.adapter,
             folder,
+            teacher=teacher,
             encode=encode,
             prompts=self.prompts,
             num_seeds=self.config.num_seeds,
@@ -81,20 +86,20 @@ class Validator:
             batch_size=self.batch_size,
             device=self.device,
         )
-        images = validation.teacher_images(teacher)
+        images = validation.teacher_images()
         on_main_process(lambda: self._prepare_judge(validation, images))
         return validation, images
 
-    def _prepare_judge(self, validation: Validation, teacher: Tensor) -> None:
+    def _prepare_judge(self, validation: Validation, teacher: Images) -> None:
         try:
             self._judge = Judge(validation, teacher, self._features, str(self.device))
         except ValueError as error:
             logger.info("note: validation has no scores: %s", error)
             return
-        for what, why in self._judge.skipped.items():
-            logger.info("note: validation has no %s: %s", what, why.replace("--features", "validation.features"))
+        if self._judge.extractor is None:
+            logger.info("note: %s", NO_NETWORK)
 
-    def _judged(self, step: int, student: Tensor, live: Tensor | None) -> dict[str, Any]:
+    def _judged(self, step: int, student: Images, live: Images | None) -> dict[str, Any]:
         """The scores, or none if these images have none, such as black ones, which no network can distinguish."""
         try:
             return self._judge.row(step, student, live) if self._judge else {"alarms": {}}
