@@ -17,7 +17,7 @@ from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.load import sampling_dtype
 from dpdmd.models.parts import load_components, read_index, stored_dtype
-from dpdmd.models.pipeline_files import parts_of
+from dpdmd.models.pipeline_files import part_class, parts_of
 from dpdmd.store.cache import batches
 from dpdmd.store.errors import reading
 from dpdmd.store.messages import without_loading_bars
