@@ -111,7 +111,8 @@ def settings(run: Run) -> list[str]:
     if arm.recipe is None:
         return [Path(arm.model or "").name, *arm.sampling]
     recipe = load_recipe(arm.recipe, arm.settings()).model_dump(mode="json", exclude_defaults=True)
-    recipe["output"].pop("folder", None)
+    for table in ("checkpoint", "output", "validation"):  # of no influence on the student
+        recipe.pop(table, None)
     return [f"{table}.{key} = {value}" for table, keys in sorted(recipe.items()) for key, value in sorted(keys.items())]
 
 

@@ -217,14 +217,18 @@ def settings(name: str) -> dict[str, Any]:
     arm = STUDENTS[SOURCES.get(name, name)]
     keys = load_recipe(arm.recipe, arm.settings()).model_dump(mode="json", exclude_defaults=True)
     keys["train"].pop("seed", None)
-    keys["output"].pop("folder", None)
-    return keys
+    return trained(keys)
+
+
+def trained(keys: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a recipe that have an influence on the student."""
+    return {table: own for table, own in keys.items() if table not in ("checkpoint", "output", "validation")}
 
 
 def recorded(earlier: dict[str, Any], run: Run) -> RunMetrics | None:
     """The metrics of a student's run with the same settings in earlier results; None if they lack it."""
     made = earlier["students"].get(run.arm.name)
-    if made is None or run.seed not in made["seeds"] or made["settings"] != settings(run.arm.name):
+    if made is None or run.seed not in made["seeds"] or trained(made["settings"]) != settings(run.arm.name):
         return None
     i, arm = made["seeds"].index(run.seed), earlier["arms"][run.arm.name]
     over_prompts = {key: [own["low"], own["high"]] for key, own in arm.items() if own.get("interval") == PROMPTS}

@@ -35,7 +35,7 @@ def test_the_pages_show_the_results(page, content):
     assert "<!-- other_seeds" in text and fill(text, sections(content), "other_seeds") == text
 
 
-@pytest.mark.parametrize("group", ["flow"])
+@pytest.mark.parametrize("group", GROUPS)
 def test_the_results_are_of_the_settings_of_now(group, content):
     runs = arrange(Path("none"), teacher_arms(group), student_arms(group), list(range(5)))
     ours = [run for run in runs if run.arm.name == "dp_dmd" and recorded(content["rows"][group], run)]
