@@ -76,7 +76,7 @@ def test_arms_share_a_teacher_which_is_sampled_as_they_have_it():
             "scenes_dp_dmd:objective.anchor.steps=30",
             r"arm scenes_dp_dmd\+steps=30: .*must be below the teacher's 30 steps",
         ),
-        ("scenes_dp_dmd:data.prompts=/nowhere.txt", "cannot read the prompts /nowhere.txt"),
+        ("scenes_dp_dmd:data.prompts=/nowhere.txt", "cannot read /nowhere.txt"),
         ("scenes_dp_dmd:model.height=64,model.width=64", "samples the teacher in its own size"),
         ("nothing", "no recipe file nothing and no shipped recipe"),
     ],

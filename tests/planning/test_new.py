@@ -117,11 +117,11 @@ def test_validation_takes_the_share_of_operations_that_is_stated(monkeypatch):
         adapter.decode(torch.zeros(1, *plan.latent_shape))
     assert decoding_operations(plan, adapter) == counter.get_total_flops() > 0
     forward, decoding = call_operations(plan, adapter)[0], counter.get_total_flops()
-    training = 150 * update_operations(plan, adapter)
-    # 30 guided steps of the teacher; 4 of the student, averaged and live, in 3 validations; each is denoised once.
+    training = 300 * update_operations(plan, adapter)
+    # 30 guided steps of the teacher; 4 of the student, averaged and live, in 6 validations; each is denoised once.
     once, share = validation_share(plan, adapter)
     assert once == pytest.approx(16 * (62 * forward + decoding) / training)
-    assert share == pytest.approx(3 * 16 * 2 * (6 * forward + decoding) / training)
+    assert share == pytest.approx(6 * 16 * 2 * (6 * forward + decoding) / training)
     stated = (
         f"16 pictures every 50 updates, {100 * share:.2g} % of the operations of training, and {100 * once:.2g} % once"
     )

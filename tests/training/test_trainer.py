@@ -188,7 +188,7 @@ def test_a_folder_with_a_run_is_refused_unless_resumed_or_overwritten(make_recip
     [
         ({"objective": {"anchor": {"steps": 8}}}, "anchor.steps must be below the teacher's 8 steps, got 8"),
         ({"model": {"teacher": "tiny", "height": 7, "width": 8}}, "height must be divisible by 2, got 7"),
-        ({"data": {"prompts": "/nowhere.txt"}}, "cannot read the prompts /nowhere.txt"),
+        ({"data": {"prompts": "/nowhere.txt"}}, "cannot read /nowhere.txt"),
     ],
 )
 def test_impossible_settings_fail_before_a_network_is_loaded(make_recipe, adapter, monkeypatch, sections, message):
