@@ -180,3 +180,21 @@ def test_what_is_missing_is_reported_before_anything_is_drawn(tmp_path):
     (tmp_path / "lora.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="pickles are not read"):
         load_pipeline(str(tmp_path / "lora.bin"), "scenes")
+
+
+def test_the_file_of_an_exported_lora_is_its_folder(tmp_path):
+    """Its scheduler, steps and guidance are in the folder, and the base's own would draw something else."""
+    from dpdmd.audit import _with_its_export
+    from dpdmd.models.student_file import StudentFile
+
+    file = tmp_path / LORA_FILE
+    file.touch()
+    assert _with_its_export(str(file)) == str(file)
+    StudentFile(base="scenes", grid=(1.0, 0.5, 0.0)).write(tmp_path)
+    assert _with_its_export(str(file)) == str(tmp_path)
+
+
+def test_the_scheduler_beside_the_file_of_a_lora_is_used(lora):
+    FlowMatchEulerDiscreteScheduler(shift=2.5).save_pretrained(lora / "scheduler")
+    pipeline, _ = load_pipeline(str(lora / LORA_FILE), str(built_in_teacher()))
+    assert pipeline.scheduler.config.shift == 2.5

@@ -49,7 +49,7 @@ def audit(
     Returns the path of report.html. An audit that was interrupted continues when it is called again.
     Raises ValueError, before images are generated, if prompts or weights are missing or a name is unknown.
     """
-    model, teacher = local_or_hub_id(model), local_or_hub_id(teacher)
+    model, teacher = (_with_its_export(local_or_hub_id(name)) for name in (model, teacher))
     for name, its_call in ((model, call), (teacher, teacher_call)):
         _require_call(name, its_call)
     require_known(quality)
@@ -86,6 +86,12 @@ def _draw(model: str, prompts: list[str], samples: Path, base: str | None, call:
     else:
         places = {"model": _folder(model), "base": base and _folder(base)}
         generate_with_stock(prompts=prompts, out=samples, call=call, **places, **options)
+
+
+def _with_its_export(model: str) -> str:
+    """The folder of an exported LoRA for the file in it: its grid and guidance are in the folder."""
+    place = Path(model)
+    return str(place.parent) if place.name == LORA_FILE and exported_student(place.parent) else model
 
 
 def _is_student(model: str) -> bool:

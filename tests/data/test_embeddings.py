@@ -128,7 +128,7 @@ def test_writers_at_the_same_time_do_no_harm(model, tmp_path, monkeypatch):
     def write(order):
         try:
             EmbeddingCache(tmp_path / "cache", WordsAdapter(model)).ensure(order, progress=False)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             errors.append(error)
 
     threads = [threading.Thread(target=write, args=(order,)) for order in (prompts, prompts[::-1], prompts[10:])]

@@ -17,7 +17,7 @@ from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.load import sampling_dtype
 from dpdmd.models.parts import load_components, read_index, stored_dtype
-from dpdmd.models.pipeline_files import parts_of
+from dpdmd.models.pipeline_files import part_class, parts_of
 from dpdmd.store.cache import batches
 from dpdmd.store.errors import reading
 from dpdmd.store.messages import without_loading_bars
@@ -158,8 +158,9 @@ def load_pipeline(
         pipeline: Any = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **components)
     if is_lora:
         fit = merge_foreign_lora(pipeline, model, source)
-        if scheduler is None and (Path(model) / SCHEDULER).is_dir():
-            scheduler = str(Path(model, SCHEDULER))
+        beside = (Path(model).parent if Path(model).is_file() else Path(model)) / SCHEDULER
+        if scheduler is None and beside.is_dir():
+            scheduler = str(beside)
     if scheduler is not None:
         pipeline.scheduler = _scheduler(scheduler, pipeline.scheduler)
     if not any(getattr(pipeline, name, None) is not None for name in NETWORKS):
@@ -178,11 +179,14 @@ def _scheduler(name: str, own: Any) -> Any:
         if not (isinstance(known, type) and issubclass(known, diffusers.SchedulerMixin)):
             raise ValueError(f"diffusers has no scheduler {name!r}")
         scheduler: Any = known  # a class that also has the mixin of configurations
-        return scheduler.from_config(own.config)
+        with reading(name, "scheduler"):
+            return scheduler.from_config(own.config)
     place = local_or_hub_id(name)
     with reading(name, "scheduler configuration"):
         found = any_class.load_config(place)
-    return getattr(diffusers, found["_class_name"]).from_config(found)
+    scheduler_class: Any = part_class(name, SCHEDULER, "diffusers", str(found.get("_class_name")))
+    with reading(name, "scheduler"):
+        return scheduler_class.from_config(found)
 
 
 def _dtype(source: str) -> torch.dtype:

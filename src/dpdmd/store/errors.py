@@ -33,8 +33,8 @@ def reading(source: object, part: str) -> Iterator[None]:
 
 
 @contextmanager
-def library_errors(what: str, advice: str = "") -> Iterator[None]:
-    """Whatever is raised within becomes InputError "WHAT: REASON; ADVICE", or OSError where the machine is at fault.
+def library_errors(what: str, advice: str = "", *, kind: type[Exception] = InputError) -> Iterator[None]:
+    """Whatever is raised within becomes `kind` "WHAT: REASON; ADVICE", or OSError where the machine is at fault.
 
     InputError and FloatingPointError (a result that is not finite) pass: they are ours and complete.
     """
@@ -47,7 +47,7 @@ def library_errors(what: str, advice: str = "") -> Iterator[None]:
             raise OSError(f"{what}: this machine has not enough memory for it") from None
         if isinstance(error, OSError) and error.errno in OF_MACHINE:
             raise OSError(f"{what}: {reason_of(error)}") from None
-        raise InputError(f"{what}: {reason_of(error)}{'; ' if advice else ''}{advice}") from error
+        raise kind(f"{what}: {reason_of(error)}{'; ' if advice else ''}{advice}") from error
 
 
 def require_text(text: str, where: str) -> None:

@@ -70,5 +70,5 @@ class _BesideProgressBars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             tqdm.write(self.format(record))
-        except Exception:
+        except Exception:  # noqa: BLE001  # as every handler of logging does
             self.handleError(record)

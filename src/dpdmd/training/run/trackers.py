@@ -16,6 +16,7 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from pydantic import Field
 
 from dpdmd.distributed.processes import on_all_processes
+from dpdmd.store.errors import library_errors
 from dpdmd.store.files import write_json
 from dpdmd.store.png import read_png, to_uint8
 from dpdmd.store.state import Count, State, state_or_none
@@ -107,10 +108,8 @@ def open_trackers(
 
     def start() -> None:
         for name in dict.fromkeys(names if is_main_process else ()):
-            try:
+            with library_errors(f"output.trackers: {name} does not start", kind=OSError):
                 opened.append(_START[name](settings, run, step, last_step))
-            except Exception as error:
-                raise OSError(f"output.trackers: {name} does not start: {error}") from error
 
     try:
         on_all_processes(start)
