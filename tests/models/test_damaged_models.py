@@ -43,7 +43,7 @@ def test_no_black_picture_is_written_for_numbers_that_are_none(part, tensor, cop
 
 def test_a_text_encoder_that_is_not_finite_is_named(copy):
     with_nan(copy, "text_encoder_2", "text_model.final_layer_norm.bias")
-    with pytest.raises(FloatingPointError, match=r"its text encoders give .*prompt_embeds that are not finite for 'x'"):
+    with pytest.raises(FloatingPointError, match=r"its text encoders give .*prompt_embeds that are not finite for"):
         sample(copy, ["x"])
 
 

@@ -14,7 +14,7 @@ from dpdmd.method.grids import Grid
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape, ModelAdapter
 from dpdmd.models.pipeline_files import checked_index, read_index
-from dpdmd.store.errors import library_errors
+from dpdmd.store.errors import library_errors, reading
 from dpdmd.store.names import did_you_mean, local_or_hub_id
 
 if TYPE_CHECKING:
@@ -103,8 +103,11 @@ def load_adapter(source: str) -> ModelAdapter:
     adapter_class = getattr(importlib.import_module(module), adapter_class)
     with library_errors(f"{source}: its configurations do not describe a {name}"):
         adapter: ModelAdapter = adapter_class(folder)
-        # What every use of the model begins with, so that values which make no sense are found here.
-        adapter.stock_grid(adapter.num_inference_steps, adapter.latent_shape())
+    # What every use of the model begins with, so that values which make no sense are found here.
+    with reading(source, f"{adapter.network_name} and vae configurations"):
+        shape = adapter.latent_shape()
+    with reading(source, "scheduler configuration"):
+        adapter.stock_grid(adapter.num_inference_steps, shape)
     return adapter
 
 

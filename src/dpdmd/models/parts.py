@@ -108,7 +108,9 @@ def load_components(source: str, dtype: torch.dtype, *, without: tuple[str, ...]
     from transformers import PreTrainedTokenizerBase
 
     index = read_index(source)
-    found: dict[str, Any] = dict.fromkeys(without)
+    # Given as None: diffusers asks for a part that is null, but is not one of those that the class calls optional.
+    null = [name for name, value in index.items() if value == [None, None]]
+    found: dict[str, Any] = dict.fromkeys((*without, *null))
     for name, (library, class_name) in parts_of(index).items():
         if name in without:
             continue
@@ -130,7 +132,7 @@ def load_text_pipeline(pipeline_class: Any, source: str, *left_out: str) -> Any:
     Its text encoders are frozen, in fp32 and in evaluation mode. Raises ValueError if they cannot be read.
     """
     components = load_components(source, torch.float32, without=left_out)
-    with reading(source, "text encoders"), without_loading_bars():
+    with reading(source, f"text encoders, as {INDEX} lists them"), without_loading_bars():
         pipeline = pipeline_class.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **components)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():

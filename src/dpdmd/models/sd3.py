@@ -1,6 +1,7 @@
 """Stable Diffusion 3 and 3.5: velocity prediction, timestep 1000 t, plain guidance, latents passed unpacked."""
 
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -47,6 +48,15 @@ class SD3Adapter(StockAdapter):
             raise InputError(
                 f"{source}: SD3 needs a scheduler with a fixed shift; use_dynamic_shifting is not supported"
             )
+
+    @cached_property
+    def texts(self) -> Any:
+        """The stock pipeline with only its tokenizers and text encoders."""
+        pipeline = super().texts
+        if pipeline.text_encoder_3 is None:
+            # For the tokens of a missing T5 it asks its network how wide they are.
+            pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**self.network_config))
+        return pipeline
 
     @cached_property
     def _num_folded_tokens(self) -> int:
