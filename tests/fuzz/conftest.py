@@ -1,7 +1,7 @@
 """How many inputs are generated: few in `make test`, thousands with DPDMD_FUZZ=1, as `make fuzz` sets it.
 
-No input may take more than ten seconds. Inputs follow from the test's name in `make test`, so that a failure is one of
-the change under test; `make fuzz` draws others each time and prints how a failure is repeated.
+In `make test` inputs follow from the test's name, so that a failure is one of the change under test. `make fuzz` draws
+others each time, prints how a failure is repeated, and gives no input more than ten seconds.
 """
 
 import os
@@ -18,7 +18,7 @@ CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck
 settings.register_profile(
     "dpdmd",
     max_examples=300 if THOROUGH else 12,
-    deadline=timedelta(seconds=10),
+    deadline=timedelta(seconds=10) if THOROUGH else None,  # a busy machine may run the tests
     derandomize=not THOROUGH,
     database=None,
     suppress_health_check=CHECKS,
