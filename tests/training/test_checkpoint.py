@@ -22,6 +22,17 @@ from dpdmd.training.run.folder import binding_digest
 from dpdmd.training.run.signals import StoppedBySignal, StopRequest
 from dpdmd.training.trainer import Trainer
 
+
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """A shell that starts the tests in the background lets them ignore some signals."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL, signal.SIGUSR1: signal.SIG_DFL}
+    before = {signum: signal.signal(signum, handler) for signum, handler in usual.items()}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 LONG = {"num_updates": 5, "ema_decay": 0.8, "warmup": 3, "accumulation": 2, "weight_decay": 0.01}
 
 

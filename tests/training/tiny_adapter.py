@@ -123,4 +123,5 @@ class PictureAdapter(TinyAdapter):
         for part in ("network", "text_encoder", "vae"):
             (folder / part).mkdir(parents=True)
             (folder / part / "model.safetensors").write_text(weights)
-        write_json(folder / "model_index.json", {part: ["x", "Y"] for part in ("network", "text_encoder", "vae")})
+        index = {part: ["x", "Y"] for part in ("network", "text_encoder", "vae")}
+        write_json(folder / "model_index.json", index | {"_class_name": "TinyPipeline"})
