@@ -9,7 +9,7 @@ from benchmarks.other_seeds import FORWARDS, GROUPS, RESULTS, record, recorded, 
 from benchmarks.other_seeds_page import LABELS, PAGES, at_modes_of, clean_difference, fill, final, picture, sections
 from dpdmd.compare.arms import Run, arrange
 from dpdmd.models.load import load_adapter
-from dpdmd.planning.cost import forwards_per_update
+from dpdmd.recipe.calls import forwards_per_update
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.files import read_json

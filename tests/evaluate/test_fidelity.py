@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpdmd.evaluate.fidelity import energy_distance, frechet_distance, kernel_distance, neighbours
+from dpdmd.evaluate.fidelity import frechet_distance, kernel_distance, neighbours
 
 
 def _draw(n, dim, seed, scale=1.0, shift=0.0):
@@ -79,28 +79,6 @@ def test_the_kernel_distance_is_unbiased_where_the_frechet_distance_is_not():
     assert values.mean().abs() < 4 * values.std() / 200**0.5
     assert values.min() < 0 < values.max()
     assert frechet_distance(_draw(20, 8, 0), _draw(20, 8, 1000)).value > 1
-
-
-def test_the_energy_distance_of_a_prompt_is_that_of_its_pairs_of_different_seeds():
-    a, b = _draw(12, 5, 1).reshape(3, 4, 5), _draw(12, 5, 2).reshape(3, 4, 5)
-    for x, y, found in zip(a.numpy(), b.numpy(), energy_distance(a, b).tolist(), strict=True):
-        pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
-        between, ours, theirs = (
-            np.mean([np.linalg.norm(p[i] - q[j]) for i, j in pairs]) for p, q in ((x, y), (x, x), (y, y))
-        )
-        assert found == pytest.approx(2 * between - ours - theirs)
-    with pytest.raises(ValueError, match="at least two samples"):
-        energy_distance(a[:, :1], b[:, :1])
-
-
-def test_the_energy_distance_of_few_samples_is_unbiased_also_for_a_copy():
-    """Of independent sets of four it is 0 on average, of shifted ones not; of a set with itself it is 0."""
-    same = energy_distance(_draw(1600, 3, 1).reshape(400, 4, 3), _draw(1600, 3, 2).reshape(400, 4, 3))
-    assert abs(float(same.mean())) < 3 * float(same.std()) / 20
-    moved = energy_distance(_draw(1600, 3, 1).reshape(400, 4, 3) + 1, _draw(1600, 3, 2).reshape(400, 4, 3))
-    assert float(moved.mean()) > 10 * float(moved.std()) / 20
-    a = _draw(12, 5, 1).reshape(3, 4, 5)
-    assert energy_distance(a, a).abs().max() < 1e-12
 
 
 def test_the_kernel_distance_does_not_depend_on_the_blocks(monkeypatch):

@@ -13,7 +13,8 @@ from trainers import new_trainer, train
 from dpdmd.method.guidance import Guidance
 from dpdmd.method.objective import Objective
 from dpdmd.models.load import load_adapter
-from dpdmd.planning.cost import describe, forwards_per_update
+from dpdmd.planning.cost import describe
+from dpdmd.recipe.calls import forwards_per_update
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import flatten, load_recipe
 from dpdmd.store.files import read_json

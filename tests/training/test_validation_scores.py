@@ -121,6 +121,9 @@ def test_without_a_network_the_model_judges_by_its_latents():
     ]
     assert row["validation/latent_diversity"] == row["validation/diversity"] == pytest.approx(distances[0])
     assert row["validation/diversity_share"] == pytest.approx(distances[0] / distances[1])
+    ours, theirs = (F.avg_pool2d(x, 4).double().flatten(1).numpy() for x in (student, teacher))
+    between = np.mean([pdist(of_prompt, "cityblock") for of_prompt in theirs.reshape(3, 4, -1)]) / theirs.shape[1]
+    assert row["validation/latent_distance"] == pytest.approx(np.abs(ours - theirs).mean() / between)
     assert row["validation/teacher_quality"] == pytest.approx(1)
 
 

@@ -64,29 +64,6 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
     return within - 2 * _mean_kernel(features, reference)
 
 
-def energy_distance(features: Tensor, reference: Tensor) -> Tensor:
-    """How far the samples of each prompt are from the reference's of the same prompt and seeds.
-
-        2 mean_{i != j} |x_i - y_j| - mean_{i != j} |x_i - x_j| - mean_{i != j} |y_i - y_j|
-
-    0 for equal distributions, on average over few samples as well, which may make it slightly negative. Pairs of one
-    seed are left out: they have their noise in common. features, reference: (P, R, D). Returns (P,) fp64.
-    Raises ValueError for other shapes and for R < 2. Source: Szekely and Rizzo 2013, "Energy statistics".
-    """
-    if features.ndim != 3 or features.shape != reference.shape or features.shape[1] < 2:
-        raise ValueError(
-            "both sets must be (prompts, samples, dimensions) with at least two samples, got "
-            f"{tuple(features.shape)} and {tuple(reference.shape)}"
-        )
-    x, y, number = features.double(), reference.double(), features.shape[1]
-
-    def mean_distance(a: Tensor, b: Tensor) -> Tensor:
-        distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-        return (distance.sum((1, 2)) - distance.diagonal(dim1=1, dim2=2).sum(1)) / (number * (number - 1))
-
-    return 2 * mean_distance(x, y) - mean_distance(x, x) - mean_distance(y, y)
-
-
 def neighbours(features: Tensor, reference: Tensor, *, num_neighbours: int = 5) -> Neighbours:
     """Whether two sets lie in each other's k-nearest-neighbour balls.
 
