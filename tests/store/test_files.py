@@ -9,6 +9,7 @@ from PIL import Image
 
 from dpdmd.store import digests, files, png
 from dpdmd.store import tensors as tensors_io
+from dpdmd.store.files import read_json
 
 
 def names(folder):
@@ -37,7 +38,7 @@ def test_nothing_is_visible_under_the_name_before_the_write_ends(tmp_path):
 def test_json_round_trip_keeps_text_as_it_is(tmp_path):
     value = {"prompt": "a red square – größer", "scores": [0.5, 1e-9, None, True]}
     files.write_json(tmp_path / "a.json", value)
-    assert files.read_json(tmp_path / "a.json") == value
+    assert read_json(tmp_path / "a.json") == value
     assert "größer" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
@@ -58,7 +59,7 @@ def test_tensors_round_trip(tmp_path, randn):
     assert names(tmp_path) == ["w.safetensors"]
 
 
-READERS = [files.read_json, tensors_io.read_tensors, png.read_png]
+READERS = [read_json, tensors_io.read_tensors, png.read_png]
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -138,3 +139,9 @@ def test_tensors_that_cannot_be_written_are_an_oserror_naming_the_file(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not any(tmp_path.iterdir())
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": "\xef\xbb\xbfb"}')
+    assert read_json(path) == {"a": "\ufeffb"}

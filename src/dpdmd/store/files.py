@@ -191,11 +191,11 @@ def require_ordinary_file(path: str | Path, *, most: int = MOST_BYTES) -> None:
 def read_text(path: str | Path, *, most: int = MOST_BYTES, errors: str = "strict") -> str:
     """Read UTF-8 text. Raises ValueError naming the file if it is missing, no file, longer than `most`, or not UTF-8.
 
-    errors: as for `bytes.decode`.
+    A byte-order mark, which some editors write, is skipped. errors: as for `bytes.decode`.
     """
     try:
         require_ordinary_file(path, most=most)
-        return Path(path).read_text(encoding="utf-8", errors=errors)
+        return Path(path).read_text(encoding="utf-8-sig", errors=errors)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"no such file: {path}") from None
     except UnicodeDecodeError as error:
