@@ -291,7 +291,7 @@ def main() -> None:
         "arms": arms,
         "provenance": {
             "settings": {key: value for key, value in vars(arguments).items() if key != "json"},
-            **surroundings(),
+            **surroundings("python -m benchmarks.cycle"),
         },
     }
     print(markdown(arms))

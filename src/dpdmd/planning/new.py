@@ -25,7 +25,7 @@ COMMENTS = {
     "student.num_steps": "network calls per image",
     "student.kind": "which steps add fresh noise: all (renoise), or the one before the last (renoise_last)",
     "objective.anchor.weight": "lambda; more keeps more diversity",
-    "objective.anchor.fraction": "of the samples; the anchor of the others would cost more than it gives",
+    "objective.anchor.fraction": "of the samples of each update; the others cost no teacher steps",
     "objective.anchor.guidance_scale": "of the steps to the anchor; below the teacher's it keeps more diversity",
     "objective.anchor.target": "for networks that predict noise",
     "data.prompts": "captions to begin with; name a file with prompts like those that the student will be given",
@@ -35,7 +35,7 @@ COMMENTS = {
     "train.reuse_samples": "the fake score learns the samples that the student's update drew",
     "train.schedule": "the learning rate falls to zero",
     "train.random_step": "trains one random step of each sample: fewer calls, less memory",
-    "train.gradient_checkpointing": "of so many first blocks, as memory needs; of all, a third more time",
+    "train.gradient_checkpointing": "recomputes the first blocks, as many as it takes to fit",
     "lora.roles": "adapters on one frozen backbone; without them all weights of two copies are trained",
     "validation.every": "pictures of teacher and student, and scores",
 }

@@ -389,7 +389,7 @@ class TrainConfig(Section):
     gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = Field(
         default=False,
         description="Recompute activations in the backward pass: less memory, about a third more time. A number: only "
-        "those of the first so many blocks; `dpdmd plan` finds how many fit.",
+        "in that many of the first blocks; `dpdmd plan` finds how many it takes.",
     )
     compile: bool = Field(
         default=False, description="Compile the networks' blocks with torch.compile: minutes at the start, then faster."

@@ -54,8 +54,9 @@ _CHEAP = {
     "anchor_fraction": 0.5,
     "anchor_guidance": 13 / 14,
 }
-# The rest as in arXiv 2602.03139, except for the anchor's weight: with one fake-score update a weight of 0.05 leaves a
-# student twice as far from its teacher as 1 does, and for noise prediction it loses a quarter of the diversity.
+# The rest as in arXiv 2602.03139, except for the anchor's weight: with one fake-score update a weight of 0.05 left a
+# student twice as far from its teacher as 1 did (one seed, docs/negative-results.md), and for noise prediction it loses a
+# quarter of the diversity.
 _LARGE = _CHEAP | {
     "precision": "bf16",
     "num_updates": 6000,
