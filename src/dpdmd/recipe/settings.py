@@ -55,7 +55,7 @@ _CHEAP = {
     "anchor_guidance": 13 / 14,
 }
 # The rest as in arXiv 2602.03139, except for the anchor's weight: with one fake-score update a weight of 0.05 left a
-# student twice as far from its teacher as 1 did (one seed, docs/negative-results.md), and for noise prediction it loses a
+# student twice as far from its teacher as 1 did (one seed, docs/negative-results.md). For noise prediction it loses a
 # quarter of the diversity.
 _LARGE = _CHEAP | {
     "precision": "bf16",
