@@ -165,6 +165,7 @@ def test_sample_counts_seeds_up_and_joins_prompts(run, called, tmp_path):
         "seeds": [5, 6, 7],
         "num_inference_steps": None,
         "guidance_scale": 2.0,
+        "negative_prompt": None,
         "teacher_first": False,
         "height": None,
         "width": None,

@@ -1,6 +1,7 @@
 """Audit a few-step model that was trained elsewhere: compare a diffusers pipeline or a LoRA with its teacher."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dpdmd.data.prompts import evaluation_prompts_of
@@ -9,7 +10,7 @@ from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.stock import Call, generate_with_stock
 from dpdmd.models.find import find_student
 from dpdmd.models.load import BUILT_IN, built_in_teacher
-from dpdmd.models.student_file import LORA_FILE, exported_student
+from dpdmd.models.student_file import LORA_FILE, StudentFile, exported_student
 from dpdmd.report.build import report_from_runs
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.files import make_folder, require_writable
@@ -52,6 +53,7 @@ def audit(
     model, teacher = (_with_its_export(local_or_hub_id(name)) for name in (model, teacher))
     for name, its_call in ((model, call), (teacher, teacher_call)):
         _require_call(name, its_call)
+    teacher_call = _as_trained(model, teacher_call)
     require_known(quality)
     for name in [features] if isinstance(features, str) else features:
         if name not in ("auto", SCENES):
@@ -92,6 +94,15 @@ def _with_its_export(model: str) -> str:
     """The folder of an exported LoRA for the file in it: its grid and guidance are in the folder."""
     place = Path(model)
     return str(place.parent) if place.name == LORA_FILE and exported_student(place.parent) else model
+
+
+def _as_trained(model: str, teacher_call: Call) -> Call:
+    """The teacher's call; with the negative prompt that one of our students was trained with, unless one is given."""
+    folder = find_student(model)
+    info = exported_student(model) if folder is None else StudentFile.read(folder)
+    if teacher_call.negative_prompt is not None or info is None or not info.negative_prompt:
+        return teacher_call
+    return replace(teacher_call, negative_prompt=info.negative_prompt)
 
 
 def _is_student(model: str) -> bool:

@@ -26,6 +26,9 @@ class WordsAdapter:
         self.encoded += prompts
         return concatenate(map(self.encode_one, prompts))
 
+    def encode_negative(self, prompts):
+        return self.encode([" ".join(["not", *prompt.split()]) if prompt else "" for prompt in prompts])
+
     def encode_one(self, prompt):
         words = prompt.split() or ["<empty>"]
         rows = torch.stack([torch.randn(6, generator=generator(0, word)) for word in words])
@@ -199,3 +202,15 @@ def test_a_hub_caches_blobs_are_not_hashed_again(model, tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "sha256_of", lambda path: hashed.append(path))
     embeddings.encoders_digest(WordsAdapter(model), tmp_path)  # and the others are remembered
     assert hashed == []
+
+
+def test_a_text_as_prompt_and_as_negative_prompt_is_kept_twice_and_an_empty_one_once(model, tmp_path):
+    adapter = WordsAdapter(model)
+    cache = EmbeddingCache(tmp_path / "cache", adapter)
+    cache.ensure(["a red circle", ""], progress=False)
+    cache.ensure(["a red circle", ""], negative=True, progress=False)
+    assert adapter.encoded == ["a red circle", "", "not a red circle"]
+    assert_speaks(cache, adapter, ["a red circle", ""])
+    away = cache.condition(["a red circle", ""], negative=True).tensors
+    live = adapter.encode_negative(["a red circle", ""]).tensors
+    assert all(torch.equal(away[name], live[name]) for name in live)

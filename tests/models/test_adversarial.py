@@ -224,7 +224,7 @@ def test_features_under_bf16_are_near_those_of_fp32_and_the_head_is_fp32(teacher
             trainer.plan,
             trainer.parts.adapter,
             trainer.roles,
-            trainer.batches.prompts.uncond,
+            trainer.batches.prompts.cond(torch.tensor([0])),
             trainer.accelerator,
         )
         with torch.no_grad():

@@ -90,8 +90,8 @@ def export(run, tmp_path_factory) -> Path:
     return export_run(run, tmp_path_factory.mktemp("exports") / "export")
 
 
-def stock_images(family, folder, output_type: str):
-    """What the stock pipeline makes of PROMPTS and SEEDS with guidance, on its default grid."""
+def stock_images(family, folder, output_type: str, **further):
+    """What the stock pipeline makes of PROMPTS and SEEDS with guidance, on its default grid. further: arguments."""
     pipeline = family.STOCK.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     family.prepare(pipeline)
@@ -103,16 +103,16 @@ def stock_images(family, folder, output_type: str):
         num_inference_steps=NUM_STEPS,
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         output_type=output_type,
-        **family.stock_arguments(len(PROMPTS)),
+        **family.stock_arguments(len(PROMPTS)) | further,
     ).images
 
 
-def our_latents(sampler, guidance_scale: float) -> torch.Tensor:
+def our_latents(sampler, guidance_scale: float, negative: str = "") -> torch.Tensor:
     adapter, shape = sampler.adapter, sampler.latent_shape()
     return sample_latents(
         sampler,
         adapter.encode(PROMPTS),
-        adapter.encode([""]).expand(len(PROMPTS)),
+        adapter.encode_negative([negative]).expand(len(PROMPTS)),
         SEEDS,
         shape,
         grid=sampler.grid or adapter.stock_grid(NUM_STEPS, shape),
@@ -132,6 +132,15 @@ def test_the_guided_teacher_equals_the_stock_pipeline(family, folder, teacher):
     # fp32 sums in another order: the stock pipelines batch conditional and unconditional otherwise or not at all.
     assert_close(ours, stock, atol=1e-4, rtol=0)
     assert (ours - our_latents(teacher, 1.0)).abs().max() > 1e-2
+
+
+def test_a_negative_prompt_equals_the_stock_pipelines(family, folder, teacher):
+    assert teacher.adapter.takes_negative_prompt, "a family without one says so in a test of its own"
+    negative = "a large green square"
+    stock = stock_images(family, folder, "latent", negative_prompt=[negative] * len(PROMPTS))
+    ours = our_latents(teacher, family.GUIDANCE_SCALE, negative)
+    assert_close(ours, family.unpacked(stock, teacher.latent_shape()), atol=1e-4, rtol=0)
+    assert (ours - our_latents(teacher, family.GUIDANCE_SCALE)).abs().max() > 1e-3
 
 
 def test_decoded_images_equal_the_stock_pipeline(family, folder, teacher):

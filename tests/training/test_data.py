@@ -1,16 +1,18 @@
 """Draws: each prompt once per pass, the same prompts whatever the layout, different noise everywhere."""
 
 import hashlib
+from functools import partial
 
 import pytest
 import torch
 
+from dpdmd.models.base import encoded
 from dpdmd.training.data import BatchSource, EncodedPrompts, prompt_indices, prompts_digest
 
 
 def source(adapter, *, rank=0, num_processes=1, batch_size=2, accumulation=1, prompts=None, seed=0):
     return BatchSource(
-        prompts=EncodedPrompts(prompts or [f"prompt {i}" for i in range(11)], adapter.encode),
+        prompts=EncodedPrompts(prompts or [f"prompt {i}" for i in range(11)], partial(encoded, adapter)),
         latent_shape=(4, 4, 4),
         seed=seed,
         batch_size=batch_size,

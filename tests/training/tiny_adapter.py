@@ -59,6 +59,7 @@ class TinyAdapter:
     feature_lists = ("first", "second")
     vae_factor = 2
     notes: list[str] = []  # noqa: RUF012
+    takes_negative_prompt = True
     network_name, network_class, pipeline_class = "network", TinyNetwork, TinyPipeline
     network_config: ClassVar = {}
 
@@ -81,6 +82,10 @@ class TinyAdapter:
     def encode(self, prompts):
         self.encoded += prompts
         return Condition({"embeds": torch.stack([torch.randn(8, generator=generator(0, p)) for p in prompts])})
+
+    def encode_negative(self, prompts):
+        """Otherwise than a prompt of the same text, unless it is empty."""
+        return self.encode([f"not {prompt}" if prompt else "" for prompt in prompts])
 
     def predict(self, network, x_t, t, cond, embedded_guidance=None):
         return from_velocity(x_t, network(x_t, t, cond.tensors["embeds"]), t)

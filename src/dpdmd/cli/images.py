@@ -42,6 +42,10 @@ def sample(
             help="Classifier-free guidance scale; 1 = off. Default: the model's own, 1 for a student.",
         ),
     ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What the guided teacher is guided away from. Default: nothing."),
+    ] = None,
     teacher_first: Annotated[
         bool,
         typer.Option(
@@ -95,6 +99,7 @@ def sample(
         seeds=list(range(seed, seed + images_per_prompt)),
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
         teacher_first=teacher_first,
         height=height,
         width=width,

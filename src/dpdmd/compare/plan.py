@@ -28,12 +28,15 @@ class Teacher:
     guidance_scale: float
     num_inference_steps: int
     few_steps: int | None = None
+    negative_prompt: str = ""
 
     def arm(self, name: str = REFERENCE, guidance_scale: float | None = None, num_steps: int | None = None) -> Arm:
         """The teacher as an arm: the reference, or another guidance scale or number of steps."""
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         steps = num_steps or self.num_inference_steps
         sampling = ("--guidance-scale", f"{scale:g}", "--num-inference-steps", str(steps))
+        if self.negative_prompt and scale > 1:
+            sampling += ("--negative-prompt", self.negative_prompt)
         return Arm(name, model=self.model, sampling=sampling)
 
     def arms(self) -> list[Arm]:
@@ -90,13 +93,15 @@ def shared_teacher(students: list[Arm]) -> Teacher:
             plan.teacher.guidance.scale,
             plan.teacher.grid.num_steps,
             None if exported_student(adapter.source) else plan.student.grid.num_steps,
+            plan.teacher.negative_prompt,
         )
     if len({replace(teacher, few_steps=None) for teacher in teachers.values()}) > 1:
         each = "; ".join(
             f"{name} has {t.model}, guidance {t.guidance_scale:g}, {t.num_inference_steps} steps"
+            + (f", negative prompt {t.negative_prompt!r}" if t.negative_prompt else "")
             for name, t in teachers.items()
         )
-        raise ValueError(f"arms must share the teacher, its guidance and its number of steps: {each}")
+        raise ValueError(f"arms must share the teacher, its guidance, negative prompt and number of steps: {each}")
     first = next(iter(teachers.values()))
     return first if len(set(teachers.values())) == 1 else replace(first, few_steps=None)
 

@@ -45,37 +45,37 @@ class EmbeddingCache:
             ) from None
         self.groups = TensorGroups(self.folder)
 
-    def ensure(self, prompts: list[str], *, progress: bool = True) -> None:
-        """Encode the prompts that are missing and store them file by file, so that an interrupted call can continue.
+    def ensure(self, prompts: list[str], *, negative: bool = False, progress: bool = True) -> None:
+        """Encode the (negative) prompts that are missing and store them file by file.
 
-        What other processes have written in the meantime is used. More than one prompt is announced, with the size on
-        disk. Raises OSError when the disk has too little room.
+        An interrupted call can so be continued, and what other processes have written in the meantime is used. More
+        than one prompt is announced, with the size on disk. Raises OSError when the disk has too little room.
         """
-        missing = self.missing(prompts)
+        missing = self.missing(prompts, negative=negative)
         if not missing:
             return
         with progress_bar(len(missing), "encoding prompts", unit="prompt", shown=progress) as bar:
             for start in range(0, len(missing), GROUP):
                 chosen = missing[start : start + GROUP]
-                rows = [row for chunk in self._encoded(chosen) for row in chunk]
+                rows = [row for chunk in self._encoded(chosen, negative) for row in chunk]
                 if start == 0:
                     self._require_room(rows, len(missing))
-                self.groups.write(dict(zip(map(key_of, chosen), rows, strict=True)))
+                self.groups.write(dict(zip((_key(prompt, negative) for prompt in chosen), rows, strict=True)))
                 bar.update(len(rows))
-        self.missing(prompts)
+        self.missing(prompts, negative=negative)
 
-    def missing(self, prompts: list[str]) -> list[str]:
-        """Those prompts, each once, that have to be encoded."""
-        wanted = {key_of(prompt): prompt for prompt in prompts}
+    def missing(self, prompts: list[str], *, negative: bool = False) -> list[str]:
+        """Those (negative) prompts, each once, that have to be encoded."""
+        wanted = {_key(prompt, negative): prompt for prompt in prompts}
         return [wanted[key] for key in self.groups.missing(wanted)]
 
-    def condition(self, prompts: list[str]) -> Condition:
-        """Conditioning of prompts that `ensure` has been given, in fp32 on the CPU."""
-        return concatenate(_condition(self.groups.read(key_of(prompt))) for prompt in prompts)
+    def condition(self, prompts: list[str], *, negative: bool = False) -> Condition:
+        """Conditioning of (negative) prompts that `ensure` has been given, in fp32 on the CPU."""
+        return concatenate(_condition(self.groups.read(_key(prompt, negative))) for prompt in prompts)
 
-    def _encoded(self, prompts: list[str]) -> Iterator[list[Entry]]:
+    def _encoded(self, prompts: list[str], negative: bool) -> Iterator[list[Entry]]:
         for start in range(0, len(prompts), CHUNK):
-            condition = encoded(self.adapter, prompts[start : start + CHUNK])
+            condition = encoded(self.adapter, prompts[start : start + CHUNK], negative=negative)
             tensors = {name: self._stored(tensor) for name, tensor in condition.tensors.items()}
             yield [_trimmed({name: t[i] for name, t in tensors.items()}) for i in range(len(condition))]
 
@@ -94,6 +94,11 @@ class EmbeddingCache:
             )
         if number > 1:
             logger.info("encoding %d prompts, about %.0f MiB, into %s", number, size / 2**20, self.folder)
+
+
+def _key(prompt: str, negative: bool) -> str:
+    """Of one text the two may differ (Sana's instruction); of "" they are the same."""
+    return key_of("negative", prompt) if negative and prompt else key_of(prompt)
 
 
 def _condition(entry: Entry) -> Condition:

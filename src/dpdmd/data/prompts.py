@@ -20,6 +20,8 @@ HOW = (
     "a .json list"
 )
 
+Pair = tuple[str, str | None]  # a prompt and its negative prompt, None: that of all
+
 
 def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
     """The prompts of a UTF-8 file in their order; only surrounding white space is removed.
@@ -28,22 +30,26 @@ def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
     Any other file: one prompt per line; blank lines and lines starting with # are skipped. Raises ValueError naming
     file and line if the file is missing, broken, of a kind that has no lines, or has no prompts.
     """
+    return _prompts(_read(path, column))
+
+
+def _read(path: str | Path, column: str, negative_column: str | None = None) -> list[Pair]:
     path = expanded(path)
     suffix = Path(path).suffix.lower()
     if suffix in NOT_LINES:
         raise ValueError(f"{path}: prompts are not read from {suffix}; {HOW.format(column=column)}")
     if suffix in TABLES:
-        prompts = _take(table_rows(path), column)
+        pairs = _take(table_rows(path), column, negative_column)
     else:
         # Not splitlines(): it also splits at characters such as U+2028 that may stand inside a prompt.
         lines = (line.strip() for line in read_utf8(path).split("\n"))
-        prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
+        pairs = _alone(line for line in lines if line and not line.startswith("#"))
+    if not pairs:
         raise ValueError(f"{path} has no prompts: {HOW.format(column=column)}")
-    return prompts
+    return pairs
 
 
-def dataset_prompts(name: str, column: str = COLUMN) -> list[str]:
+def _dataset(name: str, column: str, negative_column: str | None) -> list[Pair]:
     """The prompts of a dataset for the package `datasets`.
 
     name: hub id or folder, followed by ":SPLIT" for a split other than "train". Raises ValueError if the package is not
@@ -62,10 +68,18 @@ def dataset_prompts(name: str, column: str = COLUMN) -> list[str]:
         raise ValueError(
             f"the dataset {name} has no column {column!r}; it has {', '.join(dataset.column_names)} (data.column)"
         )
-    prompts = _take(((f"{name}, row {number}", {column: text}) for number, text in enumerate(dataset[column])), column)
-    if not prompts:
+    if negative_column is not None and negative_column not in dataset.column_names:
+        raise ValueError(
+            f"the dataset {name} has no column {negative_column!r}; it has {', '.join(dataset.column_names)} "
+            "(data.negative_column)"
+        )
+    columns = [column] if negative_column is None else [column, negative_column]
+    texts = zip(*(dataset[name] for name in columns), strict=True)
+    rows = ((f"{name}, row {number}", dict(zip(columns, row, strict=True))) for number, row in enumerate(texts))
+    pairs = _take(rows, column, negative_column)
+    if not pairs:
         raise ValueError(f"the dataset {name} has no prompts in column {column!r}")
-    return prompts
+    return pairs
 
 
 def training_prompts(sources: str | Sequence[tuple[str, float]], column: str = COLUMN) -> list[str]:
@@ -75,29 +89,56 @@ def training_prompts(sources: str | Sequence[tuple[str, float]], column: str = C
     holds as many prompts of each as its share of the weights, every prompt at least once: the prompts of a source that
     has too few come several times.
     """
+    return _prompts(training_pairs(sources, column))
+
+
+def training_pairs(
+    sources: str | Sequence[tuple[str, float]], column: str = COLUMN, negative_column: str | None = None
+) -> list[Pair]:
+    """`training_prompts`, each with its negative prompt: what a table has in `negative_column`, None where it has none.
+
+    Raises ValueError like the readers, and when no prompt of any source has a negative prompt in that column.
+    """
     if isinstance(sources, str):
-        return source_prompts(sources, column)
-    lists = [(source_prompts(source, column), weight) for source, weight in sources]
+        sources = [(sources, 1.0)]
+    lists = [(_of_source(source, column, negative_column), weight) for source, weight in sources]
+    if negative_column is not None and not any(negative is not None for pairs, _ in lists for _, negative in pairs):
+        raise ValueError(
+            f"data.negative_column: no prompt of {', '.join(source for source, _ in sources)} has a negative prompt "
+            f"in a column {negative_column!r}"
+        )
     if len(lists) == 1:
         return lists[0][0]
     # Prompts for each unit of weight; the source that has most for its weight is listed once.
-    density = max(len(prompts) / weight for prompts, weight in lists)
-    return [prompt for prompts, weight in lists for prompt in islice(cycle(prompts), round(density * weight))]
+    density = max(len(pairs) / weight for pairs, weight in lists)
+    return [pair for pairs, weight in lists for pair in islice(cycle(pairs), round(density * weight))]
 
 
 def source_prompts(source: str, column: str = COLUMN) -> list[str]:
     """The prompts of one source. Raises ValueError like the readers."""
+    return _prompts(_of_source(source, column, None))
+
+
+def _of_source(source: str, column: str, negative_column: str | None) -> list[Pair]:
     if source == SCENES:
         from dpdmd.world.prompts import training_prompts as scenes_prompts
 
-        return scenes_prompts()
+        return _alone(scenes_prompts())
     if source == GENERIC:
         from dpdmd.data.generic import generic_prompts
 
-        return generic_prompts()
+        return _alone(generic_prompts())
     if source.startswith(DATASET_PREFIX):
-        return dataset_prompts(source.removeprefix(DATASET_PREFIX), column)
-    return read_prompts(source, column)
+        return _dataset(source.removeprefix(DATASET_PREFIX), column, negative_column)
+    return _read(source, column, negative_column)
+
+
+def _prompts(pairs: list[Pair]) -> list[str]:
+    return [prompt for prompt, _ in pairs]
+
+
+def _alone(prompts: Iterable[str]) -> list[Pair]:
+    return [(prompt, None) for prompt in prompts]
 
 
 def evaluation_prompts_of(teacher: str) -> list[str]:
@@ -133,9 +174,12 @@ def lint_prompts(prompts: list[str], tokenizers: dict[str, tuple[Any, int]]) -> 
     return messages
 
 
-def _take(rows: Iterable[tuple[str, Any]], column: str) -> list[str]:
-    """The non-empty texts in `column` of (where, row) pairs, or the rows that are texts; `where` is for errors."""
-    prompts = []
+def _take(rows: Iterable[tuple[str, Any]], column: str, negative_column: str | None = None) -> list[Pair]:
+    """The non-empty texts in `column` of (where, row) pairs, or the rows that are texts; `where` is for errors.
+
+    Each with the text in `negative_column`, if the row has one.
+    """
+    pairs: list[Pair] = []
     for where, row in rows:
         text = _value(row, column)
         if not isinstance(text, str):
@@ -143,8 +187,17 @@ def _take(rows: Iterable[tuple[str, Any]], column: str) -> list[str]:
             raise ValueError(f"{where} has no text under {column!r} (data.column); it has {keys}")
         require_text(text, where)
         if text.strip():
-            prompts.append(text.strip())
-    return prompts
+            pairs.append((text.strip(), _negative(where, row, negative_column)))
+    return pairs
+
+
+def _negative(where: str, row: Any, column: str | None) -> str | None:
+    if column is None or not isinstance(row, dict) or (text := _value(row, column)) is None:
+        return None
+    if not isinstance(text, str):
+        raise ValueError(f"{where} has no text under {column!r} (data.negative_column), but {type(text).__name__}")
+    require_text(text, where)
+    return text.strip()
 
 
 def _value(row: Any, column: str) -> Any:

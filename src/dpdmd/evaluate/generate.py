@@ -110,6 +110,7 @@ def generate_folder(
     seeds: list[int],
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
     teacher_first: bool = False,
     height: int | None = None,
     width: int | None = None,
@@ -120,10 +121,11 @@ def generate_folder(
     """Sample every prompt with every seed into `out`: PNGs and manifest.json. Continues an unfinished folder.
 
     model: as `models.load.load_sampler` takes it. num_inference_steps, guidance_scale: by default the model's own; a
-    student has its own grid and no guidance. teacher_first: the student's teacher replaces its first step (a hybrid,
-    without training) and takes `num_inference_steps` and `guidance_scale`. height, width: of the images in pixels;
-    default: those that a student was trained at, a teacher's own. A student keeps its grid at every size. base: for a
-    LoRA student, the model into which it is merged instead of its own base. batch_size: changes speed and memory only.
+    student has its own grid and no guidance. negative_prompt: what guidance leads away from; default: nothing.
+    teacher_first: the student's teacher replaces its first step (a hybrid, without training) and takes these three, the
+    negative prompt by default from the student's training. height, width: of the images in pixels; default: those that
+    a student was trained at, a teacher's own. A student keeps its grid at every size. base: for a LoRA student, the
+    model into which it is merged instead of its own base. batch_size: changes speed and memory only.
     It runs on a GPU where there is one. Under torchrun each process draws a share of the images.
     Raises ValueError for empty or repeated prompts or seeds, an unknown model, a size that the model cannot draw, and a
     folder with images that were made with other settings.
@@ -140,6 +142,9 @@ def generate_folder(
     grid = sampling_grid(sampler, None if first else num_inference_steps, shape)
     scale = sampler.guidance_scale if guidance_scale is None or first else guidance_scale
     Guidance(scale)  # raises for a bad scale before anything is written
+    away = sampler.negative_prompt if negative_prompt is None else negative_prompt
+    if negative_prompt:
+        _require_negative_prompt(sampler, scale if first is None else first.guidance_scale)
     settings: dict[str, Any] = {
         "model": model,
         "identity": on_main_process(lambda: _identity(model, sampler.base if first else None, base)),
@@ -154,6 +159,8 @@ def generate_folder(
             if value is None
         ],
     }
+    if away and (first is not None or scale > 1):
+        settings["negative_prompt"] = away
     if first is not None:
         settings["teacher_first"] = {
             "num_inference_steps": first.grid.num_steps, "guidance_scale": first.guidance_scale
@@ -163,7 +170,7 @@ def generate_folder(
     decode = decoder(sampler.adapter)
 
     def draw(jobs: list[tuple[str, int]]) -> Iterator[Tensor]:
-        uncond = encoded(sampler.adapter, [""]).to(device)
+        uncond = encoded(sampler.adapter, [away], negative=True).to(device)
         for cond, batch in _encoded_batches(sampler, jobs, batch_size):
             latents = sample_latents(
                 sampler,
@@ -198,7 +205,8 @@ def sample(model: str | Path, prompts: list[str], *, seeds: Sequence[int] = (0,)
     shape = sampler.latent_shape()
     grid, scale = sampling_grid(sampler, None, shape), sampler.guidance_scale
     sampler.network.to(device)
-    uncond, decode = encoded(sampler.adapter, [""]).to(device), decoder(sampler.adapter)
+    away = encoded(sampler.adapter, [sampler.negative_prompt], negative=True)
+    uncond, decode = away.to(device), decoder(sampler.adapter)
     images = []
     for cond, batch in _encoded_batches(sampler, [(p, seed) for p in prompts for seed in seeds], batch_size):
         expanded = uncond.expand(len(batch))
@@ -208,6 +216,17 @@ def sample(model: str | Path, prompts: list[str], *, seeds: Sequence[int] = (0,)
         if not images[-1].isfinite().all():
             raise FloatingPointError(f"{model} draws images that are not finite")
     return torch.cat(images)
+
+
+def _require_negative_prompt(sampler: Sampler, guidance_scale: float) -> None:
+    """Raises ValueError where a negative prompt would change nothing."""
+    if not sampler.adapter.takes_negative_prompt:
+        raise ValueError(f"--negative-prompt: {sampler.adapter.pipeline_class.__name__} takes none; leave it out")
+    if guidance_scale == 1:
+        raise ValueError(
+            "--negative-prompt has no effect without guidance (guidance_scale 1, as a student has it): leave it out; a "
+            "student is trained with model.negative_prompt"
+        )
 
 
 def _identity(model: str, *others: str | None) -> str:

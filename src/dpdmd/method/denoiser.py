@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +35,14 @@ class Condition:
         if len(self) != 1:
             raise ValueError(f"only a single prompt can be expanded, got {len(self)}")
         return Condition({name: tensor.expand(batch_size, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
+
+
+class Encode(Protocol):
+    """From texts to conditioning on the CPU: `models.base.encoded`, or a cache's `condition`."""
+
+    def __call__(self, prompts: list[str], *, negative: bool = False) -> Condition:
+        """negative: whether they are negative prompts, which some families encode otherwise."""
+        ...
 
 
 def concatenate(conditions: Iterable[Condition]) -> Condition:

@@ -91,6 +91,15 @@ class ModelAdapter(Protocol):
         """Encode prompts exactly as the stock pipeline does; returns CPU tensors. "" is the unconditional prompt."""
         ...
 
+    def encode_negative(self, prompts: list[str]) -> Condition:
+        """Encode negative prompts exactly as the stock pipeline does; of "", the same as `encode`."""
+        ...
+
+    @property
+    def takes_negative_prompt(self) -> bool:
+        """Whether the stock pipeline has a negative prompt."""
+        ...
+
     def blank_condition(self, num_prompts: int) -> Condition:
         """Zeros in the shapes of the longest possible encoded prompts, no token masked; used to estimate memory."""
         ...
@@ -161,10 +170,13 @@ class ModelAdapter(Protocol):
         ...
 
 
-def encoded(adapter: ModelAdapter, prompts: list[str]) -> Condition:
-    """`adapter.encode`. Raises ValueError if tokenizers and text encoders do not fit, FloatingPointError for NaN."""
+def encoded(adapter: ModelAdapter, prompts: list[str], *, negative: bool = False) -> Condition:
+    """`adapter.encode`, or `encode_negative` of negative prompts.
+
+    Raises ValueError if tokenizers and text encoders do not fit, FloatingPointError for NaN.
+    """
     with library_errors(f"{adapter.source}: its tokenizers and text encoders do not work together"):
-        condition = adapter.encode(prompts)
+        condition = adapter.encode_negative(prompts) if negative else adapter.encode(prompts)
     for name, tensor in condition.tensors.items():
         for prompt, row in zip(prompts, tensor, strict=True):
             if tensor.is_floating_point() and not row.isfinite().all():

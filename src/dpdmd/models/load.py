@@ -41,7 +41,8 @@ class Sampler:
     grid: of a student, whose grid is part of the model; None for a teacher.
     kind, embedded_guidance, image_size (height, width in pixels): what a student was trained for; None: the
     model's own.
-    base: the teacher that a student was made from; None for a teacher.
+    base: the teacher that a student was made from; None for a teacher. negative_prompt: what a student's teacher was
+    guided away from.
     """
 
     adapter: ModelAdapter
@@ -52,6 +53,7 @@ class Sampler:
     embedded_guidance: float | None = None
     image_size: tuple[int | None, int | None] | None = None
     base: str | None = None
+    negative_prompt: str = ""
 
     def latent_shape(self) -> LatentShape:
         """(C, H, W) of the latents of one image."""
@@ -188,6 +190,7 @@ def _student(adapter: ModelAdapter, network: nn.Module, info: "StudentFile") -> 
         embedded_guidance=info.embedded_guidance,
         image_size=info.image_size,
         base=info.base,
+        negative_prompt=info.negative_prompt,
     )
 
 

@@ -66,13 +66,18 @@ class SanaAdapter(StockAdapter):
         As in the stock pipeline, INSTRUCTION is prepended to every prompt except "", the unconditional one. Padding
         tokens are dropped: in the stock pipeline their attention weight is exp(-10000) = 0.
         """
-        return concatenate(self._encode_one(prompt) for prompt in prompts)
+        return concatenate(self._encode_one(prompt, INSTRUCTION if prompt else None) for prompt in prompts)
 
-    def _encode_one(self, prompt: str) -> Condition:
+    @torch.no_grad()
+    def encode_negative(self, prompts: list[str]) -> Condition:
+        """Like `encode`, but as in the stock pipeline never with INSTRUCTION."""
+        return concatenate(self._encode_one(prompt, None) for prompt in prompts)
+
+    def _encode_one(self, prompt: str, instruction: list[str] | None) -> Condition:
         embeds, mask, _, _ = self.texts.encode_prompt(
             [prompt],
             do_classifier_free_guidance=False,
-            complex_human_instruction=INSTRUCTION if prompt else None,
+            complex_human_instruction=instruction,
         )
         num_tokens = int(mask.sum())
         return Condition({"prompt_embeds": embeds[:, :num_tokens].cpu(), "mask": mask[:, :num_tokens].cpu()})

@@ -1,5 +1,6 @@
 """The common base of all adapters of stock diffusers pipelines; each family overrides what it does differently."""
 
+import inspect
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
@@ -7,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dpdmd.method.denoiser import Condition
 from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import linear_rule
 from dpdmd.method.paths import FlowPath, Path
@@ -71,6 +73,19 @@ class StockAdapter:
     def texts(self) -> Any:
         """The stock pipeline with only its tokenizers and text encoders."""
         return parts.load_text_pipeline(self.pipeline_class, self.source, self.network_name, "vae")
+
+    def encode(self, prompts: list[str]) -> Condition:
+        """A family's own."""
+        raise NotImplementedError
+
+    def encode_negative(self, prompts: list[str]) -> Condition:
+        """As any prompt, in most families."""
+        return self.encode(prompts)
+
+    @property
+    def takes_negative_prompt(self) -> bool:
+        """Whether the stock pipeline's call has a negative prompt."""
+        return "negative_prompt" in inspect.signature(self.pipeline_class.__call__).parameters
 
     @cached_property
     def vae(self) -> Any:

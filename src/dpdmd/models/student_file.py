@@ -58,6 +58,9 @@ class StudentFile(BaseModel):
     )
     guidance_scale: float = Field(default=1.0, ge=1, description="Classifier-free guidance when sampling; 1 = off.")
     kind: StudentKind = Field(default="ode", description='How a step is taken: "ode", "renoise" or "renoise_last".')
+    negative_prompt: str = Field(
+        default="", description="What its teacher was guided away from; the student itself takes no negative prompt."
+    )
     embedded_guidance: float | None = Field(
         default=None, description="Guidance that the network is fed as an input; null for a network that takes none."
     )

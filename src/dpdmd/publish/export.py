@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -181,12 +182,17 @@ def _facts(student: Exported) -> list[str]:
     path = _recipe_file(student)
     if path is not None:
         try:
-            model = load_recipe(path).model
+            recipe = load_recipe(path)
         except ValueError:  # of another version
             return facts
+        model = recipe.model
         scale = adapter.guidance_scale if model.guidance_scale is None else model.guidance_scale
         steps = model.num_inference_steps or adapter.num_inference_steps
         facts.append(f"Teacher: {steps} steps, classifier-free guidance {scale:g} (1 = off)")
+        if model.negative_prompt:
+            facts.append(f"Negative prompt, which is in the weights: {escape(' '.join(model.negative_prompt.split()))}")
+        if recipe.data.negative_column:
+            facts.append("Training prompts had negative prompts of their own, which are in the weights")
     if student.info.embedded_guidance is not None:
         facts.append(f"Guidance input of the network: {student.info.embedded_guidance:g}")
     return facts

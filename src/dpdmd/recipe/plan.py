@@ -23,12 +23,20 @@ NUM_PROMPTS = 4  # of a validation, unless the recipe names them
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """The teacher: its name in the recipe (`source`), how it is sampled, and the format of its weights."""
+    """The teacher: its name in the recipe (`source`), how it is sampled, and the format of its weights.
+
+    negative_prompt: what it is guided away from, of prompts without one of their own.
+    """
 
     source: str
     grid: Grid
     guidance: Guidance
     dtype: Literal["fp32", "bf16", "int8", "nf4"]
+    negative_prompt: str = ""
+
+    def negative(self, own: str | None) -> str:
+        """The negative prompt of a prompt whose own is `own`."""
+        return self.negative_prompt if own is None else own
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,14 @@ class TauRange:
 class DataPlan:
     """Prompts, and how they are cut into micro-batches of `batch_size` samples, `accumulation` of them per process.
 
-    prompts: (source, weight) of every source. cache: folder of embeddings and teacher samples; None: the user's cache.
-    use_cache False: encode while training. fake_updates: M. reuse_samples: whether these share one rollout, or learn
-    the samples of the student's update.
+    prompts: (source, weight) of every source. column, negative_column: in a table. cache: folder of embeddings and
+    teacher samples; None: the user's cache. use_cache False: encode while training. fake_updates: M. reuse_samples:
+    whether these share one rollout, or learn the samples of the student's update.
     """
 
     prompts: tuple[tuple[str, float], ...]
     column: str
+    negative_column: str | None
     cache: str | None
     use_cache: bool
     batch_size: int

@@ -63,6 +63,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     if start and "student" in recipe.lora.roles:
         require_lora(start)
     embedded = _embedded_guidance(model, recipe.student, train, adapter)
+    _require_negative_prompts(model, recipe.data, scale, adapter)
     guidance = Guidance(scale, adapter.guidance_rule)
     build = objective or find_objective(keys.name)
     setting = ObjectiveSetting(
@@ -87,7 +88,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         image_size=None if model.height is None or model.width is None else (model.height, model.width),
         path=adapter.path,
         prediction_space=adapter.prediction_space,
-        teacher=TeacherPlan(model.teacher, teacher_grid, guidance, model.dtype),
+        teacher=TeacherPlan(model.teacher, teacher_grid, guidance, model.dtype, model.negative_prompt),
         student=StudentPlan(student_grid, recipe.student.kind, start, train.random_step),
         embedded_guidance=embedded,
         objective=built,
@@ -134,6 +135,7 @@ def _data(data: DataConfig, train: TrainConfig) -> DataPlan:
     return DataPlan(
         prompts=data.sources,
         column=data.column,
+        negative_column=data.negative_column,
         cache=None if data.cache == NO_CACHE else data.cache,
         use_cache=data.cache != NO_CACHE,
         batch_size=train.batch_size,
@@ -201,6 +203,20 @@ def _embedded_guidance(
                 raise ValueError(f"{key} is set to {value}, but the network of {adapter.source} takes no guidance")
     default = adapter.embedded_guidance if model.embedded_guidance is None else model.embedded_guidance
     return {role: default if value is None else value for role, value in settings.values()}
+
+
+def _require_negative_prompts(model: ModelConfig, data: DataConfig, scale: float, adapter: ModelAdapter) -> None:
+    """Raises ValueError for negative prompts of a family that has none, or of a teacher that is not guided."""
+    settings = {"model.negative_prompt": model.negative_prompt, "data.negative_column": data.negative_column}
+    key = next((key for key, value in settings.items() if value), None)
+    if key is None:
+        return
+    if not adapter.takes_negative_prompt:
+        raise ValueError(f"{key}: {adapter.pipeline_class.__name__} takes no negative prompt; leave it out")
+    if scale == 1:
+        raise ValueError(
+            f"{key} has no effect on a teacher that is not guided: set model.guidance_scale above 1, or leave it out"
+        )
 
 
 def _feature_blocks(adapter: ModelAdapter) -> tuple[int, ...]:

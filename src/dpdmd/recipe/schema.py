@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from dpdmd.recipe import bounds
+from dpdmd.store.errors import require_text
 from dpdmd.store.names import expanded
 
 NO_CACHE = "none"  # value of data.cache
@@ -23,6 +24,12 @@ def _place(name: str) -> str:
     return expanded(name)
 
 
+def _text(text: str) -> str:
+    require_text(text, "the text")
+    return text.strip()
+
+
+Text = Annotated[str, AfterValidator(_text)]
 Place = Annotated[str, AfterValidator(_place)]  # a file or folder, or another name; ~ is the home folder
 # Keys that name what a run reads. In a recipe file they are looked up next to the file first (recipe/inputs.py).
 INPUTS = (
@@ -63,6 +70,11 @@ class ModelConfig(Section):
         ge=1,
         le=bounds.SCALE,
         description="Classifier-free guidance of the teacher, 1 = off. Default: the model family's.",
+    )
+    negative_prompt: Text = Field(
+        default="",
+        description="What the teacher is guided away from; baked into the student, which takes none itself. It needs "
+        "guidance_scale > 1. Default: none.",
     )
     num_inference_steps: int | None = Field(
         default=None,
@@ -313,6 +325,12 @@ class DataConfig(Section):
     )
     column: str = Field(
         default="prompt", min_length=1, description="Column or key of the prompt in a dataset or .jsonl file."
+    )
+    negative_column: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Column or key of the prompt's own negative prompt; rows without one have model.negative_prompt. "
+        "Default: all have it.",
     )
 
     @property

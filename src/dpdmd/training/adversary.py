@@ -13,7 +13,7 @@ from torch import Tensor
 from dpdmd.data.images import read_image
 from dpdmd.distributed.processes import on_all_processes
 from dpdmd.distributed.wrapping import kept_gathered, replicate_head
-from dpdmd.method.denoiser import Condition, concatenate
+from dpdmd.method.denoiser import Condition, Encode, concatenate
 from dpdmd.method.discriminator import Discriminator, Head, discriminator_loss
 from dpdmd.method.grids import sample_times
 from dpdmd.method.paths import add_noise
@@ -27,9 +27,12 @@ from dpdmd.training.updates import MicroLoss
 
 
 def new_discriminator(
-    plan: Plan, adapter: ModelAdapter, roles: Roles, uncond: Condition, accelerator: Accelerator
+    plan: Plan, adapter: ModelAdapter, roles: Roles, cond: Condition, accelerator: Accelerator
 ) -> Discriminator:
-    """A new head on the features of the plan's role and blocks; in bf16 only the network call is autocast."""
+    """A new head on the features of the plan's role and blocks; in bf16 only the network call is autocast.
+
+    cond: of any prompt, to see how wide the features are.
+    """
     assert plan.objective.discriminator is not None  # the objective trains one
     role, device, compute = plan.objective.discriminator.features, accelerator.device, plan.compute
     guidance = plan.embedded_guidance[role]
@@ -47,9 +50,9 @@ def new_discriminator(
         with eager(), gathered():
             yield
 
-    with torch.no_grad():  # one call shows how wide the features are
+    with torch.no_grad():
         blank = torch.zeros(1, *plan.latent_shape, device=device)
-        sizes = [f.shape[-1] for f in features(blank, torch.full((1,), 0.5, device=device), uncond.to(device))]
+        sizes = [f.shape[-1] for f in features(blank, torch.full((1,), 0.5, device=device), cond.to(device))]
     return Discriminator(features, Head(sizes, seed=plan.data.seed).to(device), differentiable)
 
 
@@ -60,9 +63,7 @@ class RealSamples:
     latents: Tensor
     prompts: list[str]
 
-    def draw(
-        self, number: int, rng: torch.Generator, encode: Callable[[list[str]], Condition], device: torch.device
-    ) -> tuple[Tensor, Condition]:
+    def draw(self, number: int, rng: torch.Generator, encode: Encode, device: torch.device) -> tuple[Tensor, Condition]:
         """`number` of them, drawn at random with replacement, and the conditioning of their prompts."""
         rows = torch.randint(len(self.prompts), (number,), generator=rng)
         return self.latents[rows].to(device), encode([self.prompts[i] for i in rows.tolist()]).to(device)
@@ -84,7 +85,7 @@ class Adversary:
         draw: Callable[[], RealSamples],
     ):
         """draw: returns the real samples; the first loss calls it."""
-        self.discriminator = new_discriminator(plan, adapter, roles, prompts.uncond, accelerator)
+        self.discriminator = new_discriminator(plan, adapter, roles, prompts.cond(torch.tensor([0])), accelerator)
         self.network = replicate_head(self.discriminator.head, accelerator)
         self.tau_range, self.path = plan.tau_range, plan.path
         self.prompts, self._draw = prompts, draw

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dpdmd.method.denoiser import Condition
+from dpdmd.method.denoiser import Condition, Encode
 from dpdmd.method.randomness import generator, image_noise
 from dpdmd.method.roles import Role
 from dpdmd.store.digests import key_of
@@ -24,7 +24,7 @@ class MicroBatch:
     number: micro-batches of the role that this process had before; processes have equal ones at the same time. levels:
     (B,) in [0, 1), stratified over the micro-batch and over the whole update on all processes; they decide at which
     step each sample is trained. noise_seeds: the seed of each noise (`image_noise`) if it belongs to a fixed
-    pair of prompt and noise.
+    pair of prompt and noise. negatives: the prompts' negative prompts, of which `uncond` is made.
     """
 
     prompts: list[str]
@@ -35,11 +35,16 @@ class MicroBatch:
     levels: Tensor
     number: int = 0
     noise_seeds: list[int] | None = None
+    negatives: tuple[str, ...] = ()
 
 
-def prompts_digest(prompts: list[str]) -> str:
-    """SHA-256 of the prompts in their order, one per line as in version 0.1.0, whose runs can so be resumed."""
-    return key_of("\n".join(prompts))
+def prompts_digest(prompts: list[str], negatives: list[str] | None = None) -> str:
+    """SHA-256 of the prompts in their order, one per line as in version 0.1.0, whose runs can so be resumed.
+
+    negatives: those of the prompts, if there are any.
+    """
+    digest = key_of("\n".join(prompts))
+    return key_of(digest, "\n".join(negatives)) if negatives and any(negatives) else digest
 
 
 def stratified_levels(size: int, number: int, count: int, of_update: torch.Generator, own: torch.Generator) -> Tensor:
@@ -56,15 +61,19 @@ def stratified_levels(size: int, number: int, count: int, of_update: torch.Gener
 
 
 class EncodedPrompts:
-    """The prompts of a run and their conditioning; `uncond` is that of the empty prompt.
+    """The prompts of a run, their negative prompts, and the conditioning of both.
 
-    encode: from texts to conditioning on the CPU; an adapter's `encode` or a cache's `condition`.
+    negatives: of each prompt; default: "", which is the unconditional prompt.
     """
 
-    def __init__(self, prompts: list[str], encode: Callable[[list[str]], Condition]):
+    def __init__(self, prompts: list[str], encode: Encode, negatives: list[str] | None = None):
+        """Raises ValueError unless there are as many negative prompts as prompts."""
         self.prompts, self.encode = prompts, encode
-        self.digest = prompts_digest(prompts)
-        self.uncond = encode([""])
+        self.negatives = negatives or [""] * len(prompts)
+        if len(self.negatives) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many negative prompts, got {len(self.negatives)}")
+        self.digest = prompts_digest(prompts, self.negatives)
+        self._shared = encode(self.negatives[:1], negative=True) if len(set(self.negatives)) == 1 else None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -72,6 +81,12 @@ class EncodedPrompts:
     def cond(self, indices: Tensor) -> Condition:
         """Conditioning of the prompts at `indices` (B,)."""
         return self.encode([self.prompts[i] for i in indices.tolist()])
+
+    def uncond(self, indices: Tensor, device: torch.device) -> Condition:
+        """Conditioning of their negative prompts on `device`: what the teacher is guided away from."""
+        if self._shared is not None:
+            return self._shared.to(device).expand(len(indices))
+        return self.encode([self.negatives[i] for i in indices.tolist()], negative=True).to(device)
 
 
 @lru_cache(maxsize=8)
@@ -150,7 +165,8 @@ class BatchSource:
             prompts=[self.prompts.prompts[i] for i in chosen.tolist()],
             noise=noise.to(self.device),
             cond=self.prompts.cond(chosen).to(self.device),
-            uncond=self.prompts.uncond.to(self.device).expand(len(noise)),
+            uncond=self.prompts.uncond(chosen, self.device),
             rng=rng,
             levels=torch.zeros(len(noise)),
+            negatives=tuple(self.prompts.negatives[i] for i in chosen.tolist()),
         )

@@ -45,6 +45,7 @@ def draw_student_and_teacher(
         out=folders[1],
         num_inference_steps=plan.teacher.grid.num_steps,
         guidance_scale=plan.teacher.guidance.scale,
+        negative_prompt=plan.teacher.negative_prompt or None,
         **options,
     )
     return folders

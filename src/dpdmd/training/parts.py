@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from dpdmd.data.embeddings import EmbeddingCache
 from dpdmd.data.images import images_digest
-from dpdmd.data.prompts import SCENES, lint_prompts, source_prompts, training_prompts
+from dpdmd.data.prompts import SCENES, lint_prompts, source_prompts, training_pairs
 from dpdmd.distributed.processes import new_accelerator, on_all_processes, on_main_process, require_equal
-from dpdmd.method.denoiser import Condition
+from dpdmd.method.denoiser import Encode
 from dpdmd.method.roles import Role, Roles
 from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import ModelAdapter, encoded
@@ -71,7 +71,8 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
     """
     if (missing := missing_package(plan.teacher.dtype)) is not None:
         raise ValueError(missing)
-    prompts = training_prompts(plan.data.prompts, plan.data.column)
+    pairs = training_pairs(plan.data.prompts, plan.data.column, plan.data.negative_column)
+    prompts, negatives = [prompt for prompt, _ in pairs], [plan.teacher.negative(own) for _, own in pairs]
     notes = list(plan.notes)
     for source, _ in plan.data.prompts:
         if source != SCENES:
@@ -79,15 +80,18 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
             notes += lint_prompts(own, tokenizers(adapter.texts, adapter.token_limits))
     accelerator = accelerator or new_accelerator()
     drawn = list(plan.validation.prompts or default_prompts(prompts))
-    validator = Validator(plan, adapter, accelerator, drawn)
+    away = dict(zip(prompts, negatives, strict=True))
+    drawn_away = [away.get(prompt, plan.teacher.negative_prompt) for prompt in drawn]
+    validator = Validator(plan, adapter, accelerator, drawn, drawn_away)
     images_hash = {"images_hash": images_digest(plan.real_images) if plan.real_images else None}
     # Their places may differ between machines: what is there is compared, here and in `networks.new_roles`.
     named = {key: value is not None if key in BY_CONTENT else value for key, value in plan.settings.items()}
-    content = {"the prompts": prompts_digest(prompts)} | images_hash
+    content = {"the prompts": prompts_digest(prompts, negatives)} | images_hash
     require_equal({**named, **content, **versions()})
     # Before the networks are loaded: text encoders and autoencoder may need the memory.
     texts = [*prompts, *drawn, *(prompt for _, prompt in plan.real_images)]
-    encoded = EncodedPrompts(prompts, text_encoder(plan, adapter, accelerator, texts))
+    encode = text_encoder(plan, adapter, accelerator, texts, [*negatives, *drawn_away])
+    encoded = EncodedPrompts(prompts, encode, negatives)
     images = image_samples(plan, adapter, accelerator) if plan.real_images else None
     roles = new_roles(plan, adapter, accelerator)
     of_role = partial(role_denoiser, plan, adapter, roles)
@@ -143,9 +147,9 @@ def _identity(plan: Plan, adapter: ModelAdapter) -> dict[str, Any]:
 
 
 def text_encoder(
-    plan: Plan, adapter: ModelAdapter, accelerator: Accelerator, texts: list[str]
-) -> Callable[[list[str]], Condition]:
-    """The function from texts to conditioning: a cache, filled here with `texts` and "", or the text encoders.
+    plan: Plan, adapter: ModelAdapter, accelerator: Accelerator, texts: list[str], negatives: list[str]
+) -> Encode:
+    """The function from texts to conditioning: a cache, filled here with the (negative) texts, or the text encoders.
 
     With a cache the text encoders are released, because the networks need their memory.
     """
@@ -158,9 +162,10 @@ def text_encoder(
     cache = EmbeddingCache(plan.data.cache or cache_folder("prompts"), adapter, dtype)
 
     def ensure() -> None:
-        if device.type != "cpu" and cache.missing([*texts, ""]):
+        if device.type != "cpu" and (cache.missing(texts) or cache.missing(negatives, negative=True)):
             adapter.texts.to(device, dtype)
-        cache.ensure([""], progress=False)  # alone, as without a cache, so that both are bitwise equal
+        # One that is shared goes alone, as without a cache, so that both are bitwise equal.
+        cache.ensure(negatives, negative=True, progress=len(set(negatives)) > 1 and accelerator.is_main_process)
         cache.ensure(texts, progress=accelerator.is_main_process)
 
     on_main_process(ensure)

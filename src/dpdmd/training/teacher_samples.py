@@ -2,7 +2,7 @@
 
     FOLDER/KE/KEY.safetensors
 
-KEY is a hash of the teacher's content, how it is sampled, the prompt and the seed of the noise
+KEY is a hash of the teacher's content, how it is sampled, the prompts, and the seed of the noise
 (`store.tensor_store.TensorStore`): runs with the same key share the file, and a damaged file is made again.
 """
 
@@ -46,8 +46,12 @@ class TeacherSamples:
         run was interrupted.
         """
         assert batch.noise_seeds is not None  # see the class
-        pairs = zip(batch.prompts, batch.noise_seeds, strict=True)
-        keys = [key_of(self.teacher, prompt, str(seed)) for prompt, seed in pairs]
+        negatives = batch.negatives or ("",) * len(batch.prompts)
+        samples = zip(batch.prompts, batch.noise_seeds, negatives, strict=True)
+        keys = [
+            key_of(self.teacher, prompt, str(seed), *([negative] if negative else []))
+            for prompt, seed, negative in samples
+        ]
         entries = [self.store.read(key) for key in keys]
         if self.on_any_process(any(entry is None for entry in entries)):
             fresh = self.sample(batch).float().cpu()

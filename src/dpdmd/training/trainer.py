@@ -174,6 +174,7 @@ class Trainer:
             base_parts=self.parts.identity["teacher_parts"],
             grid=plan.student.grid.times,
             kind=plan.student.kind,
+            negative_prompt=plan.teacher.negative_prompt,
             embedded_guidance=plan.embedded_guidance["student"],
             height=height,
             width=width,

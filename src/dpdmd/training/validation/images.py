@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpdmd.distributed.processes import on_all_processes
 from dpdmd.evaluate.scorers.latents import Latents
-from dpdmd.method.denoiser import Condition, Denoiser
+from dpdmd.method.denoiser import Condition, Denoiser, Encode
 from dpdmd.method.grids import Grid
 from dpdmd.method.randomness import draw_noise, generator, image_noise
 from dpdmd.method.residual import TAU, denoised
@@ -43,7 +43,7 @@ class Images:
 class Validation:
     """Draws the images of teacher and student, and writes `step-000100.png` into `folder`.
 
-    The teacher's images are drawn once and kept there.
+    The teacher's images are drawn once and kept there. negatives: the prompts' negative prompts.
     """
 
     def __init__(
@@ -52,8 +52,9 @@ class Validation:
         folder: Path,
         *,
         teacher: GuidedTeacher,
-        encode: Callable[[list[str]], Condition],
+        encode: Encode,
         prompts: list[str],
+        negatives: list[str],
         num_seeds: int,
         latent_shape: tuple[int, int, int],
         batch_size: int,
@@ -64,9 +65,10 @@ class Validation:
         self.prompts, self.num_seeds = prompts, num_seeds
         self.seeds = [seed for _ in prompts for seed in range(num_seeds)]
         self.latent_shape = latent_shape
-        self.cond = encode(prompts)[torch.arange(len(prompts)).repeat_interleave(num_seeds)]
-        self.uncond = encode([""])
+        rows = torch.arange(len(prompts)).repeat_interleave(num_seeds)
+        self.cond, self.uncond = encode(prompts)[rows], encode(negatives, negative=True)[rows]
         settings = [prompts, num_seeds, list(latent_shape), teacher.grid.times, teacher.guidance.scale, TAU]
+        settings += [negatives] if any(negatives) else []
         self.identity = f"teacher-{key_of(json.dumps(settings))[:12]}"
         self._teacher_file = folder / f"{self.identity}.safetensors"
 
@@ -77,7 +79,7 @@ class Validation:
         if all(on_all_processes(lambda: self._is_kept)):
             assert kept is not None  # all includes this process
             return kept
-        return self._drawn(lambda rows, cond: self.teacher.rollout(self._noise(rows), cond, self._uncond(cond)))
+        return self._drawn(lambda rows, cond: self.teacher.rollout(self._noise(rows), cond, self._uncond(rows)))
 
     def student_images(self, denoise: Denoiser, grid: Grid, kind: StudentKind) -> Images:
         """The student's images of the same prompts and seeds."""
@@ -101,7 +103,7 @@ class Validation:
             cond = self.cond[rows].to(self.device)
             samples.append(latents(rows, cond).float())
             noise = draw_noise([generator(seed, "residual") for seed in self.seeds[rows]], self.latent_shape)
-            seen.append(denoised(self.teacher, samples[-1], noise.to(self.device), cond, self._uncond(cond)).cpu())
+            seen.append(denoised(self.teacher, samples[-1], noise.to(self.device), cond, self._uncond(rows)).cpu())
         self.adapter.vae.to(self.device)
         pixels = [self.adapter.decode(image).float().cpu() for sample in samples for image in sample.split(1)]
         self.adapter.vae.to("cpu")
@@ -117,8 +119,8 @@ class Validation:
     def _noise(self, rows: slice) -> Tensor:
         return image_noise(self.seeds[rows], self.latent_shape).to(self.device)
 
-    def _uncond(self, cond: Condition) -> Condition:
-        return self.uncond.to(self.device).expand(len(cond))
+    def _uncond(self, rows: slice) -> Condition:
+        return self.uncond[rows].to(self.device)
 
     def draw(self, step: int, teacher: Images, student: Images) -> Path:
         """Draw the picture of a step (`validation.picture`); keep the teacher's images and the prompts as well.

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from dpdmd.distributed.processes import on_main_process
-from dpdmd.method.denoiser import Condition, Denoiser
+from dpdmd.method.denoiser import Denoiser, Encode
 from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import ModelAdapter
 from dpdmd.recipe.plan import Plan
@@ -29,10 +29,16 @@ NO_NETWORK = (
 class Validator:
     """Holds what validations share: the feature network and, after the first validation, the teacher's images."""
 
-    def __init__(self, plan: Plan, adapter: ModelAdapter, accelerator: Accelerator, prompts: list[str]):
-        """Raises ValueError in all processes when the network of `validation.features` cannot be loaded."""
+    def __init__(
+        self, plan: Plan, adapter: ModelAdapter, accelerator: Accelerator, prompts: list[str], negatives: list[str]
+    ):
+        """negatives: the prompts' negative prompts.
+
+        Raises ValueError in all processes when the network of `validation.features` cannot be loaded.
+        """
         self.config, self.student, self.latent_shape = plan.validation, plan.student, plan.latent_shape
-        self.batch_size, self.adapter, self.prompts = plan.data.batch_size, adapter, prompts
+        self.batch_size, self.adapter = plan.data.batch_size, adapter
+        self.prompts, self.negatives = prompts, negatives
         self.device = accelerator.device
         self._features: FeatureExtractor | None = None
         self._drawn: tuple[Validation, Images] | None = None
@@ -46,7 +52,7 @@ class Validator:
         folder: Path,
         teacher: GuidedTeacher,
         student: Denoiser,
-        encode: Callable[[list[str]], Condition],
+        encode: Encode,
         averaged: Callable[[], AbstractContextManager[None]] | None,
     ) -> dict[str, Any]:
         """Write the picture of a step into `folder`; returns scores, alarms and seconds.
@@ -72,15 +78,14 @@ class Validator:
             seconds["once_seconds"] = prepared - started
         return seconds | row
 
-    def _prepare(
-        self, folder: Path, teacher: GuidedTeacher, encode: Callable[[list[str]], Condition]
-    ) -> tuple[Validation, Images]:
+    def _prepare(self, folder: Path, teacher: GuidedTeacher, encode: Encode) -> tuple[Validation, Images]:
         validation = Validation(
             self.adapter,
             folder,
             teacher=teacher,
             encode=encode,
             prompts=self.prompts,
+            negatives=self.negatives,
             num_seeds=self.config.num_seeds,
             latent_shape=self.latent_shape,
             batch_size=self.batch_size,
