@@ -67,7 +67,8 @@ def test_arms_share_a_teacher_which_is_sampled_as_they_have_it():
             "share the teacher.* scenes_dmd has scenes, guidance 3.5, 30 steps; scenes_eps_dp_dmd has",
         ),
         ("scenes_dp_dmd:model.guidance_scale=2", "share the teacher, its guidance"),
-        ("scenes_dp_dmd:model.num_inference_steps=20", "its number of steps: .*, 30 steps; .*, 20 steps"),
+        ("scenes_dp_dmd:model.negative_prompt=fog", "share the teacher.* 30 steps, negative prompt 'fog'"),
+        ("scenes_dp_dmd:model.num_inference_steps=20", "number of steps: .*, 30 steps; .*, 20 steps"),
         (
             "scenes_dp_dmd:objective.anchor.evry=2",
             "objective.anchor.evry is not a key .* did you mean objective.anchor.every",
@@ -84,6 +85,12 @@ def test_arms_share_a_teacher_which_is_sampled_as_they_have_it():
 def test_what_cannot_be_compared_is_refused(recipe, message):
     with pytest.raises(ValueError, match=message):
         shared_teacher(plan("scenes_dmd", recipe))
+
+
+def test_the_teacher_is_drawn_with_the_negative_prompt_of_the_recipes():
+    teacher = shared_teacher(plan("scenes_dmd:model.negative_prompt=fog", "scenes_dp_dmd:model.negative_prompt=fog"))
+    assert teacher.arm().sampling[-2:] == ("--negative-prompt", "fog")
+    assert "--negative-prompt" not in teacher.arm(guidance_scale=1.0).sampling
 
 
 def test_without_features_nothing_begins(monkeypatch):
