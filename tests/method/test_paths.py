@@ -184,10 +184,3 @@ def test_the_secant_of_a_straight_segment_is_what_noised_it(path, randn):
     line = secant(path, add_noise(path, x0, eps, t_0), t_0, add_noise(path, x0, eps, t_k), t_k)
     assert_close(line.x0, x0, atol=1e-5, rtol=1e-5)
     assert_close(line.eps, eps, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("t_k", [[0.5, 0.9], [0.5, 1.0]], ids=["empty", "reversed"])
-def test_secant_of_an_empty_segment_is_refused(t_k, randn):
-    z = randn(0, 2, 1, 2, 2)
-    with pytest.raises(ValueError, match="t_0 > t_k for every sample"):
-        secant(FLOW, z, torch.tensor([1.0, 0.9]), z, torch.tensor(t_k))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpdmd.method.devices import to_device
 from dpdmd.method.paths import Prediction
 
 Denoiser = Callable[[Tensor, Tensor, "Condition"], Prediction]
@@ -15,26 +16,44 @@ Denoiser = Callable[[Tensor, Tensor, "Condition"], Prediction]
 
 @dataclass(frozen=True)
 class Condition:
-    """What a prompt became: named tensors, each (B, ...). The names belong to the family's adapter."""
+    """What a prompt became: named tensors, each (B, ...). The names belong to the family's adapter.
+
+    on_cpu: copies of the masks, the tensors whose name ends in "mask", if the tensors are elsewhere: what a network has
+    to know of them, such as a number of tokens, must not be asked of a GPU in every call.
+    """
 
     tensors: dict[str, Tensor]
+    on_cpu: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
     def __getitem__(self, index) -> "Condition":
-        """Some of the prompts; `index` is whatever indexes the first axis of a tensor."""
-        return Condition({name: tensor[index] for name, tensor in self.tensors.items()})
+        """Some of the prompts; `index` is whatever indexes the first axis of a tensor on the CPU."""
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor[to_device(index, tensor.device) if isinstance(index, Tensor) else index]
+
+        return self._each(chosen)
 
     def to(self, device: torch.device) -> "Condition":
-        """The same condition on another device."""
-        return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
+        """The same condition on another device; masks stay on the CPU as well."""
+        on_cpu = self.on_cpu or {name: tensor for name, tensor in self.tensors.items() if name.endswith("mask")}
+        return Condition({name: to_device(tensor, device) for name, tensor in self.tensors.items()}, on_cpu)
+
+    def mask(self, name: str) -> Tensor:
+        """A mask (B, L) on the CPU."""
+        return self.tensors[name] if self.on_cpu is None else self.on_cpu[name]
 
     def expand(self, batch_size: int) -> "Condition":
         """One prompt (B = 1) repeated to `batch_size`, without copying."""
         if len(self) != 1:
             raise ValueError(f"only a single prompt can be expanded, got {len(self)}")
-        return Condition({name: tensor.expand(batch_size, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
+        return self._each(lambda tensor: tensor.expand(batch_size, *tensor.shape[1:]))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        tensors = {name: change(tensor) for name, tensor in self.tensors.items()}
+        return Condition(tensors, self.on_cpu and {name: change(tensor) for name, tensor in self.on_cpu.items()})
 
 
 class Encode(Protocol):
@@ -52,7 +71,11 @@ def concatenate(conditions: Iterable[Condition]) -> Condition:
     "no token". Families without a mask encode all prompts to one length.
     """
     conditions = list(conditions)
-    return Condition({name: _stack([c.tensors[name] for c in conditions]) for name in conditions[0].tensors})
+    tensors = {name: _stack([c.tensors[name] for c in conditions]) for name in conditions[0].tensors}
+    if all(c.on_cpu is None for c in conditions):
+        return Condition(tensors)
+    masks = [name for name in tensors if name.endswith("mask")]
+    return Condition(tensors, {name: _stack([c.mask(name) for c in conditions]) for name in masks})
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dpdmd.method.denoiser import Condition, Denoiser
+from dpdmd.method.devices import to_device
 from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import Guidance, guided
 from dpdmd.method.paths import Path, Prediction, step, to_midpoint
@@ -111,11 +112,12 @@ def backward_simulation(
         for i in range(start, grid.num_steps - 1):
             continuing = [row for row, last in enumerate(last_steps) if last > i + 1]
             rows = torch.tensor(continuing or [0])
-            x_t, noise = z[rows], renoise and renoise(i)
-            noise = None if noise is None else noise[rows]
+            there = to_device(rows, z.device)
+            x_t, noise = z[there], renoise and renoise(i)
+            noise = None if noise is None else noise[there]
             moved = step(path, denoise(x_t, grid.time(i, x_t), cond[rows]), grid.time(i + 1, x_t), noise)
-            z = z.index_put((rows,), moved) if continuing else z
-    times = torch.tensor([grid.times[last - 1] for last in last_steps], device=z.device, dtype=torch.float32)
+            z = z.index_put((there,), moved) if continuing else z
+    times = to_device(torch.tensor([grid.times[last - 1] for last in last_steps], dtype=torch.float32), z.device)
     return denoise(z, times, cond).x0
 
 

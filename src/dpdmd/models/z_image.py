@@ -58,7 +58,7 @@ class ZImageAdapter(StockAdapter):
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:
         """Convert the transformer's negated velocity to a prediction."""
-        lengths = cond.tensors["mask"].sum(dim=1).tolist()
+        lengths = cond.mask("mask").sum(dim=1).tolist()
         tokens = [embeds[:n] for embeds, n in zip(cond.tensors["prompt_embeds"], lengths, strict=True)]
         out = network(list(x_t.unsqueeze(2)), 1 - t, tokens, return_dict=False)[0]
         return from_velocity(x_t, -torch.stack(out).squeeze(2), t)

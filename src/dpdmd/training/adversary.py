@@ -14,6 +14,7 @@ from dpdmd.data.images import read_image
 from dpdmd.distributed.processes import on_all_processes
 from dpdmd.distributed.wrapping import kept_gathered, replicate_head
 from dpdmd.method.denoiser import Condition, Encode, concatenate
+from dpdmd.method.devices import to_device
 from dpdmd.method.discriminator import Discriminator, Head, discriminator_loss
 from dpdmd.method.grids import sample_times
 from dpdmd.method.paths import add_noise
@@ -66,7 +67,7 @@ class RealSamples:
     def draw(self, number: int, rng: torch.Generator, encode: Encode, device: torch.device) -> tuple[Tensor, Condition]:
         """`number` of them, drawn at random with replacement, and the conditioning of their prompts."""
         rows = torch.randint(len(self.prompts), (number,), generator=rng)
-        return self.latents[rows].to(device), encode([self.prompts[i] for i in rows.tolist()]).to(device)
+        return to_device(self.latents[rows], device), encode([self.prompts[i] for i in rows.tolist()]).to(device)
 
 
 class Adversary:
@@ -104,11 +105,12 @@ class Adversary:
         """
         rng, number = batch.rng(f"discriminator_{update}"), len(x0)
         real, real_cond = self.real.draw(number, batch.rng(f"real_{update}"), self.prompts.encode, x0.device)
-        tau = sample_times(number, rng, low=self.tau_range.low, high=self.tau_range.high).to(x0.device)
+        tau = sample_times(number, rng, low=self.tau_range.low, high=self.tau_range.high)
         both, cond = torch.cat([real, x0]), concatenate([real_cond, batch.cond])
-        x_tau = add_noise(self.path, both, torch.randn(both.shape, generator=rng).to(x0.device), tau.repeat(2))
+        taus, noise = to_device(tau.repeat(2), x0.device), to_device(torch.randn(both.shape, generator=rng), x0.device)
+        x_tau = add_noise(self.path, both, noise, taus)
         with torch.no_grad():
-            features = self.discriminator.features(x_tau, tau.repeat(2), cond)
+            features = self.discriminator.features(x_tau, taus, cond)
         on_real, on_fake = self.network(features).split(number)
         loss = discriminator_loss(on_real, on_fake)
         right = 0.5 * ((on_real > 0).float().mean() + (on_fake < 0).float().mean())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dpdmd.method.denoiser import Condition, Encode
+from dpdmd.method.devices import to_device
 from dpdmd.method.randomness import generator, image_noise
 from dpdmd.method.roles import Role
 from dpdmd.store.digests import key_of
@@ -163,7 +164,7 @@ class BatchSource:
     def _micro_batch(self, chosen: Tensor, noise: Tensor, rng: Callable[[str], torch.Generator]) -> MicroBatch:
         return MicroBatch(
             prompts=[self.prompts.prompts[i] for i in chosen.tolist()],
-            noise=noise.to(self.device),
+            noise=to_device(noise, self.device),
             cond=self.prompts.cond(chosen).to(self.device),
             uncond=self.prompts.uncond(chosen, self.device),
             rng=rng,

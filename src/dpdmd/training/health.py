@@ -32,7 +32,12 @@ def first_non_finite(network: nn.Module) -> str | None:
     return None
 
 
-def mean_of(rows: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The mean of each key over rows of equal keys, whose values are scalars on one device; one copy to the CPU."""
+def mean_of(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each key over rows of equal keys, whose values are scalars on one device; they stay there."""
     values = torch.stack([torch.stack([value.float() for value in row.values()]) for row in rows])
-    return dict(zip(rows[0], values.mean(dim=0).tolist(), strict=True))
+    return dict(zip(rows[0], values.mean(dim=0).unbind(), strict=True))
+
+
+def on_cpu(values: dict[str, Tensor]) -> dict[str, float]:
+    """Scalars on one device as numbers, in one copy, for which the CPU waits until they are computed."""
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))

@@ -6,16 +6,17 @@ from math import cos, isfinite, pi
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpdmd.distributed.wrapping import full_tensor
 from dpdmd.method.roles import Role
 from dpdmd.recipe.plan import OptimiserPlan
-from dpdmd.training.health import mean_of
+from dpdmd.training.health import mean_of, on_cpu
 from dpdmd.training.updates import MicroLoss
 
 # What has an optimiser: the trained roles, and the head of a discriminator.
 Trained = Role | Literal["discriminator"]
+BAD = "whether any process has a loss or a gradient that is not finite"
 
 
 def rate_factor(step: int, plan: OptimiserPlan) -> float:
@@ -65,8 +66,7 @@ class Updater:
                 self.accelerator.backward(result.total / len(micro_losses))
             logs.append(result.log)
         norm = full_tensor(self.accelerator.clip_grad_norm_(self.parameters, self.plan.max_grad_norm))
-        log = mean_of([log | {f"grad_norm/{self.role}": norm} for log in logs])
-        self._refuse_non_finite(step, log)
+        log = self._finite(step, mean_of([log | {f"grad_norm/{self.role}": norm} for log in logs]))
         rate = self.peak * rate_factor(step, self.plan)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -74,17 +74,20 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         return log
 
-    def _refuse_non_finite(self, step: int, log: dict[str, float]) -> None:
-        checked = {key: value for key, value in log.items() if key.startswith(("loss/", "grad_norm/"))}
-        bad = {key: value for key, value in checked.items() if not isfinite(value)}
-        flag = torch.tensor([float(bool(bad))], device=self.accelerator.device)
-        if not self.accelerator.reduce(flag, reduction="sum").item():
-            return
+    def _finite(self, step: int, log: dict[str, Tensor]) -> dict[str, float]:
+        """The log as numbers; the only time in an update that the CPU waits for the device."""
+        checked = [key for key in log if key.startswith(("loss/", "grad_norm/"))]
+        bad = (~torch.stack([log[key] for key in checked]).isfinite()).any().float()
+        if self.accelerator.num_processes > 1:
+            bad = self.accelerator.reduce(bad, reduction="sum")
+        row = on_cpu(log | {BAD: bad})
+        if not row.pop(BAD):
+            return row
+        seen = ", ".join(f"{key} = {row[key]}" for key in checked if not isfinite(row[key])) or "on another process"
         self.optimizer.zero_grad(set_to_none=True)
         rates = "objective.adversarial.learning_rate"
         if self.role != "discriminator":
             rates = "train.learning_rate or train.fake_learning_rate"
-        seen = ", ".join(f"{key} = {value}" for key, value in bad.items()) or "on another process"
         raise FloatingPointError(
             f"the {self.role} update of step {step + 1} is not finite ({seen}); its weights are unchanged and the last "
             f"checkpoint stays. Try a lower {rates}, a longer train.warmup, a smaller train.max_grad_norm, or "

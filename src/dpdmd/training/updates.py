@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dpdmd.method.denoiser import Denoiser
+from dpdmd.method.devices import to_device
 from dpdmd.method.discriminator import Discriminator
 from dpdmd.method.grids import sample_times
 from dpdmd.method.losses import denoising_loss
@@ -53,7 +54,7 @@ def training_rollout(student: Denoiser, plan: Plan, batch: MicroBatch, *, num_fi
     rng = batch.rng("renoise")
 
     def draw() -> Tensor:
-        return torch.randn(batch.noise.shape, generator=rng).to(batch.noise.device)
+        return to_device(torch.randn(batch.noise.shape, generator=rng), batch.noise.device)
 
     return student_rollout(
         student,
@@ -90,7 +91,7 @@ def fake_score_loss(
     """
     rng, noise_levels = batch.rng(stream), plan.tau_range
     tau = sample_times(len(x0), rng, low=noise_levels.low, high=noise_levels.high, shift=noise_levels.shift)
-    tau, eps = tau.to(x0.device), torch.randn(x0.shape, generator=rng).to(x0.device)
+    tau, eps = to_device(tau, x0.device), to_device(torch.randn(x0.shape, generator=rng), x0.device)
     prediction = denoisers.fake_score(add_noise(plan.path, x0, eps, tau), tau, batch.cond)
     loss = denoising_loss(prediction, x0, eps, plan.prediction_space, plan.path, tau)
     return MicroLoss(loss, {"loss/fake_score": loss.detach()})

@@ -35,6 +35,14 @@ def test_the_anchor_trains_the_first_step_of_the_student_and_no_other_role(
     assert teacher.steps_with_gradient() == [False] * 4 and spy.calls == []
 
 
+def test_an_anchor_that_is_not_past_the_students_start_is_refused(stepwise_network, micro_batch, anchored_step):
+    late = Grid((0.95, 0.5, 0.0))
+    step = anchored_step(stepwise_network(STUDENT_GRID.times), None, None, **micro_batch)
+    anchor = DiversityAnchor(guidance=Guidance(3.0), num_steps=1)
+    with pytest.raises(ValueError, match=r"the anchor is at t = 0\.95, and the student starts at 0\.95"):
+        anchor(replace(step, student_grid=late))
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
 def test_the_anchor_is_the_mean_guided_velocity_over_its_teacher_steps(
     num_steps, stepwise_network, exact_gaussian, micro_batch, anchored_step

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 
+from dpdmd.method.devices import to_device
 from dpdmd.method.discriminator import generator_loss
 from dpdmd.method.grids import sample_times
 from dpdmd.method.objective import StudentStep, Term, TermResult
@@ -34,8 +35,8 @@ class Adversarial(Term):
         assert discriminator is not None, "the adversarial term needs an objective with a discriminator"
         rng = step.rng("adversarial")
         x = step.rollout.x0.detach().requires_grad_()
-        tau = sample_times(len(x), rng, low=self.tau_low, high=self.tau_high).to(x.device)
-        noise = torch.randn(x.shape, generator=rng).to(x.device)
+        tau = to_device(sample_times(len(x), rng, low=self.tau_low, high=self.tau_high), x.device)
+        noise = to_device(torch.randn(x.shape, generator=rng), x.device)
         with torch.enable_grad(), discriminator.differentiable():
             logits = discriminator(add_noise(step.path, x, noise, tau), tau, step.cond)
             loss = generator_loss(logits)

@@ -62,6 +62,10 @@ class DiversityAnchor(Term):
             return TermResult(step.rollout.x0.new_zeros(()))
         step = step.of_first(len(first.x0))
         grid, k = coarsen(step.teacher_grid, self.num_steps, self.coarse_steps or self.num_steps)
+        if not step.student_grid.times[0] > grid.times[k]:
+            raise ValueError(
+                f"the anchor is at t = {grid.times[k]:g}, and the student starts at {step.student_grid.times[0]:g}"
+            )
         teacher = GuidedTeacher(step.teacher, step.path, grid, self.guidance)
         z_k = teacher.rollout(step.noise, step.cond, step.uncond, stop_after=k, second_order=self.second_order)
         t_0, t_k = step.student_grid.time(0, z_k), grid.time(k, z_k)

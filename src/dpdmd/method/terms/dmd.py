@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpdmd.method.devices import to_device
 from dpdmd.method.grids import sample_times
 from dpdmd.method.guidance import Guidance, guided
 from dpdmd.method.losses import Normalisation, dmd_gradient, dmd_loss
@@ -37,8 +38,9 @@ class Dmd(Term):
 
     def __call__(self, step: StudentStep) -> TermResult:
         x, rng = step.rollout.x0, step.rng("dmd")
-        tau = sample_times(len(x), rng, low=self.tau_low, high=self.tau_high, shift=self.tau_shift).to(x.device)
-        x_tau = add_noise(step.path, x.detach(), torch.randn(x.shape, generator=rng).to(x.device), tau)
+        tau = sample_times(len(x), rng, low=self.tau_low, high=self.tau_high, shift=self.tau_shift)
+        tau, noise = to_device(tau, x.device), to_device(torch.randn(x.shape, generator=rng), x.device)
+        x_tau = add_noise(step.path, x.detach(), noise, tau)
         with torch.no_grad():
             fake = step.fake_score(x_tau, tau, step.cond)
             real = guided(step.teacher, x_tau, tau, step.cond, step.uncond, self.guidance)
