@@ -7,9 +7,9 @@ from pathlib import Path
 from dpdmd.data.prompts import evaluation_prompts_of
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.run import evaluate_folder
-from dpdmd.evaluate.stock import Call, generate_with_stock
+from dpdmd.evaluate.stock import Call, generate_with_stock, load_pipeline
 from dpdmd.models.find import find_student
-from dpdmd.models.load import BUILT_IN, built_in_teacher
+from dpdmd.models.load import BUILT_IN, built_in_teacher, load_sampler
 from dpdmd.models.student_file import LORA_FILE, StudentFile, exported_student
 from dpdmd.report.build import report_from_runs
 from dpdmd.store.cache import cache_folder
@@ -64,6 +64,7 @@ def audit(
     make_folder(out, "--out")
     require_writable(out / "report.html", "the report")
     common = {"seeds": list(range(images_per_prompt)), "batch_size": batch_size}
+    _require_loadable(model, teacher, call)
     _draw(teacher, prompts, out / TEACHER / "samples", None, teacher_call, **common)
     _draw(model, prompts, out / STUDENT / "samples", teacher, call, **common)
     for name in (TEACHER, STUDENT):
@@ -80,14 +81,31 @@ def audit(
 
 
 def _draw(model: str, prompts: list[str], samples: Path, base: str | None, call: Call, **options) -> None:
-    if _is_student(model) or (model in BUILT_IN and not call.needs_stock):
+    if _is_ours(model, call):
         steps = {"num_inference_steps": call.num_inference_steps, "guidance_scale": call.guidance_scale}
-        student = find_student(model)
-        is_lora = student is not None and (student / LORA_FILE).is_file()
-        generate_folder(model, prompts, out=samples, base=base if is_lora else None, **steps, **options)
+        generate_folder(model, prompts, out=samples, base=_base_of_lora(model, base), **steps, **options)
     else:
         places = {"model": _folder(model), "base": base and _folder(base)}
         generate_with_stock(prompts=prompts, out=samples, call=call, **places, **options)
+
+
+def _require_loadable(model: str, base: str, call: Call) -> None:
+    """Load the model once, since its turn comes only after all images of the teacher."""
+    if _is_ours(model, call):
+        _ = load_sampler(model, base=_base_of_lora(model, base)).adapter.texts
+    else:
+        load_pipeline(_folder(model), _folder(base), scheduler=call.scheduler)
+
+
+def _is_ours(model: str, call: Call) -> bool:
+    """Whether it is drawn as by `dpdmd sample`."""
+    return _is_student(model) or (model in BUILT_IN and not call.needs_stock)
+
+
+def _base_of_lora(model: str, base: str | None) -> str | None:
+    """`base` for a student that is a LoRA, which may be judged on another base than its own."""
+    student = find_student(model)
+    return base if student is not None and (student / LORA_FILE).is_file() else None
 
 
 def _with_its_export(model: str) -> str:

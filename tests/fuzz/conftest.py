@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 THOROUGH = os.environ.get("DPDMD_FUZZ", "") not in ("", "0")
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -23,6 +23,7 @@ settings.register_profile(
     database=None,
     suppress_health_check=CHECKS,
     print_blob=True,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],  # explanations take minutes where an input takes a second
 )
 settings.load_profile("dpdmd")
 

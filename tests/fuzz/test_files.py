@@ -19,8 +19,9 @@ from dpdmd.store.state import read_state, state_or_none
 from dpdmd.training.run.folder import FailureFile, ProvenanceFile
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=40)
+NO_PROMPT = ("#", "\ufeff", "[", "{")  # beginnings of comments, and of what may be JSON
 PROMPTS = st.lists(
-    WORDS.map(str.strip).filter(lambda text: text and not text.startswith(("#", "\ufeff"))), min_size=1, max_size=8
+    WORDS.map(str.strip).filter(lambda text: text and not text.startswith(NO_PROMPT)), min_size=1, max_size=8
 )
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53)
 JSON = st.recursive(

@@ -16,7 +16,7 @@ from dpdmd.evaluate.generate import require_different, start_processes
 from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.load import sampling_dtype
-from dpdmd.models.parts import load_components, read_index, stored_dtype
+from dpdmd.models.parts import load_components, local_folder, read_index, stored_dtype
 from dpdmd.models.pipeline_files import part_class, parts_of
 from dpdmd.store.cache import batches
 from dpdmd.store.errors import reading
@@ -155,7 +155,8 @@ def load_pipeline(
     dtype = _dtype(source)
     components = load_components(source, dtype)
     with reading(source, "pipeline"), without_loading_bars():
-        pipeline: Any = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **components)
+        folder = local_folder(source)
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **components)
     if is_lora:
         fit = merge_foreign_lora(pipeline, model, source)
         beside = (Path(model).parent if Path(model).is_file() else Path(model)) / SCHEDULER

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dpdmd.models.sizes import build_empty, no_larger_than_files
 from dpdmd.store.errors import InputError, reading
 from dpdmd.store.messages import without_loading_bars
 
@@ -16,6 +17,7 @@ def load_checked(
     source: str | Path,
     part: str,
     *,
+    named: str = "",
     subfolder: str = "",
     dtype: torch.dtype = torch.float32,
     optional: tuple[str, ...] = (),
@@ -24,17 +26,22 @@ def load_checked(
 ) -> Any:
     """Load a network of diffusers or transformers from safetensors with `from_pretrained`, and check that it is whole.
 
-    part: what to call it in an error. optional: modules that are None if the files do not have all of them. unused:
-    endings of weights that may be missing, since no call uses them. options: more of `from_pretrained`.
-    Raises ValueError naming the weights that are missing, of another shape, or that the network has no place for.
+    part, named: what to call it in an error, and its source, if that is not the folder. optional: modules that are None
+    if the files do not have all of them. unused: endings of weights that may be missing, since no call uses them.
+    options: more of `from_pretrained`.
+    Raises ValueError naming the weights that are missing, of another shape, or that the network has no place for, and
+    for a configuration of a network that is far larger than its files.
     Weights of parts that this class does not have, such as another head, may be in the file.
     """
     from diffusers import ModelMixin
 
     of_diffusers = issubclass(component_class, ModelMixin)
+    folder, named = Path(source, subfolder), named or str(source)
     # diffusers itself refuses other shapes by name. transformers prints a table and raises a pointer to it.
     own = {} if of_diffusers else {"ignore_mismatched_sizes": True, "trust_remote_code": False}
-    with reading(source, part), without_loading_bars():
+    with reading(named, part), without_loading_bars(), no_larger_than_files(folder, named, part):
+        if of_diffusers:
+            build_empty(component_class, source, subfolder)
         network, info = component_class.from_pretrained(
             source, subfolder=subfolder, dtype=dtype, use_safetensors=True, output_loading_info=True, **own, **options
         )
@@ -56,7 +63,7 @@ def load_checked(
     ):
         if names:
             raise InputError(
-                f"{source}: cannot read its {part}: {len(names)} tensors are {what}, the first is {names[0]}; the file "
+                f"{named}: cannot read its {part}: {len(names)} tensors are {what}, the first is {names[0]}; the file "
                 "is damaged, or it belongs to another config.json"
             )
     return network

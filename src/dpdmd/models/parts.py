@@ -1,6 +1,8 @@
 """Load the components of a diffusers pipeline one by one."""
 
 import inspect
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,16 @@ from torch import nn
 
 from dpdmd.models import pipeline_files
 from dpdmd.models.checked import load_checked
-from dpdmd.models.pipeline_files import INDEX, checked_index, part_class, parts_of, require_unquantised, weight_files
+from dpdmd.models.pipeline_files import (
+    INDEX,
+    checked_index,
+    only_variant,
+    part_class,
+    parts_of,
+    require_unquantised,
+    weight_files,
+)
+from dpdmd.models.sizes import require_plausible
 from dpdmd.models.tokenizer import load_tokenizer, require_fit
 from dpdmd.store.errors import InputError, reading
 from dpdmd.store.files import read_json
@@ -18,12 +29,29 @@ from dpdmd.store.messages import without_loading_bars
 
 def local_folder(source: str) -> Path:
     """The folder of a pipeline: `source` itself, or the snapshot of a hub id, downloaded unless it is cached."""
-    if Path(source).is_dir():
-        return Path(source)
+    return Path(source) if Path(source).is_dir() else _downloaded(source)
+
+
+@cache
+def _downloaded(hub_id: str) -> Path:
     from diffusers import DiffusionPipeline
 
-    with reading(source, "files"):
-        return Path(DiffusionPipeline.download(source, use_safetensors=True, trust_remote_code=False))
+    with reading(hub_id, "files"):
+        options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+        return Path(DiffusionPipeline.download(hub_id, variant=only_variant(_files_of(hub_id)), **options))
+
+
+def _files_of(hub_id: str) -> list[str]:
+    """The names of a repository's files, as the hub or the local cache knows them."""
+    from huggingface_hub import get_cached_repo_tree, list_repo_files
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, HTTPError
+
+    try:
+        return list_repo_files(hub_id)
+    except (OSError, HTTPError):  # not to be reached, or refused: the download says which
+        with suppress(CachedRepoTreeNotFoundError, OSError):
+            return [file.path for file in get_cached_repo_tree(hub_id)]
+    return []
 
 
 def read_index(source: str) -> dict[str, Any]:
@@ -43,11 +71,13 @@ def load_config(component_class: Any, source: str, name: str) -> dict[str, Any]:
     Raises ValueError if it cannot be read, is that of another class, or says that the weights are stored quantised.
     """
     with reading(source, f"{name} configuration"):
-        config = dict(component_class.load_config(source, subfolder=name))
+        config = component_class.load_config(source, subfolder=name)
+    config = _object(config, source, f"{name} configuration")
     stored = config.get("_class_name", component_class.__name__)
     if stored != component_class.__name__:
         raise InputError(f"{source}: its {name} is a {stored}, and this family needs a {component_class.__name__}")
     require_unquantised(config, source, name)
+    require_plausible(config, source, name)
     return {key: value for key, value in _defaults(component_class).items() if key not in config} | config
 
 
@@ -57,7 +87,15 @@ def load_scheduler_config(source: str) -> dict[str, Any]:
 
     any_class: Any = FlowMatchEulerDiscreteScheduler  # all read the JSON in the same way
     with reading(source, "scheduler configuration"):
-        return dict(any_class.load_config(source, subfolder="scheduler"))
+        config: Any = any_class.load_config(source, subfolder="scheduler")
+    return _object(config, source, "scheduler configuration")
+
+
+def _object(config: Any, source: str, part: str) -> dict[str, Any]:
+    """A configuration, if it is a JSON object. Raises ValueError otherwise."""
+    if not isinstance(config, dict):
+        raise InputError(f"{source}: its {part} must be a JSON object, got {type(config).__name__}")
+    return dict(config)
 
 
 def _defaults(component_class: Any) -> dict[str, Any]:
@@ -77,6 +115,7 @@ def require_texts(source: str) -> None:
             if not isinstance(config, dict):
                 raise InputError(f"{path} must be a JSON object, got {type(config).__name__}")
             require_unquantised(config, source, name)
+            require_plausible(config, source, name)
 
 
 def load_network(component_class: Any, source: str, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -84,10 +123,11 @@ def load_network(component_class: Any, source: str, name: str, dtype: torch.dtyp
 
     Raises ValueError if weights are missing, corrupt or more than its configuration describes.
     """
-    options: dict[str, Any] = {}
-    if Path(source).is_dir():
-        options["variant"] = weight_files(Path(source, name), source, name)[1]
-    return load_checked(component_class, source, f"{name} weights", subfolder=name, dtype=dtype, **options)
+    folder = local_folder(source)
+    variant = weight_files(folder / name, source, name)[1]
+    return load_checked(
+        component_class, folder, f"{name} weights", named=source, subfolder=name, dtype=dtype, variant=variant
+    )
 
 
 def stored_dtype(source: str, name: str) -> torch.dtype:
@@ -107,6 +147,7 @@ def load_components(source: str, dtype: torch.dtype, *, without: tuple[str, ...]
     """
     from transformers import PreTrainedTokenizerBase
 
+    folder = local_folder(source)
     index = read_index(source)
     # Given as None: diffusers asks for a part that is null, but is not one of those that the class calls optional.
     null = [name for name, value in index.items() if value == [None, None]]
@@ -118,10 +159,10 @@ def load_components(source: str, dtype: torch.dtype, *, without: tuple[str, ...]
         if issubclass(component, nn.Module):
             found[name] = load_network(component, source, name, dtype)
         elif issubclass(component, PreTrainedTokenizerBase):
-            found[name] = load_tokenizer(component, source, name)
+            found[name] = load_tokenizer(component, str(folder), name, named=source)
         else:  # a scheduler, an image processor
             with reading(source, name), without_loading_bars():
-                found[name] = component.from_pretrained(source, subfolder=name)
+                found[name] = component.from_pretrained(folder, subfolder=name)
     require_fit(found, source)
     return found
 
@@ -133,7 +174,8 @@ def load_text_pipeline(pipeline_class: Any, source: str, *left_out: str) -> Any:
     """
     components = load_components(source, torch.float32, without=left_out)
     with reading(source, f"text encoders, as {INDEX} lists them"), without_loading_bars():
-        pipeline = pipeline_class.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **components)
+        folder = local_folder(source)
+        pipeline = pipeline_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **components)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):

@@ -4,6 +4,7 @@ import importlib
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ def weight_files(folder: Path, source: str, part: str) -> tuple[list[Path], str 
     if not by_variant:
         raise InputError(f"{source}: cannot read its {part} weights: there is no .safetensors file in {part}/")
     return by_variant[variant], variant
+
+
+def only_variant(names: Iterable[str]) -> str | None:
+    """The variant to ask for in a repository with these files: that of a part which has no plain weights, if any."""
+    parts: dict[str, set[str | None]] = {}
+    for name in names:
+        part, _, file = name.rpartition("/")
+        if part and (match := WEIGHTS.fullmatch(file)) is not None:
+            parts.setdefault(part, set()).add(match["variant"] or match["old_style"])
+    needed = [variants for variants in parts.values() if None not in variants]
+    common = sorted(map(str, set.intersection(*needed))) if needed else []
+    return common[0] if common else None
 
 
 def stored_dtype(folder: Path, source: str, part: str) -> torch.dtype:

@@ -16,6 +16,7 @@ from dpdmd.method.rollout import StudentKind
 from dpdmd.models import flow_scheduler, parts
 from dpdmd.models.base import RENEW_NOISE, LatentShape
 from dpdmd.models.saved_scheduler import flow_config
+from dpdmd.models.sizes import SIDE
 from dpdmd.models.student_file import exported_student
 from dpdmd.store.errors import InputError
 
@@ -119,12 +120,15 @@ class StockAdapter:
         """Height and width of the latents of an image.
 
         height, width: of the image, in pixels; None: `default` latent pixels, one or two numbers. patch: latent
-        pixels per token and side. Raises ValueError unless both are divisible by vae_factor * patch.
+        pixels per token and side. Raises ValueError unless both are divisible by vae_factor * patch, and up to SIDE.
         """
         factor = self.vae_factor
         rows, columns = (default, default) if isinstance(default, int) else default
+        own = "" if height or width else f" by its {self.network_name} and vae configurations"
         height, width = height or rows * factor, width or columns * factor
         for name, value in (("height", height), ("width", width)):
+            if not 0 < value <= SIDE:
+                raise InputError(f"{self.source}: {name}{own} must be up to {SIDE} pixels, got {value}")
             if value % (factor * patch):
                 raise InputError(f"{name} must be divisible by {factor * patch} for {self.source}, got {value}")
         return height // factor, width // factor

@@ -11,18 +11,21 @@ WHOLE = ("tokenizer.json", "tokenizer.model", "spiece.model")  # each has the vo
 EVERY_KEY = "tokenizer_file"  # the name under which a class lists tokenizer.json, which replaces its other files
 
 
-def load_tokenizer(tokenizer_class: Any, source: str, name: str) -> Any:
-    """The tokenizer in the folder `name` of a model. Raises ValueError if it cannot be read or has no vocabulary."""
+def load_tokenizer(tokenizer_class: Any, source: str, name: str, *, named: str = "") -> Any:
+    """The tokenizer in the folder `name` of a model, `named` in errors if not by its folder.
+
+    Raises ValueError if it cannot be read or has no vocabulary.
+    """
     folder = Path(source, name)
     if Path(source).is_dir():
         files = {key: file for key, file in tokenizer_class.vocab_files_names.items() if key != EVERY_KEY}
         missing = [file for file in files.values() if not (folder / file).is_file()]
         if not any((folder / file).is_file() for file in WHOLE) and (missing or not files):
             raise InputError(
-                f"{source}: cannot read its {name or 'tokenizer'}: {folder} has neither tokenizer.json nor "
+                f"{named or source}: cannot read its {name or 'tokenizer'}: {folder} has neither tokenizer.json nor "
                 f"{' and '.join(missing) or 'another vocabulary'}"
             )
-    with reading(source, name or "tokenizer"), without_loading_bars():
+    with reading(named or source, name or "tokenizer"), without_loading_bars():
         return tokenizer_class.from_pretrained(source, subfolder=name, trust_remote_code=False)
 
 

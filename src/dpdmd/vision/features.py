@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpdmd.models.checked import load_checked
+from dpdmd.models.sizes import require_plausible_file
 from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
 from dpdmd.store.errors import library_errors
@@ -151,6 +152,7 @@ def read_vision_config(name: str | Path, local_files_only: bool = False) -> Any:
     """The config.json of a transformers model, whose own code is not run. Raises ValueError if it cannot be read."""
     from transformers import AutoConfig
 
+    require_plausible_file(Path(name), name, "feature network's")
     with library_errors(_missing(name)):
         return AutoConfig.from_pretrained(name, local_files_only=local_files_only, trust_remote_code=False)
 
