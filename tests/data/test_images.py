@@ -96,3 +96,14 @@ def test_the_digest_knows_content_and_prompts(tmp_path):
     second = images_digest(captioned_images(tmp_path))
     picture(tmp_path / "a.png", colour=(0, 0, 0))
     assert len({first, second, images_digest(captioned_images(tmp_path))}) == 3
+
+
+def test_captions_of_other_tools_are_read_or_refused_by_name(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.caption").write_text("a cat\n")
+    assert [prompt for _, prompt in captioned_images(tmp_path)] == ["a cat"]
+    for name in ("metadata.parquet", "metadata.tsv"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(ValueError, match=f"{name} is not read; write its captions as metadata.jsonl or"):
+            captioned_images(tmp_path)
+        (tmp_path / name).unlink()

@@ -114,3 +114,25 @@ def test_several_sources_have_the_shares_of_their_weights_and_lose_no_prompt(tmp
     assert training_prompts([(many, 0.5)]) == training_prompts(many)
     equal = Counter(prompt.split()[0] for prompt in training_prompts([(few, 1.0), (many, 1.0)]))
     assert equal == {"few.txt": 40, "many.txt": 40}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'["a cat", "a dog"]', "has JSON in it and would be read line by line; call it NAME.json"),
+        (b'\n[\n "a cat",\n "a dog"\n]\n', "call it NAME.json"),
+        (b'{"prompt": "a cat"}\n{"prompt": "a dog"}\n', "call it NAME.jsonl"),
+        ("a cat\na dog\n".encode("utf-16-le"), "has zero bytes in it and is no UTF-8 text"),
+        ("a cat\n".encode("utf-16"), "is not UTF-8 text"),
+        ("a café\n".encode("latin-1"), "is not UTF-8 text"),
+    ],
+)
+def test_a_text_file_that_holds_something_else_is_refused(content, message, tmp_path):
+    (tmp_path / "p.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / "p.txt")
+
+
+def test_every_kind_of_line_end_ends_a_prompt_and_brackets_may_begin_one(tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"a cat\r\n\r\na dog\r[a] bird\n")
+    assert read_prompts(tmp_path / "p.txt") == ["a cat", "a dog", "[a] bird"]

@@ -1,10 +1,12 @@
 """Picture files as people see them, in closed form for each kind."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from dpdmd.data.images import read_image
 from dpdmd.store.pictures import natural_key, pictures_in, read_picture
@@ -82,8 +84,76 @@ def test_cmyk_is_converted_and_a_profile_is_used(tmp_path):
     assert np.abs(pixels(tmp_path / "a.jpg").astype(int) - [0, 255, 255]).max() <= 2
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     image.save(tmp_path / "b.jpg", quality=100, icc_profile=profile)
-    with pytest.raises(ValueError, match=r"b\.jpg is not a readable image"):  # a profile of other colours
-        read_picture(tmp_path / "b.jpg")
+    assert np.array_equal(pixels(tmp_path / "b.jpg"), pixels(tmp_path / "a.jpg"))  # a profile of other colours
+
+
+def profile(gamma: float) -> bytes:
+    """A profile with sRGB's primaries and another gamma, written out: ICC.1:2001-04, tags of a matrix profile."""
+    fixed = lambda *values: b"".join(struct.pack(">i", round(value * 65536)) for value in values)  # noqa: E731
+    xyz = lambda *values: b"XYZ " + bytes(4) + fixed(*values)  # noqa: E731
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    tags = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", 2) + b"a" + bytes(80),
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"rXYZ": xyz(0.4361, 0.2225, 0.0139),
+        b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
+        b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
+        b"rTRC": curve, b"gTRC": curve, b"bTRC": curve,
+    }  # fmt: skip
+    table, data, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += name + struct.pack(">II", start + len(data), len(content))
+        data += content
+    head = struct.pack(">I4sI4s4s4s", 128 + len(table + data), b"none", 0x02400000, b"mntr", b"RGB ", b"XYZ ")
+    head += bytes(12) + b"acsp" + bytes(28) + fixed(0.9642, 1.0, 0.8249) + bytes(48)
+    return head + table + data
+
+
+def as_srgb(light):
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("gamma", [1.0, 1.8])
+def test_colours_go_through_the_profile_or_the_gamma_of_the_file(gamma, alpha, tmp_path):
+    values = np.array([[[10, 128, 250], [64, 0, 200]]], dtype=np.uint8)
+    image, chunk = Image.fromarray(values), PngInfo()
+    if alpha:
+        image.putalpha(255)
+    image.save(tmp_path / "icc.png", icc_profile=profile(gamma))
+    chunk.add(b"gAMA", struct.pack(">I", round(1e5 / gamma)))
+    image.save(tmp_path / "gama.png", pnginfo=chunk)
+    expected = 255 * as_srgb((values / 255) ** gamma)
+    assert np.abs(pixels(tmp_path / "gama.png") - expected).max() <= 0.5
+    assert np.abs(pixels(tmp_path / "icc.png") - expected).max() <= 2  # colour management rounds
+
+
+def test_the_usual_gamma_and_a_broken_profile_change_nothing(tmp_path):
+    chunk = PngInfo()
+    chunk.add(b"gAMA", struct.pack(">I", 45455))
+    Image.fromarray(CORNERS).save(tmp_path / "a.png", pnginfo=chunk)
+    Image.fromarray(CORNERS).save(tmp_path / "b.png", icc_profile=b"no profile")
+    assert all(np.array_equal(pixels(tmp_path / name), CORNERS) for name in ("a.png", "b.png"))
+
+
+def test_of_an_animation_it_is_the_first_picture(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for name in ("a.png", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        assert np.array_equal(pixels(tmp_path / name), np.asarray(frames[0]))
+
+
+def test_a_clear_grey_of_sixteen_bits_is_white(tmp_path):
+    Image.fromarray(np.array([[300, 257]], dtype=np.uint16)).save(tmp_path / "a.png", transparency=300)
+    assert pixels(tmp_path / "a.png")[0, :, 0].tolist() == [255, 1]
+
+
+def test_no_program_is_given_what_is_named_as_a_picture(tmp_path):
+    """Pillow gives encapsulated PostScript to Ghostscript, which runs it."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match=r"a\.png is not a readable image: cannot identify"):
+        read_picture(tmp_path / "a.png")
 
 
 def test_the_discriminator_and_the_metrics_see_the_same(tmp_path):

@@ -13,14 +13,17 @@ from dpdmd.store.names import did_you_mean, expanded
 from dpdmd.store.pictures import SUFFIXES, pictures_in, read_picture, visible
 
 METADATA = ("metadata.jsonl", "metadata.csv")
+NOT_READ = ("metadata.parquet", "metadata.json", "metadata.tsv")
+CAPTIONS = (".txt", ".caption")
 
 
 def captioned_images(folder: str | Path, column: str = COLUMN) -> list[tuple[Path, str]]:
     """(image, prompt) of each picture file in a folder and its sub-folders, in natural order (img_2 before img_10).
 
     The prompt of NAME.png is `column` of the row of metadata.jsonl or metadata.csv, in its folder or in one above, with
-    the "file_name" NAME.png as seen from there, else the content of NAME.txt, else empty. Names that begin with a dot
-    are passed over. Raises ValueError if the folder is missing, has no image, or has broken metadata.
+    the "file_name" NAME.png as seen from there, else the content of NAME.txt or NAME.caption, else empty. Names that
+    begin with a dot are passed over. Raises ValueError if the folder is missing, has no image, or has metadata that is
+    broken or of another kind.
     """
     folder = Path(expanded(folder))
     if not folder.is_dir():
@@ -36,11 +39,14 @@ def captioned_images(folder: str | Path, column: str = COLUMN) -> list[tuple[Pat
                 f"{table} names {len(missing)} images that are not in the folder, the first is {missing[0]}"
             )
         prompts |= own
-    return [(path, prompts.get(path) or _text(path.with_suffix(".txt"))) for path in images]
+    return [(path, prompts.get(path) or _text(path)) for path in images]
 
 
 def _found(folder: Path) -> tuple[list[Path], list[Path]]:
     """The pictures and the tables of a folder and its visible sub-folders, those of the folder itself first."""
+    for name in NOT_READ:
+        if (folder / name).is_file():
+            raise ValueError(f"{folder / name} is not read; write its captions as {' or '.join(METADATA)}")
     images, tables = pictures_in(folder), [folder / name for name in METADATA if (folder / name).is_file()]
     for sub_folder in visible(path for path in folder.iterdir() if path.is_dir()):
         more = _found(sub_folder)
@@ -81,5 +87,6 @@ def _metadata(table: Path, column: str) -> dict[Path, str]:
     return prompts
 
 
-def _text(path: Path) -> str:
-    return read_utf8(path).strip() if path.is_file() else ""
+def _text(image: Path) -> str:
+    files = (image.with_suffix(suffix) for suffix in CAPTIONS)
+    return next((read_utf8(file).strip() for file in files if file.is_file()), "")

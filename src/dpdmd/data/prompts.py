@@ -1,5 +1,6 @@
 """Prompt lists: a text file, a table, a Hugging Face dataset, composed or the built-in world's captions."""
 
+import json
 from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -42,11 +43,30 @@ def _read(path: str | Path, column: str, negative_column: str | None = None) -> 
         pairs = _take(table_rows(path), column, negative_column)
     else:
         # Not splitlines(): it also splits at characters such as U+2028 that may stand inside a prompt.
-        lines = (line.strip() for line in read_utf8(path).split("\n"))
+        lines = [line.strip() for line in read_utf8(path).split("\n")]
+        _require_no_json(lines, path)
         pairs = _alone(line for line in lines if line and not line.startswith("#"))
     if not pairs:
         raise ValueError(f"{path} has no prompts: {HOW.format(column=column)}")
     return pairs
+
+
+def _require_no_json(lines: list[str], path: str | Path) -> None:
+    """Raises ValueError for JSON under another name, whose brackets and keys would become prompts."""
+    first = next(filter(None, lines), "")
+    if not first.startswith(("[", "{")):
+        return
+    for text, name in (("\n".join(lines), ".json"), (first, ".jsonl")):
+        if _is_json(text):
+            raise ValueError(f"{path} has JSON in it and would be read line by line; call it NAME{name}")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _dataset(name: str, column: str, negative_column: str | None) -> list[Pair]:

@@ -20,11 +20,14 @@ def read_utf8(path: str | Path) -> str:
     """The text of a UTF-8 file, without the byte-order mark of some editors. Raises ValueError naming the file."""
     try:
         require_ordinary_file(path)
-        return Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}{did_you_mean(path)}") from None
+    if "\0" in text:  # as UTF-16 has it, where there is no byte-order mark
+        raise ValueError(f"{path} has zero bytes in it and is no UTF-8 text; save it as UTF-8")
+    return text
 
 
 def table_rows(path: str | Path) -> Rows:

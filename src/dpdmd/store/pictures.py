@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,16 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # Folders that an operating system or a file server makes for itself.
 NOT_OURS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 WHITE = (255, 255, 255)
+# What is decoded, whatever a file's name says. Pillow would give some other formats to programs such as Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+SRGB_GAMMA = 0.45455  # what a PNG says whose values are as a screen shows them
 
 
 def read_picture(path: str | Path) -> "Image":
     """A picture file as 8-bit RGB, the way a viewer shows it on a white page.
 
-    The orientation in its EXIF data is applied, transparent parts are laid on white, 16 bits are scaled to 8, and CMYK
-    goes through the profile in the file. Of an animation it is the first picture.
+    The orientation in its EXIF data is applied, transparent parts are laid on white, 16 bits are scaled to 8, and
+    colours go through the profile in the file, or its gamma. Of an animation it is the first picture.
     Raises ValueError naming the file if it is missing, broken or too large.
     """
     from PIL import Image, ImageOps
@@ -30,7 +34,7 @@ def read_picture(path: str | Path) -> "Image":
     if not path.exists():
         raise ValueError(f"no such file: {path}")
     what = f"{path} is not a readable image"
-    with library_errors(what, "replace it or remove it from the folder"), Image.open(path) as image:
+    with library_errors(what, "replace it or remove it from the folder"), Image.open(path, formats=FORMATS) as image:
         return _as_rgb(ImageOps.exif_transpose(image))
 
 
@@ -39,12 +43,12 @@ def _as_rgb(image: "Image") -> "Image":
 
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(image).convert("RGB")
-    if image.mode == "CMYK":
-        return _from_cmyk(image)
-    if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", seen.size, (*WHITE, 255)), seen).convert("RGB")
-    return image.convert("RGB")
+    if not image.has_transparency_data:
+        return _on_screen(image, image)
+    seen = image.convert("RGBA")
+    shown = _on_screen(seen.convert("RGB"), image)
+    shown.putalpha(seen.getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", seen.size, (*WHITE, 255)), shown).convert("RGB")
 
 
 def _from_deep(image: "Image") -> "Image":
@@ -53,21 +57,37 @@ def _from_deep(image: "Image") -> "Image":
     from PIL import Image
 
     values = np.asarray(image).astype(np.float64)
+    if (clear := image.info.get("transparency")) is not None:
+        values[values == clear] = 65535
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"its pixels are {image.mode}, not 8 or 16 bits of brightness")
     return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
-def _from_cmyk(image: "Image") -> "Image":
+def _on_screen(colours: "Image", source: "Image") -> "Image":
+    """Colours without transparency in sRGB, by the profile or the gamma of the file that they are from.
+
+    A profile that cannot be used is passed over, as viewers do.
+    """
     from PIL import ImageCms
 
-    profile = image.info.get("icc_profile")
-    if not profile:
-        return image.convert("RGB")
-    found: Any = ImageCms.profileToProfile(
-        image, ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
-    )
-    return found
+    if profile := source.info.get("icc_profile"):
+        plain = colours if colours.mode in ("L", "CMYK") else colours.convert("RGB")
+        with suppress(ImageCms.PyCMSError, OSError):
+            screen = ImageCms.createProfile("sRGB")
+            given = ImageCms.ImageCmsProfile(BytesIO(profile))
+            found: Any = ImageCms.profileToProfile(plain, given, screen, outputMode="RGB")
+            return found
+    plain = colours.convert("RGB")
+    gamma = source.info.get("gamma")
+    if not gamma or "srgb" in source.info or abs(gamma - SRGB_GAMMA) < 0.01:
+        return plain
+    return plain.point([round(255 * _srgb((value / 255) ** (1 / gamma))) for value in range(256)] * 3)
+
+
+def _srgb(light: float) -> float:
+    """The value in sRGB (IEC 61966-2-1) of an amount of light in [0, 1]."""
+    return 12.92 * light if light <= 0.0031308 else 1.055 * light ** (1 / 2.4) - 0.055
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:
