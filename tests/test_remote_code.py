@@ -133,3 +133,52 @@ def test_no_pipeline_runs_its_code(kind, run, pipeline, tmp_path):
     # Known classes ignore the map and are read as usual; what names other code is refused, where it would be read.
     assert codes[:3] == ([0, 0, 0] if kind in ("config", "tokenizer") else [2, 2, 2])
     assert kind != "pipeline" or set(codes) == {2}
+
+
+def a_run(folder: Path, base: Path) -> Path:
+    """A finished run on the base, whose student is the base's network."""
+    (folder / "student").mkdir(parents=True)
+    weights = next((built_in_teacher() / "transformer").glob("*.safetensors"))
+    shutil.copyfile(weights, folder / "student" / "student.safetensors")
+    info = {"base": str(base), "grid": [1.0, 0.5, 0.0], "num_inference_steps": 4, "objective": "dmd", "updates": 1}
+    write_json(folder / "student" / "student.json", info)
+    add_code(folder, folder.parent / "canary")
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_student_of_such_a_pipeline_runs_its_code(kind, run, pipeline, tmp_path):
+    student = a_run(tmp_path / "run", pipeline(kind))
+    assert run("export", student, "--out", "export") == (2 if kind == "pipeline" else 0)
+    assert run("export", student, "--lora", "--out", "lora") == 2  # it is none
+    write_json(student / "metrics.json", {"diversity": 0.1})
+    assert run("report", student, "--out", "report.html") == 0
+    one = ["--prompt", "a red circle", "--images-per-prompt", 1]
+    assert run("sample", student, *one, "--out", "s") == (0 if kind in ("config", "tokenizer") else 2)
+
+
+def compared(run, model: Path) -> int:
+    few = ["--budget", "1 steps", "--seeds", "0", "--guidance", "", "--images-per-prompt", 2]
+    keys = {"model.teacher": model, "data.prompts": "p.txt", "train.batch_size": 2, "model.num_inference_steps": 4}
+    changed = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
+    Path("p.txt").write_text("a red circle\n")
+    return run("compare", "scenes_dmd", *few, *changed, "--prompts", "p.txt", "--features", "scenes", "--out", "c")
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "library"])
+def test_no_comparison_runs_its_code(kind, run, pipeline):
+    assert compared(run, pipeline(kind)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["config", "tokenizer"])
+def test_no_process_of_a_comparison_runs_its_code(kind, run, pipeline):
+    assert compared(run, pipeline(kind)) == 0
+
+
+@pytest.mark.parametrize("command", ["sample", "plan"])
+def test_a_folder_of_the_name_of_a_built_in_model_is_not_taken_for_it(command, run, pipeline, tmp_path):
+    """The demo, which reads no other model, and all else that names one find the package's own."""
+    pipeline("pipeline").rename(tmp_path / "scenes")
+    one = ["--prompt", "a red circle", "--images-per-prompt", 1, "--num-inference-steps", 1, "--out", "s"]
+    assert run(*(["sample", "scenes", *one] if command == "sample" else ["plan", "scenes_dmd"])) == 0

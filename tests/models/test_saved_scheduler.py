@@ -109,6 +109,10 @@ def test_sdxl_refuses_what_changes_its_predictions(scheduler, named, with_schedu
 
 
 def test_sdxl_says_which_spacing_it_does_not_use(with_scheduler):
-    adapter = with_scheduler("sdxl", diffusers.DPMSolverMultistepScheduler(**BETAS, use_karras_sigmas=True))
-    assert adapter.notes == ["the teacher takes DDIM steps, trailing; its scheduler's use_karras_sigmas is not used"]
-    assert with_scheduler("sdxl", diffusers.EulerDiscreteScheduler(**BETAS)).notes == []
+    solver = diffusers.DPMSolverMultistepScheduler(**BETAS, use_karras_sigmas=True)
+    (note,) = with_scheduler("sdxl", solver).notes
+    named = "DPMSolverMultistepScheduler, use_karras_sigmas, timestep_spacing = 'linspace'"
+    assert note.endswith(f"trailing timesteps; of its saved scheduler is not used: {named}")
+    (note,) = with_scheduler("sdxl", diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="leading")).notes
+    assert note.endswith("not used: timestep_spacing = 'leading'")
+    assert with_scheduler("sdxl", diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing")).notes == []

@@ -13,13 +13,14 @@ from trainers import latest_and_messages, train
 from dpdmd.models.student_file import LORA_FILE
 from dpdmd.recipe.schema import Recipe, TrainConfig
 from dpdmd.recipe.toml import flatten, load_recipe
+from dpdmd.store.errors import StoppedBySignal
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.jsonl import read_rows
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training.run import checkpoint as checkpoints
 from dpdmd.training.run.checkpoint import latest_checkpoint, save_checkpoint
 from dpdmd.training.run.folder import binding_digest
-from dpdmd.training.run.signals import StoppedBySignal, StopRequest
+from dpdmd.training.run.signals import StopRequest
 from dpdmd.training.trainer import Trainer
 
 

@@ -11,7 +11,7 @@ from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import read_tensors, write_tensors
 from dpdmd.training.public import train
-from dpdmd.training.run.identity import differences
+from dpdmd.training.run.identity import differences, not_compared
 
 NOW = {
     "settings_hash": "a",
@@ -26,7 +26,10 @@ NOW = {
 
 def test_the_same_run_differs_in_nothing_and_an_older_checkpoint_only_in_what_it_has():
     assert differences(NOW, NOW) == []
-    assert differences({"prompts_hash": "b", "samples_per_update": 8, "binding_hash": "x"}, NOW) == []
+    old = {"settings_hash": "a", "prompts_hash": "b", "samples_per_update": 8, "binding_hash": "x"}
+    assert differences(old, NOW) == [] and not_compared(NOW) == []
+    words = " and ".join(not_compared(old))
+    assert "model.teacher" in words and "images" in words and "prompts" not in words and "settings" not in words
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from trainers import newest as newest_checkpoint
 
 from dpdmd.distributed.processes import new_accelerator, rank_and_world_size
 from dpdmd.recipe.schema import Recipe
+from dpdmd.store.errors import StoppedBySignal
 from dpdmd.store.files import read_json
 from dpdmd.store.png import write_png
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training import trainer
 from dpdmd.training.run import trackers
-from dpdmd.training.run.signals import StoppedBySignal
 from dpdmd.training.trainer import Trainer
 from dpdmd.training.validation import images as validation
 

@@ -19,12 +19,12 @@ from processes import in_processes, train_tiny
 from trainers import train
 
 from dpdmd.recipe.toml import flatten
+from dpdmd.store.errors import StoppedBySignal
 from dpdmd.store.files import read_json
 from dpdmd.store.jsonl import read_rows
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training import loop
 from dpdmd.training.run import trackers
-from dpdmd.training.run.signals import StoppedBySignal
 from dpdmd.training.run.trackers import flat_settings
 from dpdmd.training.trainer import Trainer
 

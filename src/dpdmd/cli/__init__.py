@@ -12,6 +12,7 @@ import typer
 
 from dpdmd.cli import demo, images, runs, training
 from dpdmd.cli.streams import lasting_streams, printable
+from dpdmd.store.errors import StoppedBySignal
 
 app = typer.Typer(
     name="dpdmd",
@@ -55,7 +56,8 @@ def common(
 def main() -> None:
     """Run the command line.
 
-    An error that the user can fix is printed in one line on stderr, without a traceback; see `_exit_code`.
+    An error that the user can fix is printed in one line on stderr, without a traceback; see `_exit_code`. Any other is
+    a bug of ours and keeps its traceback.
     """
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         # Their warnings about missing optional packages would hide our messages.
@@ -63,29 +65,26 @@ def main() -> None:
     with lasting_streams():
         try:
             app()
-        except Exception as error:
-            code = _exit_code(error)
-            if code is None or os.environ.get(DEBUG_VARIABLE):
+        except (ValueError, OSError, FloatingPointError) as error:
+            if os.environ.get(DEBUG_VARIABLE):
                 raise
-            if code <= 128:
-                print(f"error: {printable(str(error))}", file=sys.stderr)
-            elif os.environ.get("RANK", "0") == "0":  # a signal stops all processes; one message is enough
-                print(error, file=sys.stderr)
-            sys.exit(code)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            sys.exit(_exit_code(error))
+        except StoppedBySignal as stop:
+            if os.environ.get(DEBUG_VARIABLE):
+                raise
+            if os.environ.get("RANK", "0") == "0":  # a signal stops all processes; one message is enough
+                print(stop, file=sys.stderr)
+            sys.exit(stop.exit_code)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
 
-def _exit_code(error: Exception) -> int | None:
-    """The exit code of an error: 2 for invalid input, 1 for a run that cannot continue, 128 + signal number.
-
-    None for any other error, which is a bug of ours and keeps its traceback.
-    """
+def _exit_code(error: Exception) -> int:
+    """The exit code of an error: 2 for what the user can mend, 1 for a run that cannot continue."""
     if isinstance(error, ValueError | FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError):
         return USER_ERROR
     if isinstance(error, OSError) and error.errno in (ENAMETOOLONG, ELOOP):
         return USER_ERROR
-    if isinstance(error, FloatingPointError | OSError):
-        return STOPPED_ERROR
-    return getattr(error, "exit_code", None)
+    return STOPPED_ERROR

@@ -1,5 +1,6 @@
 """Sample one of our models into a folder: PNGs, and the manifest that every metric reads."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
 from dpdmd.store.errors import require_text
 from dpdmd.store.files import require_place, require_writable
+
+logger = logging.getLogger(__name__)
 
 LAST_SEED, MOST_IMAGES = 2**64 - 1, 10**7
 CHUNK = 64  # prompts encoded at a time
@@ -166,6 +169,8 @@ def generate_folder(
             "num_inference_steps": first.grid.num_steps, "guidance_scale": first.guidance_scale
         }  # fmt: skip
         first.network.to(device)
+    for note in sampler.adapter.notes if sampler.grid is None else []:
+        logger.info("%s: %s", model, note)
     sampler.network.to(device)
     decode = decoder(sampler.adapter)
 

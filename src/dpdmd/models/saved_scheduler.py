@@ -32,6 +32,8 @@ NOISE = "stochastic_sampling"
 OF_EULER = {"invert_sigmas": False, NOISE: False, "num_train_timesteps": 1000}
 # Options of noise-predicting schedulers that change the prediction. Those that change times are not used (`sdxl.py`).
 OF_NOISE = {"thresholding": False, "clip_sample": False, "use_flow_sigmas": False, "snr_shift_scale": None}
+MOST_TIMESTEPS = 10**5  # of a noise schedule; public models have 1000
+AS_DDIM = ("DDIMScheduler", "EulerDiscreteScheduler")  # the same steps in other variables
 TIMES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 
@@ -70,7 +72,7 @@ def flow_config(
 def require_noise_options(config: dict[str, Any], source: str) -> list[str]:
     """Raises ValueError for options of a noise-predicting scheduler that change its predictions.
 
-    Returns the names of those that change its times alone, which a teacher's own grid replaces.
+    Returns what it says otherwise than DDIM on trailing timesteps, with which a teacher's own steps replace it.
     """
     scheduler = getattr(diffusers, str(config.get("_class_name")), None)
     if not (isinstance(scheduler, type) and issubclass(scheduler, diffusers.SchedulerMixin)):
@@ -80,7 +82,12 @@ def require_noise_options(config: dict[str, Any], source: str) -> list[str]:
     defaults = {name: parameter.default for name, parameter in known.items()}
     values = defaults | {name: value for name, value in config.items() if name in known}
     _require(values, OF_NOISE, source)
-    return [name for name in TIMES if values.get(name)]
+    spacing = values.get("timestep_spacing", "linspace")
+    return [
+        *([] if scheduler.__name__ in AS_DDIM else [scheduler.__name__]),
+        *(name for name in TIMES if values.get(name)),
+        *([] if spacing == "trailing" else [f"timestep_spacing = {spacing!r}"]),
+    ]
 
 
 def _require(config: dict[str, Any], wanted: dict[str, Any], source: str) -> None:

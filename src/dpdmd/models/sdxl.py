@@ -18,7 +18,7 @@ from dpdmd.method.paths import Prediction, VPPath, from_eps, from_v
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models import kohya
 from dpdmd.models.base import RENEW_NOISE, LatentShape
-from dpdmd.models.saved_scheduler import require_noise_options
+from dpdmd.models.saved_scheduler import MOST_TIMESTEPS, require_noise_options
 from dpdmd.models.stock import StockAdapter
 from dpdmd.store.errors import InputError
 
@@ -50,7 +50,7 @@ class SDXLAdapter(StockAdapter):
     def __init__(self, source: str):
         super().__init__(source)
         self.noise_schedule = _noise_schedule(source, self.scheduler_config)
-        self._unused_times = require_noise_options(self.scheduler_config, source)
+        self._otherwise = require_noise_options(self.scheduler_config, source)
         self.prediction_space, self._convert = CONVERSIONS[self.noise_schedule["prediction_type"]]
         self.path = VPPath(self._scheduler("ode").alphas_cumprod)
         if self.network_config.get("time_cond_proj_dim") is not None:
@@ -66,9 +66,13 @@ class SDXLAdapter(StockAdapter):
 
     @property
     def notes(self) -> list[str]:
-        """Options of the saved scheduler that would space its steps otherwise."""
-        names = ", ".join(self._unused_times)
-        return [f"the teacher takes DDIM steps, trailing; its scheduler's {names} is not used"] if names else []
+        """What the saved scheduler would do otherwise."""
+        if not self._otherwise:
+            return []
+        return [
+            "the teacher takes DDIM steps on trailing timesteps; of its saved scheduler is not used: "
+            + ", ".join(self._otherwise)
+        ]
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
@@ -194,6 +198,12 @@ def _noise_schedule(source: str, config: dict[str, Any]) -> dict[str, Any]:
         "prediction_type": config.get("prediction_type", "epsilon"),
         "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
     }
+    timesteps = schedule["num_train_timesteps"]
+    if not isinstance(timesteps, int) or not 1 <= timesteps <= MOST_TIMESTEPS:
+        raise InputError(
+            f"{source}: num_train_timesteps of its scheduler must be a whole number up to {MOST_TIMESTEPS}, "
+            f"got {timesteps!r}"
+        )
     if schedule["prediction_type"] not in CONVERSIONS:
         raise InputError(
             f"{source}: prediction_type must be one of {', '.join(CONVERSIONS)}, got {schedule['prediction_type']!r}"

@@ -25,6 +25,15 @@ class InputError(ValueError):
     """What a user gave cannot be used; the message says what, why and what to do. Blocks around it leave it alone."""
 
 
+class StoppedBySignal(Exception):
+    """Training was asked to stop and has saved a checkpoint; `exit_code` is 128 + the signal's number, as in shells."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+
 @contextmanager
 def reading(source: object, part: str) -> Iterator[None]:
     """`library_errors` with "SOURCE: cannot read its PART"."""

@@ -64,11 +64,18 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-class _BesideProgressBars(logging.Handler):
+class _BesideProgressBars(logging.StreamHandler):
     """Writes by tqdm, which clears its bars, writes the line and draws the bars again below it."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            tqdm.write(self.format(record))
-        except Exception:  # noqa: BLE001  # as every handler of logging does
-            self.handleError(record)
+    def __init__(self):
+        super().__init__(stream=_BarsStream())
+
+
+class _BarsStream:
+    """stdout as it is when a line is written."""
+
+    def write(self, text: str) -> None:
+        tqdm.write(text, end="")
+
+    def flush(self) -> None:
+        """tqdm has done it."""

@@ -12,6 +12,7 @@ from dpdmd.models.base import ModelAdapter
 from dpdmd.planning.cost import checkpoint_bytes, network_sizes
 from dpdmd.recipe.plan import Plan
 from dpdmd.recipe.schema import CheckpointConfig
+from dpdmd.store.errors import StoppedBySignal
 from dpdmd.store.jsonl import cut_after, read_rows
 from dpdmd.store.progress import progress_bar
 from dpdmd.training.facts import describe, facts, setup
@@ -21,7 +22,7 @@ from dpdmd.training.parts import build_parts
 from dpdmd.training.run.checkpoint import latest_checkpoint
 from dpdmd.training.run.folder import RunFolder
 from dpdmd.training.run.log import log_row
-from dpdmd.training.run.signals import StoppedBySignal, StopRequest
+from dpdmd.training.run.signals import StopRequest
 from dpdmd.training.run.trackers import Trackers, open_trackers, require_trackers
 from dpdmd.training.trainer import Trainer
 from dpdmd.training.validation.best import as_entry, keep_best

@@ -1,5 +1,6 @@
 """The state of a run and its one iteration: M fake-score updates, then one student update."""
 
+import logging
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -22,9 +23,11 @@ from dpdmd.store.tensors import write_tensors
 from dpdmd.training.data import MicroBatch
 from dpdmd.training.parts import Parts
 from dpdmd.training.run.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
-from dpdmd.training.run.identity import differences
+from dpdmd.training.run.identity import differences, not_compared
 from dpdmd.training.updater import rate_factor
 from dpdmd.training.updates import MicroLoss, draw_samples, fake_score_loss, student_loss
+
+logger = logging.getLogger(__name__)
 
 Drawn = tuple[MicroBatch, Tensor]  # a micro-batch and the student's samples x0 (B, C, H, W) of it, without graph
 
@@ -133,6 +136,13 @@ class Trainer:
             raise ValueError(
                 f"checkpoint {checkpoint.folder} belongs to another run: {'; '.join(differ)}. Give it what it began "
                 "with, or choose another output.folder"
+            )
+        if unknown := not_compared(state):
+            logger.warning(
+                "checkpoint %s is of an earlier version, which did not record the content of: %s. See yourself that it "
+                "is the same",
+                checkpoint.folder,
+                ", ".join(unknown),
             )
         if checkpoint.step > budget.num_updates:
             raise ValueError(

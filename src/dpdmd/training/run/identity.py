@@ -26,7 +26,7 @@ SAMPLES_HINT = "on fewer processes raise train.accumulation, on more lower it, s
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between the identity in a checkpoint and that of the run that would go on from it, in words.
 
-    A key that `before` lacks is not compared: an earlier version wrote it.
+    A key that `before` lacks is not compared: an earlier version wrote it (`not_compared`).
     """
     known = {key: value for key, value in now.items() if key in before}
     found = [f"it was trained with other {words}" for key, words in WORDS.items() if known.get(key) != before.get(key)]
@@ -38,6 +38,11 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         samples = f"{before.get('samples_per_update')} samples per update, now {now['samples_per_update']}"
         found.append(f"it was trained with {samples}; {SAMPLES_HINT}")
     return found
+
+
+def not_compared(before: dict[str, Any]) -> list[str]:
+    """What a checkpoint of an earlier version does not say of its run, in words: it cannot be compared."""
+    return [words for key, words in (*WORDS.items(), ("teacher_parts", "teacher (model.teacher)")) if key not in before]
 
 
 def _teacher(before: Any, now: dict[str, str]) -> str:

@@ -8,15 +8,6 @@ from types import FrameType
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-class StoppedBySignal(Exception):
-    """Training was asked to stop and has saved a checkpoint; `exit_code` is 128 + the signal's number, as in shells."""
-
-    def __init__(self, signum: int, message: str):
-        super().__init__(message)
-        self.signum = signum
-        self.exit_code = 128 + signum
-
-
 class StopRequest:
     """Within the block the signals STOPPING only set `signum`; a second SIGINT interrupts at once, without saving.
 

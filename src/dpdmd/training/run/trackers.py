@@ -16,7 +16,7 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from pydantic import Field
 
 from dpdmd.distributed.processes import on_all_processes
-from dpdmd.store.errors import library_errors
+from dpdmd.store.errors import StoppedBySignal, library_errors
 from dpdmd.store.files import write_json
 from dpdmd.store.png import read_png, to_uint8
 from dpdmd.store.state import Count, State, state_or_none
@@ -104,7 +104,7 @@ def open_trackers(
     process group.
     """
     opened: list[tuple[Tracker, int]] = []
-    exit_code = 0
+    exit_code = 1
 
     def start() -> None:
         for name in dict.fromkeys(names if is_main_process else ()):
@@ -114,8 +114,9 @@ def open_trackers(
     try:
         on_all_processes(start)
         yield Trackers(opened)
-    except BaseException as error:
-        exit_code = getattr(error, "exit_code", 1)
+        exit_code = 0
+    except StoppedBySignal as stop:
+        exit_code = stop.exit_code
         raise
     finally:
         for tracker, _ in opened:
