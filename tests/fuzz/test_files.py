@@ -216,3 +216,22 @@ def test_the_command_line_ends_with_code_2_for_damaged_images(tmp_path, dpdmd, e
     path.write_text(content, encoding="utf-8")
     code, _, err = dpdmd("evaluate", tmp_path, "--out", tmp_path / "m.json")  # its files are no images
     assert code == 2 and "png" in err and "Traceback" not in err
+
+
+@settings(max_examples=max(4, settings().max_examples // 6))
+@given(scores=SCORES, data=st.data())
+def test_the_command_line_ends_with_code_2_for_damaged_metrics_and_logs(tmp_path, dpdmd, scores, data):
+    run, page = tmp_path / "run", tmp_path / "report.html"
+    run.mkdir(exist_ok=True)
+    page.unlink(missing_ok=True)
+    whole = {"metrics.json": json.dumps(scores), "metrics.jsonl": json.dumps({"step": 1, "loss/dmd": 0.5}) + "\n"}
+    for name, content in whole.items():
+        (run / name).write_text(content, encoding="utf-8")
+    code, _, err = dpdmd("report", run, "--out", page)
+    assert code == 0 and page.is_file(), err
+    name = data.draw(st.sampled_from(sorted(whole)), "file")
+    end = data.draw(st.integers(1, len(whole[name].rstrip()) - 1), "end")
+    (run / name).write_text(whole[name][:end] + ("\n" if name == "metrics.jsonl" else ""), encoding="utf-8")
+    page.unlink()
+    code, _, err = dpdmd("report", run, "--out", page)
+    assert code == 2 and str(run / name) in err and "Traceback" not in err and not page.exists()

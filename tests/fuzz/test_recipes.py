@@ -80,10 +80,11 @@ def test_the_command_line_ends_with_code_2_for_a_damaged_recipe(tmp_path, dpdmd,
     values[key] = data.draw(recipes.wrong(key), "value")
     path = tmp_path / "r.toml"
     path.write_text(tomli_w.dumps(recipes.nested(values)), encoding="utf-8")
-    for command in (("config", path), ("train", path)):
-        code, _, err = dpdmd(*command)
+    out = tmp_path / "comparison"
+    for command in (["config"], ["train"], ["plan"], ["compare", "--budget", "1 steps", "--out", out]):
+        code, _, err = dpdmd(command[0], path, *command[1:])
         assert code == 2 and err.startswith("error: ") and key in err and "Traceback" not in err
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists() and not out.exists()
 
 
 @pytest.mark.parametrize(("text", "code"), [("", 2), ("\0", 2), ("[model]\nteacher = 3\n", 2)])

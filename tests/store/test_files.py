@@ -122,7 +122,7 @@ def test_a_place_that_can_be_written_is_found_so_and_left_as_it_is(tmp_path):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "mine")]
 
 
-@pytest.mark.parametrize("place", ["folder", "file/inside", "/proc/inside"])  # where not even root may write
+@pytest.mark.parametrize("place", ["folder", "file/inside", "/proc/inside", "/"])  # where not even root may write
 def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("mine")

@@ -147,7 +147,8 @@ def require_writable(path: str | Path, what: str = "") -> Path:
     """
     path = Path(path)
     named = f"cannot write {what + ' ' if what else ''}{path}"
-    place = next(parent for parent in _behind_links(path.absolute()).parents if parent.exists())
+    absolute = _behind_links(path.absolute())
+    place = next((parent for parent in absolute.parents if parent.exists()), absolute)  # "/" has no parents
     if is_stream(path):
         if not os.access(path, os.W_OK):
             raise OSError(f"{named}: {os.strerror(EACCES)}")
