@@ -23,6 +23,8 @@ OWN = {
     "data.prompts": st.just("scenes"),
     "data.cache": NAME,
     "data.column": TEXT,
+    "data.negative_column": TEXT,
+    "model.negative_prompt": TEXT.map(str.strip),
     "data.samples_per_prompt": st.just(1),
     "lora.targets": st.lists(TEXT, min_size=1, max_size=3),
     "validation.prompts": st.lists(TEXT, min_size=1, max_size=3),
