@@ -50,7 +50,7 @@ def test_broken_metadata_is_named(tmp_path, line, message):
 def test_a_folder_that_is_missing_or_empty_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such folder of images"):
         captioned_images(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"has no images: \.png, \.jpg, \.jpeg, \.webp are read"):
+    with pytest.raises(ValueError, match=r"has no images: \.png, \.jpg, .* are read"):
         captioned_images(tmp_path)
 
 

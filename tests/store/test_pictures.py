@@ -194,3 +194,12 @@ def test_an_image_that_is_not_finite_is_not_written(tmp_path, randn):
     with pytest.raises(FloatingPointError, match=r"a\.png has values that are not finite"):
         write_png(tmp_path / "a.png", image)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".bmp", ".gif", ".tif", ".TIFF", ".webp"])
+def test_every_kind_of_picture_that_people_keep_is_read(suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    options = {"lossless": True} if suffix == ".webp" else {"quality": 100} if suffix == ".avif" else {}
+    Image.new("RGB", (8, 8), (250, 128, 4)).save(path, **options)
+    assert pictures_in(tmp_path) == [path]
+    assert np.abs(pixels(path).astype(int) - [250, 128, 4]).max() <= (2 if suffix == ".avif" else 0)

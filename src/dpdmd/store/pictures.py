@@ -12,12 +12,12 @@ from dpdmd.store.errors import library_errors
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 # Folders that an operating system or a file server makes for itself.
 NOT_OURS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 WHITE = (255, 255, 255)
 # What is decoded, whatever a file's name says. Pillow would give some other formats to programs such as Ghostscript.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 SRGB_GAMMA = 0.45455  # what a PNG says whose values are as a screen shows them
 
 
