@@ -122,7 +122,7 @@ def test_several_sources_have_the_shares_of_their_weights_and_lose_no_prompt(tmp
         (b'["a cat", "a dog"]', "has JSON in it and would be read line by line; call it NAME.json"),
         (b'\n[\n "a cat",\n "a dog"\n]\n', "call it NAME.json"),
         (b'{"prompt": "a cat"}\n{"prompt": "a dog"}\n', "call it NAME.jsonl"),
-        ("a cat\na dog\n".encode("utf-16-le"), "has zero bytes in it and is no UTF-8 text"),
+        ("a cat\na dog\n".encode("utf-16-le"), "line 1 has a zero byte in it, so this is no UTF-8 text"),
         ("a cat\n".encode("utf-16"), "is not UTF-8 text"),
         ("a café\n".encode("latin-1"), "is not UTF-8 text"),
     ],

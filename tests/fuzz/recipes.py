@@ -77,7 +77,7 @@ def valid_recipes(draw) -> dict[str, Any]:
         values |= {"model.height": draw(valid("model.height")), "model.width": draw(valid("model.width"))}
     if draw(st.booleans()):
         values |= {"objective.tau_low": draw(st.floats(0, 0.4)), "objective.tau_high": draw(st.floats(0.5, 1))}
-    names = [name for name in OBJECTIVES if name != "dmd_perceptual" or values.get("student.kind") != "renoise"]
+    names = [name for name in OBJECTIVES if name != "dmd_perceptual" or values.get("student.kind", "ode") == "ode"]
     return values | {"objective.name": draw(st.sampled_from(names))}
 
 

@@ -96,7 +96,9 @@ def test_the_same_model_in_another_writing_draws_the_same(tmp_path, originals, n
     (folder / "README.md").write_text("---\nlicense: other\n---\n")
     found = drawn(family, folder)
     assert all(map(torch.equal, expected.network.state_dict().values(), found.network.state_dict().values()))
-    assert torch.equal(found.latents, expected.latents) and torch.equal(found.image, expected.image)
+    # Where a tensor begins in a file, and so in memory, decides which kernels add its numbers.
+    assert torch.allclose(found.latents, expected.latents, atol=1e-4)
+    assert torch.allclose(found.image, expected.image, atol=1e-3)
 
 
 @FEWER

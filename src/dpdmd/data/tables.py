@@ -26,7 +26,8 @@ def read_utf8(path: str | Path) -> str:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}{did_you_mean(path)}") from None
     if "\0" in text:  # as UTF-16 has it, where there is no byte-order mark
-        raise ValueError(f"{path} has zero bytes in it and is no UTF-8 text; save it as UTF-8")
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(f"{path}, line {line} has a zero byte in it, so this is no UTF-8 text; save it as UTF-8")
     return text
 
 
