@@ -150,7 +150,7 @@ def test_missing_and_broken_weights_are_named(sd3_folder, tmp_path):
     content = weights.read_bytes()
     adapter = load_adapter(str(folder))
     weights.write_bytes(content[:-1000])
-    with pytest.raises(ValueError, match="pipeline: cannot read its transformer weights: Unable to load weights"):
+    with pytest.raises(ValueError, match=r"pipeline: cannot read its transformer weights \(diffusion_pytorch_model"):
         adapter.load_network()
     weights.unlink()
     torch.save({}, weights.with_suffix(".bin"))
