@@ -15,7 +15,7 @@ def lint_grids(student: Grid, teacher: Grid | None = None, num_anchor_steps: int
             messages.append(
                 f"student step {i + 1} of {student.num_steps} goes from t = {a:.4f} to {b:.4f} and does almost "
                 f"nothing: {student.num_steps} calls are worth {student.num_steps - 1}. "
-                'student.grid = "uniform" makes every call count.'
+                'student.grid = "uniform", or with it a smaller student.shift, makes every call count.'
             )
     if teacher is not None and num_anchor_steps is not None:
         reached, landing = teacher.times[num_anchor_steps], student.times[1]
