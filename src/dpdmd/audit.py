@@ -64,8 +64,9 @@ def audit(
     make_folder(out, "--out")
     require_writable(out / "report.html", "the report")
     common = {"seeds": list(range(images_per_prompt)), "batch_size": batch_size}
-    _draw(teacher, prompts, out / TEACHER / "samples", None, teacher_call, **common)
+    # The student first: it takes few steps, and a LoRA that does not fit is found before the teacher's many.
     _draw(model, prompts, out / STUDENT / "samples", teacher, call, **common)
+    _draw(teacher, prompts, out / TEACHER / "samples", None, teacher_call, **common)
     for name in (TEACHER, STUDENT):
         evaluate_folder(
             out / name / "samples",
