@@ -137,7 +137,8 @@ def test_how_much_of_a_lora_fits_is_told(kept, lora, caplog):
     write_tensors(path, {"all": tensors, "part": tensors | foreign, "none": foreign}[kept])
     if kept == "none":
         with pytest.raises(ValueError, match=f"none of its {number} layers is one of the model's"):
-            load_pipeline(str(path), base)
+            audit(str(path), base, out=lora.parent / "audit", prompts=PROMPTS)
+        assert not list((lora.parent / "audit").rglob("*.png"))  # not even the teacher's
         return
     _, fit = load_pipeline(str(path), base)
     assert fit == (number, number if kept == "all" else 2 * number)

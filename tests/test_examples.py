@@ -1,24 +1,30 @@
 """The examples: short, self-contained, and they do what they say."""
 
 import ast
+import base64
 import importlib.util
+import io
 import math
+import re
 import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
+from dpdmd.evaluate.generate import generate_folder
 from dpdmd.models.load import load_adapter
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import load_recipe
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-NOTEBOOK = EXAMPLES / "quickstart.ipynb"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 
 
@@ -105,22 +111,57 @@ def test_a_folder_is_judged_as_in_the_example(run):
     assert accuracy.startswith("colours and shapes drawn as the prompt says: 1.00")
 
 
-def test_the_notebook_is_committed_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_committed_without_outputs_and_leads_to_pages_that_exist(path):
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert cells and all(not cell.outputs and cell.execution_count is None for cell in cells)
+    text = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    links = re.findall(r"dpdmd/blob/main/([^)#]+)", text)
+    assert links and all((ROOT / link).is_file() for link in links)
 
 
-@pytest.mark.slow
-def test_the_notebook_runs(tmp_path, monkeypatch):
+def test_the_code_on_the_page_about_python_is_that_of_the_notebook():
+    notebook = nbformat.read(EXAMPLES / "distil_your_own_model.ipynb", as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    blocks = (ROOT / "docs/python.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    assert len(blocks) == 2
+    for block in blocks:
+        assert any(block.split("```")[0].strip() in cell for cell in cells)
+
+
+def executed(path: Path, folder: Path, monkeypatch) -> tuple[list[str], list[str]]:
+    """What a notebook's cells print, and its pictures."""
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-    pictures = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-    ]
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return (
+        [output["text"] for output in outputs if output.get("name") == "stdout"],
+        [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})],
+    )
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs(tmp_path, monkeypatch):
+    _, pictures = executed(EXAMPLES / "quickstart.ipynb", tmp_path, monkeypatch)
     assert len(pictures) == 2
     assert (tmp_path / "runs" / "quickstart" / "student").is_dir()
+
+
+@pytest.mark.slow
+def test_the_notebook_of_a_model_of_ones_own_goes_the_whole_way(tmp_path, monkeypatch):
+    """New, plan, train with a callback, stop, look, resume, best student, scores, report, export, stock diffusers."""
+    printed, pictures = executed(EXAMPLES / "distil_your_own_model.ipynb", tmp_path, monkeypatch)
+    text = "".join(printed)
+    assert "validation: 8 pictures every 4 updates" in text and "stopped after step 5" in text
+    assert "8 updates; " in text and "quality" in text and "diversity_share" in text
+    assert len(pictures) == 3  # the loss, a validation, and what stock diffusers draws
+    assert (tmp_path / "report.html").is_file()
+    generate_folder(str(tmp_path / "runs/my_student"), ["a red circle"], out=tmp_path / "ours", seeds=[0])
+    drawn = PIL.Image.open(io.BytesIO(base64.b64decode(pictures[-1]))).resize((32, 32), PIL.Image.Resampling.NEAREST)
+    ours = PIL.Image.open(next((tmp_path / "ours").glob("*.png")))
+    assert np.abs(np.asarray(drawn).astype(int) - np.asarray(ours)).mean() < 8  # enlarged and reduced again

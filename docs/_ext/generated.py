@@ -20,7 +20,13 @@ from dpdmd.recipe.toml import recipe_keys
 
 # Headings of the public names, by the module that defines them; others come last.
 GROUPS = {
-    "Running things": ("dpdmd.api", "dpdmd.training", "dpdmd.evaluate"),
+    "Running things": (
+        "dpdmd.planning",
+        "dpdmd.training",
+        "dpdmd.evaluate",
+        "dpdmd.report",
+        "dpdmd.publish",
+    ),
     "Objectives and their terms": ("dpdmd.method.objective", "dpdmd.method.terms"),
     "Paths and predictions": ("dpdmd.method.paths",),
     "Grids and noise levels": ("dpdmd.method.grids",),

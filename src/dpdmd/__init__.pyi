@@ -13,10 +13,16 @@ from .method.terms.dmd import Dmd
 from .method.terms.perceptual import Perceptual
 from .models.base import ModelAdapter, denoiser, network_denoiser
 from .models.load import Sampler, load_adapter, load_sampler
+from .planning.answer import costs
+from .planning.write import write_recipe
+from .publish.export import export_run
 from .recipe.lint import lint_grids
 from .recipe.objectives import ObjectiveSetting, dmd, dp_dmd
 from .recipe.schema import Recipe
 from .recipe.toml import load_recipe
+from .report.build import report_from_runs
+from .store.errors import StoppedBySignal
+from .training.judge import evaluate_run
 from .training.public import Run, train
 
 __version__: str
@@ -40,6 +46,7 @@ __all__ = [
     "Roles",
     "Run",
     "Sampler",
+    "StoppedBySignal",
     "StudentRollout",
     "StudentStep",
     "Term",
@@ -50,12 +57,15 @@ __all__ = [
     "anchor_steps",
     "anchored_rollout",
     "backward_simulation",
+    "costs",
     "denoiser",
     "denoising_loss",
     "dmd",
     "dmd_gradient",
     "dmd_loss",
     "dp_dmd",
+    "evaluate_run",
+    "export_run",
     "generator",
     "guided",
     "lint_grids",
@@ -63,6 +73,7 @@ __all__ = [
     "load_recipe",
     "load_sampler",
     "network_denoiser",
+    "report_from_runs",
     "rollout",
     "sample",
     "sample_times",
@@ -70,4 +81,5 @@ __all__ = [
     "step",
     "train",
     "uniform_grid",
+    "write_recipe",
 ]

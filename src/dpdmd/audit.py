@@ -7,9 +7,9 @@ from pathlib import Path
 from dpdmd.data.prompts import evaluation_prompts_of
 from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.run import evaluate_folder
-from dpdmd.evaluate.stock import Call, generate_with_stock, load_pipeline
+from dpdmd.evaluate.stock import Call, generate_with_stock
 from dpdmd.models.find import find_student
-from dpdmd.models.load import BUILT_IN, built_in_teacher, load_sampler
+from dpdmd.models.load import BUILT_IN, built_in_teacher
 from dpdmd.models.student_file import LORA_FILE, StudentFile, exported_student
 from dpdmd.report.build import report_from_runs
 from dpdmd.store.cache import cache_folder
@@ -64,9 +64,9 @@ def audit(
     make_folder(out, "--out")
     require_writable(out / "report.html", "the report")
     common = {"seeds": list(range(images_per_prompt)), "batch_size": batch_size}
-    _require_loadable(model, teacher, call)
-    _draw(teacher, prompts, out / TEACHER / "samples", None, teacher_call, **common)
+    # The student first: it takes few steps, and a LoRA that does not fit is found before the teacher's many.
     _draw(model, prompts, out / STUDENT / "samples", teacher, call, **common)
+    _draw(teacher, prompts, out / TEACHER / "samples", None, teacher_call, **common)
     for name in (TEACHER, STUDENT):
         evaluate_folder(
             out / name / "samples",
@@ -87,14 +87,6 @@ def _draw(model: str, prompts: list[str], samples: Path, base: str | None, call:
     else:
         places = {"model": _folder(model), "base": base and _folder(base)}
         generate_with_stock(prompts=prompts, out=samples, call=call, **places, **options)
-
-
-def _require_loadable(model: str, base: str, call: Call) -> None:
-    """Load the model once, since its turn comes only after all images of the teacher."""
-    if _is_ours(model, call):
-        _ = load_sampler(model, base=_base_of_lora(model, base)).adapter.texts
-    else:
-        load_pipeline(_folder(model), _folder(base), scheduler=call.scheduler)
 
 
 def _is_ours(model: str, call: Call) -> bool:

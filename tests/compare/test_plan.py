@@ -79,7 +79,7 @@ def test_arms_share_a_teacher_which_is_sampled_as_they_have_it():
         ),
         ("scenes_dp_dmd:data.prompts=/nowhere.txt", "cannot read /nowhere.txt"),
         ("scenes_dp_dmd:model.height=64,model.width=64", "samples the teacher in its own size"),
-        ("nothing", "no recipe file nothing and no shipped recipe"),
+        ("nothing", "no recipe file nothing, no run and no shipped recipe"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(recipe, message):

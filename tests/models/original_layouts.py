@@ -133,3 +133,33 @@ def qwen_image() -> Table:
     """Attention of Qwen-Image, whose published layout is the one of diffusers: 60 blocks of width 3072."""
     names = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     return {f"transformer_blocks.{i}.attn.{name}": (3072, 3072) for i in range(60) for name in names}
+
+
+def sana() -> dict[str, torch.Tensor]:
+    """Sana 1600M's checkpoint on the meta device: 20 blocks of width 2240, mixing layers of 2 x 5600."""
+    width, mixed, caption = 2240, 5600, 2304
+
+    def conv(name: str, *shape: int) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}.weight": torch.empty(shape, device="meta"),
+            f"{name}.bias": torch.empty(shape[0], device="meta"),
+        }
+
+    table = _norm("pos_embed", 1) | _norm("y_embedder.y_embedding", caption) | _norm("attention_y_norm.weight", width)
+    table |= conv("x_embedder.proj", width, 32, 1, 1)
+    table |= _linear("t_embedder.mlp.0", width, 256) | _linear("t_embedder.mlp.2", width, width)
+    table |= _linear("t_block.1", 6 * width, width)
+    table |= _linear("y_embedder.y_proj.fc1", width, caption) | _linear("y_embedder.y_proj.fc2", width, width)
+    for i in range(20):
+        block = f"blocks.{i}"
+        table |= {f"{block}.scale_shift_table": torch.empty(6, width, device="meta")}
+        table |= {f"{block}.attn.qkv.weight": torch.empty(3 * width, width, device="meta")}
+        table |= _linear(f"{block}.attn.proj", width, width)
+        table |= _linear(f"{block}.cross_attn.q_linear", width, width)
+        table |= _linear(f"{block}.cross_attn.kv_linear", 2 * width, width)
+        table |= _linear(f"{block}.cross_attn.proj", width, width)
+        table |= conv(f"{block}.mlp.inverted_conv.conv", 2 * mixed, width, 1, 1)
+        table |= conv(f"{block}.mlp.depth_conv.conv", 2 * mixed, 1, 3, 3)
+        table |= {f"{block}.mlp.point_conv.conv.weight": torch.empty(width, mixed, 1, 1, device="meta")}
+    table |= {"final_layer.scale_shift_table": torch.empty(2, width, device="meta")}
+    return table | _linear("final_layer.linear", 32, width)

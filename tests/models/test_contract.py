@@ -262,6 +262,38 @@ def test_a_call_that_leaves_guidance_at_its_default_draws_what_the_docs_say(fami
     assert far > 1e-2 if "another picture" in draws else far < 1e-4
 
 
+def test_another_number_of_steps_draws_the_grid_that_the_docs_say(family, export, teacher):
+    table = Path("docs/models.md").read_text().split("| n steps instead of the trained N |\n")[1].split("\n\n")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines()]
+    names = {
+        "StableDiffusion3Pipeline": "Stable Diffusion 3, 3.5",
+        "StableDiffusionXLPipeline": "Stable Diffusion XL",
+        "SanaPipeline": "Sana",
+        "ZImagePipeline": "Z-Image",
+        "FluxPipeline": "FLUX.1",
+        "QwenImagePipeline": "Qwen-Image",
+    }
+    (told,) = [text for families, text in rows if names[family.STOCK.__name__] in families]
+    pipeline = family.STOCK.from_pretrained(export)
+    pipeline.set_progress_bar_config(disable=True)
+    own_size = {"use_resolution_binning": False} if family.STOCK is SanaPipeline else {}
+    height, width = family.IMAGE_SIZE
+    num_steps = 3 * NUM_STEPS
+    pipeline(PROMPTS[0], num_inference_steps=num_steps, height=height, width=width, output_type="latent", **own_size)
+    trained = teacher.adapter.uniform_grid(NUM_STEPS, teacher.latent_shape()).times
+    if "trailing timesteps" in told:
+        drawn = [(timestep + 1) / 1000 for timestep in pipeline.scheduler.timesteps.tolist()] + [0.0]
+        assert drawn == list(teacher.adapter.stock_grid(num_steps).times)
+        return
+    drawn = pipeline.scheduler.sigmas.tolist()
+    assert drawn[0] == 1 and len(drawn) == num_steps + 1
+    if "begins" in told:
+        assert drawn[-2] == pytest.approx(trained[-2], abs=1e-6) and drawn[-2] > 1 / 2 / NUM_STEPS
+    else:
+        shift = flow_scheduler.own_shift(teacher.adapter.scheduler_config, teacher.latent_shape())
+        assert drawn == pytest.approx(uniform_grid(num_steps, shift=shift).times, abs=1e-6)
+
+
 def test_an_export_loads_back_as_the_student_and_not_as_its_base(run, export, teacher):
     student, reloaded = load_sampler(str(run)), load_sampler(str(export))
     assert reloaded.grid == student.grid and reloaded.image_size == teacher.image_size

@@ -169,12 +169,13 @@ def test_the_card_shows_teacher_and_student(run, sd3_folder, tmp_path):
     assert torch.equal(read_png(second / "images.png"), shown)
 
 
-def test_the_workflow_is_written_for_a_uniform_grid_only(run, tmp_path):
+def test_the_workflow_has_a_uniform_grid_by_its_shift_and_any_other_as_it_is(run, tmp_path):
     flow = json.loads((export_run(run, tmp_path / "export") / "comfyui_workflow.json").read_text())
     assert flow["sampling"]["inputs"]["shift"] == 3 and flow["steps"]["inputs"]["steps"] == 4
     info = json.loads((run / "student/student.json").read_text())
     write_json(run / "student/student.json", info | {"grid": [0.98, 0.6, 0.55, 0.0]})
     other = export_run(run, tmp_path / "other")
-    assert not (other / "comfyui_workflow.json").exists()
+    flow = json.loads((other / "comfyui_workflow.json").read_text())
+    assert flow["steps"]["inputs"] == {"sigmas": "0.98, 0.6, 0.55, 0"} and "sampling" not in flow
     card = (other / "README.md").read_text()
-    assert "sigmas=[0.98, 0.6, 0.55]" in card and "## ComfyUI" not in card
+    assert "sigmas=[0.98, 0.6, 0.55]" in card and "- ManualSigmas: 0.98, 0.6, 0.55, 0\n" in card

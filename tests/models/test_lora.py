@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from snippets import drawn_by_card
 from torch.testing import assert_close
@@ -13,8 +14,10 @@ from trainers import new_trainer, train
 
 import dpdmd.training.networks as networks
 from dpdmd.evaluate.generate import generate_folder
+from dpdmd.evaluate.stock import load_pipeline
 from dpdmd.method.roles import ROLES, TRAINED_ROLES
-from dpdmd.models.load import load_adapter
+from dpdmd.models.load import load_adapter, load_sampler
+from dpdmd.models.parts import cached_folder
 from dpdmd.models.role_networks import make_roles
 from dpdmd.models.student_file import LORA_FILE
 from dpdmd.planning.cost import describe, network_sizes
@@ -85,8 +88,56 @@ def test_the_export_of_a_lora_reads_no_network(run, folder, tmp_path, monkeypatc
     monkeypatch.setattr(adapter_class, "load_network", lambda *_: pytest.fail("loaded the network"))
     out = export_run(run, tmp_path / "export", lora=True, dtype="bf16")
     assert {t.dtype for t in read_tensors(out / LORA_FILE).values() if t.ndim} == {torch.bfloat16}
-    again = export_run(out, tmp_path / "again", lora=True)  # an export has its scale in its weights already
+    again = export_run(
+        out, tmp_path / "again", lora=True, dtype="bf16"
+    )  # an export has its scale in its weights already
     assert (again / LORA_FILE).read_bytes() == (out / LORA_FILE).read_bytes()
+
+
+def test_a_lora_has_the_dtype_of_its_base_and_so_has_what_draws_it(tiny_folder, tmp_path):
+    """A base in bf16: `sample`, `export` and the pipeline of `audit` compute in it, on a CPU as well."""
+    base = tmp_path / "base"
+    pipeline = DiffusionPipeline.from_pretrained(tiny_folder("sd3"), dtype=torch.bfloat16)
+    pipeline.save_pretrained(base)
+    recipe = make_recipe(str(base), tmp_path, (32, 48), train={"num_updates": 1})
+    run = train(recipe, load_adapter(str(base)), progress=False)
+    assert {t.dtype for t in read_tensors(run / "student" / LORA_FILE).values()} == {torch.float32}
+    out, merged = export_run(run, tmp_path / "export", lora=True), export_run(run, tmp_path / "merged")
+    weights = merged / "transformer/diffusion_pytorch_model.safetensors"
+    assert {t.dtype for t in (*read_tensors(out / LORA_FILE).values(), *read_tensors(weights).values())} == {
+        torch.bfloat16
+    }
+    assert {load_sampler(str(model)).network.dtype for model in (base, run, out, merged)} == {torch.bfloat16}
+    audited, fit = load_pipeline(str(out), str(base))
+    assert audited.transformer.dtype == torch.bfloat16 and fit[0] == fit[1] > 0
+    # bf16 has 8 binary digits; autocast and stock diffusers round at other places.
+    ours = picture(run, tmp_path / "ours")
+    for place in (out, merged):
+        assert "dtype=torch.bfloat16" in (place / "README.md").read_text()
+        assert np.abs(drawn_by_card(place, str(base)) - ours).mean() < 2
+    assert run_differs_from_base(run, str(base))
+
+
+def test_a_lora_whose_base_is_not_on_this_machine_stays_as_it_was_trained(run, tmp_path, monkeypatch, caplog):
+    """Nothing is downloaded to find out how the base is stored."""
+    from dpdmd.publish import export
+
+    monkeypatch.setattr(export, "cached_folder", lambda source: None)
+    out = export_run(run, tmp_path / "export", lora=True)
+    assert {t.dtype for t in read_tensors(out / LORA_FILE).values() if t.ndim} == {torch.float32}
+    assert "--dtype names another" in caplog.text
+
+
+def test_a_hub_id_is_looked_for_in_the_cache_alone(monkeypatch, tmp_path):
+    asked = []
+
+    def download(source, **options):
+        asked.append(options)
+        raise OSError("not there")
+
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    assert cached_folder("me/none") is None and asked[0]["local_files_only"]
+    assert cached_folder(str(tmp_path)) == tmp_path
 
 
 def run_differs_from_base(run, folder: str) -> bool:

@@ -15,6 +15,9 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
 )
 from diffusers.loaders.single_file_utils import (
+    convert_sana_transformer_to_diffusers as converted_sana,
+)
+from diffusers.loaders.single_file_utils import (
     convert_sd3_transformer_checkpoint_to_diffusers as converted_sd3,
 )
 from diffusers.loaders.single_file_utils import (
@@ -35,6 +38,7 @@ PUBLISHED = {
     "flux_dev_dp_dmd": "black-forest-labs/FLUX.1-dev",
     "qwen_image_dp_dmd": "Qwen/Qwen-Image",
     "z_image": "Tongyi-MAI/Z-Image",
+    "sana": "Efficient-Large-Model/Sana_1600M_1024px_diffusers",
 }
 RANK = 2
 # A U-Net's layers outside of its attentions that kohya's tools train as well.
@@ -121,6 +125,7 @@ def test_the_table_of_sdxl_is_what_stock_diffusers_reads_from_a_checkpoint_of_it
         ("flux_dev_dp_dmd", 266, lambda: converted_flux(original_layouts.flux_dev())),
         ("qwen_image_dp_dmd", 480, original_layouts.qwen_image),
         ("z_image", 136, lambda: converted_z_image(original_layouts.z_image())),
+        ("sana", 160, lambda: converted_sana(original_layouts.sana())),
     ],
 )  # fmt: skip
 def test_all_modules_of_a_transformer_are_weights_of_its_authors_checkpoint(name, number, table, tmp_path):
@@ -131,6 +136,11 @@ def test_all_modules_of_a_transformer_are_weights_of_its_authors_checkpoint(name
     assert len(layers) == number and len(published) == 2 * number and set(down) == set(up)
     shapes = {key.removesuffix(".weight"): tuple(getattr(t, "shape", t)) for key, t in table().items()}
     assert {key.removeprefix("transformer.") for key in down} <= set(shapes)
+    # The table is that of the whole network: no weight of it is missing there, none is left over.
+    network = {name: tuple(t.shape) for name, t in empty_network(adapter).state_dict().items()}
+    network = {key.removesuffix(".weight"): shape for key, shape in network.items()}
+    if name != "qwen_image_dp_dmd":  # its authors' checkpoint has diffusers' names; the table has the attentions
+        assert shapes == network
     for key in down:
         assert shapes[key.removeprefix("transformer.")] == (up[key][1], down[key][2])
 

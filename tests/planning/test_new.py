@@ -123,11 +123,18 @@ def test_validation_takes_the_share_of_operations_that_is_stated(monkeypatch):
     assert once == pytest.approx(16 * (62 * forward + decoding) / training)
     assert share == pytest.approx(6 * 16 * 2 * (6 * forward + decoding) / training)
     stated = (
-        f"16 pictures every 50 updates, {100 * share:.2g} % of the operations of training, and {100 * once:.2g} % once"
+        f"16 pictures every 50 updates and after the last, {100 * share:.2g} % of the operations of training, and "
+        f"{100 * once:.2g} % once"
     )
     assert describe_validation(plan, adapter).startswith(stated) and share + once < 0.05
     often = load_recipe("scenes_dp_dmd", ["validation.every=1"])
     assert "a larger validation.every than 1 takes less" in describe_validation(resolve(often, adapter), adapter)
+    odd = load_recipe("scenes_dp_dmd", ["train.num_updates=301"])
+    assert validation_share(resolve(odd, adapter), adapter)[1] == pytest.approx(share * 7 / 6 * 300 / 301)
+    never = load_recipe("scenes_dp_dmd", ["train.num_updates=20"])
+    assert describe_validation(resolve(never, adapter), adapter) == (
+        "none: the 20 updates are fewer than validation.every (50)"
+    )
     short = load_recipe("scenes_dp_dmd", ["train.num_updates=5", "validation.every=0"])
     assert describe_validation(resolve(short, adapter), adapter) == "off"
     unsaid = short.model_copy(update={"validation": short.validation.model_copy(update={"every": None})})

@@ -132,6 +132,7 @@ def test_picture_settings_and_facts_have_their_places():
     assert "![Teacher and student](images.png)\n\nAbove, below. Prompts: `` a ` b ``.\n" in text
     assert "- Trained at 8 x 8\n" in text and headings(text)[1:] == ["Use", "ComfyUI", "Scores", "Licence"]
     assert "`comfyui_workflow.json`" in text and "- SamplerCustom: cfg 1\n" in text
+    assert "## ComfyUI\n\nComfyUI has no nodes for this kind of model" in card(comfyui=None)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_no_text_of_the_user_breaks_the_card():
     text = card(base=nasty, hub_base=nasty, licence={"license": nasty}, recipe=recipe, snippet=snippet, metrics=metrics)
     one_line = " ".join(nasty.split())
     assert ModelCard(text).data.license == nasty and ModelCard(text).data.base_model == nasty
-    assert headings(text)[1:] == ["Use", "Scores", "Licence", "Recipe"]
+    assert headings(text)[1:] == ["Use", "ComfyUI", "Scores", "Licence", "Recipe"]
     parsed = tokens(text)
     assert [token.content.rstrip() for token in parsed if token.type == "fence"] == [snippet.rstrip(), recipe.rstrip()]
     spans = [child.content for token in parsed for child in token.children or [] if child.type == "code_inline"]

@@ -1,13 +1,17 @@
 """The workflow for ComfyUI: whole, linked, and on the trained grid."""
 
 import math
+import re
 from typing import get_args
 
 import pytest
+import torch
+from diffusers import EulerDiscreteScheduler
 
-from dpdmd.method.grids import uniform_grid
+from dpdmd.method.grids import Grid, uniform_grid
+from dpdmd.method.paths import FlowPath, VPPath
 from dpdmd.method.rollout import StudentKind
-from dpdmd.publish.comfyui import FAMILIES, settings, trained_shift, workflow
+from dpdmd.publish.comfyui import FAMILIES, MOST_NOISE, noise_levels, settings, trained_shift, workflow
 
 # The outputs of each class of node, by the node documentation of ComfyUI.
 OUTPUTS = {
@@ -16,6 +20,7 @@ OUTPUTS = {
     "ModelSamplingSD3": ("MODEL",), "ModelSamplingFlux": ("MODEL",), "ModelSamplingAuraFlow": ("MODEL",),
     "CLIPTextEncode": ("CONDITIONING",), "FluxGuidance": ("CONDITIONING",), "EmptyLatentImage": ("LATENT",),
     "EmptySD3LatentImage": ("LATENT",), "KSamplerSelect": ("SAMPLER",), "BasicScheduler": ("SIGMAS",),
+    "ManualSigmas": ("SIGMAS",), "ModelSamplingDiscrete": ("MODEL",),
     "SplitSigmas": ("SIGMAS", "SIGMAS"), "SamplerCustom": ("LATENT", "LATENT"),
     "VAEDecode": ("IMAGE",), "SaveImage": (),
 }  # fmt: skip
@@ -27,23 +32,30 @@ INPUTS = {
 }  # fmt: skip
 
 
-def flow(pipeline, *, shift=3.0, num_steps=4, is_lora=True, kind="ode"):
+FLOW = FlowPath()
+
+
+def flow(pipeline, *, shift=3.0, num_steps=4, grid=None, path=FLOW, is_lora=True, kind="ode", **options):
     return workflow(
         pipeline,
-        uniform_grid(num_steps, shift=shift),
+        grid or uniform_grid(num_steps, shift=shift),
+        path,
+        is_uniform=grid is None,
         kind=kind,
         size=(768, 1024),
         prompt="a red circle",
         embedded_guidance=3.5 if pipeline == "FluxPipeline" else None,
         is_lora=is_lora,
+        **options,
     )
 
 
 @pytest.mark.parametrize("kind", get_args(StudentKind))
 @pytest.mark.parametrize("is_lora", [True, False])
+@pytest.mark.parametrize("grid", [None, Grid((1.0, 0.8, 0.3, 0.1, 0.0))])
 @pytest.mark.parametrize("pipeline", FAMILIES)
-def test_every_link_leads_to_an_output_of_its_type_and_every_node_is_used(pipeline, is_lora, kind):
-    nodes = flow(pipeline, is_lora=is_lora, kind=kind)
+def test_every_link_leads_to_an_output_of_its_type_and_every_node_is_used(pipeline, grid, is_lora, kind):
+    nodes = flow(pipeline, grid=grid, is_lora=is_lora, kind=kind, v_prediction=pipeline == "StableDiffusionXLPipeline")
     used = {"saved"}
     for node in nodes.values():
         for name, value in node["inputs"].items():
@@ -52,11 +64,12 @@ def test_every_link_leads_to_an_output_of_its_type_and_every_node_is_used(pipeli
                 assert OUTPUTS[nodes[source]["class_type"]][number] == INPUTS[name]
                 used.add(source)
             else:
-                assert name not in INPUTS
+                assert name not in INPUTS or node["class_type"] == "ManualSigmas"  # whose sigmas are a text
     assert used == set(nodes)
     assert ("lora" in nodes) == is_lora
     assert nodes["latent"]["inputs"] == {"width": 1024, "height": 768, "batch_size": 1}
-    assert nodes["sampled"]["inputs"]["cfg"] == 1 and nodes["steps"]["inputs"]["scheduler"] == "simple"
+    assert nodes["sampled"]["inputs"]["cfg"] == 1
+    assert (nodes["steps"]["inputs"].get("scheduler") == "simple") == (grid is None)
 
 
 def test_the_shift_is_the_trained_one():
@@ -68,6 +81,42 @@ def test_the_shift_is_the_trained_one():
     # FLUX's node draws a line between two sizes, here a level one: the trained grid at every size.
     assert inputs["max_shift"] == inputs["base_shift"] == 1.15
     assert "sampling" not in flow("StableDiffusionXLPipeline")
+
+
+def levels(nodes) -> list[float]:
+    """What the node makes of its text: every number in it, without exponents."""
+    assert nodes["steps"]["class_type"] == "ManualSigmas"
+    return [float(number) for number in re.findall(r"[-+]?(?:\d*\.*\d+)", nodes["steps"]["inputs"]["sigmas"])]
+
+
+def test_noise_levels_are_written_out_where_the_number_of_steps_does_not_give_them_exactly():
+    """The simple scheduler picks step i of N from a table of 1,000 at 1,000 - int(1,000 i / N)."""
+    times = (0.98, 0.6, 0.55, 1.25e-05, 0.0)
+    nodes = flow("FluxPipeline", grid=Grid(times))
+    assert levels(nodes) == pytest.approx(times, abs=1e-9) and "sampling" not in nodes
+    assert "ManualSigmas: 0.98, 0.6, 0.55, 0.0000125, 0" in settings(nodes)
+    for num_steps in range(1, 9):
+        exact = all((1000 - int(i * 1000 / num_steps)) * num_steps == 1000 * (num_steps - i) for i in range(num_steps))
+        nodes = flow("StableDiffusion3Pipeline", num_steps=num_steps)
+        assert (nodes["steps"]["class_type"] == "BasicScheduler") == exact == ("sampling" in nodes)
+        if not exact:
+            assert levels(nodes) == pytest.approx(uniform_grid(num_steps, shift=3.0).times, abs=1e-9)
+
+
+def test_the_noise_of_sdxl_is_counted_in_units_of_the_picture():
+    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    path = VPPath(scheduler.alphas_cumprod)
+    nodes = flow("StableDiffusionXLPipeline", grid=Grid((1.0, 0.5, 0.1, 0.0)), path=path)
+    stock = scheduler.sigmas.flip(0)[1:].tolist()  # of timesteps 0 ... 999
+    assert levels(nodes) == pytest.approx([stock[999], stock[499], stock[99], 0], rel=1e-5)
+    assert max(noise_levels(VPPath(torch.linspace(1, 0, 1001)[1:]), Grid((1.0, 0.0)))) == MOST_NOISE
+
+
+def test_a_network_of_sdxl_that_predicts_v_is_said_to_do_so():
+    nodes = flow("StableDiffusionXLPipeline", v_prediction=True, zero_snr=True)
+    assert nodes["sampling"]["inputs"] == {"sampling": "v_prediction", "zsnr": True, "model": ["lora", 0]}
+    assert nodes["sampled"]["inputs"]["model"] == ["sampling", 0]
+    assert settings(nodes)[0] == "ModelSamplingDiscrete: sampling v_prediction, zsnr true"
 
 
 def test_the_sampler_takes_the_students_steps():

@@ -11,6 +11,7 @@ from dpdmd.recipe.calls import (
     VALIDATION_SHARE,
     calls_per_picture,
     forwards_per_update,
+    num_validations,
     validation_interval,
 )
 from dpdmd.recipe.resolve import resolve
@@ -53,8 +54,29 @@ def test_a_run_is_validated_ten_times_unless_that_takes_more_than_a_twentieth(ad
     for count in range(1, 100 // interval + 1):
         assert number * (once + count * each) <= 0.05 * count * interval * update
     assert validation_interval(plan) == interval
-    limited = make_recipe(train=LONG | {"max_seconds": 60.0})
-    assert resolve(limited, adapter).validation.every == interval
+
+
+@pytest.mark.parametrize("num_updates", [10, 11, 12, 15, 21, 22, 23, 40, 57, 101, 399])
+def test_with_the_last_student_a_run_of_any_length_is_within_the_share(num_updates, adapter, make_recipe):
+    plan = resolve(make_recipe(train=LONG | {"num_updates": num_updates}), adapter)
+    forward, backward = forwards_per_update(plan)
+    update, number = 32 * (forward + 2 * backward), plan.validation.num_pictures
+    once, each = (calls + DECODING for calls in calls_per_picture(plan))
+    looked_at = {step for step in range(1, num_updates + 1) if step % (plan.validation.every or num_updates + 1) == 0}
+    looked_at |= {num_updates} if plan.validation.every else set()
+    assert num_validations(plan) == len(looked_at) <= 10
+    share = number * (once + len(looked_at) * each) / (num_updates * update)
+    assert (share if looked_at else 0) <= 0.05 < number * (once + each) / (10 * update)
+
+
+def test_a_run_that_its_time_ends_is_within_the_share_wherever_it_ends(adapter, make_recipe):
+    plan = resolve(make_recipe(train=LONG | {"max_seconds": 60.0}), adapter)
+    forward, backward = forwards_per_update(plan)
+    update, number, interval = 32 * (forward + 2 * backward), plan.validation.num_pictures, plan.validation.every
+    once, each = (calls + DECODING for calls in calls_per_picture(plan))
+    for end in range(interval, 3 * interval):
+        num_validations = end // interval + (end % interval > 0)
+        assert number * (once + num_validations * each) <= 0.05 * end * update
 
 
 def test_a_run_too_short_for_a_validation_has_none_unless_the_recipe_asks_for_it(adapter, make_recipe):
@@ -73,9 +95,7 @@ def test_shipped_recipes_are_validated_within_the_share(name):
     once, each = calls_per_picture(plan)
     number, updates = plan.validation.num_pictures, plan.budget.num_updates
     assert plan.validation.every
-    assert (
-        number * (once + (each + DECODING) * (updates // plan.validation.every)) <= VALIDATION_SHARE * updates * update
-    )
+    assert number * (once + (each + DECODING) * num_validations(plan)) <= VALIDATION_SHARE * updates * update
 
 
 def test_by_default_a_run_has_pictures_scores_and_a_best_student_and_trains_the_same(adapter, make_recipe):

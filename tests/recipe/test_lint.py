@@ -24,15 +24,19 @@ def test_lint_names_an_anchor_too_near_and_the_better_one():
     student = Grid((1.0, 0.8577, 0.6022, 0.0))
     messages = lint_grids(student, stock_grid(30), 5)
     assert len(messages) == 1
-    assert "5 teacher steps, t = 0.935" in messages[0] and "lands at t = 0.8577, 2.2 times as far" in messages[0]
-    assert "10 steps reach t = 0.851" in messages[0]
+    assert "the teacher's step 5, t = 0.935" in messages[0] and "lands at t = 0.8577, 2.2 times as far" in messages[0]
+    assert "Step 10 is at t = 0.851" in messages[0]
 
 
 def test_lint_names_an_anchor_too_far():
     messages = lint_grids(Grid((1.0, 0.8577, 0.6022, 0.0)), stock_grid(30), 20)
-    assert len(messages) == 1 and "20 teacher steps" in messages[0] and "0.3 times as far" in messages[0]
+    assert len(messages) == 1 and "step 20, t" in messages[0] and "0.3 times as far" in messages[0]
 
 
 def test_lint_is_silent_about_a_grid_where_every_call_counts():
     student, teacher = uniform_grid(4, shift=3), uniform_grid(30, shift=3)
     assert lint_grids(student, teacher, anchor_steps(teacher, student.times[1])) == []
+
+
+def test_lint_is_silent_about_an_anchor_that_no_other_step_of_a_coarse_teacher_betters():
+    assert lint_grids(Grid((1.0, 0.8, 0.6, 0.0)), Grid((1.0, 0.9, 0.5, 0.0)), 1) == []

@@ -1,7 +1,9 @@
 """Names of files, folders and things on the hub: what is a path, and what a mistyped one probably means."""
 
 import pytest
+from huggingface_hub import constants
 
+from dpdmd.store import names
 from dpdmd.store.names import did_you_mean, expanded, local_or_hub_id
 
 
@@ -52,3 +54,27 @@ def test_only_what_is_missing_has_a_nearest_name(home):
     (home / "prompts.txt").touch()
     assert did_you_mean("prompt.txt") == "; did you mean prompts.txt?"
     assert did_you_mean("prompts.txt/x") == did_you_mean("prompts.txt") == ""
+
+
+@pytest.mark.parametrize(
+    ("proxies", "known", "offline"), [({}, True, False), ({}, False, True), ({"https": "p"}, False, False)]
+)
+def test_where_the_hub_has_no_address_only_the_cache_is_asked(proxies, known, offline, home, monkeypatch):
+    """Otherwise each name would take half a minute, with five tries."""
+    asked = []
+
+    def address(host, port):
+        asked.append(host)
+        if not known:
+            raise OSError("no such name")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(names, "getproxies", lambda: proxies)
+    monkeypatch.setattr(names.socket, "getaddrinfo", address)
+    names._stay_offline_without_hub.cache_clear()
+    for _ in range(2):
+        assert local_or_hub_id("me/model") == "me/model"
+        assert local_or_hub_id("scenes") == "scenes"
+    assert constants.is_offline_mode() == offline
+    assert asked == ([] if proxies else ["huggingface.co"])
+    names._stay_offline_without_hub.cache_clear()

@@ -7,6 +7,7 @@ import torch
 from trainers import new_trainer, train
 
 from dpdmd.store.files import read_json
+from dpdmd.store.jsonl import read_rows
 from dpdmd.store.png import read_png
 from dpdmd.store.tensors import read_tensors
 from dpdmd.training.run.folder import RunFolder
@@ -159,6 +160,17 @@ def test_validation_pictures_show_teacher_above_student_and_cost_no_training_sec
         assert not torch.equal(first[:, top + text + 98 :][:, :98], second[:, top + text + 98 :][:, :98])
     assert (folder / "validation/prompts.txt").read_text() == "a red circle\na ring\n"
     assert len(list((folder / "validation").glob("teacher-*.safetensors"))) == 1
+
+
+def test_the_last_student_is_validated_too_unless_the_run_is_shorter_than_the_interval(make_recipe, adapter):
+    def looked_at(**options) -> list[int]:
+        folder = train(make_recipe(validation={"every": 3}, **options), adapter, resume=True, progress=False)
+        return [row["step"] for row in read_rows(folder / "validation/scores.jsonl")]
+
+    assert looked_at(train={"num_updates": 2}) == []
+    assert looked_at(train={"num_updates": 4}) == [3, 4]
+    assert looked_at(train={"num_updates": 4}) == [3, 4]  # a finished run is not looked at again
+    assert looked_at(train={"num_updates": 6}) == [3, 4, 6]
 
 
 def test_validation_does_not_change_what_is_trained(make_recipe, adapter):

@@ -129,7 +129,7 @@ def export(
         str | None,
         typer.Option(
             metavar="DTYPE",
-            help="Weights as fp32, bf16 or fp16. Default: as the base model is stored; a LoRA as it was trained.",
+            help="Weights as fp32, bf16 or fp16. Default: as the base model is stored.",
         ),
     ] = None,
     one_file: Annotated[

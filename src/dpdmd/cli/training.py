@@ -2,15 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dpdmd.cli.options import Overrides, RecipeName, number
 from dpdmd.recipe import bounds
-
-if TYPE_CHECKING:
-    from dpdmd.recipe.schema import Recipe
 
 app = typer.Typer()
 
@@ -52,7 +49,9 @@ def train(
 
     require_trackers(settings.output.trackers)
     if dry_run:
-        typer.echo(_costs(settings, None))
+        from dpdmd.planning.answer import costs
+
+        typer.echo(costs(settings))
         return
     RunFolder(settings.output.folder).refuse_if_unusable(flatten(settings), resume=resume, overwrite=overwrite)
     run = run_training(settings, resume=resume, overwrite=overwrite)
@@ -85,9 +84,11 @@ def plan(
     from dpdmd.recipe.toml import load_recipe
 
     settings = load_recipe(recipe, overrides or [])
-    typer.echo(_costs(settings, memory))
 
+    from dpdmd.planning.answer import costs
     from dpdmd.planning.fit import has_gpu
+
+    typer.echo(costs(settings, memory=memory))
 
     if calibrate:
         from dpdmd.models.load import load_adapter
@@ -98,21 +99,6 @@ def plan(
         typer.echo(describe_calibration(resolve(settings, adapter), adapter))
     elif has_gpu():
         typer.echo("seconds: --calibrate loads the model and measures a few updates on this machine")
-
-
-def _costs(settings: "Recipe", memory: float | None) -> str:
-    """What `plan` and `train --dry-run` print. memory: of the device in GiB, None for this machine's."""
-    from dpdmd.data.prompts import training_prompts
-    from dpdmd.models.load import planning_adapter
-    from dpdmd.planning.answer import describe_costs
-    from dpdmd.planning.fit import GIB, device_memory
-    from dpdmd.recipe.resolve import resolve
-    from dpdmd.recipe.toml import changed_recipe
-
-    prompts = training_prompts(settings.data.sources, settings.data.column)
-    adapter = planning_adapter(settings.model.teacher)
-    device = device_memory() if memory is None else round(memory * GIB)
-    return describe_costs(lambda further: resolve(changed_recipe(settings, further), adapter), adapter, prompts, device)
 
 
 @app.command()
@@ -157,55 +143,12 @@ def new(
 
     A single file is turned into a pipeline folder next to the recipe first, once.
     """
-    from dpdmd.store.files import require_writable, write_text
+    from dpdmd.planning.write import default_memory, write_recipe
 
-    if out.exists():
-        raise ValueError(f"{out} exists already; name another file")
-    require_writable(out)
-    if model.endswith(".safetensors"):
-        model = str(_converted(model, base, out))
-    elif base is not None:
-        raise ValueError(f"--base is for a single .safetensors file, got {model}")
-
-    from dpdmd.models.load import planning_adapter
-    from dpdmd.planning.fit import GIB, device_memory, has_gpu
-    from dpdmd.planning.new import new_recipe
-    from dpdmd.store.names import expanded
-
-    folder = Path(expanded(model))
-    model = str(folder.absolute()) if folder.is_dir() else model
-    if memory is None:
-        memory = device_memory() / GIB if has_gpu() else 24
+    gib = default_memory() if memory is None else memory
     trained = None if adapters is None else "adapters" if adapters else "all"
-    written = new_recipe(
-        model, planning_adapter(model), memory=round(memory * GIB), name=out.stem, num_steps=steps, trained=trained
-    )
-    write_text(out, written.text)
-    for note in written.plan.notes:
-        typer.echo(f"note: {note}")
-    if not written.fits:
-        typer.echo(f"note: it does not fit {memory:g} GiB: it needs {written.need.total / GIB:.1f} GiB")
-    typer.echo(f"recipe: {out}\nwhat it costs: dpdmd plan {out} --memory {memory:g}\ntrain it: dpdmd train {out}")
-
-
-def _converted(file: str, base: str | None, recipe: Path) -> Path:
-    """The pipeline folder that a single file becomes, next to the recipe."""
-    from dpdmd.store.names import did_you_mean, expanded
-
-    path = Path(expanded(file))
-    if not path.is_file():
-        raise ValueError(f"there is no {file}{did_you_mean(path)}")
-    if base is None:
-        raise ValueError(
-            f"{file} is a single file without configurations and tokenizers: name the pipeline that it was made from, "
-            "as in --base stabilityai/stable-diffusion-xl-base-1.0"
-        )
-
-    from dpdmd.models.single_file import convert_single_file
-
-    folder = convert_single_file(path, base, recipe.parent / path.stem)
-    typer.echo(f"model: {folder}")
-    return folder
+    write_recipe(model, out, memory=gib, num_steps=steps, base=base, trained=trained)
+    typer.echo(f"recipe: {out}\nwhat it costs: dpdmd plan {out} --memory {gib:g}\ntrain it: dpdmd train {out}")
 
 
 @app.command(epilog="Example: dpdmd config recipe.toml --set student.num_steps=2")

@@ -54,6 +54,18 @@ def _files_of(hub_id: str) -> list[str]:
     return []
 
 
+def cached_folder(source: str) -> Path | None:
+    """As `local_folder`, without asking the hub; None for a hub id that is not in the cache as a whole."""
+    if Path(source).is_dir():
+        return Path(source)
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(source, use_safetensors=True, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
 def read_index(source: str) -> dict[str, Any]:
     """The checked model_index.json of a folder or hub id. Raises ValueError if it cannot be read."""
     if Path(source).is_dir():

@@ -83,7 +83,7 @@ def _load(pipeline_class: Any, file: Path, folder: Path, absent: list[str]) -> A
         families = ", ".join(sorted(FAMILIES))
         raise ValueError(
             f"{file} cannot be read as a {pipeline_class.__name__} with the configuration of {folder}: "
-            f"{first_line(error)}; --base must be of the file's own family ({families}) and size"
+            f"{first_line(error).rstrip('.')}; --base must be of the file's own family ({families}) and size"
         ) from None
 
 

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpdmd.models.base import ModelAdapter, denoiser
 from dpdmd.planning.memory import LiveShapes, blank_autoencoder, blank_call
-from dpdmd.recipe.calls import VALIDATION_SHARE, calls_per_picture, forwards_per_update
+from dpdmd.recipe.calls import VALIDATION_SHARE, calls_per_picture, forwards_per_update, num_validations
 from dpdmd.recipe.plan import Plan
 
 SHARE = 0.35  # of a card's peak that training reaches: an assumption, no GPU has measured it here
@@ -73,8 +73,7 @@ def validation_share(plan: Plan, adapter: ModelAdapter) -> tuple[float, float]:
     once, each = calls_per_picture(plan)
     training = plan.budget.num_updates * update_operations(plan, adapter) / plan.validation.num_pictures
     students = 2 if plan.optimiser.ema_decay else 1
-    num_validations = plan.budget.num_updates // plan.validation.every
-    share = num_validations * (each * forward + students * decoding) / training
+    share = num_validations(plan) * (each * forward + students * decoding) / training
     return (once * forward + decoding) / training, share
 
 
@@ -88,12 +87,14 @@ def describe_validation(plan: Plan, adapter: ModelAdapter) -> str:
             f"off, since one would take more than {VALIDATION_SHARE:.0%} of such a short training; validation.every = "
             f"{plan.budget.num_updates} looks at the last student all the same"
         )
+    if not num_validations(plan):
+        return f"none: the {plan.budget.num_updates} updates are fewer than validation.every ({validation.every})"
     once, share = validation_share(plan, adapter)
     text = (
-        f"{validation.num_pictures} pictures every {validation.every} updates, {percent(share)} of the operations of "
-        f"training, and {percent(once)} once for the teacher's"
+        f"{validation.num_pictures} pictures every {validation.every} updates and after the last, {percent(share)} of "
+        f"the operations of training, and {percent(once)} once for the teacher's"
     )
-    too_much = share > VALIDATION_SHARE
+    too_much = share > VALIDATION_SHARE and num_validations(plan) > 1
     return text + (f"; a larger validation.every than {validation.every} takes less" if too_much else "")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from dpdmd.evaluate.intervals import LEVEL
 from dpdmd.evaluate.metrics import SCORES
 from dpdmd.models.student_file import StudentFile
-from dpdmd.publish.comfyui import WORKFLOW_FILE
+from dpdmd.publish.comfyui import NONE, WORKFLOW_FILE
 from dpdmd.publish.pictures import PICTURE_FILE, Picture
 from dpdmd.report.runs import is_number
 from dpdmd.store.files import read_json
@@ -59,7 +59,8 @@ class CardParts:
     name: of the model. base: public name of its base; hub_base: hub id of the base, or None for a folder, which the hub
     would refuse as `base_model`. snippet: Python code. licence: as `base_licence` returns it. metrics: as
     `read_metrics` returns them; None for a student without scores. facts: further lines of the list at the top.
-    comfyui: settings for ComfyUI. picture: what `write_picture` returned. recipe: text of the run's recipe.toml.
+    comfyui: settings for ComfyUI, None where it cannot draw the model. picture: what `write_picture` returned. recipe:
+    text of the run's recipe.toml.
     """
 
     name: str
@@ -69,7 +70,7 @@ class CardParts:
     licence: dict[str, Any]
     metrics: dict[str, Any] | None = None
     facts: Sequence[str] = ()
-    comfyui: Sequence[str] = ()
+    comfyui: Sequence[str] | None = None
     picture: Picture | None = None
     recipe: str | None = None
 
@@ -139,9 +140,9 @@ def _picture(picture: Picture | None) -> str:
     return f"![Teacher and student]({PICTURE_FILE})\n\n{picture.caption}{prompts}\n\n"
 
 
-def _comfyui(settings: Sequence[str]) -> str:
-    if not settings:
-        return ""
+def _comfyui(settings: Sequence[str] | None) -> str:
+    if settings is None:
+        return f"## ComfyUI\n\n{NONE}\n\n"
     lines = "\n".join(f"- {setting}" for setting in settings)
     return (
         f"## ComfyUI\n\n`{WORKFLOW_FILE}` is the whole workflow; choose your own files in its loaders. What matters in "

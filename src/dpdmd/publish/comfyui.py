@@ -1,17 +1,24 @@
 """How ComfyUI draws a student: a workflow in its API format, which its window loads and its server runs.
 
 The `simple` scheduler takes the noise levels 1, 1 - 1/N, ..., 1/N of a flow, shifted by a ModelSampling node: the
-trained uniform grid. Of SDXL's timesteps it takes the trailing ones.
+trained uniform grid. Of SDXL's timesteps it takes the trailing ones. It picks them from a table of 1,000, so that this
+is exact where N divides 1,000; every other grid is written out as its noise levels.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from dpdmd.method.grids import Grid
+from dpdmd.method.paths import FlowPath, Path
 from dpdmd.method.rollout import StudentKind
 
 WORKFLOW_FILE = "comfyui_workflow.json"
+NONE = "ComfyUI has no nodes for this kind of model, so there is no workflow for it here."
+TABLE = 1000  # noise levels that the `simple` scheduler picks from
+MOST_NOISE = 4518.76  # sigma / alpha that stands for pure noise of a schedule that ends there (zero SNR)
 Node = dict[str, Any]
 Workflow = dict[str, Node]
 
@@ -66,20 +73,33 @@ def trained_shift(grid: Grid) -> float:
     return 1.0 if grid.num_steps == 1 else last * (grid.num_steps - 1) / (1 - last)
 
 
+def noise_levels(path: Path, grid: Grid) -> list[float]:
+    """The grid as ComfyUI counts noise: t of a flow, else sigma / alpha."""
+    if isinstance(path, FlowPath):
+        return list(grid.times)
+    times = torch.tensor(grid.times, dtype=torch.float64)
+    return (path.sigma(times) / path.alpha(times)).clamp(max=MOST_NOISE).tolist()
+
+
 def workflow(
     pipeline: str,
     grid: Grid,
+    path: Path,
     *,
+    is_uniform: bool,
     kind: StudentKind,
     size: tuple[int, int],
     prompt: str,
     embedded_guidance: float | None,
     is_lora: bool,
+    v_prediction: bool = False,
+    zero_snr: bool = False,
 ) -> Workflow | None:
-    """The workflow of a student on a uniform grid; None for a family that ComfyUI does not draw by itself.
+    """The workflow of a student; None for a family that ComfyUI does not draw by itself.
 
-    pipeline: name of the stock pipeline's class. size: height and width in pixels. is_lora: the export is a LoRA for
-    its base, otherwise a network. Files are named `student.safetensors` and `base.safetensors`.
+    pipeline: name of the stock pipeline's class. is_uniform: the number of steps alone gives the grid. size: height
+    and width in pixels. is_lora: the export is a LoRA for its base, otherwise a network. v_prediction, zero_snr: of a
+    noise schedule. Files are named `student.safetensors` and `base.safetensors`.
     """
     family = FAMILIES.get(pipeline)
     if family is None:
@@ -87,10 +107,13 @@ def workflow(
     height, width = size
     nodes = _loaders(family, is_lora=is_lora)
     model = nodes.pop("_model")
-    if family.sampling is not None:
-        inputs = _shift_inputs(family.sampling, trained_shift(grid), height=height, width=width)
-        nodes["sampling"] = {"class_type": family.sampling, "inputs": {"model": model, **inputs}}
-        model = ["sampling", 0]
+    is_simple = is_uniform and TABLE % grid.num_steps == 0
+    sampling = _sampling_node(family.sampling, grid, size, is_simple=is_simple) or (
+        _v_prediction(zero_snr) if v_prediction else None
+    )
+    if sampling is not None:
+        sampling["inputs"]["model"] = model
+        nodes["sampling"], model = sampling, ["sampling", 0]
     nodes["prompt"] = {"class_type": "CLIPTextEncode", "inputs": {"text": prompt, "clip": nodes.pop("_clip")}}
     cond = ["prompt", 0]
     if embedded_guidance is not None:
@@ -100,10 +123,9 @@ def workflow(
         }
         cond = ["guidance", 0]
     latent = {"width": width, "height": height, "batch_size": 1}
-    steps = {"model": model, "scheduler": "simple", "steps": grid.num_steps, "denoise": 1.0}
     nodes |= {
         "latent": {"class_type": family.latent, "inputs": latent},
-        "steps": {"class_type": "BasicScheduler", "inputs": steps},
+        "steps": _steps(model, grid.num_steps, None if is_simple else noise_levels(path, grid)),
     }
     nodes |= _samplers(kind, model, cond, num_steps=grid.num_steps)
     nodes |= {
@@ -111,6 +133,15 @@ def workflow(
         "saved": {"class_type": "SaveImage", "inputs": {"images": ["decoded", 0], "filename_prefix": "student"}},
     }
     return nodes
+
+
+def _steps(model: list, num_steps: int, levels: list[float] | None) -> Node:
+    """The node that gives the noise levels: by the number of steps, or written out, in digits without an exponent."""
+    if levels is None:
+        inputs = {"model": model, "scheduler": "simple", "steps": num_steps, "denoise": 1.0}
+        return {"class_type": "BasicScheduler", "inputs": inputs}
+    text = ", ".join(f"{level:.9f}".rstrip("0").rstrip(".") for level in levels)
+    return {"class_type": "ManualSigmas", "inputs": {"sigmas": text}}
 
 
 def _samplers(kind: StudentKind, model: list, cond: list, *, num_steps: int) -> Workflow:
@@ -149,18 +180,22 @@ def _samplers(kind: StudentKind, model: list, cond: list, *, num_steps: int) -> 
 def settings(flow: Workflow) -> list[str]:
     """The workflow in short, for a reader who builds it by hand."""
     sampling = flow.get("sampling")
-    shift = []
+    shift, steps = [], flow["steps"]["inputs"]
     if sampling is not None:
         values = {name: value for name, value in sampling["inputs"].items() if name != "model"}
-        shift = [f"{sampling['class_type']}: " + ", ".join(f"{name} {value:.6g}" for name, value in values.items())]
+        shift = [f"{sampling['class_type']}: " + ", ".join(f"{name} {_shown(value)}" for name, value in values.items())]
     guidance = flow.get("guidance")
     embedded = [] if guidance is None else [f"FluxGuidance: {guidance['inputs']['guidance']:g}"]
     return [
         *shift,
         *embedded,
-        f"BasicScheduler: simple, {flow['steps']['inputs']['steps']} steps",
+        f"ManualSigmas: {steps['sigmas']}" if "sigmas" in steps else f"BasicScheduler: simple, {steps['steps']} steps",
         *_sampling(flow),
     ]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float | int) and not isinstance(value, bool) else str(value).lower()
 
 
 def _sampling(flow: Workflow) -> list[str]:
@@ -195,9 +230,21 @@ def _loaders(family: Family, *, is_lora: bool) -> dict[str, Any]:
     return nodes | outputs
 
 
-def _shift_inputs(sampling: str, shift: float, *, height: int, width: int) -> dict[str, Any]:
-    """Inputs of a ModelSampling node. FLUX's takes mu = log(shift) at two sizes: the same at both, for every size."""
-    if sampling != "ModelSamplingFlux":
-        return {"shift": round(shift, 6)}
-    mu = round(math.log(shift), 6)
-    return {"max_shift": mu, "base_shift": mu, "width": width, "height": height}
+def _sampling_node(sampling: str | None, grid: Grid, size: tuple[int, int], *, is_simple: bool) -> Node | None:
+    """The node that shifts a flow's noise levels; None where they are written out, which no shift changes.
+
+    FLUX's takes mu = log(shift) at two sizes: the same at both, for every size.
+    """
+    if sampling is None or not is_simple:
+        return None
+    shift = trained_shift(grid)
+    inputs: dict[str, Any] = {"shift": round(shift, 6)}
+    if sampling == "ModelSamplingFlux":
+        mu = round(math.log(shift), 6)
+        inputs = {"max_shift": mu, "base_shift": mu, "width": size[1], "height": size[0]}
+    return {"class_type": sampling, "inputs": inputs}
+
+
+def _v_prediction(zero_snr: bool) -> Node:
+    """The node that says how SDXL's network predicts, which its file does not."""
+    return {"class_type": "ModelSamplingDiscrete", "inputs": {"sampling": "v_prediction", "zsnr": zero_snr}}

@@ -1,5 +1,6 @@
 """Export a trained student as a folder that stock diffusers loads, with a model card whose snippet samples it."""
 
+import logging
 import os
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +14,7 @@ from dpdmd.method.grids import Grid
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
 from dpdmd.models.load import load_adapter, load_sampler
+from dpdmd.models.parts import cached_folder
 from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, StudentFile
 from dpdmd.publish.card import CardParts, base_licence, model_card, read_metrics, require_licence
 from dpdmd.publish.comfyui import WORKFLOW_FILE, Workflow, settings, workflow
@@ -23,6 +25,8 @@ from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.files import atomic_folder, read_text, write_json, write_text
 from dpdmd.store.names import did_you_mean, expanded
 from dpdmd.store.state import read_state
+
+logger = logging.getLogger(__name__)
 
 STUDENTS_FOLDER = "students"  # of a run: the students that it has kept
 
@@ -73,7 +77,7 @@ def export_run(
     lora: instead of a pipeline, write the LoRA, under names and with a scale that diffusers and ComfyUI apply in full,
         and the student's scheduler. Nothing else is read.
     dtype: of the network's or the LoRA's weights, "fp32", "bf16" or "fp16"; default: the one that the base is stored
-        in, and for a LoRA the one that it was trained in.
+        in. A LoRA whose base is a hub id that is not on this machine keeps the dtype that it was trained in.
     one_file: write a network of up to 20 GB as one file, a larger one in files of that size; otherwise of 10 GB.
     link: hard-link the files that the student shares with its base (text encoders, autoencoder) instead of copying
         them: no disk space, but what edits one edits the other.
@@ -94,7 +98,7 @@ def export_run(
     student = _student(run, is_lora=lora)
     if os.path.lexists(out):
         raise ValueError(f"{out} exists already; give a new folder")
-    weights = None if dtype is None else DTYPES[dtype]
+    weights = _dtype(student, dtype)
     if metrics is None and (student.run / "metrics.json").is_file():
         metrics = student.run / "metrics.json"
     scores = None if metrics is None else read_metrics(metrics)
@@ -103,7 +107,7 @@ def export_run(
         if lora:
             write_lora(student.adapter, student.student, student.scheduler, folder, dtype=weights)
         else:
-            network = load_sampler(str(student.run), weights or student.adapter.stored_dtype).network
+            network = load_sampler(str(student.run), weights).network
             write_pipeline(student.adapter, network, student.scheduler, folder, link=link, one_file=one_file)
         if flow is not None:
             write_json(folder / WORKFLOW_FILE, flow)
@@ -115,7 +119,7 @@ def export_run(
             licence={"license": license} if license else base_licence(student.adapter.source),
             metrics=scores,
             facts=_facts(student),
-            comfyui=[] if flow is None else settings(flow),
+            comfyui=None if flow is None else settings(flow),
             picture=write_picture(student.run, student.places, student.info.updates, folder / PICTURE_FILE),
             recipe=_recipe(student),
         )
@@ -145,18 +149,34 @@ def _student(run: str | Path, *, is_lora: bool) -> Exported:
     return Exported(run, student, info, adapter, scheduler, arguments, size, is_lora)
 
 
-def _workflow(student: Exported) -> Workflow | None:
-    """For a grid that the number of steps gives, as ComfyUI's scheduler does."""
-    if "num_inference_steps" not in student.arguments:
+def _dtype(student: Exported, name: str | None) -> torch.dtype | None:
+    """The dtype of the weights that leave; None for a LoRA whose base would have to be downloaded to know it."""
+    if name is not None:
+        return DTYPES[name]
+    if student.is_lora and cached_folder(student.adapter.source) is None:
+        logger.info(
+            "note: the LoRA stays in the dtype that it was trained in, since its base %s is not on this machine; "
+            "--dtype names another",
+            student.adapter.source,
+        )
         return None
+    return student.adapter.stored_dtype
+
+
+def _workflow(student: Exported) -> Workflow | None:
+    info, adapter = student.info, student.adapter
     return workflow(
-        student.adapter.pipeline_class.__name__,
-        Grid(student.info.grid),
-        kind=student.info.kind,
+        adapter.pipeline_class.__name__,
+        Grid(info.grid),
+        adapter.path,
+        is_uniform="num_inference_steps" in student.arguments,
+        kind=info.kind,
         size=student.size,
         prompt=_example_prompt(student.run),
-        embedded_guidance=student.info.embedded_guidance,
+        embedded_guidance=info.embedded_guidance,
         is_lora=student.is_lora,
+        v_prediction=adapter.prediction_space == "v",
+        zero_snr=getattr(adapter, "scheduler_config", {}).get("rescale_betas_zero_snr", False),
     )
 
 
@@ -167,7 +187,7 @@ def _snippet(student: Exported, place: str, dtype: torch.dtype | None) -> str:
         place,
         student.arguments,
         prompt=_example_prompt(student.run),
-        dtype=dtype or _snippet_dtype(student.adapter, is_lora=student.is_lora),
+        dtype=dtype or torch.bfloat16,  # what large models are drawn in
         lora_scheduler=type(student.scheduler).__name__ if student.is_lora else None,
         renewal=student.adapter.renewal_code(steps) if info.kind == "renoise_last" and steps > 2 else None,
     )
@@ -205,11 +225,6 @@ def _recipe_file(student: Exported) -> Path | None:
 def _recipe(student: Exported) -> str | None:
     path = _recipe_file(student)
     return path and read_text(path)
-
-
-def _snippet_dtype(adapter: ModelAdapter, *, is_lora: bool) -> torch.dtype:
-    """The dtype that the base is stored in; for a LoRA of a hub id bf16, so that the base is not downloaded for it."""
-    return torch.bfloat16 if is_lora and not Path(adapter.source).is_dir() else adapter.stored_dtype
 
 
 def _example_prompt(run: Path) -> str:

@@ -43,7 +43,7 @@ def write_pipeline(
 def write_lora(adapter: ModelAdapter, student: Path, scheduler: Any, out: Path, *, dtype: torch.dtype | None) -> None:
     """Write the LoRA in the folder `student` to the folder `out`, with the scheduler; no network is loaded.
 
-    dtype: default: as it was trained.
+    dtype: of its weights; None: as it was trained.
     """
     layers = published_lora(adapter, student)
     write_tensors(

@@ -54,6 +54,12 @@ def calls_per_picture(plan: Plan) -> tuple[int, int]:
     return once, students * (plan.student.grid.num_steps + denoising)
 
 
+def num_validations(plan: Plan) -> int:
+    """How often a run is validated: every `validation.every` updates and after the last; never if it is shorter."""
+    every, num_updates = plan.validation.every, plan.budget.num_updates
+    return math.ceil(num_updates / every) if 0 < every <= num_updates else 0
+
+
 def validation_interval(plan: Plan) -> int:
     """Updates between validations by default: ten in a run, or fewer, so that they take 5 % of the calls at most.
 
@@ -61,11 +67,15 @@ def validation_interval(plan: Plan) -> int:
     0, which is none at all, where the run is too short for that. A backward pass counts as two calls.
     """
     forward, backward = forwards_per_update(plan)
-    update = plan.data.batch_size * plan.data.accumulation * (forward + 2 * backward)
-    once, each = calls_per_picture(plan)
-    first = plan.validation.num_pictures * (once + each + 2 * DECODING) / (VALIDATION_SHARE * update)
+    update = VALIDATION_SHARE * plan.data.batch_size * plan.data.accumulation * (forward + 2 * backward)
+    once, each = (plan.validation.num_pictures * calls for calls in calls_per_picture(plan))
+    decoding = plan.validation.num_pictures * DECODING
+    first = (once + each + 2 * decoding) / update
     num_updates = plan.budget.num_updates
-    # A run that its time ends may not get to its last update.
-    spread = 1 if plan.budget.max_seconds is not None else num_updates / NUM_VALIDATIONS
-    interval = math.ceil(max(first, spread))
+    if plan.budget.max_seconds is not None:
+        # It may end anywhere, and is then validated once more.
+        interval = math.ceil(first + (each + decoding) / update)
+    else:
+        most = math.floor((num_updates * update - once - decoding) / (each + decoding))
+        interval = math.ceil(max(first, num_updates / max(1, min(most, NUM_VALIDATIONS))))
     return interval if interval <= num_updates else 0

@@ -15,16 +15,16 @@ def lint_grids(student: Grid, teacher: Grid | None = None, num_anchor_steps: int
             messages.append(
                 f"student step {i + 1} of {student.num_steps} goes from t = {a:.4f} to {b:.4f} and does almost "
                 f"nothing: {student.num_steps} calls are worth {student.num_steps - 1}. "
-                'student.grid = "uniform" makes every call count.'
+                'student.grid = "uniform", or with it a smaller student.shift, makes every call count.'
             )
     if teacher is not None and num_anchor_steps is not None:
         reached, landing = teacher.times[num_anchor_steps], student.times[1]
         span, first = student.times[0] - reached, student.times[0] - landing
-        if first > 1.5 * span or span > 1.5 * first:
-            better = anchor_steps(teacher, landing)
+        better = anchor_steps(teacher, landing)
+        if better != num_anchor_steps and (first > 1.5 * span or span > 1.5 * first):
             messages.append(
-                f"the anchor is {num_anchor_steps} teacher steps, t = {reached:.4f}, but the student's first step "
-                f"lands at t = {landing:.4f}, {first / span:.1f} times as far. {better} steps reach "
+                f"the anchor is the teacher's step {num_anchor_steps}, t = {reached:.4f}, but the student's first step "
+                f"lands at t = {landing:.4f}, {first / span:.1f} times as far. Step {better} is at "
                 f"t = {teacher.times[better]:.4f}."
             )
     return messages

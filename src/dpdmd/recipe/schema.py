@@ -441,8 +441,8 @@ class ValidationConfig(Section):
         default=None,
         ge=0,
         le=bounds.UPDATES,
-        description="Student updates between validations, 0 = off. Default: ten in a run, or fewer, so that they take "
-        "at most 5 % of its time.",
+        description="Student updates between validations, 0 = off. The last student is validated too, unless the run "
+        "is shorter than this. Default: ten in a run, or fewer, so that they take at most 5 % of its time.",
     )
     prompts: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="Prompts to draw. Default: four, spread over the training prompts."

@@ -209,9 +209,8 @@ def find_recipe(name: str | Path) -> Path:
         return _shipped_folder() / f"{name}.toml"
     nearest = difflib.get_close_matches(str(name), shipped, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else did_you_mean(path)
-    raise ValueError(
-        f"there is no recipe file {path} and no shipped recipe of that name ({', '.join(shipped) or 'none'}){hint}"
-    )
+    known = ", ".join(shipped) or "none"
+    raise ValueError(f"there is no recipe file {path}, no run and no shipped recipe of that name ({known}){hint}")
 
 
 def dump_recipe(recipe: Recipe) -> str:

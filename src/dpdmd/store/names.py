@@ -2,7 +2,11 @@
 
 import difflib
 import os
+import socket
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 RUNS = "runs"  # where recipes put their runs
 
@@ -31,7 +35,25 @@ def local_or_hub_id(name: str | Path) -> str:
         raise ValueError(
             f"{given} does not exist{did_you_mean(name)} (not looked up on the hub, since {owner}/ is a folder here)"
         )
+    if owner != given:
+        _stay_offline_without_hub()
     return name
+
+
+@cache
+def _stay_offline_without_hub() -> None:
+    """Take hub ids from the local cache alone where the hub's address is not even known: asking it takes half a minute.
+
+    A proxy may know the address where this machine does not.
+    """
+    from huggingface_hub import constants
+
+    if getproxies():
+        return
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def did_you_mean(missing: str | Path) -> str:

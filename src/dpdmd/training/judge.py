@@ -4,15 +4,19 @@ RUN/evaluation/teacher/         the teacher's images
 RUN/evaluation/step-000300/     those of the student after 300 updates
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dpdmd.data.prompts import training_prompts
 from dpdmd.evaluate.generate import generate_folder
+from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.models.find import find_student, located
 from dpdmd.models.load import load_adapter
 from dpdmd.models.student_file import StudentFile
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import is_run, load_recipe
+from dpdmd.store.cache import cache_folder
 from dpdmd.training.validation.images import default_prompts
 
 FOLDER = "evaluation"
@@ -49,3 +53,22 @@ def draw_student_and_teacher(
         **options,
     )
     return folders
+
+
+def evaluate_run(
+    model: str | Path,
+    *,
+    prompts: list[str] | None = None,
+    images_per_prompt: int = 9,
+    features: str | Sequence[str] = "auto",
+    quality: Sequence[str] = (),
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Draw a run's student and its teacher, and score the student's images against the teacher's.
+
+    model, prompts, images_per_prompt: as for `draw_student_and_teacher`; RUN/evaluation keeps the images. features,
+    quality, out and the scores that are returned: as for `dpdmd.evaluate.run.evaluate_folder`.
+    """
+    student, teacher = draw_student_and_teacher(model, prompts, images_per_prompt=images_per_prompt)
+    options: dict[str, Any] = {"features": features, "quality": quality, "out": out}
+    return evaluate_folder(student, reference=teacher, **options, cache=cache_folder("images"))

@@ -131,7 +131,7 @@ def _loop(
     with StopRequest() as stop, bar_of_run as bar:
         validate = partial(_validate, trainer, run, trackers)
         is_validated = on_main_process(lambda: any(row["step"] == trainer.step for row in read_rows(run.scores)))
-        if trainer.step and _is_due(trainer.step, plan.validation.every) and not is_validated:
+        if trainer.step and _is_looked_at(trainer.step, plan.validation.every, finished) and not is_validated:
             validate()  # the run was killed after the checkpoint of this step
         while not finished:
             row = trainer.iterate()
@@ -151,7 +151,7 @@ def _loop(
                 raise StoppedBySignal(
                     signum, f"stopped after step {trainer.step}; the checkpoint is saved, --resume continues from it"
                 )
-            if _is_due(trainer.step, plan.validation.every):
+            if _is_looked_at(trainer.step, plan.validation.every, finished):
                 validate()
     assert saved_step == trainer.step
 
@@ -216,3 +216,8 @@ def _keep_best(trainer: Trainer, checkpoint: CheckpointConfig, run: RunFolder, r
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _is_looked_at(step: int, every: int, finished: bool) -> bool:
+    """Whether the student of this step is validated: also the last one, of a run that is not shorter than `every`."""
+    return _is_due(step, every) or (finished and 0 < every <= step)
