@@ -34,7 +34,7 @@ def signals_as_in_a_terminal():
         signal.signal(signum, handler)
 
 
-LONG = {"num_updates": 5, "ema_decay": 0.8, "warmup": 3, "accumulation": 2, "weight_decay": 0.01}
+LONG = {"num_updates": 5, "ema_decay": 0.8, "ida_decay": 0.9, "warmup": 3, "accumulation": 2, "weight_decay": 0.01}
 
 
 class Killed(BaseException):
@@ -95,7 +95,8 @@ def test_killed_and_resumed_equals_uninterrupted(make_recipe, adapter, monkeypat
 
 @pytest.mark.parametrize("roles", [["student", "fake_score"], ["fake_score"]], ids=["shared", "mixed"])
 def test_a_run_with_adapters_resumes_as_well(make_recipe, adapter, monkeypatch, roles):
-    settings = {"train": LONG, "lora": {"roles": roles, "rank": 2}}
+    own = {} if len(roles) == 2 else {"ida_decay": 1.0}  # it needs both, or neither
+    settings = {"train": LONG | own, "lora": {"roles": roles, "rank": 2}}
     whole = train(make_recipe("whole", **settings), adapter, progress=False)
     recipe = make_recipe("parts", **settings)
     with monkeypatch.context() as patch, pytest.raises(Killed):

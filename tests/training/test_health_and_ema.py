@@ -3,8 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
+from trainers import new_trainer
 
-from dpdmd.training.ema import Ema
+from dpdmd.recipe.resolve import resolve
+from dpdmd.training.ema import Ema, align
 from dpdmd.training.health import sample_health
 
 
@@ -43,3 +46,28 @@ def test_ema_is_applied_within_the_block_only_even_after_an_error():
         raise RuntimeError
     assert torch.equal(network.weight, own)
     assert torch.equal(ema.average["weight"], average)
+
+
+def test_an_aligned_fake_score_moves_by_its_share_to_the_student_and_the_student_stays():
+    fake, student = ({"w": nn.Parameter(torch.tensor([value, 3.0]))} for value in (1.0, 2.0))
+    for _ in range(3):
+        align(fake, student, 0.75)
+    assert fake["w"].tolist() == [2 - 0.75**3, 3.0] and student["w"].tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_the_fake_score_is_aligned_after_each_iteration(make_recipe, adapter, decay):
+    """Against a run without: the same iteration, then the same share of the same student."""
+    plain, aligned = (new_trainer(make_recipe(train={"ida_decay": value}), adapter) for value in (1.0, decay))
+    for trainer in (plain, aligned):
+        trainer.iterate()
+    for name, fake in plain.network("fake_score").named_parameters():
+        student = plain.network("student").get_parameter(name)
+        expected = decay * fake + (1 - decay) * student
+        assert_close(aligned.network("fake_score").get_parameter(name), expected)
+        assert torch.equal(aligned.network("student").get_parameter(name), student)
+
+
+def test_an_adapter_cannot_be_aligned_to_a_whole_network(make_recipe, adapter):
+    with pytest.raises(ValueError, match="gives an adapter to only one of them"):
+        resolve(make_recipe(train={"ida_decay": 0.9}, lora={"roles": ["student"]}), adapter)

@@ -90,6 +90,7 @@ class OptimiserPlan:
     """AdamW of every trained role, and the moving average of the student's weights.
 
     warmup, num_updates: student updates of the rise and of the whole run. schedule: how rates fall in between.
+    ida_decay: share of itself that the fake score keeps after an iteration; the rest is the student's.
     """
 
     learning_rate: float
@@ -101,6 +102,7 @@ class OptimiserPlan:
     betas: tuple[float, float]
     max_grad_norm: float
     ema_decay: float
+    ida_decay: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,11 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         require_lora(start)
     embedded = _embedded_guidance(model, recipe.student, train, adapter)
     _require_negative_prompts(model, recipe.data, scale, adapter)
+    if train.ida_decay < 1 and len({"student", "fake_score"} & set(recipe.lora.roles)) == 1:
+        raise ValueError(
+            "train.ida_decay moves the fake score towards the student, and lora.roles gives an adapter to only one of "
+            "them: name both, or set train.ida_decay = 1"
+        )
     guidance = Guidance(scale, adapter.guidance_rule)
     build = objective or find_objective(keys.name)
     setting = ObjectiveSetting(
@@ -158,6 +163,7 @@ def _optimiser(train: TrainConfig) -> OptimiserPlan:
         betas=train.betas,
         max_grad_norm=train.max_grad_norm,
         ema_decay=train.ema_decay,
+        ida_decay=train.ida_decay,
     )
 
 

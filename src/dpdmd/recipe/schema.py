@@ -356,6 +356,13 @@ class TrainConfig(Section):
     fake_updates: int = Field(
         default=5, ge=1, le=bounds.STEPS, description="M, fake-score updates for each student update."
     )
+    ida_decay: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="After each iteration the fake score becomes this share of itself and the rest of the student "
+        "(implicit distribution alignment, arXiv 2506.00523): it then lags less. 1 = off.",
+    )
     reuse_samples: bool | Literal["student"] = Field(
         default=True,
         description="Which samples the M fake-score updates learn, each update with its own tau and noise. true: one "

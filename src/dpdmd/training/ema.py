@@ -1,4 +1,4 @@
-"""The exponential moving average of the student's weights."""
+"""Weights that follow others: the moving average of the student, and the fake score's alignment to it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,3 +36,14 @@ class Ema:
             finally:
                 for name, p in parameters.items():
                     p.copy_(own[name])
+
+
+@torch.no_grad()
+def align(fake_score: dict[str, nn.Parameter], student: dict[str, nn.Parameter], decay: float) -> None:
+    """fake score <- decay fake score + (1 - decay) student (implicit distribution alignment, arXiv 2506.00523).
+
+    The student's samples change with its weights; a fake score that takes part of the change lags less behind them.
+    Both must have parameters of the same names.
+    """
+    for name, parameter in fake_score.items():
+        parameter.lerp_(student[name], 1 - decay)

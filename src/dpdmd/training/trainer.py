@@ -21,6 +21,7 @@ from dpdmd.recipe.plan import Plan
 from dpdmd.store.provenance import peak_memory_bytes
 from dpdmd.store.tensors import write_tensors
 from dpdmd.training.data import MicroBatch
+from dpdmd.training.ema import align
 from dpdmd.training.parts import Parts
 from dpdmd.training.run.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
 from dpdmd.training.run.identity import differences, not_compared
@@ -42,7 +43,7 @@ class Trainer:
         self.step, self.seconds, self.peak_memory = 0, 0.0, 0
 
     def iterate(self) -> dict[str, Any]:
-        """M fake-score updates, one student update, one step of the moving average; returns the row to log.
+        """M fake-score updates, one student update, and what follows the student; returns the row to log.
 
         The student comes first when the fake score learns its samples. The head of a discriminator is updated after
         every fake-score update, on the same samples.
@@ -57,6 +58,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.update()
         optimiser = self.plan.optimiser
+        if optimiser.ida_decay < 1:
+            align(*(self.updaters[role].named_parameters for role in ("fake_score", "student")), optimiser.ida_decay)
         rate = optimiser.learning_rate * rate_factor(self.step, optimiser)
         fake_row = {key: sum(row[key] for row in fake_rows) / len(fake_rows) for key in fake_rows[0]}
         row = self._mean_over_processes(student_row | fake_row)
