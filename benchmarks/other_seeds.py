@@ -45,6 +45,9 @@ FIRST_SEEDS = {REFERENCE: 10000, FLOOR: 20000}
 ON_THE_WAY = ("dmd_falling_rate", "dp_dmd_before", "dp_dmd")
 # What the recipes were before they had the settings that these results led to.
 ANCHOR_BEFORE = {"flow": 2.5, "noise": 3.5}
+# The same without the alignment of the fake score, with the anchor's guidance that was best then.
+ALONE = {"train.ida_decay": 1.0}
+ANCHOR_ALONE = {"flow": {"objective.anchor.guidance_scale": 3.25}, "noise": {}}
 
 Row = dict[str, Any]
 
@@ -52,18 +55,21 @@ Row = dict[str, Any]
 def student_arms(group: str) -> list[Arm]:
     """The students of a group, with equal forwards."""
     recipe = f"{GROUPS[group]}_dp_dmd"
-    before = BEFORE | {"objective.anchor.guidance_scale": ANCHOR_BEFORE[group]}
+    before = BEFORE | ALONE | {"objective.anchor.guidance_scale": ANCHOR_BEFORE[group]}
+    alone = ALONE | ANCHOR_ALONE[group]
     dmd = before | {"objective.name": "dmd"}
     arms = [
         Arm("dmd", recipe, dmd),
         Arm("dmd_half_rate", recipe, dmd | {"train.learning_rate": 2.5e-4}),
         Arm("dmd_falling_rate", recipe, dmd | {"train.schedule": "cosine"}),
         Arm("dp_dmd_before", recipe, before),
+        Arm("dp_dmd_alone", recipe, alone),
         Arm("dp_dmd", recipe),
     ]
     if group == "flow":
         arms += [
-            Arm("dp_dmd_ode", recipe, {"student.kind": "ode"}),
+            Arm("dmd_aligned", recipe, dmd | {"train.schedule": "cosine", "train.ida_decay": 0.97}),
+            Arm("dp_dmd_ode", recipe, alone | {"student.kind": "ode"}),
             Arm("dp_dmd_weight_0.05", recipe, {"objective.anchor.weight": 0.05}),
             Arm("dp_dmd_every_2", recipe, {"objective.anchor.every": 2, "objective.anchor.fraction": 1.0}),
             Arm("dmd_perceptual", "scenes_dmd_perceptual"),
