@@ -125,7 +125,7 @@ def _settings(model: str, adapter: ModelAdapter, *, name: str, num_steps: int, t
         "train.accumulation": kind.accumulation,
         "train.fake_updates": kind.fake_updates,
         "train.reuse_samples": kind.reuse_samples,
-        "train.ida_decay": kind.ida_decay if kind.ida_decay < 1 else None,
+        "train.ida_decay": kind.ida_decay if is_flow and kind.ida_decay < 1 else None,
         "train.random_step": kind.random_step or None,
         "train.learning_rate": kind.learning_rate,
         "train.schedule": kind.schedule,

@@ -20,8 +20,9 @@ class TrainingSettings:
     """The numbers of one kind; their names are those of the recipe's keys.
 
     batch_size, accumulation: samples per micro-batch, and micro-batches per update. anchor_weight: of a network that
-    predicts velocity, compared in velocity, and of one that predicts eps or v, compared in x0. anchor_guidance: the
-    anchor's guidance scale as a share of the teacher's, of a network that predicts velocity; of others it is 1.
+    predicts velocity, compared in velocity, and of one that predicts eps or v, compared in x0. ida_decay,
+    anchor_guidance (the anchor's guidance scale as a share of the teacher's): of a network that predicts velocity; of
+    others, where they were not measured, they are 1.
     """
 
     precision: Literal["fp32", "bf16"]
@@ -83,9 +84,9 @@ _SMALL = _CHEAP | {
     "validation_every": 50,
     "checkpoint_every": 50,
 }
-# A fake score that takes a share of the student's weights lags less behind it. The later steps then cost no diversity, and
-# the anchor has the teacher's own guidance. Of adapters that would mix the two factors of an update, each for itself,
-# which nobody has measured: there the anchor is guided a little less than the teacher.
+# A fake score that takes a share of the student's weights lags less behind it. The later steps then cost no diversity,
+# and the anchor has the teacher's own guidance. Of adapters that would mix the two factors of an update, each for
+# itself, which nobody has measured: there the anchor is guided a little less than the teacher.
 _ALIGNED = {"ida_decay": 0.97, "anchor_guidance": 1.0}
 _ALONE = {"ida_decay": 1.0, "anchor_guidance": 13 / 14}
 SETTINGS: dict[tuple[Size, Trained], TrainingSettings] = {
