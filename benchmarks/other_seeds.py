@@ -45,9 +45,29 @@ FIRST_SEEDS = {REFERENCE: 10000, FLOOR: 20000}
 ON_THE_WAY = ("dmd_falling_rate", "dp_dmd_before", "dp_dmd")
 # What the recipes were before they had the settings that these results led to.
 ANCHOR_BEFORE = {"flow": 2.5, "noise": 3.5}
-# The same without the alignment of the fake score, with the anchor's guidance that was best then.
-ALONE = {"train.ida_decay": 1.0}
-ANCHOR_ALONE = {"flow": {"objective.anchor.guidance_scale": 3.25}, "noise": {}}
+# The rivals' settings of the flow's recipes, and the published ones of benchmarks/published.toml, for another teacher.
+PERCEPTUAL = {
+    "objective.name": "dmd_perceptual",
+    "objective.perceptual.weight": 0.25,
+    "objective.perceptual.backbone": "scenes",
+    "objective.perceptual.num_pairs": 4800,
+}
+ADVERSARIAL = {
+    "objective.name": "dmd_adversarial",
+    "objective.adversarial.weight": 0.05,
+    "objective.adversarial.num_real": 512,
+}
+OF_THE_PAPER = {
+    "student.grid": "stock",
+    "objective.tau_shift": 1.0,
+    "objective.anchor.every": 1,
+    "objective.anchor.weight": 0.05,
+    "objective.anchor.steps": 5,
+    "objective.anchor.coarse_steps": 30,
+    "objective.anchor.second_order": False,
+    "train.reuse_samples": False,
+    "train.random_step": False,
+}
 
 Row = dict[str, Any]
 
@@ -55,26 +75,31 @@ Row = dict[str, Any]
 def student_arms(group: str) -> list[Arm]:
     """The students of a group, with equal forwards."""
     recipe = f"{GROUPS[group]}_dp_dmd"
-    before = BEFORE | ALONE | {"objective.anchor.guidance_scale": ANCHOR_BEFORE[group]}
-    alone = ALONE | ANCHOR_ALONE[group]
+    before = BEFORE | {"objective.anchor.guidance_scale": ANCHOR_BEFORE[group]}
     dmd = before | {"objective.name": "dmd"}
     arms = [
         Arm("dmd", recipe, dmd),
         Arm("dmd_half_rate", recipe, dmd | {"train.learning_rate": 2.5e-4}),
         Arm("dmd_falling_rate", recipe, dmd | {"train.schedule": "cosine"}),
         Arm("dp_dmd_before", recipe, before),
-        Arm("dp_dmd_alone", recipe, alone),
         Arm("dp_dmd", recipe),
+        # The fake score aligned, and with that the anchor guided as the teacher is: better, and not yet in the recipes.
+        Arm("dp_dmd_aligned", recipe, {"train.ida_decay": 0.97, "objective.anchor.guidance_scale": 3.5}),
     ]
     if group == "flow":
         arms += [
-            Arm("dmd_aligned", recipe, dmd | {"train.schedule": "cosine", "train.ida_decay": 0.97}),
-            Arm("dp_dmd_ode", recipe, alone | {"student.kind": "ode"}),
+            Arm("dp_dmd_ode", recipe, {"student.kind": "ode"}),
             Arm("dp_dmd_weight_0.05", recipe, {"objective.anchor.weight": 0.05}),
             Arm("dp_dmd_every_2", recipe, {"objective.anchor.every": 2, "objective.anchor.fraction": 1.0}),
             Arm("dmd_perceptual", "scenes_dmd_perceptual"),
             Arm("dmd_adversarial", "scenes_dmd_adversarial"),
             Arm("dp_dmd_published", PUBLISHED),
+        ]
+    else:  # with the settings that the sweeps of benchmarks.pareto gave the rivals for the flow
+        arms += [
+            Arm("dmd_perceptual", recipe, before | PERCEPTUAL),
+            Arm("dmd_adversarial", recipe, before | ADVERSARIAL),
+            Arm("dp_dmd_published", recipe, before | OF_THE_PAPER),
         ]
     return [replace(arm, overrides=_budget(arm) | arm.overrides) for arm in arms]
 

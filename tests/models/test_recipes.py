@@ -47,7 +47,6 @@ def test_a_shipped_recipe_is_what_new_writes_from_the_table_of_settings(name):
         "num_updates",
         "fake_updates",
         "reuse_samples",
-        "ida_decay",
         "learning_rate",
         "schedule",
         "random_step",

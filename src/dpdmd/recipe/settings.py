@@ -20,9 +20,8 @@ class TrainingSettings:
     """The numbers of one kind; their names are those of the recipe's keys.
 
     batch_size, accumulation: samples per micro-batch, and micro-batches per update. anchor_weight: of a network that
-    predicts velocity, compared in velocity, and of one that predicts eps or v, compared in x0. ida_decay,
-    anchor_guidance (the anchor's guidance scale as a share of the teacher's): of a network that predicts velocity; of
-    others, where they were not measured, they are 1.
+    predicts velocity, compared in velocity, and of one that predicts eps or v, compared in x0. anchor_guidance: the
+    anchor's guidance scale as a share of the teacher's, of a network that predicts velocity; of others it is 1.
     """
 
     precision: Literal["fp32", "bf16"]
@@ -32,7 +31,6 @@ class TrainingSettings:
     accumulation: int
     fake_updates: int
     reuse_samples: bool | Literal["student"]
-    ida_decay: float
     learning_rate: float
     schedule: Literal["constant", "linear", "cosine"]
     random_step: bool
@@ -47,13 +45,14 @@ class TrainingSettings:
 
 # What makes a cycle cheap, measured on both built-in teachers (benchmarks/other_seeds.py, docs/results.md): the anchor
 # holds the modes, so that one fake-score update is enough, on samples that are there anyway, and half of the samples
-# need an anchor. Noise renewed before the last step makes images cleaner.
+# need an anchor. Its guidance is then nearly the teacher's. Noise renewed before the last step makes images cleaner.
 _CHEAP = {
     "student_kind": "renoise_last",
     "fake_updates": 1,
     "reuse_samples": "student",
     "schedule": "cosine",
     "anchor_fraction": 0.5,
+    "anchor_guidance": 13 / 14,
 }
 # The rest as in arXiv 2602.03139, except for the anchor's weight: with one fake-score update a weight of 0.05 left a
 # student twice as far from its teacher as 1 did (one seed, docs/negative-results.md). For noise prediction it loses a
@@ -84,17 +83,12 @@ _SMALL = _CHEAP | {
     "validation_every": 50,
     "checkpoint_every": 50,
 }
-# A fake score that takes a share of the student's weights lags less behind it. The later steps then cost no diversity,
-# and the anchor has the teacher's own guidance. Of adapters that would mix the two factors of an update, each for
-# itself, which nobody has measured: there the anchor is guided a little less than the teacher.
-_ALIGNED = {"ida_decay": 0.97, "anchor_guidance": 1.0}
-_ALONE = {"ida_decay": 1.0, "anchor_guidance": 13 / 14}
 SETTINGS: dict[tuple[Size, Trained], TrainingSettings] = {
-    ("large", "all"): TrainingSettings(**_LARGE, random_step=False, **_ALIGNED),
+    ("large", "all"): TrainingSettings(**_LARGE, random_step=False),
     # On one frozen backbone memory is short, and one random step needs less of it.
-    ("large", "adapters"): TrainingSettings(**_LARGE, random_step=True, **_ALONE),
-    ("small", "all"): TrainingSettings(**_SMALL, **_ALIGNED),
-    ("small", "adapters"): TrainingSettings(**_SMALL, **_ALONE),
+    ("large", "adapters"): TrainingSettings(**_LARGE, random_step=True),
+    ("small", "all"): TrainingSettings(**_SMALL),
+    ("small", "adapters"): TrainingSettings(**_SMALL),
 }
 
 # Keys that a family has in every recipe, by the class of its pipeline. The authors of DP-DMD distil Qwen-Image to a
