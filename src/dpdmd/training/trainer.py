@@ -59,7 +59,8 @@ class Trainer:
             self.ema.update()
         optimiser = self.plan.optimiser
         if optimiser.ida_decay < 1:
-            align(*(self.updaters[role].named_parameters for role in ("fake_score", "student")), optimiser.ida_decay)
+            fake_score, student = (self.updaters[role].named_parameters for role in ("fake_score", "student"))
+            align(fake_score, student, optimiser.ida_decay)
         rate = optimiser.learning_rate * rate_factor(self.step, optimiser)
         fake_row = {key: sum(row[key] for row in fake_rows) / len(fake_rows) for key in fake_rows[0]}
         row = self._mean_over_processes(student_row | fake_row)
