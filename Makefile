@@ -119,7 +119,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "[3/3] installing dpdmd and its dependencies"
 	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	@echo "torch==$$($(VENV)/bin/python -c '$(TORCH_VERSION)')" >> $(VENV)/constraints.txt
-	@$(INSTALL) -c $(VENV)/constraints.txt -e '.[report,test]'
+	@$(INSTALL) -c $(VENV)/constraints.txt -e '.[test]'
 	@touch $@
 
 $(DOCS_READY): $(READY)

@@ -217,6 +217,11 @@ def _once(run: Run, command: Command, call: Call) -> dict[str, Any]:
     return cost
 
 
+def _in_words(arguments: list[str]) -> str:
+    verb = {"train": "Training", "sample": "Drawing with"}[arguments[0]]
+    return f"{verb} {Path(arguments[1]).parent.name if arguments[1].endswith(STUDENT_FOLDER) else arguments[1]}"
+
+
 def _call(
     arguments: list[str], *, environment: dict[str, str], lock: int, sampling: tuple[str, ...] = ()
 ) -> dict[str, Any]:
@@ -225,7 +230,7 @@ def _call(
     sampling: further arguments of `sample`, which change no image. lock: the file that the process keeps locked.
     """
     arguments = [*arguments, *(sampling if arguments[0] == "sample" else ())]
-    print(f"\n$ dpdmd {shlex.join(arguments)}", flush=True)
+    print(f"\n{_in_words(arguments)}:\n$ dpdmd {shlex.join(arguments)}", flush=True)
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "dpdmd", *arguments], env=os.environ | environment, pass_fds=[lock]
