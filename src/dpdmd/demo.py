@@ -1,5 +1,6 @@
 """The demo: distil the built-in teacher with DMD and with DP-DMD, score the students and write a report."""
 
+import logging
 import os
 import webbrowser
 from pathlib import Path
@@ -14,6 +15,8 @@ from dpdmd.report.galleries import write_overview_png
 from dpdmd.report.runs import read_runs
 from dpdmd.store.files import make_folder, require_writable, write_json
 from dpdmd.world.prompts import evaluation_prompts
+
+logger = logging.getLogger(__name__)
 
 IN_WORDS = """The demo distils the built-in teacher, which draws in 30 steps, into students of 4 steps: one by
 DMD, which tends to draw the same image for every seed, and one by DP-DMD, which is made to keep its
@@ -52,7 +55,7 @@ def run_demo(
     for name in ("metrics.json", "report.html", "overview.png"):
         require_writable(out / name)
     prompts = evaluation_prompts()
-    print(IN_WORDS.format(prompts=len(prompts), seeds=NUM_SEEDS, out=out), flush=True)
+    logger.info(IN_WORDS.format(prompts=len(prompts), seeds=NUM_SEEDS, out=out))
     runs = [Run(arm, out / arm.name, seed if arm.recipe else None) for arm in demo_arms(seed, updates)]
     rows = run_and_measure(
         runs,

@@ -118,7 +118,7 @@ def page(tmp_path_factory):
         write_json(samples.parent / "metrics.json", metrics | {"per_prompt": rows[:: -1 if number else 1]})
         log = "".join(json.dumps({"step": i, "loss/dmd": 1 / i, "loss/<i>": 1.0}) + "\n" for i in range(1, 30))
         (samples.parent / "metrics.jsonl").write_text(log)
-        (samples.parent / "recipe.toml").write_text(f"# {HOSTILE[1]}\n")
+        (samples.parent / "recipe.toml").write_text(f"# {HOSTILE[1]}\n[train]\nnum_updates = 29\n")
     return report_from_runs([folder / "demo"], folder / "report.html", title=HOSTILE[1])
 
 
@@ -215,7 +215,7 @@ def test_the_table_begins_with_what_collapsed_and_sorts_by_any_column(opened):
     sort_by(opened, 0)
     opened.find_element("css selector", "#metric option:last-child").click()
     type_filter(opened, PLAIN[-1])
-    assert texts(opened, "#prompts-table tbody td") == ["35"] * 3
+    assert texts(opened, "#prompts-table tbody td") == ["35.0"] * 3
 
 
 def test_the_whole_table_is_shown_on_request(opened):
@@ -274,7 +274,7 @@ def test_the_first_screen_has_the_verdict_and_the_picture_within_its_width(opene
     width, height = size
     resize(opened, size)
     found = opened.execute_script(FIRST_SCREEN)
-    assert found["width"] == width and found["right"] <= width - 16
+    assert found["width"] <= width and found["right"] <= width - 16
     assert found["arms"] == 3 and found["verdict"] < found["row"] <= height
     text, pixels = opened.execute_script(TEXT_SIZES)
     assert pixels >= 11, text
@@ -295,6 +295,7 @@ def test_axe_finds_no_violation_of_levels_a_and_aa(opened, size, scheme):
     opened.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )
+    opened.set_script_timeout(300)  # on a busy machine
     opened.execute_script(axe.read_text(encoding="utf-8"))
     assert opened.execute_async_script(AXE % json.dumps(LEVELS)) == []
     levels = opened.execute_script("return [...document.querySelectorAll('h1, h2, h3, h4')].map(e => +e.tagName[1])")

@@ -1,9 +1,9 @@
 import pytest
 
+from dpdmd.evaluate.words import duration
 from dpdmd.report.differences import difference
 from dpdmd.report.runs import ArmReport
 from dpdmd.report.summary import answers
-from dpdmd.report.words import duration
 
 REFERENCE = [0.4, 0.5, 0.3, 0.45, 0.35, 0.5]
 

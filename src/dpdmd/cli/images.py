@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -180,7 +180,8 @@ def evaluate(
     if no_cache and cache is not None:
         raise ValueError("--cache and --no-cache exclude each other; give only one of them")
 
-    from dpdmd.evaluate.run import evaluate_folder, lines
+    from dpdmd.evaluate.in_words import lines
+    from dpdmd.evaluate.run import evaluate_folder
     from dpdmd.store.cache import cache_folder
 
     metrics = evaluate_folder(
@@ -192,9 +193,18 @@ def evaluate(
         out=out,
         cache=None if no_cache else cache or cache_folder("images"),
     )
-    for line in lines(metrics):
+    for line in lines(metrics if run is None else _with_speed(metrics, run)):
         typer.echo(line)
     typer.echo(f"metrics: {out}")
+
+
+def _with_speed(metrics: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Metrics of a run with the times that were taken when its images were drawn."""
+    from dpdmd.evaluate.speed import speed_metrics
+
+    speed = speed_metrics(run)
+    intervals = {**metrics.get("intervals", {}), **speed.pop("intervals", {})}
+    return {**metrics, **speed, "intervals": intervals}
 
 
 def _images(

@@ -1,5 +1,6 @@
 """A comparison from arms to report: run, score, summarise. `dpdmd compare`, the demo and the benchmarks share it."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from dpdmd.report.build import report_from_runs, verdict_sentence
 from dpdmd.report.spreadsheet import write_rows
 from dpdmd.store.files import write_json
 from dpdmd.store.provenance import surroundings
+
+logger = logging.getLogger(__name__)
 
 IMAGES_PER_PROMPT = 16
 # For students kept during training, which are points of a plot: the first ones of the same seeds.
@@ -73,7 +76,7 @@ def compare_recipes(
     teacher = shared_teacher(students)
     prompts = prompts or evaluation_prompts_of(teacher.model)
     require_features(features, teacher, prompts)
-    print(f"{len(students)} arms x {len(seeds)} seeds, {budget} each, in {out}", flush=True)
+    logger.info("%d arms x %d seeds, %s each, in %s", len(students), len(seeds), budget, out)
 
     runs, curve = arrange(out, teacher.arms(), students, seeds), _curve_runs(out, teacher, guidance)
     how: dict[str, Any] = {"prompts": prompts, "batch_size": batch_size, "jobs": jobs}

@@ -17,7 +17,7 @@ class Metric:
     """One number that is measured.
 
     key: in metrics.json. heading: of its row or column. meaning: one or two sentences. style: how it is written, see
-    `report.words.writer`. better: HIGHER, LOWER, or "" where neither is. group: the heading that it is listed under.
+    `evaluate.words.writer`. better: HIGHER, LOWER, or "" where neither is. group: the heading that it is listed under.
     """
 
     key: str

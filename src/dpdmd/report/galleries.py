@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpdmd.evaluate.manifest import ImageEntry
+from dpdmd.evaluate.words import percent
 from dpdmd.report.leads import DMD, leads
 from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of, students_of
-from dpdmd.report.words import percent
 from dpdmd.store.files import atomic_path
 from dpdmd.store.pictures import read_picture
 

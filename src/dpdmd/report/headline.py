@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from dpdmd.evaluate.metrics import metric_of
+from dpdmd.evaluate.words import times, writer
 from dpdmd.report.leads import Leads
 from dpdmd.report.runs import ArmReport, is_number
 from dpdmd.report.verdict import diversity_of, interval_of, quality_key, speedup_of
-from dpdmd.report.words import times, writer
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _metric(
     own = student.metrics[key]
     write = writer(metric.style, [own, *(bounds or ()), *known.values()])
     interval = f"95 % interval {write(bounds[0]).removesuffix(' %')} – {write(bounds[1])}" if bounds else ""
-    listed = [Other(name, arms[name].label, write(value)) for name, value in known.items()]
+    listed = [Other(name, arms[name].name, write(value)) for name, value in known.items()]
     return LargeNumber(metric.heading, write(own), interval, better, listed)
 
 
@@ -71,11 +71,13 @@ def _speed(arms: dict[str, ArmReport], leads: Leads, student: ArmReport) -> Larg
     if speedup is None or bounds is None:
         return LargeNumber("time per image", "", "", "", [])
     own, usual = (student.metrics.get(key) for key in ("seconds_per_image", "reference_seconds_per_image"))
+    if usual is None and leads.teacher:
+        usual = arms[leads.teacher].metrics.get("seconds_per_image")
     others = []
     if is_number(own) and is_number(usual):
         write = writer("seconds", [own, usual])
-        others = [Other(leads.student or "", student.label, write(own))]
+        others = [Other(leads.student or "", student.name, write(own))]
         if leads.teacher:
-            others = [Other(leads.teacher, arms[leads.teacher].label, write(usual)), *others]
+            others = [Other(leads.teacher, arms[leads.teacher].name, write(usual)), *others]
     interval = f"{bounds[0]:.1f} to {bounds[1]:.1f} times as fast"
     return LargeNumber("time per image", times(speedup), interval, "of the teacher's; less is better", others)

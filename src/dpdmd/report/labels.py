@@ -39,6 +39,7 @@ class Labels:
             plain(text), point, xytext=(0, 0), textcoords="offset points", ha="center", va="center",
             color=shade(colour), fontsize=9 if bold else 8.5, fontweight="bold" if bold else "normal", zorder=6,
         )  # fmt: skip
+        note.set_in_layout(False)  # a name must not shrink the axes
         here = note.get_window_extent()
         dx, dy, cost = min(_shifts(here, 9 if bold else 7), key=lambda s: self._cost(here.translated(*s[:2])) + s[2])
         unit = 72 / self.axes.figure.dpi

@@ -51,7 +51,7 @@ def pareto(comparison: Comparison, colours: dict[str, str], size: tuple[float, f
         for line in (_bar(metrics, 0), _bar(metrics, 1), *([seed] for seed in _seeds(metrics))):
             labels.avoid(line)
     for name, metrics in ends.items():
-        labels.place(comparison.arms[name].label, _mean(metrics), colours[name], bold=True)
+        labels.place(comparison.arms[name].name, _mean(metrics), colours[name], bold=True)
     for row, point in zip(comparison.curve, curve, strict=True):
         labels.place(f"guidance {row['guidance_scale']:g}", point, colours["teacher"])
     return figure

@@ -74,8 +74,8 @@ def trade_off(arms: dict[str, ArmReport], quality: Metric, size: tuple[float, fl
             ends = [row[f"{key}_{end}"] for end in ("low", "high")]
             if None not in ends:
                 labels.avoid([(factor * end, point[1]) if axis == 0 else (point[0], factor * end) for end in ends])
-    for name, (row, point) in points.items():
-        labels.place(row["arm"], point, colours[name], bold=True)
+    for name, (_, point) in points.items():
+        labels.place(arms[name].name, point, colours[name], bold=True)
     return figure
 
 

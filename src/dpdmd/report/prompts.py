@@ -4,9 +4,9 @@ from dataclasses import asdict
 from typing import Any
 
 from dpdmd.evaluate.metrics import METRICS, REFERENCE, metric_of
+from dpdmd.evaluate.words import scale_of
 from dpdmd.report.galleries import deciding_arm
 from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of
-from dpdmd.report.words import scale_of
 
 Values = dict[str, dict[str, dict[str, float]]]
 

@@ -30,6 +30,7 @@ LABELS = {
 SETTINGS_FILES = ("recipe.toml", "provenance.json")
 # Of a run: where `dpdmd evaluate RUN` draws images of its students and of its teacher.
 EVALUATION, TEACHER = "evaluation", "teacher"
+LONGEST_NAME = 28
 # A settings file is shown in full; anything longer is not a settings file.
 LONGEST_SETTINGS = 20_000
 
@@ -53,6 +54,11 @@ class ArmReport:
     pictures: dict[int, Path] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     status: Status | None = None
+
+    @property
+    def name(self) -> str:
+        """Its label, cut where it would not fit a sentence."""
+        return self.label if len(self.label) <= LONGEST_NAME else f"{self.label[: LONGEST_NAME - 1]}…"
 
     @property
     def objective(self) -> str:
@@ -118,7 +124,6 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
     for place in (folder / STUDENT_FOLDER, folder):
         if (place / STUDENT_FILE).is_file():
             StudentFile.read(place)
-    samples = _samples_in(folder)
     own, speed = _metrics(folder), speed_metrics(folder)
     found = {**speed, **own, **(metrics or {})}
     intervals = {k: v for part in (speed, own, metrics or {}) for k, v in _intervals(part)}
@@ -126,11 +131,12 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
         found["intervals"] = intervals
     texts = {name: folder / name for name in SETTINGS_FILES if (folder / name).is_file()}
     log = read_rows(folder / "metrics.jsonl")
+    samples, images = _samples_in(folder, {row["prompt"] for row in per_prompt(found)})
     return ArmReport(
         label=label,
         folder=folder,
         samples=samples,
-        images=read_manifest(samples) if samples else None,
+        images=images,
         metrics=found,
         log=log + read_rows(folder / "validation" / "scores.jsonl"),
         pictures=_pictures(folder / "validation"),
@@ -152,12 +158,17 @@ def _intervals(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
     return list(found.items()) if isinstance(found, dict) else []
 
 
-def _samples_in(folder: Path) -> Path | None:
-    """The images of a run: in samples/, in the folder itself, or those that `dpdmd evaluate RUN` drew last."""
+def _samples_in(folder: Path, scored: set[str]) -> tuple[Path | None, Manifest | None]:
+    """The images of a run: in samples/, in the folder itself, or those that `dpdmd evaluate RUN` drew last.
+
+    scored: prompts of which there are metrics. The first place that has all of them is taken, else the first place.
+    """
     drawn = [path.parent for path in (folder / EVALUATION).glob(f"step-*/{MANIFEST_NAME}")]
     drawn.sort(key=lambda path: ((path / MANIFEST_NAME).stat().st_mtime_ns, path.name), reverse=True)
-    places = (folder / "samples", folder, *drawn)
-    return next((path for path in places if (path / MANIFEST_NAME).exists()), None)
+    places = [path for path in (folder / "samples", folder, *drawn) if (path / MANIFEST_NAME).exists()]
+    found = [(path, read_manifest(path)) for path in places[: None if scored else 1]]
+    whole = [(path, images) for path, images in found if scored <= {entry.prompt for entry in images.images}]
+    return next(iter([*whole, *found]), (None, None))
 
 
 def _pictures(folder: Path) -> dict[int, Path]:
@@ -232,7 +243,8 @@ def _with_teacher(arms: dict[str, ArmReport]) -> dict[str, ArmReport]:
     """
     if TEACHER in arms:
         key = "seconds_per_image"
-        found = next((m for arm in arms.values() if is_number(m := arm.metrics.get(REFERENCE + key))), None)
+        students = reversed(arms.values())  # of those in LABELS DP-DMD is the last one
+        found = next((m for arm in students if is_number(m := arm.metrics.get(REFERENCE + key))), None)
         own = arms[TEACHER]
         known = {} if found is None else {key: found}
         return {**arms, TEACHER: replace(own, metrics=known | own.metrics)}

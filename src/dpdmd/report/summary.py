@@ -2,10 +2,10 @@
 
 from dpdmd.evaluate.intervals import Estimate
 from dpdmd.evaluate.metrics import COST, DIVERSITY, LIKENESS, QUALITY, SAMPLING, metric_of
+from dpdmd.evaluate.words import duration, joined, percent, signed
 from dpdmd.report.differences import by_seed, difference
 from dpdmd.report.leads import leads
 from dpdmd.report.runs import ArmReport, is_number, students_of
-from dpdmd.report.words import duration, joined, percent, signed
 
 # How far a share of saturated colour values must exceed the teacher's to be mentioned.
 NOTABLE_SATURATION = 0.05

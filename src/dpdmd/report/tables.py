@@ -17,8 +17,8 @@ from dpdmd.evaluate.metrics import (
     Metric,
     metric_of,
 )
+from dpdmd.evaluate.words import writer
 from dpdmd.report.runs import ArmReport, is_number
-from dpdmd.report.words import writer
 
 # Numbers of metrics.json that measure nothing, or that the page shows elsewhere.
 UNSHOWN = ("num_prompts", "images_per_prompt", "total_variation_floor")

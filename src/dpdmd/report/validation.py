@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from dpdmd.evaluate.words import percent
 from dpdmd.report.galleries import data_url
 from dpdmd.report.runs import ArmReport, is_number
-from dpdmd.report.words import percent
 
 MOST_PICTURES = 6  # of a run, evenly spaced
 LARGEST_EDGE = 760

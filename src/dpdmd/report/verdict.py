@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from dpdmd.evaluate.metrics import metric_of
+from dpdmd.evaluate.words import joined, percent, signed, times, written
 from dpdmd.report.commands import score_command
 from dpdmd.report.differences import by_seed, difference
 from dpdmd.report.leads import ENOUGH, Leads
 from dpdmd.report.runs import ArmReport, is_number
 from dpdmd.report.summary import SCORES, overdriven
-from dpdmd.report.words import joined, percent, signed, times, written
 
 # What may stand for quality, the best first: exact scores, people's taste as predicted, nearness to the teacher.
 QUALITY = ("validity", *SCORES, "precision")
@@ -41,7 +41,7 @@ def verdict(arms: dict[str, ArmReport], leads: Leads) -> Verdict:
         )
         if clause
     ]
-    texts = [clauses[0].replace("{who}", student.label).replace("{whose}", f"{student.label}'s")]
+    texts = [clauses[0].replace("{who}", student.name).replace("{whose}", f"{student.name}'s")]
     texts += [clause.replace("{who}", "it").replace("{whose}", "its") for clause in clauses[1:]]
     text = f"{', '.join(texts[:-1])}, and {texts[-1]}" if len(texts) > 2 else " and ".join(texts)
     remarks = [_unmeasured(student, teacher), _open(student), _beyond(student)]
@@ -79,7 +79,7 @@ def _diversity(student: ArmReport, rival: ArmReport | None, teacher: ArmReport |
     share = student.metrics["diversity_share"]
     low, high = interval_of(student, "diversity_share") or (share, share)
     of_rival = rival and diversity_of(rival, teacher)
-    aside = f"; {rival.label}: {percent(of_rival)}" if rival and of_rival is not None else ""
+    aside = f"; {rival.name}: {percent(of_rival)}" if rival and of_rival is not None else ""
     if low > 1:
         return f"{{who}} varies more than its teacher ({percent(share)} of its diversity{aside})"
     if high >= 1 and low >= ENOUGH:
@@ -92,7 +92,7 @@ def _quality(student: ArmReport, rival: ArmReport | None, teacher: ArmReport | N
     if key is None:
         return None
     metric = metric_of(key)
-    others = [(arm.label, arm.metrics.get(key)) for arm in (None if key in OF_PICTURES else teacher, rival) if arm]
+    others = [(arm.name, arm.metrics.get(key)) for arm in (None if key in OF_PICTURES else teacher, rival) if arm]
     asides = [f"{label}: {written(value, metric.style)}" for label, value in others if is_number(value)]
     aside = f" ({'; '.join(asides)})" if asides else ""
     own = written(student.metrics[key], metric.style)
@@ -145,7 +145,7 @@ def _unsettled(student: ArmReport, rival: ArmReport, key: str) -> str | None:
     if gap is None or (gap.value == 0 and gap.interval in (None, [0, 0])):
         return None
     metric = metric_of(key)
-    what = f"Whether {student.label} or {rival.label} is ahead in {metric.heading}"
+    what = f"Whether {student.name} or {rival.name} is ahead in {metric.heading}"
     if gap.low is None or gap.high is None:
         return f"{what} is open: there is no interval to tell more than chance."
     if not gap.low <= 0 <= gap.high:
@@ -168,10 +168,10 @@ def _without_scores(student: ArmReport, teacher: ArmReport | None) -> Verdict:
     how = [f"To score it: {command}"] if command else []
     rows = [row for row in student.log if is_number(row.get("validation/diversity_share"))]
     if not rows:
-        return Verdict(f"{student.label} has not been scored yet.", how)
+        return Verdict(f"{student.name} has not been scored yet.", how)
     row = rows[-1]
     parts = [f"kept {percent(row['validation/diversity_share'])} of the teacher's diversity"]
     if is_number(row.get("validation/quality")):
         parts.append(f"had a quality of {percent(row['validation/quality'])}")
-    sentence = f"In its last validation, after {row['step']:,} updates, {student.label} {joined(parts)}."
+    sentence = f"In its last validation, after {row['step']:,} updates, {student.name} {joined(parts)}."
     return Verdict(sentence, ["Validation looks at few pictures, drawn while it trained.", *how])
