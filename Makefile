@@ -24,6 +24,7 @@ INSTALL := $(PIP) install -qq --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 # One thread for each process: several threads of several processes would wait for each other's cores.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
+AXE := axe-core@4.14.1
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -119,7 +120,9 @@ $(READY): pyproject.toml constraints.txt
 	@echo "[3/3] installing dpdmd and its dependencies"
 	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	@echo "torch==$$($(VENV)/bin/python -c '$(TORCH_VERSION)')" >> $(VENV)/constraints.txt
-	@$(INSTALL) -c $(VENV)/constraints.txt -e '.[report,test]'
+	@$(INSTALL) -c $(VENV)/constraints.txt -e '.[test]'
+	@npm install --no-save --no-audit --no-fund --silent --prefix $(VENV) $(AXE) >/dev/null 2>&1 || \
+		echo "no $(AXE): the accessibility of the report will not be tested (npm installs it)"
 	@touch $@
 
 $(DOCS_READY): $(READY)

@@ -196,7 +196,7 @@ def test_evaluate_passes_its_arguments_on_and_prints_figures_with_intervals(run,
         "cache": tmp_path / "images",
     }  # fmt: skip
     assert code == 0 and seen == {"args": (Path("images"),), "options": options}
-    assert "diversity                    0.25  [0.2, 0.3]\nleft out: kid: too few\n\nother:" in out
+    assert "Diversity\n  diversity  0.25  [0.20, 0.30]\nleft out: kid: too few\n\nMeasured with other:" in out
     assert (
         run("evaluate", "images", "--features", "a", "--features", "b", "--quality", "hps_v21=w", "--no-cache")[0] == 0
     )

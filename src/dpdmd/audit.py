@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dpdmd.data.prompts import evaluation_prompts_of
-from dpdmd.evaluate.generate import generate_folder
+from dpdmd.evaluate.generate import Drawing, generate_folder, open_model
 from dpdmd.evaluate.run import evaluate_folder
-from dpdmd.evaluate.stock import Call, generate_with_stock
+from dpdmd.evaluate.speed import SPEED_FILE, measure_speed
+from dpdmd.evaluate.stock import Call, generate_with_stock, open_pipeline
 from dpdmd.models.find import find_student
 from dpdmd.models.load import BUILT_IN, built_in_teacher
 from dpdmd.models.student_file import LORA_FILE, StudentFile, exported_student
@@ -67,6 +70,9 @@ def audit(
     # The student first: it takes few steps, and a LoRA that does not fit is found before the teacher's many.
     _draw(model, prompts, out / STUDENT / "samples", teacher, call, **common)
     _draw(teacher, prompts, out / TEACHER / "samples", None, teacher_call, **common)
+    if not (out / STUDENT / SPEED_FILE).exists():
+        openers = partial(_open, model, teacher, call), partial(_open, teacher, None, teacher_call)
+        measure_speed(*openers, prompts, out / STUDENT)
     for name in (TEACHER, STUDENT):
         evaluate_folder(
             out / name / "samples",
@@ -82,16 +88,28 @@ def audit(
 
 def _draw(model: str, prompts: list[str], samples: Path, base: str | None, call: Call, **options) -> None:
     if _is_ours(model, call):
-        steps = {"num_inference_steps": call.num_inference_steps, "guidance_scale": call.guidance_scale}
-        generate_folder(model, prompts, out=samples, base=_base_of_lora(model, base), **steps, **options)
+        generate_folder(model, prompts, out=samples, **_settings(model, base, call), **options)
     else:
         places = {"model": _folder(model), "base": base and _folder(base)}
         generate_with_stock(prompts=prompts, out=samples, call=call, **places, **options)
 
 
+def _open(model: str, base: str | None, call: Call) -> Drawing:
+    """The model ready to draw as `_draw` does."""
+    if _is_ours(model, call):
+        return open_model(model, **_settings(model, base, call))
+    return open_pipeline(_folder(model), base and _folder(base), call=call)
+
+
 def _is_ours(model: str, call: Call) -> bool:
     """Whether it is drawn as by `dpdmd sample`."""
     return _is_student(model) or (model in BUILT_IN and not call.needs_stock)
+
+
+def _settings(model: str, base: str | None, call: Call) -> dict[str, Any]:
+    """How one of ours is drawn."""
+    steps = {"num_inference_steps": call.num_inference_steps, "guidance_scale": call.guidance_scale}
+    return {"base": _base_of_lora(model, base), **steps}
 
 
 def _base_of_lora(model: str, base: str | None) -> str | None:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dpdmd.evaluate.metrics import BY_KEY, GROUPS, HEADLINE, METRICS, SCORES, metric_of
-from dpdmd.report.tables import written
+from dpdmd.evaluate.words import written
 from dpdmd.vision.quality.load import QUALITY
 from tools.metrics_page import PAGES, fill
 

@@ -1,10 +1,15 @@
 """The report in a real browser, headless Chromium driven by selenium; skipped, with the reason, where there is none."""
 
+import base64
+import io
 import json
 import re
 import shutil
+import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -46,6 +51,26 @@ FOCUSED = "return document.activeElement.querySelector('img')?.alt"
 WORDS = ("red circle", "blue cross", "green square")
 PLAIN = [f"a {WORDS[i % 3]} number {i}" for i in range(1000 - len(HOSTILE))]
 ARMS = ("teacher", "dmd", HOSTILE[0].replace("/", "|"))
+DESKTOP, PHONE = (1400, 900), (390, 844)
+# The bottom of the first row of the picture, the right end of all its images, and the verdict.
+FIRST_SCREEN = """const box = e => e.getBoundingClientRect(), images = [...document.querySelectorAll(".picture img")];
+const row = [...document.querySelector(".picture .prompt").querySelectorAll("img")];
+return {width: document.documentElement.scrollWidth, verdict: box(document.querySelector(".verdict")).bottom,
+        row: Math.max(...row.map(e => box(e).bottom)), right: Math.max(...images.map(e => box(e).right)),
+        arms: new Set(row.map(e => e.alt.split(" · ").at(-2))).size};"""
+# The sizes of all visible text, in pixels as shown: text in a plot is scaled with it.
+TEXT_SIZES = """const sizes = {}, walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const text = walker.currentNode, e = text.parentElement;
+  if (!text.data.trim() || ["SCRIPT", "STYLE", "OPTION"].includes(e.tagName) || !e.checkVisibility()) continue;
+  const svg = e.closest("svg"), scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+  sizes[text.data.trim().slice(0, 40)] = scale * parseFloat(getComputedStyle(e).fontSize);
+}
+return Object.entries(sizes).sort((a, b) => a[1] - b[1])[0];"""
+LEVELS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+AXE = """const done = arguments[0];
+axe.run(document, {runOnly: {type: "tag", values: %s}}).then(found => done(found.violations.map(
+  violation => [violation.id, violation.nodes.length, violation.nodes[0].html.slice(0, 200)])));"""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +94,6 @@ def chromium(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The report of 1,000 prompts, some of them hostile, three of which have nine images of every arm."""
-    pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("browser")
     prompts = [*HOSTILE, *PLAIN]
     for number, arm in enumerate(ARMS):
@@ -78,7 +102,9 @@ def page(tmp_path_factory):
         for i, prompt in enumerate(prompts[:12]):
             for seed in range(9):
                 file = f"{i}-{seed}{HOSTILE[2] if seed == 0 else ''}.png"
-                write_png(samples / file, torch.full((3, 8, 8), seed / 9))
+                write_png(
+                    samples / file, torch.tensor(colour_of(number, i, seed)).view(3, 1, 1).expand(3, 8, 8) / 127.5 - 1
+                )
                 entries.append(ImageEntry(prompt, seed, file))
         write_manifest(samples, entries, {"model": HOSTILE[1], "num_inference_steps": 4})
         # What dmd keeps rises from prompt to prompt.
@@ -88,12 +114,17 @@ def page(tmp_path_factory):
             for i, (prompt, share) in enumerate(zip(prompts, shares, strict=True))
         ]
         metrics = {"diversity": 0.4, "diversity_share": sum(shares) / 1000, "clip_score": 31 + number, HOSTILE[0]: 1.0}
-        metrics["intervals"] = {"clip_score": [30.5, 33.5]}
+        metrics["intervals"] = {"clip_score": [30.5, 33.5], "diversity_share": [0.4, 0.9]}
         write_json(samples.parent / "metrics.json", metrics | {"per_prompt": rows[:: -1 if number else 1]})
         log = "".join(json.dumps({"step": i, "loss/dmd": 1 / i, "loss/<i>": 1.0}) + "\n" for i in range(1, 30))
         (samples.parent / "metrics.jsonl").write_text(log)
-        (samples.parent / "recipe.toml").write_text(f"# {HOSTILE[1]}\n")
+        (samples.parent / "recipe.toml").write_text(f"# {HOSTILE[1]}\n[train]\nnum_updates = 29\n")
     return report_from_runs([folder / "demo"], folder / "report.html", title=HOSTILE[1])
+
+
+def colour_of(arm, prompt, seed):
+    """The colour of an image, which no other has."""
+    return 10 + 20 * prompt, 10 + 25 * seed, 50 + 60 * arm
 
 
 @pytest.fixture
@@ -128,11 +159,9 @@ def sort_by(driver, column):
 def test_it_renders_and_asks_for_nothing(opened):
     from selenium.webdriver.support.ui import WebDriverWait
 
-    assert len(texts(opened, "svg")) == 3 and opened.find_element("tag name", "svg").rect["height"] > 100
-    assert texts(opened, "#numbers + .wide thead bdi") == ["Teacher", "DMD", ARMS[2]]
+    assert len(texts(opened, "svg")) == 5 and opened.find_element("tag name", "svg").rect["height"] > 100
+    assert texts(opened, ".question thead bdi")[:3] == ["Teacher", "DMD", ARMS[2]]
     assert texts(opened, "#prompts-table thead bdi")[1:] == ["Teacher", "DMD", ARMS[2]]
-    # Images are loaded when they come near.
-    opened.execute_script("document.getElementById('shown-1').scrollIntoView()")
     widths = "return [...document.querySelectorAll('#shown-1 img')].map(image => image.naturalWidth)"
     WebDriverWait(opened, 20).until(lambda driver: driver.execute_script(widths) == [8] * 27)
     requests = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
@@ -143,7 +172,7 @@ def test_it_renders_and_asks_for_nothing(opened):
 
 
 def test_hostile_text_is_shown_as_it_is(opened):
-    assert set(HOSTILE) < set(texts(opened, ".prompt h3")) and set(HOSTILE) < set(
+    assert set(HOSTILE) < set(texts(opened, ".by-prompt .prompt h3")) and set(HOSTILE) < set(
         texts(opened, "#prompts-table tbody a")
     )
     assert texts(opened, "h1") == [HOSTILE[1]]
@@ -169,11 +198,11 @@ def test_the_filter_applies_to_images_and_table(opened):
     expected = sum("blue cross" in prompt and "31" in prompt for prompt in PLAIN)
     assert len(texts(opened, "#prompts-table tbody tr")) == expected > 0
     assert all("blue cross" in text and "31" in text for text in texts(opened, "#prompts-table tbody th"))
-    assert texts(opened, ".prompt h3") == [] and texts(opened, "#found")[0].startswith(
+    assert texts(opened, ".by-prompt .prompt h3") == [] and texts(opened, "#found")[0].startswith(
         f"{expected} of 1000 prompts, 0 of"
     )
     type_filter(opened, "number 2")
-    assert texts(opened, ".prompt h3") == [PLAIN[2]]
+    assert texts(opened, ".by-prompt .prompt h3") == [PLAIN[2]]
 
 
 def test_the_table_begins_with_what_collapsed_and_sorts_by_any_column(opened):
@@ -186,7 +215,7 @@ def test_the_table_begins_with_what_collapsed_and_sorts_by_any_column(opened):
     sort_by(opened, 0)
     opened.find_element("css selector", "#metric option:last-child").click()
     type_filter(opened, PLAIN[-1])
-    assert texts(opened, "#prompts-table tbody td") == ["35"] * 3
+    assert texts(opened, "#prompts-table tbody td") == ["35.0"] * 3
 
 
 def test_the_whole_table_is_shown_on_request(opened):
@@ -204,7 +233,7 @@ def test_the_keyboard_enlarges_an_image_and_goes_to_the_same_seed_of_the_next_ar
     from selenium.webdriver.support.wait import WebDriverWait
 
     type_filter(opened, "number 0")
-    button = opened.find_elements("css selector", ".prompt:not([hidden]) .grid button")[1]
+    button = opened.find_elements("css selector", ".by-prompt .prompt:not([hidden]) .grid button")[1]
     button.send_keys(Keys.ENTER)
     dialog, about = opened.find_element("id", "zoom"), opened.find_element("id", "about")
     assert dialog.is_displayed() and about.text == f"{PLAIN[0]} · Teacher · seed 1"
@@ -228,7 +257,7 @@ def test_every_image_and_plot_has_a_name_and_every_text_enough_contrast(opened):
         opened.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         page = colour(opened, "body", "backgroundColor")
         assert (luminance(page) < 0.1) == is_dark
-        for selector in ("h1", "p.soft", "nav a", ".summary p", "td small", "svg text", "#prompts-table th"):
+        for selector in ("h1", "p.soft", "nav a", ".verdict", "td small", "svg text", "#prompts-table th"):
             ratio = contrast(colour(opened, selector, "fill" if selector == "svg text" else "color"), page)
             assert ratio >= 4.5, (scheme, selector, ratio)  # WCAG 1.4.3
         mixed = {
@@ -238,6 +267,50 @@ def test_every_image_and_plot_has_a_name_and_every_text_enough_contrast(opened):
         assert len(mixed) == len(COLOURS)
         for text, rgb in mixed.items():
             assert contrast([255 * float(value) for value in rgb], page) >= 4.5, (scheme, text)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_the_first_screen_has_the_verdict_and_the_picture_within_its_width(opened, size):
+    width, height = size
+    resize(opened, size)
+    found = opened.execute_script(FIRST_SCREEN)
+    assert found["width"] <= width and found["right"] <= width - 16
+    assert found["arms"] == 3 and found["verdict"] < found["row"] <= height
+    text, pixels = opened.execute_script(TEXT_SIZES)
+    assert pixels >= 11, text
+    # The arms' names are at the numbers of a narrow table, and nothing leaves the screen but what scrolls by itself.
+    wide = (
+        "return [...document.querySelectorAll('.numbers td')].every(e => e.getBoundingClientRect().right <= innerWidth)"
+    )
+    assert opened.execute_script(wide)
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
+def test_axe_finds_no_violation_of_levels_a_and_aa(opened, size, scheme):
+    places = (Path(sys.prefix), Path(__file__).parents[2])
+    axe = next(filter(Path.exists, (place / "node_modules/axe-core/axe.min.js" for place in places)), None)
+    if axe is None:
+        pytest.skip("no axe-core: npm install --no-save --prefix .venv axe-core")
+    resize(opened, size)
+    opened.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    opened.set_script_timeout(300)  # on a busy machine
+    opened.execute_script(axe.read_text(encoding="utf-8"))
+    assert opened.execute_async_script(AXE % json.dumps(LEVELS)) == []
+    levels = opened.execute_script("return [...document.querySelectorAll('h1, h2, h3, h4')].map(e => +e.tagName[1])")
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_the_printed_page_has_every_column_and_cuts_no_grid(opened):
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
+    printed = opened.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
+    pages = pypdf.PdfReader(io.BytesIO(base64.b64decode(printed["data"]))).pages
+    shown = [{image.image.convert("RGB").getpixel((4, 4)) for image in page.images} for page in pages]
+    grids = [{colour_of(arm, prompt, seed) for seed in range(9)} for arm in range(3) for prompt in range(12)]
+    assert all(any(grid <= colours for colours in shown) for grid in grids)
+    strips = [{colour_of(arm, prompt, seed) for seed in range(6)} for arm in range(3) for prompt in (0, 11)]
+    assert all(strip <= shown[0] for strip in strips)
 
 
 def test_a_page_from_a_server_asks_for_nothing_either(chromium, page):
@@ -253,6 +326,11 @@ def test_a_page_from_a_server_asks_for_nothing_either(chromium, page):
         assert len(texts(chromium, "#prompts-table tbody tr")) == 50
         server.shutdown()
     assert Quiet.requested == ["/report.html"]
+
+
+def resize(driver, size):
+    screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
 
 
 def colour(driver, selector, name):

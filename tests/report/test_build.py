@@ -4,9 +4,9 @@ import hashlib
 import io
 import json
 import re
-import sys
 from functools import partial
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from dpdmd.report import build
 from dpdmd.report.build import build_report, report_from_runs
 from dpdmd.report.galleries import choose_prompts, prompt_galleries, write_overview_png
 from dpdmd.report.runs import ArmReport, read_arm, read_runs
+from dpdmd.report.terms import DOCS, TERMS
 from dpdmd.store.files import write_json
 from dpdmd.store.png import write_png
 
@@ -43,6 +44,10 @@ def demo(tmp_path):
                       "intervals": {"diversity_share": [0.5, 1.0]}}  # fmt: skip
         write_json(tmp_path / "demo" / name / "metrics.json", {"per_prompt": rows})
         if name != "teacher":
+            drawn = tmp_path / "demo" / name / "validation"
+            for step in (5, 10):
+                write_png(drawn / f"step-{step:06d}.png", torch.full((3, 8, 16), step / 10))
+            write_rows(drawn / "scores.jsonl", [{"step": 5, "validation/diversity_share": 0.61, "alarms": {}}])
             log = [{"step": i, "loss/dmd": 1 / (i + 1), "health/cosine": 0.9, "note": HOSTILE} for i in range(20)]
             text = "".join(json.dumps(row) + "\n" for row in log)
             (tmp_path / "demo" / name / "metrics.jsonl").write_text(text)
@@ -66,19 +71,41 @@ class _Page(HTMLParser):
             self.scripts.append(data)
 
 
-def test_the_report_holds_everything_and_refers_to_nothing_outside(demo):
-    pytest.importorskip("matplotlib")
+def test_the_report_holds_everything_and_loads_nothing_from_outside(demo):
     page_file = report_from_runs([demo], demo / "report.html", provenance={"commit": "abc123"})
+    assert list(demo.glob("*report*")) == [page_file]
     text = page_file.read_text()
     page = _Page(text)
-    assert all(address == "data:," or address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
-    assert not re.search(r"https?:|url\((?!#)|@import", text)
-    assert page.tags.count("svg") == 4 and page.tags.count("figure") == 9
-    assert sum(address.startswith("data:image") for address in page.addresses) == 81
+    inside = ("data:image/png;base64,", "data:text/csv;charset=utf-8;base64,", "#", DOCS)
+    assert all(address == "data:," or address.startswith(inside) for address in page.addresses)
+    assert not re.search(r"url\((?!#)|@import", text)
+    # The trade-off once for wide and once for narrow screens, the lines of prompts, a loss, a health.
+    assert page.tags.count("svg") == 5
+    # Of three arms: three prompts in the picture and in the galleries; two pictures of validation for two students.
+    assert page.tags.count("figure") == 9 + 9 + 4
+    assert sum(address.startswith("data:image") for address in page.addresses) == 3 * 3 * 6 + 81 + 4
     assert "DP-DMD is more diverse than DMD" in page.text and "abc123" in page.text
-    plots = {f"{name}.{suffix}" for name in ("trade_off", "spread", "losses", "health") for suffix in ("png", "csv")}
-    tables = {"numbers.csv", "prompts.csv", "galleries.png"}
-    assert {path.name for path in (demo / "report_files").iterdir()} == plots | tables
+    assert "after 5 updates diversity 61 %" in " ".join(page.text.replace("\xa0", " ").split())
+    assert set(downloads(text)) == {
+        "trade_off.csv",
+        "spread.csv",
+        "losses.csv",
+        "health.csv",
+        "prompts.csv",
+        "numbers.csv",
+    }
+
+
+def test_every_term_is_linked_once_and_to_a_page_and_heading_of_the_docs(demo):
+    text = report_from_runs([demo], demo / "report.html").read_text()
+    links = re.findall(r'class="term" href="([^"]+)"[^>]*>([^<]+)<', text)
+    assert {"DMD", "DP-DMD", "teacher\u0027s diversity".replace("\u0027", "&#39;")} <= {term for _, term in links}
+    assert len({term for _, term in links}) == len(links)
+    docs = Path(__file__).parents[2] / "docs"
+    for place, _ in TERMS.values():
+        page, _, anchor = place.partition("#")
+        headings = re.findall(r"^#+ (.+)$", (docs / page).read_text(), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, place
 
 
 def test_a_hostile_prompt_stays_text(demo):
@@ -93,7 +120,6 @@ def test_a_hostile_prompt_stays_text(demo):
 
 
 def test_the_svg_has_ids_of_its_own_and_follows_the_page_colour(demo):
-    pytest.importorskip("matplotlib")
     text = report_from_runs([demo], demo / "report.html").read_text()
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
@@ -107,8 +133,9 @@ def test_the_same_input_gives_the_same_page(demo):
     assert report_from_runs([demo], demo / "b" / "report.html").read_bytes() == first
 
 
-def test_prompts_are_chosen_by_what_dmd_lost(demo):
-    chosen = choose_prompts(read_runs([demo]), num_collapsed=1, num_kept=1)
+def test_prompts_are_chosen_by_what_an_arm_lost(demo):
+    arms = read_runs([demo])
+    chosen = choose_prompts(arms, arms["dmd"], num_collapsed=1, num_kept=1)
     assert list(chosen) == [HOSTILE, "a red circle"]
     assert "lost most: 20 % left" in chosen[HOSTILE] and "lost least: 70 % left" in chosen["a red circle"]
 
@@ -122,15 +149,9 @@ def test_missing_parts_are_left_out(demo, missing):
         path = demo / arm / missing
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     page = _Page(report_from_runs([demo], demo / "report.html").read_text())
-    assert ("figure" in page.tags) == (missing != "samples")
+    assert page.tags.count("figure") == 4 + (18 if missing != "samples" else 0)
     if missing == "metrics.json":
-        assert "There are no scores yet" in page.text
-
-
-def test_without_matplotlib_the_page_explains_that_plots_are_missing(demo, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    page = _Page(report_from_runs([demo], demo / "report.html").read_text())
-    assert "svg" not in page.tags and "matplotlib is not installed" in page.text
+        assert "DP-DMD has not been scored yet" in page.text or "In its last validation" in page.text
 
 
 def test_an_unknown_metric_is_shown_under_its_key(demo):
@@ -140,12 +161,11 @@ def test_an_unknown_metric_is_shown_under_its_key(demo):
     page = _Page(report_from_runs([demo], demo / "report.html").read_text())
     assert "new score" in page.text and "0.123" in page.text and "Vendi score" in page.text
     assert "Measured with facebook/<dino>" in page.text and "61 %" in page.text and "no number" not in page.text
-    rows = read_csv(demo / "report_files" / "numbers.csv")
-    assert {row["metric"]: row["value"] for row in rows} == {"new_score": "0.12345", "vendi": "3.2"} | {
-        "num_inference_steps": "4"
-    }
-    assert read_csv(demo / "report_files" / "numbers_1.csv")[0]["value"] == "0.61"
-    rows = read_csv(demo / "report_files" / "prompts.csv")
+    rows = read_csv(demo / "report.html", "numbers.csv")
+    own = {row["metric"]: row["value"] for row in rows if not row["network"]}
+    assert own == {"new_score": "0.12345", "vendi": "3.2", "num_inference_steps": "4"}
+    assert [row["value"] for row in rows if row["network"] == "facebook/<dino>"] == ["0.61"]
+    rows = read_csv(demo / "report.html", "prompts.csv")
     assert [r["facebook/<dino>: diversity"] for r in rows if r["prompt"] == "a cross" and r["arm"] == "DMD"] == [
         "0.123"
     ]
@@ -161,24 +181,23 @@ def test_the_teachers_scores_are_shown_where_it_is_no_arm_and_failures_are_repor
     assert "CLIPScore, the teacher's" in text and "31.8" in text
 
 
-def test_the_tables_next_to_the_page_hold_all_numbers_unrounded(demo):
+def test_the_tables_in_the_page_hold_all_numbers_unrounded(demo):
     report_from_runs([demo], demo / "report.html")
-    rows = read_csv(demo / "report_files" / "numbers.csv")
+    rows = read_csv(demo / "report.html", "numbers.csv")
     share = next(row for row in rows if row["arm"] == "DMD" and row["metric"] == "diversity_share")
     assert [float(share[key]) for key in ("value", "low", "high")] == [sum(SHARES["dmd"]) / 3, 0.5, 1.0]
-    rows = read_csv(demo / "report_files" / "prompts.csv")
+    rows = read_csv(demo / "report.html", "prompts.csv")
     found = {(row["prompt"], row["arm"]): float(row["diversity_share"]) for row in rows}
     expected = {("DMD", p): s for p, s in zip(PROMPTS, SHARES["dmd"], strict=True)}
     assert {(arm, prompt): found[prompt, arm] for arm, prompt in expected} == pytest.approx(expected)
-    pytest.importorskip("matplotlib")
-    rows = read_csv(demo / "report_files" / "losses.csv")
+    rows = read_csv(demo / "report.html", "losses.csv")
     assert [float(row["loss/dmd"]) for row in rows if row["arm"] == "DMD"] == [1 / (i + 1) for i in range(20)]
 
 
 def test_half_of_a_surrogate_pair_does_not_keep_the_report_from_being_written(demo):
     write_any_json(demo / "dmd" / "metrics.json", {"per_prompt": [{"prompt": "\ud800", "diversity": 0.5}]})
-    assert "\\ud800" in report_from_runs([demo], demo / "report.html").read_text()
-    assert "\\ud800" in (demo / "report_files" / "prompts.csv").read_text()
+    text = report_from_runs([demo], demo / "report.html").read_text()
+    assert "\\ud800" in text and "\\ud800" in downloads(text)["prompts.csv"]
 
 
 def test_the_policy_names_the_one_script_and_lets_nothing_be_loaded(demo):
@@ -243,6 +262,16 @@ def write_any_json(path, value):
     path.write_text(json.dumps(value))
 
 
-def read_csv(path):
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def downloads(text):
+    """{name: content} of the CSV files in a page."""
+    found = re.findall(r'download="([^"]+)" href="data:text/csv;charset=utf-8;base64,([^"]*)"', text)
+    return {name: base64.b64decode(content).decode() for name, content in found}
+
+
+def read_csv(page, name):
+    return list(csv.DictReader(io.StringIO(downloads(page.read_text())[name])))

@@ -7,7 +7,7 @@ import pytest
 
 from dpdmd.report.colours import ARM_COLOURS, OTHER_COLOURS
 from dpdmd.report.curves import _smooth, curves, thinned
-from dpdmd.report.points import quality_metric, spread_rows, trade_off_rows
+from dpdmd.report.points import outside, quality_metric, spread_rows, trade_off, trade_off_rows
 from dpdmd.report.runs import ArmReport
 
 COLOURS = (*ARM_COLOURS.values(), *OTHER_COLOURS)
@@ -57,9 +57,8 @@ def test_the_moving_average_is_the_mean_of_what_lies_around():
 
 
 def test_a_long_log_makes_no_large_plot():
-    pytest.importorskip("matplotlib")
     log = [{"step": i, "loss/dmd": float(i % 7)} for i in range(20_000)]
-    figure = curves({"dmd": ArmReport("DMD", log=log)}, ("loss/",))
+    figure = curves({"dmd": ArmReport("DMD", log=log)}, ("loss/",), (4, 2))["DMD loss"]
     assert all(len(line.get_xdata()) <= 251 for line in figure.axes[0].lines)
     assert max(line.get_xdata()[-1] for line in figure.axes[0].lines) == 19_999
 
@@ -83,3 +82,25 @@ def test_prompts_are_lined_up_by_what_they_kept():
     line = spread_rows({"dmd": ArmReport("DMD", metrics={"per_prompt": rows})})
     assert [row["diversity_share"] for row in line] == pytest.approx([0.2, 0.3, 0.4, 0.8])
     assert [row["place"] for row in line] == [1, 2, 3, 4]
+
+
+def test_the_axes_are_for_the_students_and_name_what_is_far_off():
+    def arm(label, share, quality):
+        bounds = {"diversity_share": [share - 0.05, share + 0.05], "quality": [quality - 0.02, quality + 0.02]}
+        return ArmReport(label, metrics={"diversity_share": share, "quality": quality, "intervals": bounds})
+
+    arms = {
+        "teacher": arm("Teacher", 1.0, 0.95),
+        "teacher_few_steps": arm("Few", 0.8, 0.1),
+        "dmd": arm("DMD", 0.5, 0.9),
+    }
+    metric = quality_metric(arms)
+    axes = trade_off(arms, metric, (6, 4)).axes[0]
+    assert axes.get_ylim()[0] > 80 and axes.get_xlim() == pytest.approx((45 - 7.2, 105 + 7.2))
+    assert outside(arms, metric) == ["Few at 80 %, 10 %"]
+    # The target begins where the teacher's interval does, and the drawing moves no limit.
+    (region,) = (shape for shape in axes.collections if shape.get_alpha() == 0.07)
+    box = region.get_paths()[0].get_extents()
+    assert (box.x0, box.x1, box.y0) == pytest.approx((80, 120, 93))
+    near = arms | {"teacher_few_steps": arm("Few", 0.8, 0.88)}
+    assert outside(near, metric) == []

@@ -67,3 +67,30 @@ def test_metrics_of_validation_come_after_the_log_of_updates(tmp_path):
     (tmp_path / "run/validation/scores.jsonl").write_text('{"step": 1, "validation/quality": 0.5}\n')
     (arm,) = read_runs([tmp_path / "run"]).values()
     assert arm.log == [{"step": 1, "loss/dmd": 2}, {"step": 1, "validation/quality": 0.5}]
+
+
+def test_a_run_that_was_scored_comes_with_its_teacher(tmp_path):
+    run = tmp_path / "run"
+    _samples(run / "samples", "a look")
+    for place in ("step-000003", "teacher"):
+        _samples(run / "evaluation" / place)
+    (run / "recipe.toml").write_text('[model]\nteacher = "scenes"\n[train]\nnum_updates = 5\n')
+    (run / "metrics.jsonl").write_text('{"step": 3}\n')
+    rows = [{"prompt": "a red circle", "diversity": 0.2, "reference_diversity": 0.4}]
+    write_json(run / "metrics.json", {"diversity_share": 0.5, "reference_clip_score": 31.0, "per_prompt": rows})
+    speed = {"device": "CPU", "images_per_draw": 4, "student": [0.1, 0.11, 0.12], "teacher": [1.0, 1.1, 1.2]}
+    write_json(run / "speed.json", speed)
+    arms = read_runs([run])
+    assert list(arms) == ["teacher", "run"]
+    # The images that were scored, and not those that somebody only looked at.
+    assert arms["run"].samples == run / "evaluation/step-000003"
+    assert arms["teacher"].samples == run / "evaluation/teacher"
+    assert arms["teacher"].metrics["clip_score"] == 31.0 and arms["teacher"].metrics["diversity"] == 0.4
+    assert arms["teacher"].metrics["seconds_per_image"] == 1.1 and arms["run"].metrics["seconds_per_image"] == 0.11
+    assert (arms["run"].status.done, arms["run"].status.planned, arms["run"].status.is_finished) == (3, 5, False)
+    # Of two runs with different teachers neither is the teacher of both.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "recipe.toml").write_text('[model]\nteacher = "scenes_eps"\n')
+    (other / "metrics.jsonl").write_text("")
+    assert list(read_runs([run, other])) == ["run", "other"]

@@ -1,7 +1,9 @@
 import pytest
 
+from dpdmd.evaluate.words import duration
+from dpdmd.report.differences import difference
 from dpdmd.report.runs import ArmReport
-from dpdmd.report.summary import difference, duration, summary_sentences
+from dpdmd.report.summary import answers
 
 REFERENCE = [0.4, 0.5, 0.3, 0.45, 0.35, 0.5]
 
@@ -21,6 +23,10 @@ def _arm(label, diversity, accuracy=None, **more):
     return ArmReport(label, metrics=metrics | more)
 
 
+def summary_sentences(arms):
+    return [sentence for group in answers(arms).values() for sentence in group]
+
+
 def _text(dmd, dp_dmd):
     return " ".join(summary_sentences({"teacher": _arm("Teacher", REFERENCE), "dmd": dmd, "dp_dmd": dp_dmd}))
 
@@ -29,7 +35,7 @@ def test_a_student_that_keeps_more_is_named():
     text = _text(_arm("DMD", [0.7 * r for r in REFERENCE]), _arm("DP-DMD", [0.9 * r for r in REFERENCE]))
     assert "DMD has 70 % and DP-DMD has 90 %" in text
     assert "DP-DMD is more diverse than DMD, by 20.0 percentage points" in text
-    assert "have equal scores in following the prompt" in text
+    assert "have the same score in following the prompt on every prompt" in text
 
 
 def test_the_outcome_that_nobody_hoped_for_is_reported_as_plainly():

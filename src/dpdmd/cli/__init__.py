@@ -3,6 +3,7 @@
 Each command imports its dependencies when it runs, so that `--help` is fast.
 """
 
+import inspect
 import os
 import sys
 from errno import ELOOP, ENAMETOOLONG
@@ -18,16 +19,20 @@ app = typer.Typer(
     name="dpdmd",
     help="Distil a text-to-image diffusion or flow model into a few-step student that keeps its diversity.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 for commands in (training, images, runs, demo):  # the order in which --help lists them
+    for command in commands.app.registered_commands:
+        # The whole first sentence: without it, help would cut it off after 45 characters.
+        command.short_help = inspect.getdoc(command.callback).partition("\n\n")[0] if command.callback else None
     app.add_typer(commands.app)
 
 USER_ERROR = 2
 STOPPED_ERROR = 1
 DEBUG_VARIABLE = "DPDMD_DEBUG"
+# Commands that go on where they were interrupted; `train` says so itself.
+CONTINUED = ("sample", "evaluate", "audit", "compare", "demo")
 
 
 def _version(wanted: bool) -> None:
@@ -40,14 +45,23 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def common(
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only warnings and results, without progress.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also print what is only of use when something is looked for.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Distil a text-to-image diffusion or flow model into a few-step student that keeps its diversity."""
-    from dpdmd.store.messages import show_messages
+    if quiet and verbose:
+        raise ValueError("--quiet and --verbose exclude each other; give only one of them")
 
+    from dpdmd.store.messages import LEVEL_VARIABLE, QUIET, VERBOSE, show_messages
+
+    if quiet or verbose:
+        os.environ[LEVEL_VARIABLE] = QUIET if quiet else VERBOSE
     show_messages()
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
@@ -61,7 +75,7 @@ def main() -> None:
     """
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         # Their warnings about missing optional packages would hide our messages.
-        os.environ.setdefault(name, "error")
+        os.environ.setdefault(name, "info" if "--verbose" in sys.argv else "error")
     with lasting_streams():
         try:
             app()
@@ -77,7 +91,8 @@ def main() -> None:
                 print(stop, file=sys.stderr)
             sys.exit(stop.exit_code)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            goes_on = any(command in sys.argv[1:] for command in CONTINUED)
+            print(f"interrupted{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
             sys.exit(130)
 
 

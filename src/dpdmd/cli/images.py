@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -125,7 +125,13 @@ def evaluate(
         Path | None,
         typer.Option(metavar="DIR", help="Folder with the teacher's images for the same prompts and seeds."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON file to write.")] = Path("metrics.json"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON file to write. Default: metrics.json in the folder of a run, else in the working directory.",
+        ),
+    ] = None,
     features: Annotated[
         list[str] | None,
         typer.Option(
@@ -169,11 +175,13 @@ def evaluate(
     With --reference, diversity is also reported as a share of the reference's. Of a run the student's images are drawn
     first, and its teacher's as the reference.
     """
-    images, reference = _images(folder, reference, prompts, images_per_prompt)
+    images, reference, run = _images(folder, reference, prompts, images_per_prompt)
+    out = out or (run or Path()) / "metrics.json"
     if no_cache and cache is not None:
         raise ValueError("--cache and --no-cache exclude each other; give only one of them")
 
-    from dpdmd.evaluate.run import evaluate_folder, lines
+    from dpdmd.evaluate.in_words import lines
+    from dpdmd.evaluate.run import evaluate_folder
     from dpdmd.store.cache import cache_folder
 
     metrics = evaluate_folder(
@@ -185,15 +193,24 @@ def evaluate(
         out=out,
         cache=None if no_cache else cache or cache_folder("images"),
     )
-    for line in lines(metrics):
+    for line in lines(metrics if run is None else _with_speed(metrics, run)):
         typer.echo(line)
     typer.echo(f"metrics: {out}")
 
 
+def _with_speed(metrics: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Metrics of a run with the times that were taken when its images were drawn."""
+    from dpdmd.evaluate.speed import speed_metrics
+
+    speed = speed_metrics(run)
+    intervals = {**metrics.get("intervals", {}), **speed.pop("intervals", {})}
+    return {**metrics, **speed, "intervals": intervals}
+
+
 def _images(
     folder: str, reference: Path | None, prompts: Path | None, images_per_prompt: int
-) -> tuple[Path, Path | None]:
-    """The folder of images to score and its reference; of a run both are drawn."""
+) -> tuple[Path, Path | None, Path | None]:
+    """The folder of images to score, its reference, and the run, of which both are drawn."""
     from dpdmd.models.find import find_student, located
 
     given = Path(folder)
@@ -201,14 +218,15 @@ def _images(
     if not is_student or (given / "manifest.json").is_file():
         if prompts is not None:
             raise ValueError(f"--prompts is for a run, whose images are drawn; {folder} is a folder of images")
-        return given, reference
+        return given, reference, None
     if reference is not None:
         raise ValueError("--reference is for a folder of images; of a run the teacher's are drawn")
     from dpdmd.data.prompts import read_prompts
     from dpdmd.training.judge import draw_student_and_teacher
 
     texts = None if prompts is None else list(dict.fromkeys(read_prompts(prompts)))
-    return draw_student_and_teacher(located(folder), texts, images_per_prompt=images_per_prompt)
+    images, of_teacher = draw_student_and_teacher(located(folder), texts, images_per_prompt=images_per_prompt)
+    return images, of_teacher, images.parents[1]
 
 
 @app.command(

@@ -56,10 +56,9 @@ def train(
     RunFolder(settings.output.folder).refuse_if_unusable(flatten(settings), resume=resume, overwrite=overwrite)
     run = run_training(settings, resume=resume, overwrite=overwrite)
     if os.environ.get("RANK", "0") == "0":
-        for entry in run.best()[:1]:
-            folder = RunFolder(run.folder).best
-            typer.echo(f"best in validation: {folder}, of update {entry['step']}: {entry['why']}")
-        typer.echo(f"student: {run.folder}\nsample it: dpdmd sample {run.folder} --prompt TEXT --out images")
+        from dpdmd.training.ending import ending
+
+        typer.echo(ending(RunFolder(run.folder)))
 
 
 @app.command(epilog="Example: dpdmd plan sd35_medium_dp_dmd --memory 24")

@@ -4,6 +4,7 @@ Separate processes make it possible to measure time and peak memory of each comm
 """
 
 import fcntl
+import logging
 import os
 import shlex
 import subprocess
@@ -24,6 +25,8 @@ from dpdmd.recipe.toml import flatten, load_recipe
 from dpdmd.store.files import make_folder, read_text, write_json, write_text
 from dpdmd.store.state import Count, State, read_state
 from dpdmd.training.run.folder import FailureFile, RunFolder
+
+logger = logging.getLogger(__name__)
 
 STOPPED_ERROR, USER_ERROR = 1, 2  # exit codes, as in `dpdmd.cli`
 Command = tuple[str, ...]
@@ -209,12 +212,17 @@ def _once(run: Run, command: Command, call: Call) -> dict[str, Any]:
     cost = {"command": list(command), **cost}
     if code == STOPPED_ERROR and command[0] == "train" and failed.exists():
         cost["failure"] = read_state(failed, FailureFile).model_dump()
-        print(f"{run.folder} failed and is left out: {cost['failure']['error']}", flush=True)
+        logger.warning("%s failed and is left out: %s", run.folder, cost["failure"]["error"])
     elif code:
         kind = ValueError if code == USER_ERROR else ChildProcessError
         raise kind(f"dpdmd {shlex.join(command)} ended with exit code {code}")
     write_json(record, cost)
     return cost
+
+
+def _in_words(arguments: list[str]) -> str:
+    verb = {"train": "Training", "sample": "Drawing with"}[arguments[0]]
+    return f"{verb} {Path(arguments[1]).parent.name if arguments[1].endswith(STUDENT_FOLDER) else arguments[1]}"
 
 
 def _call(
@@ -225,7 +233,7 @@ def _call(
     sampling: further arguments of `sample`, which change no image. lock: the file that the process keeps locked.
     """
     arguments = [*arguments, *(sampling if arguments[0] == "sample" else ())]
-    print(f"\n$ dpdmd {shlex.join(arguments)}", flush=True)
+    logger.info("\n%s:\n$ dpdmd %s", _in_words(arguments), shlex.join(arguments))
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "dpdmd", *arguments], env=os.environ | environment, pass_fds=[lock]

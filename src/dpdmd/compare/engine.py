@@ -1,5 +1,6 @@
 """A comparison from arms to report: run, score, summarise. `dpdmd compare`, the demo and the benchmarks share it."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,17 @@ from dpdmd.compare.arms import REFERENCE, Budget, Run, arrange
 from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import RunMetrics, measure
 from dpdmd.compare.plan import Teacher, plan_students, require_features, shared_teacher
+from dpdmd.compare.speed import measure_speeds
 from dpdmd.compare.summary import summarise_arms, summarise_runs, table
 from dpdmd.compare.trade_off import on_axes, path_runs, paths, step_of
 from dpdmd.data.prompts import evaluation_prompts_of
 from dpdmd.evaluate.metrics import METRICS
-from dpdmd.report.build import report_from_runs
+from dpdmd.report.build import report_from_runs, verdict_sentence
 from dpdmd.report.spreadsheet import write_rows
 from dpdmd.store.files import write_json
 from dpdmd.store.provenance import surroundings
+
+logger = logging.getLogger(__name__)
 
 IMAGES_PER_PROMPT = 16
 # For students kept during training, which are points of a plot: the first ones of the same seeds.
@@ -39,6 +43,7 @@ def run_and_measure(
     if reference is None:
         raise ValueError(f'one arm must be called "{REFERENCE}": the others are compared with it')
     run_all(runs, out, prompts=prompts, images_per_prompt=images_per_prompt, batch_size=batch_size, jobs=jobs)
+    measure_speeds(runs, reference, prompts)
     return measure(runs, reference, features=features)
 
 
@@ -71,7 +76,7 @@ def compare_recipes(
     teacher = shared_teacher(students)
     prompts = prompts or evaluation_prompts_of(teacher.model)
     require_features(features, teacher, prompts)
-    print(f"{len(students)} arms x {len(seeds)} seeds, {budget} each, in {out}", flush=True)
+    logger.info("%d arms x %d seeds, %s each, in %s", len(students), len(seeds), budget, out)
 
     runs, curve = arrange(out, teacher.arms(), students, seeds), _curve_runs(out, teacher, guidance)
     how: dict[str, Any] = {"prompts": prompts, "batch_size": batch_size, "jobs": jobs}
@@ -108,7 +113,7 @@ def compare_recipes(
     lines += [_line(run, own) | {"updates": step_of(run.folder)} for run, own in zip(points, of_points, strict=True)]
     write_rows(out / "comparison.csv", lines)
     report = report_from_runs([out], out / "report.html")
-    print(f"\n{table(arms)}\n\nreport: {report.resolve()}")
+    print(f"\n{table(arms)}\n\n{verdict_sentence([out])}\nThe page: {report.resolve()}")
     return report
 
 

@@ -8,6 +8,7 @@ from dpdmd.compare.commands import CostFile, failure
 from dpdmd.evaluate.metrics import HEADLINE
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.scores import quality
+from dpdmd.evaluate.speed import speed_metrics
 from dpdmd.models.student_file import STUDENT_FILE, StudentFile
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.jsonl import read_rows
@@ -24,8 +25,8 @@ def measure(runs: list[Run], reference: Run, *, features: str = "auto") -> list[
     """Score sampled runs against `reference`; writes metrics.json into each folder.
 
     Returns a dict for each run: the metrics of `evaluate_folder` without those per prompt (a headline metric that could
-    not be measured is None), "quality", the contents of cost.json and, for what was trained, `training_metrics`. A
-    failed run has the last of these only.
+    not be measured is None), "quality", the contents of cost.json, the speed if it was timed and, for what was trained,
+    `training_metrics`. A failed run has the last of these only.
     """
     measured = []
     for run in tracked(runs, "scoring", len(runs), unit="run"):
@@ -33,7 +34,16 @@ def measure(runs: list[Run], reference: Run, *, features: str = "auto") -> list[
         if failure(run) is None:
             metrics |= _scores(run, reference, features) | read_state(run.folder / "cost.json", CostFile).model_dump()
         measured.append(metrics)
+    for run, metrics in zip(runs, measured, strict=True):
+        if run is reference:
+            metrics |= _own_speed(measured)
     return measured
+
+
+def _own_speed(measured: list[RunMetrics]) -> RunMetrics:
+    """The teacher's time per image, as it was measured with a student's."""
+    key = "seconds_per_image"
+    return next(({key: metrics[f"reference_{key}"]} for metrics in measured if f"reference_{key}" in metrics), {})
 
 
 def _scores(run: Run, reference: Run, features: str) -> RunMetrics:
@@ -45,6 +55,9 @@ def _scores(run: Run, reference: Run, features: str) -> RunMetrics:
         cache=cache_folder("images"),
     )
     found: RunMetrics = dict.fromkeys(HEADLINE) | {key: value for key, value in metrics.items() if key != "per_prompt"}
+    speed = speed_metrics(run.folder)
+    found["intervals"] = {**found["intervals"], **speed.pop("intervals", {})}
+    found |= speed
     estimate = quality(metrics)
     found["quality"] = estimate and estimate.value
     if estimate and estimate.interval:

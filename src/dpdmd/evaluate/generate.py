@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpdmd.distributed.environment import number_from, require_neutral_environment
 from dpdmd.distributed.processes import new_accelerator, on_main_process
-from dpdmd.evaluate.drawing import DEFAULTS, draw_folder
+from dpdmd.evaluate.drawing import DEFAULTS, Draw, draw_folder
 from dpdmd.evaluate.manifest import MANIFEST_NAME, Manifest
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.grids import Grid
@@ -105,6 +105,17 @@ def sampling_grid(
     return sampler.grid
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A model that is ready to draw.
+
+    draw: from (prompt, seed) pairs to their images (3, H, W) in [-1, 1]. settings: all that the images depend on.
+    """
+
+    draw: Draw
+    settings: dict[str, Any]
+
+
 def generate_folder(
     model: str,
     prompts: list[str],
@@ -123,19 +134,51 @@ def generate_folder(
 ) -> Manifest:
     """Sample every prompt with every seed into `out`: PNGs and manifest.json. Continues an unfinished folder.
 
+    The model and how it is sampled are as in `open_model`. It runs on a GPU where there is one. Under torchrun each
+    process draws a share of the images.
+    Raises ValueError for empty or repeated prompts or seeds, what `open_model` refuses, and a folder with images that
+    were made with other settings.
+    """
+    require_different(prompts, seeds, batch_size)
+    require_place(out, "--out")
+    require_writable(Path(out) / MANIFEST_NAME)
+    drawing = open_model(
+        model,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        teacher_first=teacher_first,
+        height=height,
+        width=width,
+        base=base,
+        batch_size=batch_size,
+    )
+    what = f"sampling {model}"
+    return draw_folder(out, prompts, seeds, drawing.draw, settings=drawing.settings, what=what, progress=progress)
+
+
+def open_model(
+    model: str,
+    *,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    teacher_first: bool = False,
+    height: int | None = None,
+    width: int | None = None,
+    base: str | None = None,
+    batch_size: int = 32,
+) -> Drawing:
+    """Load a model for drawing, onto a GPU where there is one.
+
     model: as `models.load.load_sampler` takes it. num_inference_steps, guidance_scale: by default the model's own; a
     student has its own grid and no guidance. negative_prompt: what guidance leads away from; default: nothing.
     teacher_first: the student's teacher replaces its first step (a hybrid, without training) and takes these three, the
     negative prompt by default from the student's training. height, width: of the images in pixels; default: those that
     a student was trained at, a teacher's own. A student keeps its grid at every size. base: for a LoRA student, the
     model into which it is merged instead of its own base. batch_size: changes speed and memory only.
-    It runs on a GPU where there is one. Under torchrun each process draws a share of the images.
-    Raises ValueError for empty or repeated prompts or seeds, an unknown model, a size that the model cannot draw, and a
-    folder with images that were made with other settings.
+    Raises ValueError for an unknown model, and for a size or number of steps that it cannot draw.
     """
-    require_different(prompts, seeds, batch_size)
-    require_place(out, "--out")
-    require_writable(Path(out) / MANIFEST_NAME)
     device = start_processes()
     sampler = load_sampler(model, base=base)
     if height is not None or width is not None:
@@ -191,7 +234,7 @@ def generate_folder(
             with torch.no_grad():
                 yield from decode(latents).cpu()
 
-    return draw_folder(out, prompts, seeds, draw, settings=settings, what=f"sampling {model}", progress=progress)
+    return Drawing(draw, settings)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ class Metric:
     """One number that is measured.
 
     key: in metrics.json. heading: of its row or column. meaning: one or two sentences. style: how it is written, see
-    `report.tables.written`. better: HIGHER, LOWER, or "" where neither is. group: the heading that it is listed under.
+    `evaluate.words.writer`. better: HIGHER, LOWER, or "" where neither is. group: the heading that it is listed under.
     """
 
     key: str
@@ -268,6 +268,23 @@ METRICS = (
         "Share of colour values that are exactly 0 or 255. More than the teacher's means that colours are overdriven.",
         "percent1",
         group=QUALITY,
+    ),
+    Metric(
+        "speedup",
+        "speed",
+        "How many images it draws in the time that its teacher takes for one, from prompt to image. Both were timed in "
+        "turn by one process on one machine.",
+        "times",
+        HIGHER,
+        SAMPLING,
+    ),
+    Metric(
+        "seconds_per_image",
+        "time per image",
+        "Time from prompt to image, with encoding and decoding: the median of several draws.",
+        "seconds",
+        LOWER,
+        SAMPLING,
     ),
     Metric("num_inference_steps", "steps", "Sampling steps per image.", "count", group=SAMPLING),
     Metric(

@@ -95,24 +95,6 @@ def evaluate_folder(
     return metrics
 
 
-def lines(metrics: dict[str, Any]) -> list[str]:
-    """Every metric with its interval, also of further networks, and what was left out: for a terminal."""
-    found = _lines(metrics)
-    for name, further in metrics.get("further_features", {}).items():
-        found += ["", f"{name}:", *_lines(further)]
-    return found
-
-
-def _lines(metrics: dict[str, Any]) -> list[str]:
-    found = []
-    for key, value in metrics.items():
-        if isinstance(value, int | float):
-            bounds = metrics.get("intervals", {}).get(key)
-            interval = "" if bounds is None else f"  [{bounds[0]:.4g}, {bounds[1]:.4g}]"
-            found.append(f"{key:<28} {value:.4g}{interval}")
-    return found + [f"left out: {what}: {why}" for what, why in metrics.get("skipped", {}).items()]
-
-
 def choose_extractor(
     features: str, is_world: bool, device: str = "cpu"
 ) -> tuple[FeatureExtractor | None, dict[str, str]]:

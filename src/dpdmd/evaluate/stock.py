@@ -12,7 +12,7 @@ from torch import Tensor
 from dpdmd.distributed.processes import on_main_process
 from dpdmd.evaluate.drawing import DEFAULTS, draw_folder
 from dpdmd.evaluate.foreign_lora import merge_foreign_lora
-from dpdmd.evaluate.generate import require_different, start_processes
+from dpdmd.evaluate.generate import Drawing, require_different, start_processes
 from dpdmd.evaluate.manifest import Manifest
 from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.load import sampling_dtype
@@ -67,11 +67,22 @@ def generate_with_stock(
 ) -> Manifest:
     """`generate.generate_folder` for any pipeline that diffusers loads, or a LoRA for `base`, called as `call` says.
 
-    Each image has its own generator, so that a pipeline that draws its noise at once starts from the noise of our
-    samples with that seed. The manifest has all arguments and the scheduler, under "defaults" what was left out.
-    Raises ValueError for a model that cannot be loaded and for a pipeline that does not take these arguments.
+    The manifest has all arguments and the scheduler, under "defaults" what was left out. Raises ValueError like
+    `open_pipeline`.
     """
     require_different(prompts, seeds, batch_size)
+    drawing = open_pipeline(model, base, call=call, batch_size=batch_size)
+    what = f"sampling {local_or_hub_id(model)}"
+    return draw_folder(out, prompts, seeds, drawing.draw, settings=drawing.settings, what=what, progress=progress)
+
+
+def open_pipeline(model: str, base: str | None = None, *, call: Call = Call(), batch_size: int = 32) -> Drawing:
+    """`generate.open_model` for any pipeline that diffusers loads, or a LoRA for `base`, called as `call` says.
+
+    Each image has its own generator, so that a pipeline that draws its noise at once starts from the noise of our
+    samples with that seed.
+    Raises ValueError for a model that cannot be loaded and for a pipeline that does not take these arguments.
+    """
     model, base = local_or_hub_id(model), base and local_or_hub_id(base)
     device = start_processes()
     pipeline, fit = load_pipeline(model, base, scheduler=call.scheduler)
@@ -104,7 +115,7 @@ def generate_with_stock(
             ).images
             yield from 2 * images.float().cpu() - 1
 
-    return draw_folder(out, prompts, seeds, draw, settings=settings, what=f"sampling {model}", progress=progress)
+    return Drawing(draw, settings)
 
 
 def _settings(call: Call, known: Any) -> dict[str, Any]:

@@ -2,31 +2,31 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from dpdmd.evaluate.metrics import COST, GROUPS, REFERENCE, STABILITY, metric_of
+from dpdmd.evaluate.metrics import REFERENCE, metric_of
 from dpdmd.report.colours import arm_colours
+from dpdmd.report.commands import commands
 from dpdmd.report.comparison import COMPARISON_FILE, ONE_SEED, Comparison, read_comparison
-from dpdmd.report.galleries import PromptGalleries, prompt_galleries, write_overview_png
-from dpdmd.report.plots import Plot, draw_plots
+from dpdmd.report.galleries import prompt_galleries
+from dpdmd.report.headline import large_numbers
+from dpdmd.report.leads import leads
+from dpdmd.report.picture import picture
+from dpdmd.report.plots import trade_off_plots, training_plots
 from dpdmd.report.prompts import prompt_data, prompt_table_rows
 from dpdmd.report.provenance import provenance_facts, provenance_files
 from dpdmd.report.runs import ArmReport, encodable, is_number, read_runs
-from dpdmd.report.spreadsheet import write_rows
-from dpdmd.report.summary import summary_sentences
-from dpdmd.report.tables import Table, make_table, shown_metrics, table_rows
-from dpdmd.store.files import is_stream, require_writable, write_text
+from dpdmd.report.spreadsheet import download
+from dpdmd.report.summary import answers, unreliable_frechet
+from dpdmd.report.tables import make_tables, table_rows
+from dpdmd.report.terms import Terms
+from dpdmd.report.validation import films
+from dpdmd.report.verdict import verdict
+from dpdmd.store.files import require_writable, write_text
 
-DEFAULT_TITLE = "Few-step students and their teacher"
-FILES = "report_files"
-# Plots of scores come before the tables; curves of training come after the prompts.
-OF_SCORES = ("pareto", "trade_off", "spread")
+DEFAULT_TITLE = "A few-step student and its teacher"
 
 
 def build_report(
@@ -36,77 +36,20 @@ def build_report(
     arms: dict[str, ArmReport],
     comparison: Comparison | None = None,
     provenance: dict[str, Any] | None = None,
+    sources: list[Path] | None = None,
 ) -> Path:
-    """Write the report to `out` (.html) and its files to `report_files/` next to it; returns `out`.
+    """Write the report to `out` (.html), which needs no other file; returns `out`.
 
-    The files are every plot as PNG and CSV, every table as CSV, and the galleries as one PNG.
-    arms: by name; "teacher", "teacher_few_steps", "dmd" and "dp_dmd" have their own labels and colours, and the last
-    two are compared in words. comparison: what several training seeds under one budget add. provenance: texts or JSON
-    needed to repeat the report, shown as they are.
-    What an arm lacks (images, metrics, log) is left out. Without matplotlib there are no plots, and the page says so.
-    Raises ValueError when there is no arm.
+    arms: by name; "teacher", "teacher_few_steps", "dmd" and "dp_dmd" have their own labels and colours. comparison:
+    what several training seeds under one budget add. provenance: texts or JSON needed to repeat the report, shown as
+    they are. sources: the folders that it was made from.
+    What an arm lacks (images, metrics, log) is left out. Raises ValueError when there is no arm.
     """
     if not arms:
         raise ValueError("a report needs at least one arm")
-    out = Path(out)
-    with _files_folder(out) as folder:
-        page = _page(folder, title, arms, comparison, provenance or {})
+    page = _template().render(_content(title, arms, comparison, provenance or {}, sources or []))
     write_text(out, encodable(page))
-    return out
-
-
-@contextmanager
-def _files_folder(out: Path) -> Iterator[Path]:
-    """The folder of the report's files. A page that goes into a pipe or device has none that stays."""
-    if not is_stream(out):
-        yield out.parent / FILES
-        return
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-def _page(
-    folder: Path, title: str, arms: dict[str, ArmReport], comparison: Comparison | None, provenance: dict[str, Any]
-) -> str:
-    """The page; writes its files to `folder`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    plots, plots_note = _plots(arms, comparison, folder)
-    tables = _tables(arms, comparison)
-    galleries = prompt_galleries(arms)
-    chosen = [of_prompt for of_prompt in galleries if of_prompt.reason] or galleries[:6]
-    _write_tables(folder, tables, arms)
-    _write_galleries(folder / "galleries.png", galleries, arms)
-    environment = Environment(
-        loader=PackageLoader("dpdmd.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    colours = arm_colours(arms)
-    script = _resource("page.js")
-    return environment.get_template("template.html").render(
-        title=title,
-        policy=_policy(script),
-        style=_resource("page.css"),
-        script=script,
-        files=FILES,
-        summary=[*(comparison.sentences if comparison else []), *summary_sentences(arms)],
-        arms=arms,
-        colours=colours,
-        comparison=comparison,
-        plots=[plot for plot in plots if plot.name in OF_SCORES],
-        curves=[plot for plot in plots if plot.name not in OF_SCORES],
-        plots_note=plots_note,
-        tables=tables,
-        chosen=chosen,
-        others=[of_prompt for of_prompt in galleries if of_prompt not in chosen],
-        num_prompts=_num_prompts(arms),
-        prompts=prompt_data(arms, colours),
-        facts=provenance_facts(arms),
-        provenance=provenance_files(arms, provenance),
-    )
+    return Path(out)
 
 
 def report_from_runs(
@@ -117,13 +60,81 @@ def report_from_runs(
     Raises ValueError when a run is missing, broken or empty, and OSError when `out` cannot be written.
     """
     require_writable(out, "the report")
-    if len(runs) == 1 and (Path(runs[0]) / COMPARISON_FILE).exists():
+    sources = [Path(run) for run in runs]
+    if len(runs) == 1 and (sources[0] / COMPARISON_FILE).exists():
         comparison = read_comparison(runs[0])
+        arms, title = comparison.arms, title or comparison.title
         provenance = comparison.provenance | (provenance or {})
-        return build_report(
-            out, title=title or comparison.title, arms=comparison.arms, comparison=comparison, provenance=provenance
-        )
-    return build_report(out, title=title or DEFAULT_TITLE, arms=read_runs(runs), provenance=provenance)
+    else:
+        comparison, arms = None, read_runs(runs)
+    options = {"comparison": comparison, "provenance": provenance, "sources": sources}
+    return build_report(out, title=title or DEFAULT_TITLE, arms=arms, **options)
+
+
+def verdict_sentence(runs: list[str | Path]) -> str:
+    """The sentence at the top of the page of these folders."""
+    is_comparison = len(runs) == 1 and (Path(runs[0]) / COMPARISON_FILE).exists()
+    arms = read_comparison(runs[0]).arms if is_comparison else read_runs(runs)
+    return verdict(arms, leads(arms)).sentence
+
+
+def _content(
+    title: str,
+    arms: dict[str, ArmReport],
+    comparison: Comparison | None,
+    provenance: dict[str, Any],
+    sources: list[Path],
+) -> dict[str, Any]:
+    """What the template shows, section by section."""
+    chosen, colours, script = leads(arms), arm_colours(arms), _resource("page.js")
+    galleries, tables, prompts = prompt_galleries(arms), make_tables(arms), prompt_data(arms, colours)
+    first = [of_prompt for of_prompt in galleries if of_prompt.reason] or galleries[:6]
+    return {
+        "title": title,
+        "policy": _policy(script),
+        "style": _resource("page.css"),
+        "script": script,
+        "term": Terms().link,
+        "arms": arms,
+        "colours": colours,
+        "comparison": comparison,
+        "statuses": [
+            text for arm in arms.values() if arm.status and (text := arm.status.sentence(arm.label, arm.folder))
+        ],
+        "verdict": verdict(arms, chosen),
+        "numbers": large_numbers(arms, chosen),
+        "picture": picture(arms, chosen),
+        "design": comparison.sentences if comparison else [],
+        "trade_off": trade_off_plots(arms, comparison),
+        "trained": [name for name, arm in arms.items() if arm.log],
+        "films": films(arms),
+        "curves": training_plots(arms, comparison),
+        "chosen": first,
+        "others": [of_prompt for of_prompt in galleries if of_prompt not in first],
+        "num_prompts": _num_prompts(arms),
+        "prompts": prompts,
+        "prompts_csv": download("prompts", prompt_table_rows(arms)) if prompts else None,
+        "tables": tables,
+        "answers": answers(arms),
+        "notes": _notes(arms, comparison),
+        "tables_csv": download("numbers", table_rows(tables, arms)) if tables else None,
+        "commands": commands(arms, sources),
+        "facts": provenance_facts(arms),
+        "provenance": provenance_files(arms, provenance),
+    }
+
+
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("dpdmd.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
 
 
 def _resource(name: str) -> str:
@@ -139,43 +150,18 @@ def _policy(script: str) -> str:
     )
 
 
-def _plots(arms: dict[str, ArmReport], comparison: Comparison | None, folder: Path) -> tuple[list[Plot], str]:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return [], 'There are no plots: matplotlib is not installed (pip install "dpdmd[report]").'
-    return draw_plots(arms, folder, comparison), ""
-
-
-def _tables(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[Table]:
-    tables = [make_table("numbers", "Metrics", shown_metrics(arms), arms, _notes(arms, comparison))]
-    for number, (network, measured) in enumerate(_further_features(arms).items(), start=1):
-        tables.append(make_table(f"numbers_{number}", f"Measured with {network}", shown_metrics(measured), measured))
-    tables += [
-        make_table("cost", COST, GROUPS[COST], arms),
-        make_table("stability", STABILITY, GROUPS[STABILITY], arms),
-    ]
-    return [table for table in tables if table is not None]
-
-
-def _further_features(arms: dict[str, ArmReport]) -> dict[str, dict[str, ArmReport]]:
-    """The arms as measured with further feature networks, by network."""
-    measured: dict[str, dict[str, ArmReport]] = {}
-    for name, arm in arms.items():
-        further = arm.metrics.get("further_features")
-        for network, metrics in (further if isinstance(further, dict) else {}).items():
-            measured.setdefault(network, {})[name] = replace(arm, metrics=metrics, images=None)
-    return measured
+def _status(arm: ArmReport) -> str:
+    return arm.status.sentence(arm.label, arm.folder) if arm.status else ""
 
 
 def _notes(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[str]:
-    """What a reader must know before trusting the table."""
+    """What a reader must know before trusting the tables."""
     notes = []
     if comparison is not None:
         notes.append(comparison.intervals)
     elif any(arm.metrics.get("intervals") for arm in arms.values()):
         notes.append(ONE_SEED)
-    if any(arm.metrics.get("frechet_reliable") is False for arm in arms.values()):
+    if any(map(unreliable_frechet, arms.values())):
         notes.append("Do not rely on the Frechet distances: there are fewer images than the features have dimensions.")
     for arm in arms.values():
         skipped = arm.metrics.get("skipped")
@@ -186,20 +172,6 @@ def _notes(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[st
                 what = metric_of(key.removesuffix("_failures")).heading
                 notes.append(f"{arm.label}: {number:.0f} images have no {what} and are left out of its mean.")
     return notes
-
-
-def _write_tables(folder: Path, tables: list[Table], arms: dict[str, ArmReport]) -> None:
-    for table in tables:
-        write_rows(folder / f"{table.name}.csv", table_rows(table, arms))
-    rows = prompt_table_rows(arms)
-    if rows:
-        write_rows(folder / "prompts.csv", rows)
-
-
-def _write_galleries(path: Path, galleries: list[PromptGalleries], arms: dict[str, ArmReport]) -> None:
-    chosen = [one.prompt for one in galleries if one.reason] or [one.prompt for one in galleries]
-    if chosen:
-        write_overview_png(path, arms, prompts=chosen if len(chosen) <= 6 else chosen[:4] + chosen[-2:])
 
 
 def _num_prompts(arms: dict[str, ArmReport]) -> int:

@@ -1,6 +1,7 @@
 """Colours of a report: of text and axes, and one for each arm."""
 
-from collections.abc import Iterable
+from dpdmd.report.leads import kinds
+from dpdmd.report.runs import ArmReport
 
 # Text and axes are drawn in this colour, which becomes the page's text colour in the SVG.
 INK = "#24292e"
@@ -11,11 +12,11 @@ OTHER_COLOURS = (
 )  # fmt: skip
 
 
-def arm_colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each arm: fixed for the known ones, in order for the others."""
-    names = list(names)
-    others = [name for name in names if name not in ARM_COLOURS]
-    known = {name: ARM_COLOURS[name] for name in names if name in ARM_COLOURS}
+def arm_colours(arms: dict[str, ArmReport]) -> dict[str, str]:
+    """A colour for each arm: fixed for the known kinds, in order for the others."""
+    kind = kinds(arms)
+    others = [name for name in arms if kind[name] not in ARM_COLOURS]
+    known = {name: ARM_COLOURS[kind[name]] for name in arms if kind[name] in ARM_COLOURS}
     return known | {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(others)}
 
 

@@ -1,13 +1,12 @@
 """Plots of training logs: every logged quantity against the student's updates."""
 
-import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpdmd.evaluate.metrics import BY_KEY
-from dpdmd.report.colours import INK, arm_colours, plain
+from dpdmd.report.colours import INK, arm_colours
 from dpdmd.report.runs import ArmReport, is_number
 
 if TYPE_CHECKING:
@@ -37,30 +36,25 @@ PANEL_TITLES = {
 MOST_POINTS = 250
 
 
-def curves(arms: dict[str, ArmReport], prefixes: tuple[str, ...]) -> "Figure | None":
-    """A panel for each logged quantity whose name starts with a prefix; None when none has two values."""
+def curves(arms: dict[str, ArmReport], prefixes: tuple[str, ...], size: tuple[float, float]) -> "dict[str, Figure]":
+    """{title: panel} of each logged quantity that starts with a prefix and has two values; size in inches."""
     series = {key: {name: _series(arm.log, key) for name, arm in arms.items()} for key in _keys(arms, prefixes)}
     keys = [key for key in series if any(len(steps) > 1 for steps, _ in series[key].values())]
-    if not keys:
-        return None
+    colours = arm_colours(arms)
+    return {PANEL_TITLES.get(key, key): _panel(series[key], colours, size) for key in keys}
+
+
+def _panel(series: dict[str, tuple[np.ndarray, np.ndarray]], colours: dict[str, str], size: Any) -> "Figure":
     from matplotlib.figure import Figure
 
-    columns = min(3, len(keys))
-    rows = math.ceil(len(keys) / columns)
-    figure = Figure(figsize=(9.2 if columns == 3 else 3.4 * columns, 0.45 + 2.0 * rows), layout="constrained")
-    colours = arm_colours(arms)
-    handles: dict[str, Any] = {}
-    for place, key in enumerate(keys):
-        axes = figure.add_subplot(rows, columns, place + 1)
-        axes.set_title(plain(PANEL_TITLES.get(key, key)), loc="left")
-        for name, (steps, values) in series[key].items():
-            if len(steps):
-                handles[name] = _curve(axes, steps, values, colours[name])
-        axes.grid(alpha=0.15, linewidth=0.6, color=INK)
-        if place // columns == rows - 1:
-            axes.set_xlabel("student update")
-    labels = [plain(arms[name].label) for name in handles]
-    figure.legend(list(handles.values()), labels, loc="outside upper left", ncols=min(len(handles), 6), frameon=False)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    for name, (steps, values) in series.items():
+        if len(steps):
+            _curve(axes, steps, values, colours[name])
+    axes.grid(alpha=0.15, linewidth=0.6, color=INK)
+    axes.set_xlabel("student update")
+    axes.locator_params(nbins=5)
     return figure
 
 
@@ -81,11 +75,11 @@ def _keys(arms: dict[str, ArmReport], prefixes: tuple[str, ...]) -> list[str]:
     return sorted(found, key=lambda key: (order.index(key) if key in order else len(order), key))
 
 
-def _curve(axes: "Axes", steps: np.ndarray, values: np.ndarray, colour: str) -> Any:
+def _curve(axes: "Axes", steps: np.ndarray, values: np.ndarray, colour: str) -> None:
     kept = thinned(values, MOST_POINTS)
     axes.plot(steps[kept], values[kept], color=colour, alpha=0.25, linewidth=0.7)
     some = np.unique(np.linspace(0, len(steps) - 1, MOST_POINTS).round().astype(int))
-    return axes.plot(steps[some], _smooth(values)[some], color=colour, linewidth=1.5)[0]
+    axes.plot(steps[some], _smooth(values)[some], color=colour, linewidth=1.5)
 
 
 def thinned(values: np.ndarray, most: int) -> np.ndarray:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpdmd.evaluate.manifest import ImageEntry
+from dpdmd.evaluate.words import percent
+from dpdmd.report.leads import DMD, leads
 from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of, students_of
-from dpdmd.report.summary import percent
 from dpdmd.store.files import atomic_path
 from dpdmd.store.pictures import read_picture
 
@@ -58,28 +59,36 @@ class PromptGalleries:
 
 
 def choose_prompts(
-    arms: dict[str, ArmReport], *, num_collapsed: int = NUM_COLLAPSED, num_kept: int = NUM_KEPT
+    arms: dict[str, ArmReport],
+    decides: ArmReport | None,
+    *,
+    num_collapsed: int = NUM_COLLAPSED,
+    num_kept: int = NUM_KEPT,
 ) -> dict[str, str]:
-    """Prompts to show first and why: those where DMD lost most of the teacher's diversity, then where it lost least.
+    """Prompts to show first and why: those where an arm lost most of the teacher's diversity, then where it lost least.
 
-    Without an arm called "dmd" the first student with metrics per prompt decides, and without any of these the first
-    prompts are chosen, without a reason. Every arm that has images has images of these prompts.
+    decides: this arm; without one the first prompts are chosen, without a reason. Every arm that has images has images
+    of these prompts.
     """
-    common = list(_common(_entries(arms)))
-    decides = deciding_arm(arms)
+    common = list(common_prompts(entries_of(arms)))
     if decides is None:
         return dict.fromkeys(common[: num_collapsed + num_kept], "")
-    shares = shares_of(decides.metrics)
-    ranked = sorted((prompt for prompt in common if prompt in shares), key=lambda prompt: (shares[prompt], prompt))
+    shares, ranked = shares_of(decides.metrics), ranked_prompts(common, decides)
     collapsed = ranked[:num_collapsed]
     kept = ranked[len(collapsed) :][::-1][:num_kept]
     reasons = {p: f"among the prompts where {decides.label} lost most: {percent(shares[p])} left" for p in collapsed}
     return reasons | {p: f"among the prompts where {decides.label} lost least: {percent(shares[p])} left" for p in kept}
 
 
+def ranked_prompts(prompts: list[str], decides: ArmReport) -> list[str]:
+    """The prompts of which an arm's diversity is known, from the one where it lost most."""
+    shares = shares_of(decides.metrics)
+    return sorted((prompt for prompt in prompts if prompt in shares), key=lambda prompt: (shares[prompt], prompt))
+
+
 def deciding_arm(arms: dict[str, ArmReport]) -> ArmReport | None:
-    """The arm by whose losses prompts are sorted: DMD, else the first student with metrics per prompt."""
-    names = ["dmd", *students_of(arms)]
+    """The arm by whose losses prompts are sorted: the student that the page is about, else one with metrics of them."""
+    names = [leads(arms).student, *students_of(arms)]
     return next((arms[name] for name in names if name in arms and shares_of(arms[name].metrics)), None)
 
 
@@ -88,13 +97,13 @@ def prompt_galleries(arms: dict[str, ArmReport], *, most_bytes: int = MOST_BYTES
 
     When the chosen ones exceed this, the most and the least collapsed of them are kept.
     """
-    entries = _entries(arms)
-    chosen = choose_prompts(arms)
+    entries = entries_of(arms)
+    chosen = choose_prompts(arms, deciding_arm(arms))
     collapsed, kept = list(chosen)[:NUM_COLLAPSED], list(chosen)[NUM_COLLAPSED:]
     # Two of the most collapsed, one of the least, and so on: both are seen, however few fit.
     threes = zip_longest(collapsed[::2], collapsed[1::2], kept)
     order = [prompt for three in threes for prompt in three if prompt is not None]
-    order += [prompt for prompt in _common(entries) if prompt not in chosen]
+    order += [prompt for prompt in common_prompts(entries) if prompt not in chosen]
     captions = {name: _captions(arm) for name, arm in arms.items()}
     found: dict[str, PromptGalleries] = {}
     weight = 0
@@ -105,7 +114,7 @@ def prompt_galleries(arms: dict[str, ArmReport], *, most_bytes: int = MOST_BYTES
                     name,
                     arms[name].label,
                     captions[name].get(prompt, ""),
-                    list(pool.map(lambda entry, arm=arms[name]: _image(arm, entry), of_arm[prompt])),
+                    list(pool.map(lambda entry, arm=arms[name]: gallery_image(arm, entry), of_arm[prompt])),
                 )
                 for name, of_arm in entries.items()
             ]
@@ -119,15 +128,18 @@ def prompt_galleries(arms: dict[str, ArmReport], *, most_bytes: int = MOST_BYTES
 def write_overview_png(path: str | Path, arms: dict[str, ArmReport], *, prompts: list[str] | None = None) -> None:
     """Write one PNG: a line for each prompt, with a block of 3 x 3 images for each arm side by side.
 
-    The nine seeds are the same in every block of a line; "teacher_few_steps" is left out. prompts: default those of
-    `choose_prompts`, most collapsed first.
+    The nine seeds are the same in every block of a line; "teacher_few_steps" is left out. prompts: default those where
+    DMD lost most, most collapsed first, and one where it lost least.
     Raises ValueError when an arm lacks images of one of the prompts, or when no arm has any.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     arms = {name: arm for name, arm in arms.items() if arm.images and name != "teacher_few_steps"}
-    prompts = prompts or list(choose_prompts(arms, num_collapsed=OVERVIEW_PROMPTS - 1, num_kept=1))[:OVERVIEW_PROMPTS]
-    entries = _entries(arms)
+    decides = arms.get(DMD) or deciding_arm(arms)
+    if not prompts:
+        chosen = choose_prompts(arms, decides, num_collapsed=OVERVIEW_PROMPTS - 1, num_kept=1)
+        prompts = list(chosen)[:OVERVIEW_PROMPTS]
+    entries = entries_of(arms)
     drawn = {p: [_block(arm, entries[name].get(p, [])) for name, arm in arms.items()] for p in prompts}
     blocks = {p: [block for block in row if block is not None] for p, row in drawn.items()}
     if not blocks or not arms or any(len(row) < len(arms) for row in blocks.values()):
@@ -173,8 +185,9 @@ def _block(arm: ArmReport, entries: list[ImageEntry]) -> "Image | None":
     return sheet
 
 
-def _image(arm: ArmReport, entry: ImageEntry) -> GalleryImage:
-    return GalleryImage(entry.seed, _data_url(arm.file_of(entry)))
+def gallery_image(arm: ArmReport, entry: ImageEntry) -> GalleryImage:
+    """An image of an arm, as it is embedded."""
+    return GalleryImage(entry.seed, data_url(arm.file_of(entry), LARGEST_EDGE))
 
 
 def _captions(arm: ArmReport) -> dict[str, str]:
@@ -182,7 +195,7 @@ def _captions(arm: ArmReport) -> dict[str, str]:
     return {prompt: f"diversity {value:.2f}" for prompt, value in found.items() if is_number(value)}
 
 
-def _entries(arms: dict[str, ArmReport]) -> Entries:
+def entries_of(arms: dict[str, ArmReport]) -> Entries:
     """The images to show, by arm and prompt, of the arms that have images."""
     return {
         name: {prompt: entries[:SEEDS_PER_PROMPT] for prompt, entries in arm.images.by_prompt().items()}
@@ -191,19 +204,19 @@ def _entries(arms: dict[str, ArmReport]) -> Entries:
     }
 
 
-def _common(entries: Entries) -> dict[str, None]:
+def common_prompts(entries: Entries) -> dict[str, None]:
     """Prompts of which every arm with images has some, in the order of the first arm."""
     listed = list(entries.values())
     return dict.fromkeys(p for p in listed[0] if all(p in others for others in listed[1:])) if listed else {}
 
 
-def _data_url(path: Path) -> str:
-    """An image file as a data URL: small images exactly (PNG), others shrunk (WebP)."""
+def data_url(path: Path, largest_edge: int) -> str:
+    """An image file as a data URL: small images exactly (PNG), others shrunk to `largest_edge` (WebP)."""
     from PIL import Image
 
     buffer, image = BytesIO(), read_picture(path)
     is_small = max(image.size) <= PIXELS
-    image.thumbnail((LARGEST_EDGE, LARGEST_EDGE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    image.thumbnail((largest_edge, largest_edge), Image.Resampling.LANCZOS, reducing_gap=2.0)
     if is_small:
         image.save(buffer, format="PNG", optimize=True)
     else:

@@ -51,7 +51,7 @@ zoom.addEventListener("close", () => shown.focus());
 
 // Every prompt: one metric at a time, sorted; the first part until the reader asks for all.
 const FIRST = 50;
-const sections = [...document.querySelectorAll(".prompt")].map(section => {
+const sections = [...document.querySelectorAll(".by-prompt .prompt")].map(section => {
   const prompt = section.querySelector("h3").textContent;
   return {section, prompt, text: prompt.toLowerCase()};
 });
@@ -60,11 +60,7 @@ const data = at("data") ? JSON.parse(at("data").textContent) : null;
 const lower = data ? data.prompts.map(prompt => prompt.toLowerCase()) : [];
 const view = {metric: 0, column: data ? data.decides : -1, rising: true, all: false, words: []};
 
-const written = (value, style) => {
-  if (value === null) return "–";
-  if (style.startsWith("percent")) return `${(100 * value).toFixed(style === "percent" ? 0 : 1)} %`;
-  return style === "decimal" ? value.toFixed(Math.abs(value) < 10 ? 2 : 1) : `${Number(value.toPrecision(3))}`;
-};
+const written = (value, {scale, digits, unit}) => value === null ? "–" : `${(value / scale).toFixed(digits)}${unit}`;
 const matches = text => view.words.every(word => text.includes(word));
 
 const sorted = values => {
@@ -115,7 +111,7 @@ const drawTable = () => {
     const text = element(image ? "a" : "bdi", data.prompts[row], head);
     if (image) text.href = `#${image}`;
     metric.values.forEach((values, arm) => {
-      const cell = element("td", written(values[row], metric.style), line);
+      const cell = element("td", written(values[row], metric), line);
       if (values[row] > 0) {
         const bar = element("i", "", cell);
         bar.style.background = data.arms[arm].colour;

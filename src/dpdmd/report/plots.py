@@ -1,20 +1,19 @@
-"""The plots of a report, by matplotlib: as inline SVG that follows the page's colours, as PNG and as CSV."""
+"""The plots of a report, by matplotlib: inline SVG that follows the page's colours, and their numbers as CSV."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpdmd.report.colours import INK, arm_colours, follow_page
 from dpdmd.report.comparison import Comparison
 from dpdmd.report.curves import curve_rows, curves
 from dpdmd.report.pareto import pareto, pareto_rows
-from dpdmd.report.points import quality_metric, spread, spread_rows, trade_off, trade_off_rows
+from dpdmd.report.points import outside, quality_metric, spread, spread_rows, trade_off, trade_off_rows
 from dpdmd.report.runs import ArmReport
-from dpdmd.report.spreadsheet import write_rows
-from dpdmd.store.files import atomic_path
+from dpdmd.report.spreadsheet import Download, download
+from dpdmd.report.target import EXPLANATION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,132 +21,167 @@ if TYPE_CHECKING:
 
 LOSSES, HEALTH = ("loss/",), ("health/", "sample/", "grad_norm/")
 VALIDATION = ("validation/diversity_share", "validation/quality", "validation/saturation")
+# Inches. The page shows one inch as at least 88 pixels, so that text of 9 points is 11 pixels high at least.
+WIDE, NARROW, PANEL = (7.8, 4.6), (3.9, 3.9), (3.9, 2.3)
 
 
 @dataclass(frozen=True)
-class Plot:
-    """One plot: file name without suffix, heading, how to read it, and the SVG to inline."""
+class Panel:
+    """One drawing of a plot: its title ("" if the plot has one panel), and the SVG to inline."""
 
-    name: str
-    heading: str
-    explanation: str
+    title: str
     svg: str
 
 
 @dataclass(frozen=True)
-class _Drawing:
-    """How a plot is made, and the numbers in it."""
+class Plot:
+    """A plot: heading, how to read it, its panels, those that a narrow screen shows instead, and its numbers."""
 
     name: str
     heading: str
     explanation: str
-    draw: Callable[[], "Figure | None"]
+    panels: list[Panel]
+    narrow: list[Panel]
+    numbers: Download
+
+
+Figures = dict[str, "Figure"]
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How a plot is made, and the numbers in it. narrow: makes what a narrow screen shows, None for the same."""
+
+    name: str
+    heading: str
+    explanation: str
+    draw: Callable[[], Figures]
     rows: Callable[[], list[dict[str, Any]]]
+    narrow: Callable[[], Figures] | None = None
 
 
-def draw_plots(arms: dict[str, ArmReport], folder: Path, comparison: Comparison | None = None) -> list[Plot]:
-    """All plots for which there are numbers, diversity against quality first; writes each to `folder` as PNG and CSV.
+def trade_off_plots(arms: dict[str, ArmReport], comparison: Comparison | None = None) -> list[Plot]:
+    """Diversity against quality, and diversity kept by each prompt; a comparison has the plot of `pareto`."""
+    first = _pareto(arms, comparison) if comparison is not None else _points(arms)
+    of_seed = "" if comparison is None else f" Shown for {comparison.shown}."
+    every_prompt = _Drawing(
+        "spread",
+        "Every prompt's diversity",
+        "Each line shows all prompts of one student, sorted by the diversity kept. A flat line near the dashed one, "
+        f"the teacher, is good. One that starts low has prompts that collapsed, whatever its mean.{of_seed}",
+        lambda: _one(spread(arms, NARROW)),
+        lambda: spread_rows(arms),
+    )
+    return _drawn([first, every_prompt])
 
-    A comparison has the plot of `pareto` instead of one point for each arm, and the curves of one of its seeds.
-    """
-    plots = []
-    for drawing in _drawings(arms, comparison):
-        svg = _drawn(drawing, folder)
-        if svg:
-            write_rows(folder / f"{drawing.name}.csv", drawing.rows())
-            plots.append(Plot(drawing.name, drawing.heading, drawing.explanation, svg))
-    return plots
 
-
-def _drawings(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[_Drawing]:
-    of_seed = "" if comparison is None else f"Shown for {comparison.shown}. "
-    how = f"Pale: every update. Strong: moving average. {of_seed}"
-    first = _trade_off(arms)
-    if comparison is not None:
-        first = _Drawing(
-            "pareto",
-            "Diversity against quality",
-            comparison.caption,
-            lambda: pareto(comparison, arm_colours(arms)),
-            lambda: pareto_rows(comparison),
-        )
-    drawings = [
-        first,
-        _Drawing(
-            "spread",
-            "Diversity kept, prompt by prompt",
-            "Each line shows all prompts of one arm, sorted by the diversity kept. A flat line near the "
-            "dashed one, the teacher, is good. One that starts low has prompts that collapsed, whatever its mean. "
-            + of_seed,
-            lambda: spread(arms),
-            lambda: spread_rows(arms),
+def training_plots(arms: dict[str, ArmReport], comparison: Comparison | None = None) -> list[Plot]:
+    """Curves of what training logged."""
+    of_seed = "" if comparison is None else f" Shown for {comparison.shown}."
+    how = f"Pale: every update. Strong: moving average.{of_seed} "
+    kinds = (
+        (
+            "validation",
+            "Validation while it trained",
+            "Measured on the few images that a run draws while it trains, so look at the trend.",
+            VALIDATION,
         ),
-        _Drawing(
+        (
             "losses",
             "Losses",
             how + "Losses of different objectives have no common scale, so look at the trend.",
-            lambda: curves(arms, LOSSES),
-            lambda: curve_rows(arms, LOSSES),
+            LOSSES,
         ),
-        _Drawing(
+        (
             "health",
             "Health",
             how
             + "Cosine, gap and ratio compare the teacher's score with the fake score on the student's images: jumps "
             "mean unstable training. Growing saturation means that colours leave the valid range.",
-            lambda: curves(arms, HEALTH),
-            lambda: curve_rows(arms, HEALTH),
+            HEALTH,
         ),
-        _Drawing(
-            "validation",
-            "Validation during training",
-            "Measured on the few images that a run samples while it trains, so look at the trend. " + of_seed,
-            lambda: curves(arms, VALIDATION),
-            lambda: curve_rows(arms, VALIDATION),
-        ),
-    ]
-    return [drawing for drawing in drawings if drawing is not None]
-
-
-def _trade_off(arms: dict[str, ArmReport]) -> _Drawing | None:
-    quality = quality_metric(arms)
-    if quality is None:
-        return None
-    return _Drawing(
-        "trade_off",
-        f"Diversity against quality ({quality.heading})",
-        "Each point is an arm, bars are 95 % intervals over prompts. Right: more of the teacher's diversity is kept. "
-        f'Up: better quality, here "{quality.heading}" of the table below. The best students are at the top right.',
-        lambda: trade_off(arms, quality),
-        lambda: trade_off_rows(arms, quality),
+    )
+    return _drawn(
+        [
+            _Drawing(
+                name,
+                heading,
+                explanation,
+                lambda prefixes=prefixes: curves(arms, prefixes, PANEL),
+                lambda prefixes=prefixes: curve_rows(arms, prefixes),
+            )
+            for name, heading, explanation, prefixes in kinds
+        ]
     )
 
 
-def _drawn(drawing: _Drawing, folder: Path) -> str | None:
-    """Draw a plot, write its PNG and return its SVG; None when there is nothing to draw."""
+def _pareto(arms: dict[str, ArmReport], comparison: Comparison) -> _Drawing:
+    colours = arm_colours(arms)
+    return _Drawing(
+        "pareto",
+        "Diversity against quality",
+        f"{comparison.caption} {EXPLANATION}",
+        lambda: _one(pareto(comparison, colours, WIDE)),
+        lambda: pareto_rows(comparison),
+        lambda: _one(pareto(comparison, colours, NARROW)),
+    )
+
+
+def _points(arms: dict[str, ArmReport]) -> _Drawing | None:
+    quality = quality_metric(arms)
+    if quality is None:
+        return None
+    missing = outside(arms, quality)
+    beyond = f" Outside of the plot: {'; '.join(missing)}." if missing else ""
+    return _Drawing(
+        "trade_off",
+        "Diversity against quality",
+        f"Each point is an arm, bars are 95 % intervals. Right: more of the teacher's diversity. Up: better quality, "
+        f'here "{quality.heading}". {EXPLANATION}{beyond}',
+        lambda: _one(trade_off(arms, quality, WIDE)),
+        lambda: trade_off_rows(arms, quality),
+        lambda: _one(trade_off(arms, quality, NARROW)),
+    )
+
+
+def _one(figure: "Figure | None") -> Figures:
+    return {} if figure is None else {"": figure}
+
+
+def _drawn(drawings: list[_Drawing | None]) -> list[Plot]:
+    plots = []
+    for drawing in drawings:
+        if drawing is None or not (panels := _panels(drawing, drawing.draw, drawing.name)):
+            continue
+        narrow = _panels(drawing, drawing.narrow, f"{drawing.name}-narrow") if drawing.narrow else []
+        numbers = download(drawing.name, drawing.rows())
+        plots.append(Plot(drawing.name, drawing.heading, drawing.explanation, panels, narrow, numbers))
+    return plots
+
+
+def _panels(drawing: _Drawing, draw: Callable[[], Figures], prefix: str) -> list[Panel]:
+    """The panels of a plot. prefix: of the names in their SVG."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     style: dict[RcKeyType, Any] = {
         "font.size": 9, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
         "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
-        "axes.titlesize": 9, "axes.linewidth": 0.6, "svg.fonttype": "none", "svg.hashsalt": drawing.name,
+        "axes.titlesize": 9, "axes.linewidth": 0.6, "svg.fonttype": "none", "svg.hashsalt": prefix,
     }  # fmt: skip
+    panels = []
     with matplotlib.rc_context(style):
-        figure = drawing.draw()
-        if figure is None:
-            return None
-        FigureCanvasAgg(figure)
-        with atomic_path(folder / f"{drawing.name}.png") as temporary:
-            figure.savefig(temporary, dpi=160, facecolor="white", metadata={"Software": None})
-        text = StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(text.getvalue(), drawing)
+        for number, (title, figure) in enumerate(draw().items()):
+            FigureCanvasAgg(figure)
+            text = StringIO()
+            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+            panels.append(Panel(title, _inline(text.getvalue(), f"{prefix}-{number}", title or drawing.heading)))
+    return panels
 
 
-def _inline(svg: str, drawing: _Drawing) -> str:
-    """An SVG file as part of an HTML page: without declarations and addresses, in page colours, with unique ids and
-    a name for screen readers."""
+def _inline(svg: str, prefix: str, name: str) -> str:
+    """An SVG file as part of an HTML page: without declarations and addresses, in page colours and the page's font,
+    with unique ids and a name for screen readers."""
     from markupsafe import escape
 
     svg = svg[svg.index("<svg") :]
@@ -155,6 +189,6 @@ def _inline(svg: str, drawing: _Drawing) -> str:
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{drawing.name}-", svg)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     svg = follow_page(svg).replace("xlink:href", "href")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(drawing.heading)}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1)

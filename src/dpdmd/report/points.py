@@ -6,7 +6,9 @@ import numpy as np
 
 from dpdmd.evaluate.metrics import Metric, metric_of
 from dpdmd.report.colours import INK, arm_colours, plain
+from dpdmd.report.labels import Labels, Point
 from dpdmd.report.runs import ArmReport, is_number, shares_of
+from dpdmd.report.target import mark_target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,54 +38,111 @@ def trade_off_rows(arms: dict[str, ArmReport], quality: Metric) -> list[dict[str
     return rows
 
 
-def trade_off(arms: dict[str, ArmReport], quality: Metric) -> "Figure":
-    """Diversity kept against quality, a point for each arm, with intervals in both directions."""
+def trade_off(arms: dict[str, ArmReport], quality: Metric, size: tuple[float, float]) -> "Figure":
+    """Diversity kept against quality, a point for each arm with its name and its intervals; size in inches.
+
+    Points that would squeeze the others are outside, see `outside`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.2, 3.8), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     colours = arm_colours(arms)
-    is_share = quality.style == "percent"
-    scale = 100 if is_share else 1
-    rows = trade_off_rows(arms, quality)
-    for row in rows:
-        x, y = 100 * row["diversity_share"], scale * row[quality.key]
+    scale = _scale(quality)
+    points = _points(arms, quality)
+    for name, (row, point) in points.items():
         bars = {"xerr": _bars(row, "diversity_share", 100), "yerr": _bars(row, quality.key, scale)}
-        style = {"fmt": "o", "color": colours[row["name"]], "markersize": 7, "linewidth": 1.2}
-        axes.errorbar(x, y, **bars, **style, label=plain(row["arm"]))
+        style = {"fmt": "o", "color": colours[name], "markersize": 8, "linewidth": 1.3, "zorder": 4}
+        axes.errorbar(*point, **bars, **style)
     axes.set_xlabel("diversity, % of the teacher's")
-    axes.set_ylabel(f"{quality.heading}, %" if is_share else plain(quality.heading))
-    axes.margins(0.12)
-    if is_share:
-        # Nothing is above 100 %; the margin keeps a point there whole.
-        bottom, top = axes.get_ylim()
-        axes.set_ylim(min(bottom, 98), min(top, 100.6))
-    figure.legend(loc="outside upper left", ncols=min(len(rows), 4), frameon=False)
+    axes.set_ylabel(f"{quality.heading}, %" if quality.style == "percent" else plain(quality.heading))
     axes.grid(alpha=0.18, linewidth=0.6, color=INK)
+    (left, right), (bottom, top) = _limits(arms, quality)
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    if "teacher" in points:
+        row = points["teacher"][0]
+        low = row[f"{quality.key}_low"]
+        mark_target(axes, scale * (row[quality.key] if low is None else low))
+    figure.draw_without_rendering()  # decides where the points are on the page
+    labels = Labels(axes)
+    for row, point in points.values():
+        labels.avoid([point])
+        for key, axis, factor in (("diversity_share", 0, 100), (quality.key, 1, scale)):
+            ends = [row[f"{key}_{end}"] for end in ("low", "high")]
+            if None not in ends:
+                labels.avoid([(factor * end, point[1]) if axis == 0 else (point[0], factor * end) for end in ends])
+    for name, (_, point) in points.items():
+        labels.place(arms[name].name, point, colours[name], bold=True)
     return figure
 
 
-def spread(arms: dict[str, ArmReport]) -> "Figure | None":
-    """The diversity kept by each arm's prompts, sorted; None when no arm has it for two prompts."""
+def outside(arms: dict[str, ArmReport], quality: Metric) -> list[str]:
+    """Arms whose points are outside of the axes of `trade_off`, with where they are, as texts."""
+    (left, right), (bottom, top) = _limits(arms, quality)
+    return [
+        f"{row['arm']} at {x:.0f} %, {y:.3g}{' %' if quality.style == 'percent' else ''}"
+        for row, (x, y) in _points(arms, quality).values()
+        if not (left <= x <= right and bottom <= y <= top)
+    ]
+
+
+def _points(arms: dict[str, ArmReport], quality: Metric) -> dict[str, tuple[dict[str, Any], Point]]:
+    """The row of each arm and its place, in the units of the axes."""
+    return {
+        row["name"]: (row, (100 * row["diversity_share"], _scale(quality) * row[quality.key]))
+        for row in trade_off_rows(arms, quality)
+    }
+
+
+def _scale(quality: Metric) -> int:
+    return 100 if quality.style == "percent" else 1
+
+
+def _limits(arms: dict[str, ArmReport], quality: Metric) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Limits of both axes: around all students and the teacher. The teacher at few steps, which may be far off, is in
+    them only if it is near."""
+    points = _points(arms, quality)
+    shown = [name for name in points if name != "teacher_few_steps"] or list(points)
+    limits = []
+    for axis, key, factor in ((0, "diversity_share", 100), (1, quality.key, _scale(quality))):
+        ends = [factor * (points[name][0][f"{key}_{end}"] or points[name][0][key])
+                for name in shown for end in ("low", "high")]  # fmt: skip
+        low, high = min(ends), max(ends)
+        for name in points:
+            value = points[name][1][axis]
+            if max(high, value) - min(low, value) <= 1.5 * (high - low):
+                low, high = min(low, value), max(high, value)
+        margin = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
+        limits.append((low - margin, high + margin))
+    if quality.style == "percent":
+        # Nothing is above 100 %; the margin keeps a point there whole.
+        limits[1] = (limits[1][0], min(limits[1][1], 100 + 0.04 * (100 - limits[1][0])))
+    return limits[0], limits[1]
+
+
+def spread(arms: dict[str, ArmReport], size: tuple[float, float]) -> "Figure | None":
+    """The diversity kept by each arm's prompts, sorted; None when no arm has it for two. size: in inches."""
     shares = _sorted_shares(arms)
     if not shares:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     colours = arm_colours(arms)
     axes.axhline(100, color=colours.get("teacher", INK), linewidth=1, linestyle=(0, (4, 3)))
     for name, values in shares.items():
         some = np.unique(np.linspace(0, len(values) - 1, 400).round().astype(int))
         places = 100 * (some + 0.5) / len(values)
-        axes.plot(places, 100 * values[some], color=colours[name], linewidth=1.6, label=plain(arms[name].label))
+        axes.plot(places, 100 * values[some], color=colours[name], linewidth=1.6)
     axes.set_xlim(0, 100)
     # A prompt on which the teacher hardly varies may have a share of any size.
     axes.set_ylim(0, min(250, 8 + max(100, *(100 * values[-1] for values in shares.values()))))
-    axes.set_xlabel("prompts, %, from the most to the least collapsed")
+    axes.set_xlabel("prompts, %, most collapsed first")
     axes.set_ylabel("diversity, % of the teacher's")
-    figure.legend(loc="outside upper left", ncols=min(len(shares), 4), frameon=False)
     axes.grid(alpha=0.18, linewidth=0.6, color=INK)
     return figure
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dpdmd.evaluate.metrics import METRICS, REFERENCE, metric_of
+from dpdmd.evaluate.words import scale_of
 from dpdmd.report.galleries import deciding_arm
 from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of
 
@@ -14,8 +15,8 @@ def prompt_data(arms: dict[str, ArmReport], colours: dict[str, str]) -> dict[str
     """What the page's table is made from; None when no arm has metrics per prompt.
 
     {"prompts": [...], "arms": [{"label", "colour"}], "metrics": [a Metric as a dict, with "values": a list for each arm
-    of a number or None for each prompt]}. The page starts with the first metric. "decides" is the place of the arm by
-    which prompts are sorted at first.
+    of a number or None for each prompt, and "scale", "digits" and "unit" that they are written with]}. The page starts
+    with the first metric. "decides" is the place of the arm by which prompts are sorted at first.
     """
     values = prompt_values(arms)
     if not values:
@@ -29,7 +30,10 @@ def prompt_data(arms: dict[str, ArmReport], colours: dict[str, str]) -> dict[str
         metric = metric_of(own)
         heading = f"{metric.heading}, by {name}" if name else metric.heading
         numbers = [[_short(of_arm.get(arm, {}).get(prompt)) for prompt in prompts] for arm in shown]
-        metrics.append(asdict(metric) | {"key": key, "heading": heading, "values": numbers})
+        largest = max((abs(value) for of in numbers for value in of if value is not None), default=0.0)
+        scale, digits, unit = scale_of(metric.style, largest)
+        how = {"scale": scale, "digits": digits, "unit": unit}
+        metrics.append(asdict(metric) | {"key": key, "heading": heading, "values": numbers} | how)
     return {
         "prompts": prompts,
         "arms": [{"label": arms[name].label, "colour": colours[name]} for name in shown],

@@ -1,10 +1,16 @@
 """What is needed to repeat a report: a table of facts about each arm, and the files with all details."""
 
 import json
-import tomllib
+from datetime import datetime
 from typing import Any
 
-from dpdmd.report.runs import ArmReport
+from dpdmd.report.runs import ArmReport, recipe_of
+
+# Not by strftime, whose names depend on the locale of who makes the page.
+MONTHS = (
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
+)  # fmt: skip
 
 
 def provenance_facts(arms: dict[str, ArmReport]) -> dict[str, list[str]]:
@@ -27,9 +33,8 @@ def provenance_files(arms: dict[str, ArmReport], given: dict[str, Any]) -> list[
 
 
 def _facts(arm: ArmReport) -> dict[str, str]:
-    recipe, trained = _recipe(arm), _object(arm.settings.get("provenance.json", ""))
-    sessions = trained.get("sessions")
-    session = sessions[-1] if isinstance(sessions, list) and sessions and isinstance(sessions[-1], dict) else {}
+    recipe, trained = recipe_of(arm), _object(arm.settings.get("provenance.json", ""))
+    session = arm.sessions[-1] if arm.sessions else {}
     info = arm.images.info if arm.images else {}
     scored = arm.metrics.get("provenance")
     facts = {
@@ -38,7 +43,7 @@ def _facts(arm: ArmReport) -> dict[str, str]:
         "student updates": _at(recipe, "train", "num_updates"),
         "training seed": trained.get("seed", _at(recipe, "train", "seed")),
         "commit": str(session.get("commit") or "")[:12],
-        "trained at": session.get("started"),
+        "trained on": readable_date(session.get("started")),
         "versions": _versions(session.get("versions")),
         "images by": info.get("model"),
         "steps": info.get("num_inference_steps"),
@@ -53,13 +58,6 @@ def _facts(arm: ArmReport) -> dict[str, str]:
         "scored with": _at(scored, "features"),
     }
     return {name: "" if value is None else str(value) for name, value in facts.items()}
-
-
-def _recipe(arm: ArmReport) -> dict[str, Any]:
-    try:
-        return tomllib.loads(arm.settings.get("recipe.toml", ""))
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return {}  # it is still shown as text
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -94,6 +92,17 @@ def _image_seeds(arm: ArmReport) -> str:
         return ", ".join(map(str, seeds))
     is_range = seeds[-1] - seeds[0] == len(seeds) - 1
     return f"{seeds[0]} to {seeds[-1]}" if is_range else f"{len(seeds)} of {seeds[0]} to {seeds[-1]}"
+
+
+def readable_date(text: Any) -> str | None:
+    """ "29 November 2026, 19:37 UTC" for "2026-11-29T19:37:42+0000"; another text as it is."""
+    try:
+        when = datetime.fromisoformat(str(text))
+    except ValueError:
+        return str(text) if text else None
+    offset = when.utcoffset()
+    zone = "" if offset is None else " UTC" if not offset else f" UTC{when:%z}"
+    return f"{when.day} {MONTHS[when.month - 1]} {when.year}, {when:%H:%M}{zone}"
 
 
 def _as_json(value: Any) -> str:

@@ -1,13 +1,18 @@
 """Read the run folders of a report: images, metrics and training log of each arm."""
 
+import json
 import math
-from dataclasses import dataclass, field
+import tomllib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from dpdmd.evaluate.manifest import MANIFEST_NAME, ImageEntry, Manifest, read_manifest
+from dpdmd.evaluate.metrics import REFERENCE
 from dpdmd.evaluate.metrics_file import MetricsFile
+from dpdmd.evaluate.speed import speed_metrics
 from dpdmd.models.student_file import STUDENT_FILE, STUDENT_FOLDER, StudentFile
+from dpdmd.report.status import Status, status_of
 from dpdmd.store.files import read_json, read_text
 from dpdmd.store.jsonl import read_rows
 from dpdmd.store.names import did_you_mean, expanded
@@ -16,12 +21,16 @@ from dpdmd.store.state import checked
 LABELS = {
     "teacher": "Teacher",
     "teacher_few_steps": "Teacher, few steps",
+    "student": "Student",
     "dmd": "DMD",
     "dmd_perceptual": "DMD + perceptual",
     "dp_dmd": "DP-DMD",
     "dmd_adversarial": "DMD + adversarial",
 }
 SETTINGS_FILES = ("recipe.toml", "provenance.json")
+# Of a run: where `dpdmd evaluate RUN` draws images of its students and of its teacher.
+EVALUATION, TEACHER = "evaluation", "teacher"
+LONGEST_NAME = 28
 # A settings file is shown in full; anything longer is not a settings file.
 LONGEST_SETTINGS = 20_000
 
@@ -30,17 +39,42 @@ LONGEST_SETTINGS = 20_000
 class ArmReport:
     """One arm of a report: the teacher or a student. Every part but the label may be missing.
 
-    samples: its folder of images; images: the manifest of this folder; metrics: as `evaluate_folder` writes them, with
-    whatever else was measured, such as seconds and peak_memory_bytes; log: one dict per student update, then one per
-    validation; settings: {file name: text}.
+    folder: of the run; samples: its folder of images; images: the manifest of this folder; metrics: as
+    `evaluate_folder` writes them, with whatever else was measured, such as seconds and peak_memory_bytes; log: one dict
+    per student update, then one per validation; pictures: {student updates: picture of a validation}; settings:
+    {file name: text}; status: how far a training came.
     """
 
     label: str
+    folder: Path | None = None
     samples: Path | None = None
     images: Manifest | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
+    pictures: dict[int, Path] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
+    status: Status | None = None
+
+    @property
+    def name(self) -> str:
+        """Its label, cut where it would not fit a sentence."""
+        return self.label if len(self.label) <= LONGEST_NAME else f"{self.label[: LONGEST_NAME - 1]}…"
+
+    @property
+    def objective(self) -> str:
+        """The name of the objective that it was trained with; "" if it is not known."""
+        found = recipe_of(self).get("objective")
+        return str(found.get("name", "")) if isinstance(found, dict) else ""
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """What provenance.json says of each session of its training; [] where it says nothing."""
+        try:
+            found = json.loads(self.settings.get("provenance.json", "") or "{}")
+        except (ValueError, RecursionError):
+            return []
+        listed = found.get("sessions") if isinstance(found, dict) else None
+        return [session for session in listed if isinstance(session, dict)] if isinstance(listed, list) else []
 
     def file_of(self, entry: ImageEntry) -> Path:
         """The file of one of its images."""
@@ -90,17 +124,78 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
     for place in (folder / STUDENT_FOLDER, folder):
         if (place / STUDENT_FILE).is_file():
             StudentFile.read(place)
-    samples = next((path for path in (folder / "samples", folder) if (path / MANIFEST_NAME).exists()), None)
-    found = _metrics(folder)
+    own, speed = _metrics(folder), speed_metrics(folder)
+    found = {**speed, **own, **(metrics or {})}
+    intervals = {k: v for part in (speed, own, metrics or {}) for k, v in _intervals(part)}
+    if intervals:
+        found["intervals"] = intervals
     texts = {name: folder / name for name in SETTINGS_FILES if (folder / name).is_file()}
+    log = read_rows(folder / "metrics.jsonl")
+    samples, images = _samples_in(folder, {row["prompt"] for row in per_prompt(found)})
     return ArmReport(
         label=label,
+        folder=folder,
         samples=samples,
-        images=read_manifest(samples) if samples else None,
-        metrics=found | (metrics or {}),
-        log=read_rows(folder / "metrics.jsonl") + read_rows(folder / "validation" / "scores.jsonl"),
+        images=images,
+        metrics=found,
+        log=log + read_rows(folder / "validation" / "scores.jsonl"),
+        pictures=_pictures(folder / "validation"),
         settings={name: read_text(path)[:LONGEST_SETTINGS] for name, path in texts.items()},
+        status=status_of(folder, log),
     )
+
+
+def recipe_of(arm: ArmReport) -> dict[str, Any]:
+    """The recipe that a run was trained with; {} where there is none that can be read."""
+    try:
+        return tomllib.loads(arm.settings.get("recipe.toml", ""))
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return {}  # it is still shown as text
+
+
+def _intervals(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
+    found = metrics.get("intervals")
+    return list(found.items()) if isinstance(found, dict) else []
+
+
+def _samples_in(folder: Path, scored: set[str]) -> tuple[Path | None, Manifest | None]:
+    """The images of a run: in samples/, in the folder itself, or those that `dpdmd evaluate RUN` drew last.
+
+    scored: prompts of which there are metrics. The first place that has all of them is taken, else the first place.
+    """
+    drawn = [path.parent for path in (folder / EVALUATION).glob(f"step-*/{MANIFEST_NAME}")]
+    drawn.sort(key=lambda path: ((path / MANIFEST_NAME).stat().st_mtime_ns, path.name), reverse=True)
+    places = [path for path in (folder / "samples", folder, *drawn) if (path / MANIFEST_NAME).exists()]
+    found = [(path, read_manifest(path)) for path in places[: None if scored else 1]]
+    whole = [(path, images) for path, images in found if scored <= {entry.prompt for entry in images.images}]
+    return next(iter([*whole, *found]), (None, None))
+
+
+def _pictures(folder: Path) -> dict[int, Path]:
+    """{student updates: file} of the pictures that validation drew, early ones first."""
+    found = {path.stem.removeprefix("step-"): path for path in sorted(folder.glob("step-*.png"))}
+    return {int(step): path for step, path in found.items() if step.isascii() and step.isdigit()}
+
+
+def _teacher_of(arm: ArmReport) -> ArmReport | None:
+    """The teacher as `dpdmd evaluate RUN` drew and scored it; None where it did neither."""
+    samples = arm.folder / EVALUATION / TEACHER if arm.folder else None
+    images = read_manifest(samples) if samples and (samples / MANIFEST_NAME).exists() else None
+    metrics = {key.removeprefix(REFERENCE): value for key, value in arm.metrics.items() if key.startswith(REFERENCE)}
+    metrics = {key: value for key, value in metrics.items() if is_number(value)}
+    rows = [
+        {"prompt": row["prompt"], **_of_reference(row)} for row in per_prompt(arm.metrics) if len(_of_reference(row))
+    ]
+    if images is None and not rows:
+        return None
+    if rows and all("diversity" in row for row in rows):
+        metrics.setdefault("diversity", sum(row["diversity"] for row in rows) / len(rows))
+    return ArmReport(LABELS[TEACHER], samples=samples if images else None, images=images,
+                     metrics=metrics | ({"per_prompt": rows} if rows else {}))  # fmt: skip
+
+
+def _of_reference(row: dict[str, Any]) -> dict[str, float]:
+    return {k.removeprefix(REFERENCE): v for k, v in row.items() if k.startswith(REFERENCE) and is_number(v)}
 
 
 def students_of(arms: dict[str, ArmReport]) -> dict[str, ArmReport]:
@@ -112,7 +207,8 @@ def read_runs(runs: list[str | Path]) -> dict[str, ArmReport]:
     """The arms of a report from run folders, in the order given.
 
     A folder of run folders, such as the demo's, gives one arm for each of them: first those in LABELS, then the others
-    by name. If it has a metrics.json {"arms": {name: ...}}, this adds to their own.
+    by name. If it has a metrics.json {"arms": {name: ...}}, this adds to their own. Runs that `dpdmd evaluate` has
+    scored come with their teacher, if it is the same for all.
     Raises ValueError when a folder is missing or has nothing to report.
     """
     arms: dict[str, ArmReport] = {}
@@ -137,7 +233,31 @@ def read_runs(runs: list[str | Path]) -> dict[str, ArmReport]:
             has_folder = (run / name).is_dir() and "/" not in name
             arm = read_arm(run / name, label, metrics=extra.get(name)) if has_folder else None
             _add(arms, name, arm or ArmReport(label, metrics=extra[name]))
-    return arms
+    return _with_teacher(arms)
+
+
+def _with_teacher(arms: dict[str, ArmReport]) -> dict[str, ArmReport]:
+    """The arms after the teacher that they share, if none of them is the teacher and the runs know it.
+
+    A teacher gets its time per image, which was measured with a student's.
+    """
+    if TEACHER in arms:
+        key = "seconds_per_image"
+        students = reversed(arms.values())  # of those in LABELS DP-DMD is the last one
+        found = next((m for arm in students if is_number(m := arm.metrics.get(REFERENCE + key))), None)
+        own = arms[TEACHER]
+        known = {} if found is None else {key: found}
+        return {**arms, TEACHER: replace(own, metrics=known | own.metrics)}
+    teachers = {_of(arm, "model", "teacher") for arm in arms.values()}
+    if len(teachers) != 1:
+        return arms
+    found = next(filter(None, map(_teacher_of, arms.values())), None)
+    return arms if found is None else {TEACHER: found} | arms
+
+
+def _of(arm: ArmReport, section: str, key: str) -> Any:
+    found = recipe_of(arm).get(section)
+    return found.get(key) if isinstance(found, dict) else None
 
 
 def _metrics(folder: Path) -> dict[str, Any]:

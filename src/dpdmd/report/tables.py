@@ -1,15 +1,37 @@
-"""Tables of a report: a line for each metric, a column for each arm."""
+"""Tables of a report, one for each question: a line for each metric, a column for each arm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dpdmd.evaluate.metrics import GROUPS, METRICS, REFERENCE, SAMPLING, SCORES, Metric, metric_of
+from dpdmd.evaluate.metrics import (
+    COST,
+    DIVERSITY,
+    GROUPS,
+    LIKENESS,
+    METRICS,
+    QUALITY,
+    REFERENCE,
+    SAMPLING,
+    STABILITY,
+    Metric,
+    metric_of,
+)
+from dpdmd.evaluate.words import writer
 from dpdmd.report.runs import ArmReport, is_number
-from dpdmd.report.summary import duration, percent
 
 # Numbers of metrics.json that measure nothing, or that the page shows elsewhere.
 UNSHOWN = ("num_prompts", "images_per_prompt", "total_variation_floor")
+OTHERS = "Other metrics"
+QUESTIONS = {
+    DIVERSITY: "Are its pictures as varied as the teacher's?",
+    LIKENESS: "Are they the pictures that the teacher would draw?",
+    QUALITY: "How good is each picture?",
+    SAMPLING: "How fast does it draw?",
+    COST: "What did training cost?",
+    STABILITY: "How steadily did it train?",
+    OTHERS: "What else was measured?",
+}
 
 
 @dataclass(frozen=True)
@@ -18,28 +40,63 @@ class Cell:
 
     value: float | None
     interval: tuple[float, float] | None
-    text: str
-    between: str
+    text: str = ""
+    between: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table. name: of its CSV file; arms: names of its columns; lines: {metric: a cell for each arm}."""
+    """A table. group: of its metrics; arms: names of its columns; lines: {metric: a cell for each arm}."""
 
-    name: str
+    group: str
     heading: str
     arms: list[str]
     lines: dict[Metric, list[Cell]]
-    notes: list[str]
-
-    @property
-    def has_groups(self) -> bool:
-        """Whether its metrics have different headings."""
-        return len({metric.group for metric in self.lines}) > 1
+    network: str = ""
 
 
-def shown_metrics(arms: dict[str, ArmReport]) -> list[Metric]:
-    """Scores and sampling costs, then every number of an arm that the table of metrics lacks, called by its key.
+def make_tables(arms: dict[str, ArmReport]) -> list[Table]:
+    """A table for each question of which an arm has a metric, then those of further feature networks."""
+    metrics = _shown_metrics(arms)
+    tables = [
+        make_table(group, heading, [metric for metric in metrics if metric.group == group], arms)
+        for group, heading in QUESTIONS.items()
+    ]
+    for network, measured in _further_features(arms).items():
+        table = make_table(OTHERS, f"Measured with {network}", _shown_metrics(measured), measured)
+        tables.append(table and replace(table, network=network))
+    return [table for table in tables if table is not None]
+
+
+def make_table(group: str, heading: str, metrics: Sequence[Metric], arms: dict[str, ArmReport]) -> Table | None:
+    """The metrics and arms that have a number; None when there are none."""
+    cells = {metric: [_cell(report, metric) for report in arms.values()] for metric in metrics}
+    lines = {
+        metric: _written(own, metric) for metric, own in cells.items() if any(cell.value is not None for cell in own)
+    }
+    return Table(group, heading, list(arms), lines) if lines else None
+
+
+def table_rows(tables: list[Table], arms: dict[str, ArmReport]) -> list[dict[str, Any]]:
+    """All tables as rows of a CSV file, one for each metric and arm, unrounded."""
+    return [
+        {"arm": arms[arm].label}
+        | ({"network": table.network} if table.network else {})
+        | {
+            "metric": metric.key,
+            "value": cell.value,
+            "low": cell.interval and cell.interval[0],
+            "high": cell.interval and cell.interval[1],
+        }
+        for table in tables
+        for metric, cells in table.lines.items()
+        for arm, cell in zip(table.arms, cells, strict=True)
+        if cell.value is not None
+    ]
+
+
+def _shown_metrics(arms: dict[str, ArmReport]) -> list[Metric]:
+    """The known metrics, then every number of an arm that the table of metrics lacks, called by its key.
 
     "reference_..." is left out where an arm called "teacher" shows the same.
     """
@@ -48,52 +105,19 @@ def shown_metrics(arms: dict[str, ArmReport]) -> list[Metric]:
     others = [key for key in keys if key not in known and not key.endswith("_failures")]
     if "teacher" in arms:
         others = [key for key in others if not key.startswith(REFERENCE)]
-    return [*SCORES, *GROUPS[SAMPLING], *(replace(metric_of(key), group="Other metrics") for key in others)]
+    further = [replace(metric_of(key), group=metric_of(key.removeprefix(REFERENCE)).group or OTHERS) for key in others]
+    ordered = [metric for group in GROUPS for metric in GROUPS[group]]
+    return [*ordered, *further]
 
 
-def make_table(
-    name: str, heading: str, metrics: Sequence[Metric], arms: dict[str, ArmReport], notes: Sequence[str] = ()
-) -> Table | None:
-    """The metrics and arms that have a number; None when there are none."""
-    cells = {metric: {arm: _cell(report, metric) for arm, report in arms.items()} for metric in metrics}
-    cells = {metric: own for metric, own in cells.items() if any(cell.value is not None for cell in own.values())}
-    if not cells:
-        return None
-    shown = [arm for arm in arms if any(own[arm].value is not None for own in cells.values())]
-    return Table(name, heading, shown, {m: [own[arm] for arm in shown] for m, own in cells.items()}, list(notes))
-
-
-def table_rows(table: Table, arms: dict[str, ArmReport]) -> list[dict[str, Any]]:
-    """The table as rows of a CSV file, one for each metric and arm, unrounded."""
-    return [
-        {
-            "arm": arms[arm].label,
-            "metric": metric.key,
-            "value": cell.value,
-            "low": cell.interval and cell.interval[0],
-            "high": cell.interval and cell.interval[1],
-        }
-        for metric, cells in table.lines.items()
-        for arm, cell in zip(table.arms, cells, strict=True)
-        if cell.value is not None
-    ]
-
-
-def written(value: float, style: str) -> str:
-    """A value as text, in one of the styles of metrics."""
-    writers = {
-        "count": lambda: f"{value:,.0f}" if value == round(value) else f"{value:,.1f}",
-        "percent": lambda: percent(value),
-        "percent1": lambda: f"{100 * value:.1f} %",
-        "decimal": lambda: f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}",
-        "tenths": lambda: f"{value:.1f}",
-        "number": lambda: f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}",
-        "seconds": lambda: f"{value:.2f} s",
-        "duration": lambda: duration(value),
-        "parameters": lambda: f"{value / 1e6:,.1f} M" if value >= 1e5 else f"{value:,.0f}",
-        "bytes": lambda: f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB",
-    }
-    return writers[style]()
+def _further_features(arms: dict[str, ArmReport]) -> dict[str, dict[str, ArmReport]]:
+    """The arms as measured with further feature networks, by network."""
+    measured: dict[str, dict[str, ArmReport]] = {}
+    for name, arm in arms.items():
+        further = arm.metrics.get("further_features")
+        for network, metrics in (further if isinstance(further, dict) else {}).items():
+            measured.setdefault(network, {})[name] = replace(arm, metrics=metrics, images=None)
+    return measured
 
 
 def _cell(arm: ArmReport, metric: Metric) -> Cell:
@@ -101,10 +125,23 @@ def _cell(arm: ArmReport, metric: Metric) -> Cell:
     if value is None and arm.images and metric.key == "num_inference_steps":
         value = arm.images.info.get(metric.key)
     if not is_number(value):
-        return Cell(None, None, "", "")
+        return Cell(None, None)
     bounds = (arm.metrics.get("intervals") or {}).get(metric.key)
-    interval = (bounds[0], bounds[1]) if bounds else None
-    if interval is None or interval[0] == interval[1]:
-        return Cell(value, interval, written(value, metric.style), "")
-    low, high = (written(bound, metric.style).removesuffix(" %") for bound in interval)
-    return Cell(value, interval, written(value, metric.style), f"{low} – {high}")
+    return Cell(value, (bounds[0], bounds[1]) if bounds else None)
+
+
+def _written(cells: list[Cell], metric: Metric) -> list[Cell]:
+    """The cells of a row with their texts, all with the same digits."""
+    own = [cell.value for cell in cells if cell.value is not None]
+    bounds = [bound for cell in cells if cell.interval for bound in cell.interval if is_number(bound)]
+    write = writer(metric.style, [*own, *bounds])
+
+    def texts(cell: Cell) -> Cell:
+        if cell.value is None:
+            return cell
+        if cell.interval is None or cell.interval[0] == cell.interval[1] or not all(map(is_number, cell.interval)):
+            return replace(cell, text=write(cell.value))
+        low, high = (write(bound).removesuffix(" %").removesuffix(" ×") for bound in cell.interval)
+        return replace(cell, text=write(cell.value), between=f"{low} – {high}")
+
+    return [texts(cell) for cell in cells]

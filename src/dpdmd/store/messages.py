@@ -14,6 +14,11 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+# Chosen by --quiet and --verbose; the processes that a command starts have it as well.
+LEVEL_VARIABLE = "DPDMD_MESSAGES"
+QUIET, VERBOSE = "quiet", "verbose"
+LEVELS = {QUIET: logging.WARNING, VERBOSE: logging.DEBUG}
+
 
 def show_messages() -> None:
     """Print what dpdmd logs from INFO on, as plain lines on stdout; further calls change nothing.
@@ -25,7 +30,7 @@ def show_messages() -> None:
         return
     if os.environ.get("RANK", "0") == "0":
         logger.addHandler(_BesideProgressBars())
-        logger.setLevel(logging.INFO)
+        logger.setLevel(LEVELS.get(os.environ.get(LEVEL_VARIABLE, ""), logging.INFO))
     else:
         logger.addHandler(logging.NullHandler())  # without any, logging would print warnings itself
 

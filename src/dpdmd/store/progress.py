@@ -15,9 +15,12 @@ from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
+from dpdmd.store.messages import LEVEL_VARIABLE, QUIET
+
 T = TypeVar("T")
 SECONDS = 10.0  # at least, between two lines
 MOST_LINES = 100  # of long work
+BAR = "{l_bar}{bar:12}{r_bar}"  # narrow, so that the values beside it can be read
 EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
@@ -32,10 +35,11 @@ class Progress(Protocol):
 def progress_bar(total: int, what: str, *, unit: str, initial: int = 0, shown: bool = True) -> "_Bar | _Lines":
     """The progress of `total` units of work, of which `initial` are done; a context. It goes to stderr.
 
-    The variable TQDM_DISABLE switches it off.
+    The variable TQDM_DISABLE and the option --quiet switch it off.
     """
     kind = _Bar if sys.stderr.isatty() else _Lines
-    return kind(total, what, unit, initial, shown and not os.environ.get("TQDM_DISABLE"))
+    is_quiet = os.environ.get("TQDM_DISABLE") or os.environ.get(LEVEL_VARIABLE) == QUIET
+    return kind(total, what, unit, initial, shown and not is_quiet)
 
 
 def tracked(items: Iterable[T], what: str, total: int, *, unit: str, shown: bool = True) -> Iterator[T]:
@@ -51,7 +55,13 @@ class _Bar:
 
     def __init__(self, total: int, what: str, unit: str, initial: int, shown: bool):
         self._bar = tqdm(
-            total=total, desc=what, unit=f" {unit}s", initial=initial, disable=not shown, dynamic_ncols=True
+            total=total,
+            desc=what,
+            unit=f" {unit}s",
+            initial=initial,
+            disable=not shown,
+            dynamic_ncols=True,
+            bar_format=BAR,
         )
 
     def __enter__(self) -> Progress:

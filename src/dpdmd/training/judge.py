@@ -2,15 +2,18 @@
 
 RUN/evaluation/teacher/         the teacher's images
 RUN/evaluation/step-000300/     those of the student after 300 updates
+RUN/speed.json                  how long each takes for an image
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dpdmd.data.prompts import training_prompts
-from dpdmd.evaluate.generate import generate_folder
+from dpdmd.evaluate.generate import generate_folder, open_model
 from dpdmd.evaluate.run import evaluate_folder
+from dpdmd.evaluate.speed import measure_speed
 from dpdmd.models.find import find_student, located
 from dpdmd.models.load import load_adapter
 from dpdmd.models.student_file import StudentFile
@@ -41,17 +44,17 @@ def draw_student_and_teacher(
     folders = out / f"step-{StudentFile.read(student).updates:06d}", out / "teacher"
     height, width = plan.image_size or (None, None)
     seeds = list(range(images_per_prompt))
-    options = {"seeds": seeds, "batch_size": batch_size, "height": height, "width": width}
-    generate_folder(str(student), list(texts), out=folders[0], **options)
-    generate_folder(
-        plan.teacher.source,
-        list(texts),
-        out=folders[1],
-        num_inference_steps=plan.teacher.grid.num_steps,
-        guidance_scale=plan.teacher.guidance.scale,
-        negative_prompt=plan.teacher.negative_prompt or None,
+    options = {"batch_size": batch_size, "height": height, "width": width}
+    of_teacher = {
+        "num_inference_steps": plan.teacher.grid.num_steps,
+        "guidance_scale": plan.teacher.guidance.scale,
+        "negative_prompt": plan.teacher.negative_prompt or None,
         **options,
-    )
+    }
+    generate_folder(str(student), list(texts), out=folders[0], seeds=seeds, **options)
+    generate_folder(plan.teacher.source, list(texts), out=folders[1], seeds=seeds, **of_teacher)
+    openers = partial(open_model, str(student), **options), partial(open_model, plan.teacher.source, **of_teacher)
+    measure_speed(*openers, list(texts), run)
     return folders
 
 

@@ -1,6 +1,7 @@
 """The training loop: iterate, log, save, validate, from the first update or the last checkpoint to the end."""
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -149,11 +150,15 @@ def _loop(
                 saved_step = trainer.step
             if signum:
                 raise StoppedBySignal(
-                    signum, f"stopped after step {trainer.step}; the checkpoint is saved, --resume continues from it"
+                    signum, f"stopped after step {trainer.step}; the checkpoint is saved, {_how_to_go_on(run)}"
                 )
             if _is_looked_at(trainer.step, plan.validation.every, finished):
                 validate()
     assert saved_step == trainer.step
+
+
+def _how_to_go_on(run: RunFolder) -> str:
+    return f"this goes on from it: dpdmd train {shlex.quote(str(run.root))} --resume"
 
 
 def _shown(row: dict[str, float], peak: int) -> dict[str, str]:
