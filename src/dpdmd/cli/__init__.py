@@ -25,7 +25,7 @@ app = typer.Typer(
 for commands in (training, images, runs, demo):  # the order in which --help lists them
     for command in commands.app.registered_commands:
         # The whole first sentence: without it, help would cut it off after 45 characters.
-        command.short_help = inspect.getdoc(command.callback).partition("\n\n")[0] if command.callback else None
+        command.short_help = (inspect.getdoc(command.callback) or "").partition("\n\n")[0]
     app.add_typer(commands.app)
 
 USER_ERROR = 2
