@@ -21,6 +21,7 @@ RECIPES = {
     "sana_dp_dmd": ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 24),
     "qwen_image_dp_dmd": ("Qwen/Qwen-Image", 48),
     "z_image_dp_dmd": ("Tongyi-MAI/Z-Image", 24),
+    "flux2_klein_dp_dmd": ("black-forest-labs/FLUX.2-klein-base-4B", 24),
 }
 
 

@@ -9,7 +9,10 @@ from dpdmd.models.load import load_adapter
 from dpdmd.store.files import write_json
 from dpdmd.store.tensors import write_tensors
 
-FAMILIES = ["sd3", "sdxl", "sdxl_v", "sana", "z_image", "flux", "qwen_image"]
+FAMILIES = [
+    *("sd3", "sdxl", "sdxl_v", "sana", "z_image", "flux", "qwen_image"),
+    *("flux2_klein",),
+]
 
 
 @pytest.fixture(scope="session")

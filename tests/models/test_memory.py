@@ -173,6 +173,7 @@ def test_pictures_need_the_autoencoder_and_what_one_image_takes(folder, recipe):
         ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 1_604_462_752),
         ("Qwen/Qwen-Image", 20_430_401_088),
         ("Tongyi-MAI/Z-Image", 6_154_908_736),
+        ("black-forest-labs/FLUX.2-klein-base-4B", 3_875_544_576),
     ],
 )
 def test_published_configurations_make_networks_of_the_published_size(model, number):

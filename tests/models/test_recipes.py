@@ -25,6 +25,7 @@ TINY = {
     "sana_dp_dmd": "sana",
     "qwen_image_dp_dmd": "qwen_image",
     "z_image_dp_dmd": "z_image",
+    "flux2_klein_dp_dmd": "flux2_klein",
 }
 # Weights that tests can train: quantised ones need packages, and bf16 does not show that an export draws the same.
 IN_FP32 = ["model.dtype=fp32", "train.precision=fp32"]

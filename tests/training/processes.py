@@ -12,7 +12,7 @@ from trainers import train
 from dpdmd.recipe.schema import Recipe
 
 # Imported once, in the process that all others are forked from.
-FAMILIES = [f"dpdmd.models.{name}" for name in ("sd3", "sdxl", "sana", "z_image", "flux", "qwen_image")]
+FAMILIES = [f"dpdmd.models.{name}" for name in ("sd3", "sdxl", "sana", "z_image", "flux", "qwen_image", "flux2_klein")]
 PRELOADED = ["torch.distributed.checkpoint", "accelerate", "peft", "tiny_adapter", "dpdmd.training.loop", *FAMILIES]
 
 

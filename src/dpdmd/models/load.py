@@ -25,6 +25,7 @@ BUILT_IN = {"scenes": "teacher", "scenes_eps": "teacher_eps"}
 
 # All families: pipeline class -> module and adapter class.
 FAMILIES = {
+    "Flux2KleinPipeline": ("dpdmd.models.flux2_klein", "Flux2KleinAdapter"),
     "FluxPipeline": ("dpdmd.models.flux", "FluxAdapter"),
     "QwenImagePipeline": ("dpdmd.models.qwen_image", "QwenImageAdapter"),
     "SanaPipeline": ("dpdmd.models.sana", "SanaAdapter"),
