@@ -22,6 +22,7 @@ RECIPES = {
     "qwen_image_dp_dmd": ("Qwen/Qwen-Image", 48),
     "z_image_dp_dmd": ("Tongyi-MAI/Z-Image", 24),
     "flux2_klein_dp_dmd": ("black-forest-labs/FLUX.2-klein-base-4B", 24),
+    "krea2_dp_dmd": ("krea/Krea-2-Raw", 24),
 }
 
 

@@ -174,6 +174,7 @@ def test_pictures_need_the_autoencoder_and_what_one_image_takes(folder, recipe):
         ("Qwen/Qwen-Image", 20_430_401_088),
         ("Tongyi-MAI/Z-Image", 6_154_908_736),
         ("black-forest-labs/FLUX.2-klein-base-4B", 3_875_544_576),
+        ("krea/Krea-2-Raw", 12_820_073_036),
     ],
 )
 def test_published_configurations_make_networks_of_the_published_size(model, number):

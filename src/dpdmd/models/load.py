@@ -27,6 +27,7 @@ BUILT_IN = {"scenes": "teacher", "scenes_eps": "teacher_eps"}
 FAMILIES = {
     "Flux2KleinPipeline": ("dpdmd.models.flux2_klein", "Flux2KleinAdapter"),
     "FluxPipeline": ("dpdmd.models.flux", "FluxAdapter"),
+    "Krea2Pipeline": ("dpdmd.models.krea2", "Krea2Adapter"),
     "QwenImagePipeline": ("dpdmd.models.qwen_image", "QwenImageAdapter"),
     "SanaPipeline": ("dpdmd.models.sana", "SanaAdapter"),
     "StableDiffusion3Pipeline": ("dpdmd.models.sd3", "SD3Adapter"),
