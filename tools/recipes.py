@@ -23,6 +23,7 @@ RECIPES = {
     "z_image_dp_dmd": ("Tongyi-MAI/Z-Image", 24),
     "flux2_klein_dp_dmd": ("black-forest-labs/FLUX.2-klein-base-4B", 24),
     "krea2_dp_dmd": ("krea/Krea-2-Raw", 24),
+    "lumina2_dp_dmd": ("Alpha-VLLM/Lumina-Image-2.0", 24),
 }
 
 

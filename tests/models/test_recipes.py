@@ -27,6 +27,7 @@ TINY = {
     "z_image_dp_dmd": "z_image",
     "flux2_klein_dp_dmd": "flux2_klein",
     "krea2_dp_dmd": "krea2",
+    "lumina2_dp_dmd": "lumina2",
 }
 # Weights that tests can train: quantised ones need packages, and bf16 does not show that an export draws the same.
 IN_FP32 = ["model.dtype=fp32", "train.precision=fp32"]

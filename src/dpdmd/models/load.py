@@ -28,6 +28,7 @@ FAMILIES = {
     "Flux2KleinPipeline": ("dpdmd.models.flux2_klein", "Flux2KleinAdapter"),
     "FluxPipeline": ("dpdmd.models.flux", "FluxAdapter"),
     "Krea2Pipeline": ("dpdmd.models.krea2", "Krea2Adapter"),
+    "Lumina2Pipeline": ("dpdmd.models.lumina2", "Lumina2Adapter"),
     "QwenImagePipeline": ("dpdmd.models.qwen_image", "QwenImageAdapter"),
     "SanaPipeline": ("dpdmd.models.sana", "SanaAdapter"),
     "StableDiffusion3Pipeline": ("dpdmd.models.sd3", "SD3Adapter"),
