@@ -24,6 +24,8 @@ RECIPES = {
     "flux2_klein_dp_dmd": ("black-forest-labs/FLUX.2-klein-base-4B", 24),
     "krea2_dp_dmd": ("krea/Krea-2-Raw", 24),
     "lumina2_dp_dmd": ("Alpha-VLLM/Lumina-Image-2.0", 24),
+    "sd15_dp_dmd": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 24),
+    "sd21_dp_dmd": ("stabilityai/stable-diffusion-2-1", 24),
 }
 
 

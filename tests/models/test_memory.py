@@ -176,6 +176,8 @@ def test_pictures_need_the_autoencoder_and_what_one_image_takes(folder, recipe):
         ("black-forest-labs/FLUX.2-klein-base-4B", 3_875_544_576),
         ("krea/Krea-2-Raw", 12_820_073_036),
         ("Alpha-VLLM/Lumina-Image-2.0", 2_609_769_152),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", 859_520_964),
+        ("stabilityai/stable-diffusion-2-1", 865_910_724),
     ],
 )
 def test_published_configurations_make_networks_of_the_published_size(model, number):

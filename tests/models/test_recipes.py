@@ -28,6 +28,8 @@ TINY = {
     "flux2_klein_dp_dmd": "flux2_klein",
     "krea2_dp_dmd": "krea2",
     "lumina2_dp_dmd": "lumina2",
+    "sd15_dp_dmd": "sd1",
+    "sd21_dp_dmd": "sd2",
 }
 # Weights that tests can train: quantised ones need packages, and bf16 does not show that an export draws the same.
 IN_FP32 = ["model.dtype=fp32", "train.precision=fp32"]

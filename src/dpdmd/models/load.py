@@ -32,6 +32,7 @@ FAMILIES = {
     "QwenImagePipeline": ("dpdmd.models.qwen_image", "QwenImageAdapter"),
     "SanaPipeline": ("dpdmd.models.sana", "SanaAdapter"),
     "StableDiffusion3Pipeline": ("dpdmd.models.sd3", "SD3Adapter"),
+    "StableDiffusionPipeline": ("dpdmd.models.stable_diffusion", "StableDiffusionAdapter"),
     "StableDiffusionXLPipeline": ("dpdmd.models.sdxl", "SDXLAdapter"),
     "ZImagePipeline": ("dpdmd.models.z_image", "ZImageAdapter"),
 }
