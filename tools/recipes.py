@@ -26,6 +26,7 @@ RECIPES = {
     "lumina2_dp_dmd": ("Alpha-VLLM/Lumina-Image-2.0", 24),
     "sd15_dp_dmd": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 24),
     "sd21_dp_dmd": ("stabilityai/stable-diffusion-2-1", 24),
+    "pixart_sigma_dp_dmd": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 24),
 }
 
 

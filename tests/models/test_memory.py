@@ -178,6 +178,7 @@ def test_pictures_need_the_autoencoder_and_what_one_image_takes(folder, recipe):
         ("Alpha-VLLM/Lumina-Image-2.0", 2_609_769_152),
         ("stable-diffusion-v1-5/stable-diffusion-v1-5", 859_520_964),
         ("stabilityai/stable-diffusion-2-1", 865_910_724),
+        ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 610_856_096),
     ],
 )
 def test_published_configurations_make_networks_of_the_published_size(model, number):

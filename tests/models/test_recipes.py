@@ -30,6 +30,7 @@ TINY = {
     "lumina2_dp_dmd": "lumina2",
     "sd15_dp_dmd": "sd1",
     "sd21_dp_dmd": "sd2",
+    "pixart_sigma_dp_dmd": "pixart_sigma",
 }
 # Weights that tests can train: quantised ones need packages, and bf16 does not show that an export draws the same.
 IN_FP32 = ["model.dtype=fp32", "train.precision=fp32"]

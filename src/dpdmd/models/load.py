@@ -29,6 +29,7 @@ FAMILIES = {
     "FluxPipeline": ("dpdmd.models.flux", "FluxAdapter"),
     "Krea2Pipeline": ("dpdmd.models.krea2", "Krea2Adapter"),
     "Lumina2Pipeline": ("dpdmd.models.lumina2", "Lumina2Adapter"),
+    "PixArtSigmaPipeline": ("dpdmd.models.pixart_sigma", "PixArtSigmaAdapter"),
     "QwenImagePipeline": ("dpdmd.models.qwen_image", "QwenImageAdapter"),
     "SanaPipeline": ("dpdmd.models.sana", "SanaAdapter"),
     "StableDiffusion3Pipeline": ("dpdmd.models.sd3", "SD3Adapter"),
