@@ -27,6 +27,7 @@ RECIPES = {
     "sd15_dp_dmd": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 24),
     "sd21_dp_dmd": ("stabilityai/stable-diffusion-2-1", 24),
     "pixart_sigma_dp_dmd": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 24),
+    "longcat_image_dp_dmd": ("meituan-longcat/LongCat-Image", 24),
 }
 
 

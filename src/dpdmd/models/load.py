@@ -28,6 +28,7 @@ FAMILIES = {
     "Flux2KleinPipeline": ("dpdmd.models.flux2_klein", "Flux2KleinAdapter"),
     "FluxPipeline": ("dpdmd.models.flux", "FluxAdapter"),
     "Krea2Pipeline": ("dpdmd.models.krea2", "Krea2Adapter"),
+    "LongCatImagePipeline": ("dpdmd.models.longcat_image", "LongCatImageAdapter"),
     "Lumina2Pipeline": ("dpdmd.models.lumina2", "Lumina2Adapter"),
     "PixArtSigmaPipeline": ("dpdmd.models.pixart_sigma", "PixArtSigmaAdapter"),
     "QwenImagePipeline": ("dpdmd.models.qwen_image", "QwenImageAdapter"),
