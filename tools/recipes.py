@@ -28,6 +28,7 @@ RECIPES = {
     "sd21_dp_dmd": ("stabilityai/stable-diffusion-2-1", 24),
     "pixart_sigma_dp_dmd": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 24),
     "longcat_image_dp_dmd": ("meituan-longcat/LongCat-Image", 24),
+    "ernie_image_dp_dmd": ("baidu/ERNIE-Image", 24),
 }
 
 
