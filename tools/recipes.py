@@ -29,6 +29,7 @@ RECIPES = {
     "pixart_sigma_dp_dmd": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 24),
     "longcat_image_dp_dmd": ("meituan-longcat/LongCat-Image", 24),
     "ernie_image_dp_dmd": ("baidu/ERNIE-Image", 24),
+    "chroma_dp_dmd": ("lodestones/Chroma1-HD", 24),
 }
 
 

@@ -11,7 +11,7 @@ from dpdmd.store.tensors import write_tensors
 
 FAMILIES = [
     *("sd3", "sdxl", "sdxl_v", "sana", "z_image", "flux", "qwen_image"),
-    *("flux2_klein", "krea2", "lumina2", "sd1", "sd2", "pixart_sigma", "longcat_image", "ernie_image"),
+    *("flux2_klein", "krea2", "lumina2", "sd1", "sd2", "pixart_sigma", "longcat_image", "ernie_image", "chroma"),
 ]
 
 

@@ -181,6 +181,7 @@ def test_pictures_need_the_autoencoder_and_what_one_image_takes(folder, recipe):
         ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 610_856_096),
         ("meituan-longcat/LongCat-Image", 6_270_668_864),
         ("baidu/ERNIE-Image", 8_033_490_048),
+        ("lodestones/Chroma1-HD", 8_899_983_424),
     ],
 )
 def test_published_configurations_make_networks_of_the_published_size(model, number):

@@ -33,6 +33,7 @@ TINY = {
     "pixart_sigma_dp_dmd": "pixart_sigma",
     "longcat_image_dp_dmd": "longcat_image",
     "ernie_image_dp_dmd": "ernie_image",
+    "chroma_dp_dmd": "chroma",
 }
 # Weights that tests can train: quantised ones need packages, and bf16 does not show that an export draws the same.
 IN_FP32 = ["model.dtype=fp32", "train.precision=fp32"]

@@ -25,6 +25,7 @@ BUILT_IN = {"scenes": "teacher", "scenes_eps": "teacher_eps"}
 
 # All families: pipeline class -> module and adapter class.
 FAMILIES = {
+    "ChromaPipeline": ("dpdmd.models.chroma", "ChromaAdapter"),
     "ErnieImagePipeline": ("dpdmd.models.ernie_image", "ErnieImageAdapter"),
     "Flux2KleinPipeline": ("dpdmd.models.flux2_klein", "Flux2KleinAdapter"),
     "FluxPipeline": ("dpdmd.models.flux", "FluxAdapter"),
