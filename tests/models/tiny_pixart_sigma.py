@@ -28,10 +28,10 @@ def save(folder: Path, *, sample_size: int = 16) -> None:
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     transformer = PixArtTransformer2DModel(
-        num_attention_heads=2,
+        num_attention_heads=4,
         attention_head_dim=8,
         num_layers=2,
-        cross_attention_dim=16,
+        cross_attention_dim=32,
         caption_channels=16,
         sample_size=sample_size,
         interpolation_scale=1,

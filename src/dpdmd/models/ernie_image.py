@@ -67,7 +67,8 @@ class ErnieImageAdapter(Flux2LatentsAdapter):
     ) -> Prediction:
         """Convert the transformer's velocity to a prediction."""
         if x_t.is_meta:
-            _place_without_values(getattr(network, "module", network).pos_embed)
+            stock: Any = getattr(network, "module", network)  # without its wrapper for several processes
+            _place_without_values(stock.pos_embed)
         velocity = network(
             hidden_states=x_t,
             timestep=1000 * t,

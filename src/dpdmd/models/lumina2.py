@@ -80,7 +80,8 @@ class Lumina2Adapter(StockAdapter):
 
         The network counts the tokens of a mask, for which it would wait for a GPU, so it is given one on the CPU.
         """
-        for block in getattr(network, "module", network).context_refiner:
+        stock: Any = getattr(network, "module", network)  # without its wrapper for several processes
+        for block in stock.context_refiner:
             if not block._forward_pre_hooks:
                 block.register_forward_pre_hook(_mask_to_device)
         out = network(
