@@ -21,6 +21,15 @@ RECIPES = {
     "sana_dp_dmd": ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 24),
     "qwen_image_dp_dmd": ("Qwen/Qwen-Image", 48),
     "z_image_dp_dmd": ("Tongyi-MAI/Z-Image", 24),
+    "flux2_klein_dp_dmd": ("black-forest-labs/FLUX.2-klein-base-4B", 24),
+    "krea2_dp_dmd": ("krea/Krea-2-Raw", 24),
+    "lumina2_dp_dmd": ("Alpha-VLLM/Lumina-Image-2.0", 24),
+    "sd15_dp_dmd": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 24),
+    "sd21_dp_dmd": ("stabilityai/stable-diffusion-2-1", 24),
+    "pixart_sigma_dp_dmd": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 24),
+    "longcat_image_dp_dmd": ("meituan-longcat/LongCat-Image", 24),
+    "ernie_image_dp_dmd": ("baidu/ERNIE-Image", 24),
+    "chroma_dp_dmd": ("lodestones/Chroma1-HD", 24),
 }
 
 

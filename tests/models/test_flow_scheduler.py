@@ -23,8 +23,12 @@ SHAPES = [(16, 128, 128), (16, 64, 96)]
 SHIFTS = [0.5, 1.0, 1.7, 3.0, math.exp(1.15), 12.0]
 
 
+def own_grid(config, num_steps, shape) -> Grid:
+    return stock_grid(config, num_steps, size_shift(config, shape))
+
+
 def uniform_grid(config, num_steps, shape) -> Grid:
-    return grids.uniform_grid(num_steps, shift=own_shift(config, shape))
+    return grids.uniform_grid(num_steps, shift=own_shift(config, size_shift(config, shape)))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -38,20 +42,20 @@ def test_the_shift_is_the_stock_pipelines(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("config", [DYNAMIC, DYNAMIC | {"time_shift_type": "linear"}, STATIC])
 def test_without_a_stretched_end_the_stock_grid_is_the_uniform_one(config, shape):
-    stock, uniform = (grid(config, 4, shape) for grid in (stock_grid, uniform_grid))
+    stock, uniform = (grid(config, 4, shape) for grid in (own_grid, uniform_grid))
     assert uniform.times == pytest.approx(stock.times, abs=1e-6)
 
 
 def test_grids_depend_on_the_size_only_if_the_scheduler_requires_it():
-    for grid in (stock_grid, uniform_grid):
+    for grid in (own_grid, uniform_grid):
         large, small = (grid(DYNAMIC, 4, shape).times for shape in SHAPES)
         assert large[1] > small[1] + 0.01
         assert grid(STATIC, 4, SHAPES[0]) == grid(STATIC, 4, SHAPES[1])
 
 
 def test_only_the_stock_grid_is_stretched_to_the_terminal_value():
-    assert stock_grid(QWEN, 4, SHAPES[0]).times[-2] == pytest.approx(0.02, abs=1e-6)
-    unstretched = stock_grid(QWEN | {"shift_terminal": None}, 4, SHAPES[0])
+    assert own_grid(QWEN, 4, SHAPES[0]).times[-2] == pytest.approx(0.02, abs=1e-6)
+    unstretched = own_grid(QWEN | {"shift_terminal": None}, 4, SHAPES[0])
     assert uniform_grid(QWEN, 4, SHAPES[0]).times == pytest.approx(unstretched.times, abs=1e-6)
 
 

@@ -173,6 +173,15 @@ def test_pictures_need_the_autoencoder_and_what_one_image_takes(folder, recipe):
         ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 1_604_462_752),
         ("Qwen/Qwen-Image", 20_430_401_088),
         ("Tongyi-MAI/Z-Image", 6_154_908_736),
+        ("black-forest-labs/FLUX.2-klein-base-4B", 3_875_544_576),
+        ("krea/Krea-2-Raw", 12_820_073_036),
+        ("Alpha-VLLM/Lumina-Image-2.0", 2_609_769_152),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", 859_520_964),
+        ("stabilityai/stable-diffusion-2-1", 865_910_724),
+        ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 610_856_096),
+        ("meituan-longcat/LongCat-Image", 6_270_668_864),
+        ("baidu/ERNIE-Image", 8_033_490_048),
+        ("lodestones/Chroma1-HD", 8_899_983_424),
     ],
 )
 def test_published_configurations_make_networks_of_the_published_size(model, number):

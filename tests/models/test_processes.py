@@ -14,7 +14,10 @@ from dpdmd.recipe.schema import Recipe
 from dpdmd.training.run.checkpoint import latest_checkpoint
 from dpdmd.training.trainer import Trainer
 
-FAMILIES = ["sd3", "sdxl", "sana", "z_image", "flux", "qwen_image"]
+FAMILIES = [
+    *("sd3", "sdxl", "sana", "z_image", "flux", "qwen_image"),
+    *("flux2_klein", "krea2", "lumina2", "sd1", "pixart_sigma", "longcat_image", "ernie_image", "chroma"),
+]
 ADVERSARIAL = {"name": "dmd_adversarial", "adversarial": {"weight": 1.0, "num_real": 2, "learning_rate": 0.1}}
 
 

@@ -25,6 +25,15 @@ TINY = {
     "sana_dp_dmd": "sana",
     "qwen_image_dp_dmd": "qwen_image",
     "z_image_dp_dmd": "z_image",
+    "flux2_klein_dp_dmd": "flux2_klein",
+    "krea2_dp_dmd": "krea2",
+    "lumina2_dp_dmd": "lumina2",
+    "sd15_dp_dmd": "sd1",
+    "sd21_dp_dmd": "sd2",
+    "pixart_sigma_dp_dmd": "pixart_sigma",
+    "longcat_image_dp_dmd": "longcat_image",
+    "ernie_image_dp_dmd": "ernie_image",
+    "chroma_dp_dmd": "chroma",
 }
 # Weights that tests can train: quantised ones need packages, and bf16 does not show that an export draws the same.
 IN_FP32 = ["model.dtype=fp32", "train.precision=fp32"]

@@ -42,7 +42,10 @@ def test_a_flow_solver_s_shift_is_that_of_the_teacher_s_euler_steps(solver, fami
     assert family == "sana" or solver in adapter.notes[0]
 
 
-@pytest.mark.parametrize("family", ["flux", "qwen_image", "z_image"])
+@pytest.mark.parametrize(
+    "family",
+    ["flux", "qwen_image", "z_image", "flux2_klein", "krea2", "lumina2", "longcat_image", "ernie_image", "chroma"],
+)
 @pytest.mark.parametrize("solver", [*SOLVERS, "FlowMatchHeunDiscreteScheduler"])
 def test_a_solver_to_which_the_stock_pipeline_gives_sigmas_is_refused_by_name(solver, family, with_scheduler):
     settings = {} if solver.startswith("Flow") else FLOW

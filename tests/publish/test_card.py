@@ -132,7 +132,7 @@ def test_picture_settings_and_facts_have_their_places():
     assert "![Teacher and student](images.png)\n\nAbove, below. Prompts: `` a ` b ``.\n" in text
     assert "- Trained at 8 x 8\n" in text and headings(text)[1:] == ["Use", "ComfyUI", "Scores", "Licence"]
     assert "`comfyui_workflow.json`" in text and "- SamplerCustom: cfg 1\n" in text
-    assert "## ComfyUI\n\nComfyUI has no nodes for this kind of model" in card(comfyui=None)
+    assert "## ComfyUI\n\nThere is no workflow for ComfyUI of this kind of model." in card(comfyui=None)
 
 
 @pytest.mark.parametrize(

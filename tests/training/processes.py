@@ -12,7 +12,11 @@ from trainers import train
 from dpdmd.recipe.schema import Recipe
 
 # Imported once, in the process that all others are forked from.
-FAMILIES = [f"dpdmd.models.{name}" for name in ("sd3", "sdxl", "sana", "z_image", "flux", "qwen_image")]
+NAMES = [
+    *("sd3", "sdxl", "sana", "z_image", "flux", "qwen_image"),
+    *("flux2_klein", "krea2", "lumina2", "stable_diffusion", "pixart_sigma", "longcat_image", "ernie_image", "chroma"),
+]
+FAMILIES = [f"dpdmd.models.{name}" for name in NAMES]
 PRELOADED = ["torch.distributed.checkpoint", "accelerate", "peft", "tiny_adapter", "dpdmd.training.loop", *FAMILIES]
 
 

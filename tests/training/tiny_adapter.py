@@ -90,7 +90,9 @@ class TinyAdapter:
     def predict(self, network, x_t, t, cond, embedded_guidance=None):
         return from_velocity(x_t, network(x_t, t, cond.tensors["embeds"]), t)
 
-    def picture_tokens(self, output, x_t):
+    callback = "callback_on_step_end"
+
+    def picture_tokens(self, output, x_t, cond):
         return output[:, None]
 
     def decode(self, latents):

@@ -111,7 +111,7 @@ def _trimmed(row: Entry) -> Entry:
     if not masks:
         return row
     length = max(int(masks[0].nonzero().max()) + 1 if masks[0].any() else 1, 1)
-    return {name: t[:length] if t.ndim == 2 or name.endswith("mask") else t for name, t in row.items()}
+    return {name: t[:length] if t.ndim >= 2 or name.endswith("mask") else t for name, t in row.items()}
 
 
 def encoders_digest(adapter: ModelAdapter, memo: Path | None = None) -> str:

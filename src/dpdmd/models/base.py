@@ -5,7 +5,7 @@ the packing and folding of tokens. All other code sees only latents `x_t` (B, C,
 `Condition` and `Prediction`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -23,6 +23,7 @@ from dpdmd.store.errors import library_errors
 
 LatentShape = tuple[int, int, int]
 RENEW_NOISE = "renew_noise"  # what `renewal_code` defines
+CALLBACK = "callback_on_step_end"
 
 
 class ModelAdapter(Protocol):
@@ -50,6 +51,9 @@ class ModelAdapter(Protocol):
     block_lists: names of the network's attributes that hold its blocks.
     feature_lists: names of the attributes (a block or a list of blocks) that process image tokens, in calling order.
     vae_factor: pixels per latent pixel along each side.
+    callback: the argument of the stock call that takes what `renewal_code` defines; None if there is none, so that no
+        student is of kind "renoise_last".
+    exported_options: what the model_index.json of an exported student says otherwise than its base's.
     notes: what a teacher does otherwise than the saved pipeline, in words.
     """
 
@@ -74,6 +78,8 @@ class ModelAdapter(Protocol):
     block_lists: tuple[str, ...]
     feature_lists: tuple[str, ...]
     vae_factor: int
+    callback: str | None
+    exported_options: Mapping[str, Any]
     notes: list[str]
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
@@ -113,7 +119,7 @@ class ModelAdapter(Protocol):
         """
         ...
 
-    def picture_tokens(self, output: Any, x_t: Tensor) -> Tensor:
+    def picture_tokens(self, output: Any, x_t: Tensor, cond: Condition) -> Tensor:
         """Extract the image tokens (B, N, D) from the output of a block in `feature_lists`, called at x_t (B, C, H, W).
 
         N is the number of positions in the image.
@@ -156,7 +162,7 @@ class ModelAdapter(Protocol):
         ...
 
     def renewal_code(self, num_steps: int) -> str:
-        """Python code of RENEW_NOISE, the `callback_on_step_end` with which the stock pipeline draws a student of kind
+        """Python code of RENEW_NOISE, the `callback` with which the stock pipeline draws a student of kind
         "renoise_last" on its `student_scheduler`, which by itself takes deterministic steps; `pipe` is the pipeline.
         """
         ...
@@ -270,7 +276,7 @@ def feature_reader(
                 [chosen[i] for i in indices],
                 stop=not (whole_calls or torch.is_grad_enabled()),
             )
-        return [adapter.picture_tokens(output, x_t) for output in outputs]
+        return [adapter.picture_tokens(output, x_t, cond) for output in outputs]
 
     return read
 

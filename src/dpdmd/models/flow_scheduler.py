@@ -24,37 +24,39 @@ def default_grid(config: dict[str, Any], num_steps: int) -> Grid:
 
 
 def size_shift(config: dict[str, Any], latent_shape: LatentShape) -> float:
-    """The shift parameter mu for an image size.
+    """The shift parameter mu for an image size: `token_shift` for tokens of 2 x 2 latent pixels."""
+    _, height, width = latent_shape
+    return token_shift(config, height // 2 * (width // 2))
+
+
+def token_shift(config: dict[str, Any], num_tokens: int) -> float:
+    """The shift parameter mu for a number of tokens.
 
     mu is linear in the number of tokens: base_shift at base_image_seq_len and max_shift at max_image_seq_len.
     Source: "resolution-dependent shifting", arXiv 2403.03206, sec. 5.3.2.
     """
     values = _scheduler(config).config
-    _, height, width = latent_shape
-    extra_tokens = height // 2 * (width // 2) - values.base_image_seq_len
     slope = (values.max_shift - values.base_shift) / (values.max_image_seq_len - values.base_image_seq_len)
-    return values.base_shift + slope * extra_tokens
+    return values.base_shift + slope * (num_tokens - values.base_image_seq_len)
 
 
-def stock_grid(config: dict[str, Any], num_steps: int, latent_shape: LatentShape) -> Grid:
-    """The default grid of the FLUX.1, Qwen-Image and Z-Image pipelines: uniform from 1 to 1 / num_steps, then shifted.
+def stock_grid(config: dict[str, Any], num_steps: int, mu: float) -> Grid:
+    """The default grid of pipelines that give their scheduler sigmas: uniform from 1 to 1 / num_steps, then shifted.
 
-    It equals the uniform grid up to fp32 rounding, unless the scheduler stretches it to end at shift_terminal
-    (Qwen-Image).
+    mu: of a dynamic shift. The grid equals the uniform one up to fp32 rounding, unless the scheduler stretches it to
+    end at shift_terminal (Qwen-Image).
     """
-    mu = size_shift(config, latent_shape)
     return drawn_grid(_scheduler(config), num_steps, pipeline_gives_sigmas=True, mu=mu)
 
 
-def own_shift(config: dict[str, Any], latent_shape: LatentShape) -> float:
-    """The factor of the scheduler's time shift (`method.grids.shift_time`) for an image size.
+def own_shift(config: dict[str, Any], mu: float) -> float:
+    """The factor of the scheduler's time shift (`method.grids.shift_time`): exp(mu), mu or a constant.
 
-    exp(mu), mu or a constant, depending on `config`; mu is that of `size_shift`.
+    mu: what the pipeline gives a scheduler with a dynamic shift.
     """
     scheduler = _scheduler(config)
     if not scheduler.config.use_dynamic_shifting:
         return scheduler.config.shift
-    mu = size_shift(config, latent_shape)
     return math.exp(mu) if scheduler.config.time_shift_type == "exponential" else mu
 
 

@@ -10,15 +10,12 @@ from dpdmd.method.denoiser import Condition
 from dpdmd.method.grids import Grid
 from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models import packed
-from dpdmd.models.base import LatentShape
-from dpdmd.models.stock import StockAdapter
 
 NUM_T5_TOKENS = 512  # the stock pipeline's default max_sequence_length
-SAMPLE_SIZE = 128  # the stock pipeline's default height and width, in latent pixels
 EMBEDDED_GUIDANCE = 3.5  # the stock pipeline's default guidance_scale: a network input, not classifier-free guidance
 
 
-class FluxAdapter(StockAdapter):
+class FluxAdapter(packed.PackedAdapter):
     """Adapter of FLUX.1-dev and FLUX.1-schnell.
 
     `guidance_scale` is classifier-free guidance (the stock pipeline's true_cfg_scale), which is off by default.
@@ -39,11 +36,6 @@ class FluxAdapter(StockAdapter):
     def __init__(self, source: str):
         super().__init__(source)
         self.embedded_guidance = EMBEDDED_GUIDANCE if self.network_config.get("guidance_embeds") else None
-
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
-        """(C, H, W) of unpacked latents; default: SAMPLE_SIZE."""
-        size = self.latent_size(height, width, default=SAMPLE_SIZE, patch=2)
-        return self.network_config["in_channels"] // 4, *size
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
@@ -74,7 +66,7 @@ class FluxAdapter(StockAdapter):
         if self.embedded_guidance is not None:
             value = self.embedded_guidance if embedded_guidance is None else embedded_guidance
             guidance = torch.full_like(t, value)
-        embeds, (height, width) = cond.tensors["prompt_embeds"], x_t.shape[2:]
+        embeds = cond.tensors["prompt_embeds"]
         tokens = network(
             hidden_states=packed.pack(x_t),
             encoder_hidden_states=embeds,
@@ -82,7 +74,7 @@ class FluxAdapter(StockAdapter):
             timestep=t,  # the network multiplies timestep and guidance by 1000
             guidance=guidance,
             txt_ids=torch.zeros(embeds.shape[1], 3, device=x_t.device),
-            img_ids=_image_ids(height // 2, width // 2, x_t.device),
+            img_ids=packed.image_ids(x_t),
             return_dict=False,
         )[0]
         return from_velocity(x_t, packed.unpack(tokens, x_t.shape[1:]), t)
@@ -94,8 +86,3 @@ class FluxAdapter(StockAdapter):
             return arguments
         value = self.embedded_guidance if embedded_guidance is None else embedded_guidance
         return arguments | {"guidance_scale": value}
-
-
-def _image_ids(height: int, width: int, device: torch.device) -> Tensor:
-    """Position ids (height * width, 3) of the image tokens: 0, row, column."""
-    return torch.cartesian_prod(*(torch.arange(float(n), device=device) for n in (1, height, width)))

@@ -1,4 +1,4 @@
-"""Names of a LoRA for the U-Net of SDXL in the layout of its authors, as kohya's tools and ComfyUI read them.
+"""Names of a LoRA for Stable Diffusion's U-Nets, as kohya's tools and ComfyUI read them: SDXL's in its own layout.
 
 The original U-Net numbers its blocks in the order in which they are called; diffusers counts them level by level:
 
@@ -27,15 +27,18 @@ BLOCK = re.compile(r"(down_blocks|mid_block|up_blocks)(?:\.(\d+))?\.(attentions|
 PARTS = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
 
 
-def lora_names(layers: dict[str, Tensor], layers_per_block: int) -> dict[str, Tensor]:
+def lora_names(layers: dict[str, Tensor], layers_per_block: int | None = None) -> dict[str, Tensor]:
     """A LoRA of the diffusers U-Net, lora_B @ lora_A, under kohya's names, each module with its rank as `.alpha`.
 
-    layers: "MODULE.lora_A.weight" and "MODULE.lora_B.weight". Raises ValueError for a module that has no such name.
+    layers: "MODULE.lora_A.weight" and "MODULE.lora_B.weight". layers_per_block: of SDXL's U-Net; None for that of
+    Stable Diffusion 1 and 2, whose modules kohya's tools call as diffusers does. Raises ValueError for a module that
+    has no such name.
     """
     named = {}
     for name, tensor in layers.items():
         module, _, part = name.rpartition(".lora_")
-        place = "lora_unet_" + original_name(module, layers_per_block).replace(".", "_")
+        place = module if layers_per_block is None else original_name(module, layers_per_block)
+        place = "lora_unet_" + place.replace(".", "_")
         part = f"lora_{part}"
         named[f"{place}.{PARTS[part]}"] = tensor
         if part == "lora_A.weight":

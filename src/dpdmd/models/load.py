@@ -25,10 +25,18 @@ BUILT_IN = {"scenes": "teacher", "scenes_eps": "teacher_eps"}
 
 # All families: pipeline class -> module and adapter class.
 FAMILIES = {
+    "ChromaPipeline": ("dpdmd.models.chroma", "ChromaAdapter"),
+    "ErnieImagePipeline": ("dpdmd.models.ernie_image", "ErnieImageAdapter"),
+    "Flux2KleinPipeline": ("dpdmd.models.flux2_klein", "Flux2KleinAdapter"),
     "FluxPipeline": ("dpdmd.models.flux", "FluxAdapter"),
+    "Krea2Pipeline": ("dpdmd.models.krea2", "Krea2Adapter"),
+    "LongCatImagePipeline": ("dpdmd.models.longcat_image", "LongCatImageAdapter"),
+    "Lumina2Pipeline": ("dpdmd.models.lumina2", "Lumina2Adapter"),
+    "PixArtSigmaPipeline": ("dpdmd.models.pixart_sigma", "PixArtSigmaAdapter"),
     "QwenImagePipeline": ("dpdmd.models.qwen_image", "QwenImageAdapter"),
     "SanaPipeline": ("dpdmd.models.sana", "SanaAdapter"),
     "StableDiffusion3Pipeline": ("dpdmd.models.sd3", "SD3Adapter"),
+    "StableDiffusionPipeline": ("dpdmd.models.stable_diffusion", "StableDiffusionAdapter"),
     "StableDiffusionXLPipeline": ("dpdmd.models.sdxl", "SDXLAdapter"),
     "ZImagePipeline": ("dpdmd.models.z_image", "ZImageAdapter"),
 }

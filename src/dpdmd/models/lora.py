@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from diffusers import StableDiffusion3Pipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -58,8 +59,18 @@ def lora_configs(settings: LoraSettings, adapter: ModelAdapter, network: nn.Modu
     }
 
 
+def lora_format(adapter: ModelAdapter) -> Any:
+    """The stock pipeline that reads and writes a family's LoRA: its own, or, if that takes none, the plainest one."""
+    return adapter.pipeline_class if takes_lora(adapter) else StableDiffusion3Pipeline
+
+
+def takes_lora(adapter: ModelAdapter) -> bool:
+    """Whether the family's stock pipeline can load a LoRA."""
+    return hasattr(adapter.pipeline_class, "load_lora_weights")
+
+
 def save_lora(adapter: ModelAdapter, layers: dict[str, Tensor], config: LoraConfig, folder: Path) -> None:
-    """Write an adapter's `layers`, rank and alpha included, as the file that stock `load_lora_weights` takes.
+    """Write an adapter's `layers`, rank and alpha included, in the form that stock `load_lora_weights` takes.
 
     layers: as `get_peft_model_state_dict` returns them. Raises OSError when it cannot be written.
     """
@@ -67,7 +78,7 @@ def save_lora(adapter: ModelAdapter, layers: dict[str, Tensor], config: LoraConf
     options = {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": config.to_dict()}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".lora-") as temporary, safetensors_errors(folder):
-        adapter.pipeline_class.save_lora_weights(temporary, **options)
+        lora_format(adapter).save_lora_weights(temporary, **options)
         os.replace(Path(temporary, LORA_FILE), folder / LORA_FILE)
 
 
@@ -107,7 +118,7 @@ def merge_lora(adapter: ModelAdapter, network: nn.Module, folder: Path) -> None:
     prefix = f"{adapter.network_name}."
     given = 0
     with fitting(f"{path} does not fit {adapter.source}"):
-        layers, *alphas, metadata = adapter.pipeline_class.lora_state_dict(
+        layers, *alphas, metadata = lora_format(adapter).lora_state_dict(
             str(folder),
             weight_name=LORA_FILE,
             use_safetensors=True,

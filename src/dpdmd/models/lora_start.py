@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
+from dpdmd.models.lora import lora_format
 from dpdmd.models.lora_fit import fitting, num_adapted, require_applied, require_whole
 from dpdmd.models.student_file import LORA_FILE
 
@@ -57,7 +58,7 @@ def read_lora(adapter: ModelAdapter, network: nn.Module, source: str) -> dict[st
     what = f"student.start: the LoRA {source}"
     given, others, layers = 0, [], {}
     with fitting(f"{what} does not fit {adapter.source}"):
-        layers, *alphas, metadata = cast("Any", adapter.pipeline_class).lora_state_dict(
+        layers, *alphas, metadata = lora_format(adapter).lora_state_dict(
             folder, use_safetensors=True, return_lora_metadata=True, unet_config=stock.config, **where
         )
         others = [key for key in layers if not key.startswith(f"{name}.")]

@@ -77,16 +77,17 @@ def read_index(source: str) -> dict[str, Any]:
     return checked_index(dict(index), source)
 
 
-def load_config(component_class: Any, source: str, name: str) -> dict[str, Any]:
+def load_config(component_class: Any, source: str, name: str, older_names: tuple[str, ...] = ()) -> dict[str, Any]:
     """The JSON configuration of one component, without its weights; the class's defaults for what it lacks.
 
-    Raises ValueError if it cannot be read, is that of another class, or says that the weights are stored quantised.
+    older_names: of the class. Raises ValueError if it cannot be read, is that of another class, or says that the
+    weights are stored quantised.
     """
     with reading(source, f"{name} configuration"):
         config = component_class.load_config(source, subfolder=name)
     config = _object(config, source, f"{name} configuration")
     stored = config.get("_class_name", component_class.__name__)
-    if stored != component_class.__name__:
+    if stored not in (component_class.__name__, *older_names):
         raise InputError(f"{source}: its {name} is a {stored}, and this family needs a {component_class.__name__}")
     require_unquantised(config, source, name)
     require_plausible(config, source, name)
@@ -179,15 +180,18 @@ def load_components(source: str, dtype: torch.dtype, *, without: tuple[str, ...]
     return found
 
 
-def load_text_pipeline(pipeline_class: Any, source: str, *left_out: str) -> Any:
+def load_text_pipeline(pipeline_class: Any, source: str, *left_out: str, **options: Any) -> Any:
     """Load the stock pipeline without the components `left_out`, to call its `encode_prompt`.
 
-    Its text encoders are frozen, in fp32 and in evaluation mode. Raises ValueError if they cannot be read.
+    options: of the pipeline. Its text encoders are frozen, in fp32 and in evaluation mode. Raises ValueError if they
+    cannot be read.
     """
     components = load_components(source, torch.float32, without=left_out)
     with reading(source, f"text encoders, as {INDEX} lists them"), without_loading_bars():
         folder = local_folder(source)
-        pipeline = pipeline_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **components)
+        pipeline = pipeline_class.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, **components, **options
+        )
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):

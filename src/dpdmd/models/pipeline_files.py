@@ -38,11 +38,16 @@ def checked_index(index: Any, source: str) -> dict[str, Any]:
     if not isinstance(name, str):
         raise InputError(f'{where} must name a pipeline class under "_class_name", got {name!r}')
     for part, value in index.items():
-        if part.startswith("_") or not isinstance(value, list):
+        if part.startswith("_") or not isinstance(value, list) or _is_option(value):
             continue
         if len(value) != 2 or not (value == [None, None] or all(isinstance(word, str) for word in value)):
             raise InputError(f"{where}: {part} must be [library, class], got {value!r}")
     return index
+
+
+def _is_option(value: list) -> bool:
+    """Whether a list in a model_index.json is an option of the pipeline, such as the layers that Krea 2 reads."""
+    return bool(value) and all(isinstance(number, int | float) for number in value)
 
 
 def read_index(folder: str | Path) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def parts_of(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {
         name: (value[0], value[1])
         for name, value in index.items()
-        if not name.startswith("_") and isinstance(value, list) and value[0] is not None
+        if not name.startswith("_") and isinstance(value, list) and value[0] is not None and not _is_option(value)
     }
 
 

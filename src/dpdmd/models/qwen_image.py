@@ -3,17 +3,16 @@
 from typing import ClassVar
 
 import torch
-from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models import packed
-from dpdmd.models.base import LatentShape
-from dpdmd.models.stock import StockAdapter
+from dpdmd.models.lengths import guided_to_length
+from dpdmd.models.one_frame import OneFrameAdapter
 
 NUM_TOKENS = 512  # the stock pipeline's default max_sequence_length
-SAMPLE_SIZE = 128  # the stock pipeline's default height and width, in latent pixels
 
 
 def length_preserving_rule(x_t: Tensor, t: Tensor, cond: Prediction, uncond: Prediction, scale: float) -> Prediction:
@@ -25,19 +24,11 @@ def length_preserving_rule(x_t: Tensor, t: Tensor, cond: Prediction, uncond: Pre
     x_t: (B, C, H, W); t: (B,).
     Source: the stock pipeline.
     """
-    conditional, unconditional = packed.pack(cond.velocity), packed.pack(uncond.velocity)
-    velocity = unconditional + scale * (conditional - unconditional)
-    tiny = torch.finfo(velocity.dtype).tiny
-    velocity = velocity * (_length(conditional) / _length(velocity).clamp_min(tiny))
+    velocity = guided_to_length(packed.pack(cond.velocity), packed.pack(uncond.velocity), scale)
     return from_velocity(x_t, packed.unpack(velocity, x_t.shape[1:]), t)
 
 
-def _length(tokens: Tensor) -> Tensor:
-    """Euclidean norm of each token: (B, N, D) to (B, N, 1)."""
-    return torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
-
-
-class QwenImageAdapter(StockAdapter):
+class QwenImageAdapter(OneFrameAdapter, packed.PackedAdapter):
     """Adapter of Qwen-Image.
 
     The unconditional prompt is "", as for every family: it corresponds to the stock pipeline with negative_prompt="".
@@ -46,7 +37,6 @@ class QwenImageAdapter(StockAdapter):
 
     pipeline_class = QwenImagePipeline
     network_class = QwenImageTransformer2DModel
-    vae_class = AutoencoderKLQwenImage  # a video autoencoder
     guidance_scale = 4.0
     num_inference_steps = 50
     guidance_rule = staticmethod(length_preserving_rule)
@@ -54,16 +44,6 @@ class QwenImageAdapter(StockAdapter):
     token_limits = (("tokenizer", NUM_TOKENS),)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     block_lists = ("transformer_blocks",)
-
-    @property
-    def vae_factor(self) -> int:
-        """Pixels per latent pixel along each side."""
-        return 2 ** len(self.vae_config["temperal_downsample"])
-
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> LatentShape:
-        """(C, H, W) of unpacked latents; default: SAMPLE_SIZE."""
-        size = self.latent_size(height, width, default=SAMPLE_SIZE, patch=2)
-        return self.network_config["in_channels"] // 4, *size
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
@@ -92,21 +72,3 @@ class QwenImageAdapter(StockAdapter):
             return_dict=False,
         )[0]
         return from_velocity(x_t, packed.unpack(tokens, x_t.shape[1:]), t)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents to images in [-1, 1].
-
-        This autoencoder clamps its output, so no gradient flows through clamped pixels.
-        """
-        config, latents = self.vae.config, latents.to(self.vae.device)
-        mean, std = (latents.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
-        video = (latents * std + mean)[:, :, None]  # (B, C, 1, H, W), one frame
-        return self.vae.decode(video, return_dict=False)[0][:, :, 0]
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        """The mode of the autoencoder's distribution for a one-frame video, (mode - latents_mean) / latents_std."""
-        config = self.vae.config
-        latents = self.vae.encode(images[:, :, None].to(self.vae.device)).latent_dist.mode()[:, :, 0]
-        mean, std = (latents.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
-        return (latents - mean) / std

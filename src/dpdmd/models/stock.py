@@ -14,7 +14,7 @@ from dpdmd.method.guidance import linear_rule
 from dpdmd.method.paths import FlowPath, Path
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models import flow_scheduler, parts
-from dpdmd.models.base import RENEW_NOISE, LatentShape
+from dpdmd.models.base import CALLBACK, RENEW_NOISE, LatentShape
 from dpdmd.models.saved_scheduler import flow_config
 from dpdmd.models.sizes import SIDE
 from dpdmd.models.student_file import exported_student
@@ -31,6 +31,8 @@ class StockAdapter:
 
     network_config, vae_config, scheduler_config: the JSON configurations saved with the components.
     unguided: arguments of the stock pipeline that turn its classifier-free guidance off.
+    older_names: what checkpoints call the network's class beside its name.
+    exported_options: what the model_index.json of an exported student says otherwise than its base's.
     pipeline_gives_sigmas: whether the stock pipeline gives its scheduler the sigmas 1, 1 - 1/N, ..., 1/N; otherwise
         the scheduler spaces them by itself.
     """
@@ -45,12 +47,15 @@ class StockAdapter:
     guidance_rule = staticmethod(linear_rule)
     embedded_guidance: float | None = None
     unguided: ClassVar[dict[str, float]] = {"guidance_scale": 1.0}
+    callback: str | None = CALLBACK
+    older_names: tuple[str, ...] = ()
+    exported_options: ClassVar[dict[str, Any]] = {}
     pipeline_gives_sigmas = True
 
     def __init__(self, source: str):
         """Read the configurations. Raises ValueError if one is missing, or if the family does not support it."""
         self.source = source
-        self.network_config = parts.load_config(self.network_class, source, self.network_name)
+        self.network_config = parts.load_config(self.network_class, source, self.network_name, self.older_names)
         self.vae_config = parts.load_config(self.vae_class, source, "vae")
         self.scheduler_config, self.replaced_solver = self.scheduler_from(parts.load_scheduler_config(source))
         parts.require_texts(source)
@@ -137,7 +142,7 @@ class StockAdapter:
         """Load the pretrained network."""
         return parts.load_network(self.network_class, self.source, self.network_name, dtype)
 
-    def picture_tokens(self, output: Any, x_t: Tensor) -> Tensor:
+    def picture_tokens(self, output: Any, x_t: Tensor, cond: Condition) -> Tensor:
         """The image tokens, which transformer blocks return after the prompt's tokens."""
         return output[-1] if isinstance(output, tuple) else output
 
@@ -156,13 +161,14 @@ class StockAdapter:
 
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """The grid of a pipeline that gives its scheduler uniform sigmas and a shift that depends on the image size."""
-        return flow_scheduler.stock_grid(self.scheduler_config, num_steps, latent_shape or self.latent_shape())
+        mu = self.dynamic_shift(num_steps, latent_shape or self.latent_shape())
+        return flow_scheduler.stock_grid(self.scheduler_config, num_steps, mu)
 
     def uniform_grid(
         self, num_steps: int, latent_shape: LatentShape | None = None, *, shift: float | None = None
     ) -> Grid:
         """The uniform grid in the fp32 sigmas of the scheduler that a student with it is exported with."""
-        shift = self._own_shift(latent_shape) if shift is None else shift
+        shift = self.own_shift(num_steps, latent_shape) if shift is None else shift
         gives = self.pipeline_gives_sigmas
         scheduler = flow_scheduler.uniform_scheduler(
             self.scheduler_config, num_steps, shift, pipeline_gives_sigmas=gives
@@ -175,7 +181,7 @@ class StockAdapter:
             self.scheduler_config,
             kind,
             grid,
-            self._own_shift(latent_shape),
+            self.own_shift(grid.num_steps, latent_shape),
             pipeline_gives_sigmas=self.pipeline_gives_sigmas,
         )
 
@@ -194,8 +200,14 @@ class StockAdapter:
             "    return {}\n"
         )
 
-    def _own_shift(self, latent_shape: LatentShape | None) -> float:
-        return flow_scheduler.own_shift(self.scheduler_config, latent_shape or self.latent_shape())
+    def dynamic_shift(self, num_steps: int, latent_shape: LatentShape) -> float:
+        """mu, which the stock pipeline gives a scheduler whose shift is dynamic: by default for the size alone."""
+        return flow_scheduler.size_shift(self.scheduler_config, latent_shape)
+
+    def own_shift(self, num_steps: int, latent_shape: LatentShape | None = None) -> float:
+        """The factor of the model's own time shift for this number of steps and size (default: its own)."""
+        mu = self.dynamic_shift(num_steps, latent_shape or self.latent_shape())
+        return flow_scheduler.own_shift(self.scheduler_config, mu)
 
     def lora_names(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:
         """diffusers' own names, which ComfyUI knows for every transformer that it draws."""

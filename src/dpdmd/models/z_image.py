@@ -63,7 +63,7 @@ class ZImageAdapter(StockAdapter):
         out = network(list(x_t.unsqueeze(2)), 1 - t, tokens, return_dict=False)[0]
         return from_velocity(x_t, -torch.stack(out).squeeze(2), t)
 
-    def picture_tokens(self, output: Tensor, x_t: Tensor) -> Tensor:
+    def picture_tokens(self, output: Tensor, x_t: Tensor, cond: Condition) -> Tensor:
         """The first tokens; padding and, in most blocks, the prompt's tokens follow them."""
         height, width = x_t.shape[2:]
         return output[:, : height * width // PATCH_SIZE**2]

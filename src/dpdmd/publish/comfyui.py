@@ -16,7 +16,7 @@ from dpdmd.method.paths import FlowPath, Path
 from dpdmd.method.rollout import StudentKind
 
 WORKFLOW_FILE = "comfyui_workflow.json"
-NONE = "ComfyUI has no nodes for this kind of model, so there is no workflow for it here."
+NONE = "There is no workflow for ComfyUI of this kind of model."
 TABLE = 1000  # noise levels that the `simple` scheduler picks from
 MOST_NOISE = 4518.76  # sigma / alpha that stands for pure noise of a schedule that ends there (zero SNR)
 Node = dict[str, Any]

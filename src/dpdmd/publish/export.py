@@ -14,6 +14,7 @@ from dpdmd.method.grids import Grid
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
 from dpdmd.models.load import load_adapter, load_sampler
+from dpdmd.models.lora import takes_lora
 from dpdmd.models.parts import cached_folder
 from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, StudentFile
 from dpdmd.publish.card import CardParts, base_licence, model_card, read_metrics, require_licence
@@ -141,6 +142,11 @@ def _student(run: str | Path, *, is_lora: bool) -> Exported:
     info = StudentFile.read(student)
     info.require_its_weights(student)
     adapter, grid = load_adapter(info.base), Grid(info.grid)
+    if is_lora and not takes_lora(adapter):
+        raise ValueError(
+            f"{run}: a {adapter.pipeline_class.__name__} of stock diffusers cannot load a LoRA; export it without "
+            "--lora, which merges it into the network"
+        )
     shape = adapter.latent_shape(*(info.image_size or ()))
     scheduler = adapter.student_scheduler(info.kind, grid, shape)
     arguments = adapter.call_arguments(scheduler, grid, info.embedded_guidance)

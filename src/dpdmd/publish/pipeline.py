@@ -10,6 +10,7 @@ import torch
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.lora import published_lora
 from dpdmd.models.parts import local_folder
+from dpdmd.models.pipeline_files import parts_of
 from dpdmd.models.student_file import LORA_FILE
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import write_tensors
@@ -30,13 +31,12 @@ def write_pipeline(
     base = local_folder(adapter.source)
     index = read_json(base / "model_index.json")
     replaced = {adapter.network_name: network, "scheduler": scheduler}
-    for name, entry in index.items():
-        is_part = not name.startswith("_") and isinstance(entry, list) and entry[0] is not None
-        if is_part and name not in replaced:
+    for name in parts_of(index):
+        if name not in replaced:
             shutil.copytree(base / name, out / name, copy_function=_link if link else shutil.copyfile)
     network.save_pretrained(out / adapter.network_name, **({"max_shard_size": ONE_FILE} if one_file else {}))
     scheduler.save_pretrained(out / "scheduler")
-    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    index |= {"scheduler": ["diffusers", type(scheduler).__name__], **adapter.exported_options}
     write_json(out / "model_index.json", index)
 
 

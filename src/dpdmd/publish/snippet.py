@@ -14,7 +14,7 @@ from diffusers import {imports}
 device = "cuda" if torch.cuda.is_available() else "cpu"
 {load}
 {renewal}generator = torch.Generator().manual_seed(0)  # on the CPU, so that every device draws the same noise
-image = pipe({prompt!r}, {arguments}, generator=generator{callback}).images[0]
+image = pipe(prompt={prompt!r}, {arguments}, generator=generator{callback}).images[0]
 """
 
 
@@ -51,7 +51,7 @@ def snippet(
         prompt=prompt,
         arguments=call,
         renewal="" if renewal is None else f"\n\n{renewal}\n\n",
-        callback="" if renewal is None else f", callback_on_step_end={RENEW_NOISE}",
+        callback="" if renewal is None else f", {adapter.callback}={RENEW_NOISE}",
     )
 
 

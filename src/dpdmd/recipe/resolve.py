@@ -59,6 +59,11 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     latent_shape = adapter.latent_shape(model.height, model.width)
     scale, teacher_grid = _teacher(model, adapter, latent_shape)
     student_grid = _student_grid(recipe.student, adapter, latent_shape)
+    if recipe.student.kind == "renoise_last" and adapter.callback is None:
+        raise ValueError(
+            f'student.kind "renoise_last": a {adapter.pipeline_class.__name__} of stock diffusers takes no callback '
+            'that could renew the noise between its steps; use "ode" or "renoise"'
+        )
     start = recipe.student.start and located(recipe.student.start)
     if start and "student" in recipe.lora.roles:
         require_lora(start)
