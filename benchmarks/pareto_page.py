@@ -57,6 +57,7 @@ NOISE_PREDICTION_LABELS = {
     "dp_dmd_x0": "**DP-DMD** (x0 target, lambda 1)",
     "dp_dmd_secant": "DP-DMD, secant in eps space, lambda 200, anchor guided by 2.5",
 }
+SIZE = (7.8, 4.6)  # inches
 PICTURED = {
     RIVAL: "DMD",
     OURS: "DP-DMD",
@@ -190,8 +191,8 @@ def picture(arms: Arms) -> Figure | None:
         title="", arms={name: ArmReport(label, metrics={}) for name, label in labels.items()}, metrics=there, paths={},
         curve=curve, sentences=[], intervals="", caption="", shown="", provenance={},
     )  # fmt: skip
-    colours = arm_colours(["teacher", "dmd", "dp_dmd", *there])
-    return pareto(comparison, colours | {OURS: colours["dp_dmd"]})
+    colours = arm_colours({name: ArmReport(name) for name in ("teacher", "dmd", "dp_dmd", *there)})
+    return pareto(comparison, colours | {OURS: colours["dp_dmd"]}, SIZE)
 
 
 def sections(arms: Arms, noise_prediction: Arms) -> dict[str, str]:

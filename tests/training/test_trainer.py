@@ -217,7 +217,7 @@ def test_lint_messages_are_shown_and_saved(make_recipe, adapter, capsys):
     )
     folder = train(recipe, adapter)
     messages = read_json(folder / "provenance.json")["lint"]
-    assert any("the anchor is 1 teacher steps" in message for message in messages)
+    assert any("the anchor is the teacher's step 1," in message for message in messages)
     assert all(f"note: {message}" in capsys.readouterr().out for message in messages[:1])
 
 

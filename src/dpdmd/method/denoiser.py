@@ -37,9 +37,11 @@ class Condition:
         return self._each(chosen)
 
     def to(self, device: torch.device) -> "Condition":
-        """The same condition on another device; masks stay on the CPU as well."""
-        on_cpu = self.on_cpu or {name: tensor for name, tensor in self.tensors.items() if name.endswith("mask")}
-        return Condition({name: to_device(tensor, device) for name, tensor in self.tensors.items()}, on_cpu)
+        """The same condition on another device; elsewhere than on the CPU, masks stay there as well."""
+        tensors = {name: to_device(tensor, device) for name, tensor in self.tensors.items()}
+        if device.type == "cpu":
+            return Condition(tensors)
+        return Condition(tensors, self.on_cpu or {name: t for name, t in self.tensors.items() if name.endswith("mask")})
 
     def mask(self, name: str) -> Tensor:
         """A mask (B, L) on the CPU."""

@@ -107,8 +107,8 @@ class Adversary:
         real, real_cond = self.real.draw(number, batch.rng(f"real_{update}"), self.prompts.encode, x0.device)
         tau = sample_times(number, rng, low=self.tau_range.low, high=self.tau_range.high)
         both, cond = torch.cat([real, x0]), concatenate([real_cond, batch.cond])
-        taus, noise = to_device(tau.repeat(2), x0.device), to_device(torch.randn(both.shape, generator=rng), x0.device)
-        x_tau = add_noise(self.path, both, noise, taus)
+        taus = to_device(tau.repeat(2), x0.device)
+        x_tau = add_noise(self.path, both, to_device(torch.randn(both.shape, generator=rng), x0.device), taus)
         with torch.no_grad():
             features = self.discriminator.features(x_tau, taus, cond)
         on_real, on_fake = self.network(features).split(number)

@@ -39,8 +39,8 @@ class Dmd(Term):
     def __call__(self, step: StudentStep) -> TermResult:
         x, rng = step.rollout.x0, step.rng("dmd")
         tau = sample_times(len(x), rng, low=self.tau_low, high=self.tau_high, shift=self.tau_shift)
-        tau, noise = to_device(tau, x.device), to_device(torch.randn(x.shape, generator=rng), x.device)
-        x_tau = add_noise(step.path, x.detach(), noise, tau)
+        tau = to_device(tau, x.device)
+        x_tau = add_noise(step.path, x.detach(), to_device(torch.randn(x.shape, generator=rng), x.device), tau)
         with torch.no_grad():
             fake = step.fake_score(x_tau, tau, step.cond)
             real = guided(step.teacher, x_tau, tau, step.cond, step.uncond, self.guidance)
