@@ -38,6 +38,10 @@ class TinyNetwork(nn.Module):
 class TinyPipeline:
     """Saves a LoRA as stock pipelines do."""
 
+    def load_lora_weights(self, *args, **kwargs):
+        """Only looked for: a pipeline without it takes no LoRA."""
+        raise NotImplementedError
+
     @staticmethod
     def save_lora_weights(folder, network_lora_layers, network_lora_adapter_metadata):
         write_tensors(Path(folder, LORA_FILE), {f"network.{name}": t for name, t in network_lora_layers.items()})
