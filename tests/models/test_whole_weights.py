@@ -53,7 +53,8 @@ def edited(folder: str, out: Path, part: str, damage) -> str:
     tensors = load_file(path)
     named = damage(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
-    return named.rpartition("text_model.")[2]
+    # Libraries leave parts of some names out: "text_model.", or one of two models.
+    return named.rpartition("text_model.")[2].rpartition("language_model.model.")[2]
 
 
 def weighted_parts(folder: str) -> list[str]:
