@@ -1,7 +1,7 @@
 """Names and shapes of the networks in the layouts of their authors, written down from published configurations.
 
 Nothing here reads the project's code: these tables judge the names under which a LoRA leaves it. Each function returns
-{name of a weight: shape}, for attention layers in full and for the rest as far as diffusers' converters ask for it.
+{name of a weight: shape}: all of a network, of SDXL's its linear layers outside and inside its attentions.
 """
 
 import torch
@@ -118,21 +118,50 @@ def flux_dev() -> dict[str, torch.Tensor]:
 
 
 def z_image() -> dict[str, torch.Tensor]:
-    """Attention of Z-Image's checkpoint on the meta device: 30 layers and twice two refiners of width 3840."""
-    width, table = 3840, {}
+    """Z-Image's checkpoint on the meta device: 30 layers and twice two refiners of width 3840, 30 heads of 128."""
+    width, hidden, caption, embedding = 3840, 10240, 2560, 256
+
+    def matrix(name: str, rows: int, columns: int) -> dict[str, torch.Tensor]:
+        return {f"{name}.weight": torch.empty(rows, columns, device="meta")}
+
+    table = _linear("x_embedder", width, 64) | _linear("final_layer.linear", 64, width)
+    table |= _linear("final_layer.adaLN_modulation.1", width, embedding)
+    table |= _norm("cap_embedder.0.weight", caption) | _linear("cap_embedder.1", width, caption)
+    table |= _linear("t_embedder.mlp.0", 1024, 256) | _linear("t_embedder.mlp.2", embedding, 1024)
+    table |= {f"{name}_pad_token": torch.empty(1, width, device="meta") for name in ("x", "cap")}
     for name, number in (("layers", 30), ("noise_refiner", 2), ("context_refiner", 2)):
         for i in range(number):
-            block = f"{name}.{i}.attention"
-            table[f"{block}.qkv.weight"] = torch.empty(3 * width, width, device="meta")
-            table[f"{block}.out.weight"] = torch.empty(width, width, device="meta")
-            table |= _norm(f"{block}.q_norm.weight", 128) | _norm(f"{block}.k_norm.weight", 128)
+            block = f"{name}.{i}"
+            table |= matrix(f"{block}.attention.qkv", 3 * width, width) | matrix(f"{block}.attention.out", width, width)
+            table |= _norm(f"{block}.attention.q_norm.weight", 128) | _norm(f"{block}.attention.k_norm.weight", 128)
+            table |= matrix(f"{block}.feed_forward.w1", hidden, width) | matrix(
+                f"{block}.feed_forward.w3", hidden, width
+            )
+            table |= matrix(f"{block}.feed_forward.w2", width, hidden)
+            for norm in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"):
+                table |= _norm(f"{block}.{norm}.weight", width)
+            if name != "context_refiner":  # which knows nothing of the time
+                table |= _linear(f"{block}.adaLN_modulation.0", 4 * width, embedding)
     return table
 
 
-def qwen_image() -> Table:
-    """Attention of Qwen-Image, whose published layout is the one of diffusers: 60 blocks of width 3072."""
-    names = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-    return {f"transformer_blocks.{i}.attn.{name}": (3072, 3072) for i in range(60) for name in names}
+def qwen_image() -> dict[str, torch.Tensor]:
+    """Qwen-Image's checkpoint on the meta device, whose layout is the one of diffusers: 60 blocks of width 3072."""
+    width, text = 3072, 3584
+    table = _linear("img_in", width, 64) | _linear("txt_in", width, text) | _norm("txt_norm.weight", text)
+    for name, size in (("linear_1", 256), ("linear_2", width)):
+        table |= _linear(f"time_text_embed.timestep_embedder.{name}", width, size)
+    for i in range(60):
+        block = f"transformer_blocks.{i}"
+        for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"):
+            table |= _linear(f"{block}.attn.{name}", width, width)
+        for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+            table |= _norm(f"{block}.attn.{name}.weight", 128)
+        for stream in ("img", "txt"):
+            table |= _linear(f"{block}.{stream}_mod.1", 6 * width, width)
+            table |= _linear(f"{block}.{stream}_mlp.net.0.proj", 4 * width, width)
+            table |= _linear(f"{block}.{stream}_mlp.net.2", width, 4 * width)
+    return table | _linear("norm_out.linear", 2 * width, width) | _linear("proj_out", 64, width)
 
 
 def sana() -> dict[str, torch.Tensor]:

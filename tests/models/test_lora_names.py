@@ -139,8 +139,7 @@ def test_all_modules_of_a_transformer_are_weights_of_its_authors_checkpoint(name
     # The table is that of the whole network: no weight of it is missing there, none is left over.
     network = {name: tuple(t.shape) for name, t in empty_network(adapter).state_dict().items()}
     network = {key.removesuffix(".weight"): shape for key, shape in network.items()}
-    if name not in ("qwen_image_dp_dmd", "z_image"):  # whose tables have the attentions alone
-        assert shapes == network
+    assert shapes == network
     for key in down:
         assert shapes[key.removeprefix("transformer.")] == (up[key][1], down[key][2])
 

@@ -91,8 +91,8 @@ def main() -> None:
                 print(stop, file=sys.stderr)
             sys.exit(stop.exit_code)
         except KeyboardInterrupt:
-            goes_on = any(command in sys.argv[1:] for command in CONTINUED)
-            print(f"interrupted{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
+            command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+            print(f"interrupted{'; the same command continues' if command in CONTINUED else ''}", file=sys.stderr)
             sys.exit(130)
 
 

@@ -26,7 +26,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def times(speedup: float) -> str:
-    """The time that something takes which is so many times faster: "1/15", from a half on in per cent."""
+    """The share of the time that a speed-up leaves: 15.2 as "1/15", and below 1.75 in per cent, 1.25 as "80 %"."""
     return f"1/{round(speedup)}" if speedup >= 1.75 else percent(1 / max(speedup, 1e-9))
 
 

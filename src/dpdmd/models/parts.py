@@ -26,6 +26,9 @@ from dpdmd.store.errors import InputError, reading
 from dpdmd.store.files import read_json
 from dpdmd.store.messages import without_loading_bars
 
+# Of every download: neither pickles nor code.
+SAFELY: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+
 
 def local_folder(source: str) -> Path:
     """The folder of a pipeline: `source` itself, or the snapshot of a hub id, downloaded unless it is cached."""
@@ -37,8 +40,7 @@ def _downloaded(hub_id: str) -> Path:
     from diffusers import DiffusionPipeline
 
     with reading(hub_id, "files"):
-        options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
-        return Path(DiffusionPipeline.download(hub_id, variant=only_variant(_files_of(hub_id)), **options))
+        return Path(DiffusionPipeline.download(hub_id, variant=only_variant(_files_of(hub_id)), **SAFELY))
 
 
 def _files_of(hub_id: str) -> list[str]:
@@ -61,7 +63,7 @@ def cached_folder(source: str) -> Path | None:
     from diffusers import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(source, use_safetensors=True, local_files_only=True))
+        return Path(DiffusionPipeline.download(source, local_files_only=True, **SAFELY))
     except (OSError, ValueError):
         return None
 

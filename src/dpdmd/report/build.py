@@ -150,10 +150,6 @@ def _policy(script: str) -> str:
     )
 
 
-def _status(arm: ArmReport) -> str:
-    return arm.status.sentence(arm.label, arm.folder) if arm.status else ""
-
-
 def _notes(arms: dict[str, ArmReport], comparison: Comparison | None) -> list[str]:
     """What a reader must know before trusting the tables."""
     notes = []

@@ -16,7 +16,7 @@ from dpdmd.training.updates import MicroLoss
 
 # What has an optimiser: the trained roles, and the head of a discriminator.
 Trained = Role | Literal["discriminator"]
-BAD = "whether any process has a loss or a gradient that is not finite"
+BAD = "non_finite"  # of the log: 1 if any process has a loss or a gradient that is not finite
 
 
 def rate_factor(step: int, plan: OptimiserPlan) -> float:
