@@ -300,3 +300,43 @@ def test_audit_passes_its_arguments_on(run, called, tmp_path):
     code, _, err = run("audit", "a", "--teacher", "b", "--sigmas", "1,x")
     assert code == 2 and "--sigmas must be numbers separated by commas, got '1,x'" in err
     assert run("audit", "a", "--teacher", "b", "--sigmas", "1", "--timesteps", "9")[0] == 2
+
+
+EMPTY = [
+    ("sample", "scenes", "--prompt", "a red circle", "--out", ""),
+    ("evaluate", "images", "--out="),
+    ("audit", "scenes", "--teacher", "scenes", "--out", " "),
+    ("report", ""),
+    ("report", "run", "--out", ""),
+    ("compare", "scenes_dmd", "--out", ""),
+    ("export", "run", "--out", ""),
+    ("new", "scenes", "--out", ""),
+    ("demo", "--out", ""),
+]
+
+
+@pytest.mark.parametrize("arguments", EMPTY, ids=lambda arguments: arguments[0])
+def test_an_empty_name_is_not_the_working_directory(arguments, run, tmp_path, monkeypatch):
+    """It is mostly a variable that a script did not set."""
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run(*arguments)
+    assert code == 2 and "the name is empty" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_name_of_a_model_is_no_hub_id(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (("sample", "", "--prompt", "a", "--out", "o"), ("export", "", "--out", "o"), ("audit", "")):
+        code, _, error = run(*arguments, *(["--teacher", "scenes"] if arguments[0] == "audit" else []))
+        assert code == 2 and "a name is empty" in error
+    assert run("new", "", "--out", "my.toml")[0] == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_is_meant_where_a_shell_leaves_the_tilde(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    run("new", "scenes", "--out=~/my.toml")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert (tmp_path / "home" / "my.toml").is_file()

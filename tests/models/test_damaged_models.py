@@ -78,6 +78,15 @@ def test_a_tokenizer_without_a_maximum_takes_that_of_its_text_encoder(copy, sd3_
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
 
 
+@pytest.mark.parametrize("missing", [["text_encoder"], ["text_encoder_2", "tokenizer_2"]])
+def test_a_text_encoder_that_is_null_is_named_before_anything_is_loaded(missing, copy):
+    """Of SD3 only the third may be."""
+    index = read_json(copy / "model_index.json")
+    write_json(copy / "model_index.json", index | {name: [None, None] for name in missing})
+    with pytest.raises(ValueError, match=rf"has null for {' and '.join(missing)}, without which"):
+        load_adapter(str(copy))
+
+
 DAMAGE = {
     "model_index.json": ["[]", "null", "{", '{"_class_name": 3}', '{"_class_name": "StableDiffusion3Pipeline"}'],
     "transformer/config.json": ["[]", "{}", "{", '{"num_layers": "x"}', '{"sample_size": null}', '{"patch_size": 0}'],

@@ -203,3 +203,11 @@ def test_every_kind_of_picture_that_people_keep_is_read(suffix, tmp_path):
     Image.new("RGB", (8, 8), (250, 128, 4)).save(path, **options)
     assert pictures_in(tmp_path) == [path]
     assert np.abs(pixels(path).astype(int) - [250, 128, 4]).max() <= (2 if suffix == ".avif" else 0)
+
+
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "a.jxl"])
+def test_a_kind_of_picture_that_is_not_read_is_named_and_not_passed_over(name, tmp_path):
+    for file in ("b.png", name):
+        (tmp_path / file).touch()
+    with pytest.raises(ValueError, match=rf"{name} is a picture of a kind that is not read"):
+        pictures_in(tmp_path)

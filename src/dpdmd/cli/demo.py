@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dpdmd.cli.places import place
 from dpdmd.recipe import bounds
 
 app = typer.Typer()
@@ -13,7 +14,10 @@ app = typer.Typer()
 @app.command(epilog="Example: dpdmd demo --out runs/demo --seed 1")
 def demo(
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder to write students, images, metrics.json and report.html to.")
+        Path,
+        typer.Option(
+            parser=place, metavar="DIR", help="Folder to write students, images, metrics.json and report.html to."
+        ),
     ] = Path("runs/demo"),
     updates: Annotated[
         int | None,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from dpdmd.cli.options import AS_EVALUATE, BATCH_SIZE, SEVERAL_IMAGES, number
+from dpdmd.cli.places import place
 from dpdmd.recipe import bounds
 
 app = typer.Typer()
@@ -24,11 +25,15 @@ def sample(
             "best student, else its newest), RUN@STEP, or the folder of a student or checkpoint.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the PNG files and manifest.json to.")],
+    out: Annotated[
+        Path, typer.Option(parser=place, metavar="DIR", help="Folder to write the PNG files and manifest.json to.")
+    ],
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Prompt; may be given several times.")
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Text file with one prompt per line.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(parser=place, metavar="FILE", help="Text file with one prompt per line.")
+    ] = None,
     num_inference_steps: Annotated[
         int | None,
         typer.Option(min=1, max=bounds.STEPS, help="Number of steps; fixed for a student. Default: the model's own."),
@@ -123,11 +128,14 @@ def evaluate(
     ],
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder with the teacher's images for the same prompts and seeds."),
+        typer.Option(
+            parser=place, metavar="DIR", help="Folder with the teacher's images for the same prompts and seeds."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
+            parser=place,
             metavar="FILE",
             help="JSON file to write. Default: metrics.json in the folder of a run, else in the working directory.",
         ),
@@ -159,6 +167,7 @@ def evaluate(
     cache: Annotated[
         Path | None,
         typer.Option(
+            parser=place,
             metavar="DIR",
             help="Folder in which features and scores are cached. Default: in $DPDMD_CACHE or the user's cache.",
         ),
@@ -166,7 +175,11 @@ def evaluate(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Of a run: text file with one prompt per line. Default: its validation's."),
+        typer.Option(
+            parser=place,
+            metavar="FILE",
+            help="Of a run: text file with one prompt per line. Default: its validation's.",
+        ),
     ] = None,
     images_per_prompt: Annotated[int, SEVERAL_IMAGES] = 9,
 ) -> None:
@@ -248,11 +261,12 @@ def audit(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder to write images, metrics and report.html to.")
+        Path, typer.Option(parser=place, metavar="DIR", help="Folder to write images, metrics and report.html to.")
     ] = Path("runs/audit"),
     prompts: Annotated[
         Path | None,
         typer.Option(
+            parser=place,
             metavar="FILE",
             help="Text file with one prompt per line. Default, for built-in teachers only: 24 scene prompts.",
         ),

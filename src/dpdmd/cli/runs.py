@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dpdmd.cli.options import AS_EVALUATE, BATCH_SIZE, SEVERAL_IMAGES, Overrides
+from dpdmd.cli.places import place
 from dpdmd.recipe import bounds
 
 app = typer.Typer()
@@ -13,8 +14,10 @@ app = typer.Typer()
 
 @app.command(epilog="Example: dpdmd report runs/dmd runs/dp_dmd --out report.html")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, or a folder of run folders.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML file to write.")] = Path("report.html"),
+    runs: Annotated[
+        list[Path], typer.Argument(parser=place, metavar="RUN", help="Run folders, or a folder of run folders.")
+    ],
+    out: Annotated[Path, typer.Option(parser=place, metavar="FILE", help="HTML file to write.")] = Path("report.html"),
 ) -> None:
     """Compare runs in one self-contained HTML page."""
     from dpdmd.report.build import report_from_runs
@@ -56,7 +59,10 @@ def compare(
         str, typer.Option(metavar="SEEDS", help='Training seeds: a range "0-4" or a list "0,2,5".')
     ] = "0-4",
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder to write runs, images, comparison.json and report.html to.")
+        Path,
+        typer.Option(
+            parser=place, metavar="DIR", help="Folder to write runs, images, comparison.json and report.html to."
+        ),
     ] = Path("runs/compare"),
     jobs: Annotated[
         int,
@@ -74,6 +80,7 @@ def compare(
     prompts: Annotated[
         Path | None,
         typer.Option(
+            parser=place,
             metavar="FILE",
             help="Text file with one prompt per line. Default: the evaluation prompts of the built-in world.",
         ),
@@ -120,7 +127,7 @@ def export(
             help="Run folder (its best student, else its newest), RUN@STEP, or the folder of a student or checkpoint.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not exist.")],
+    out: Annotated[Path, typer.Option(parser=place, metavar="DIR", help="Folder to write; it must not exist.")],
     lora: Annotated[
         bool,
         typer.Option("--lora", help="Write only the LoRA, for diffusers and ComfyUI, instead of merging it."),
@@ -149,6 +156,7 @@ def export(
     metrics: Annotated[
         Path | None,
         typer.Option(
+            parser=place,
             metavar="FILE",
             help="JSON file of `dpdmd evaluate` for the model card. Default: RUN/metrics.json if it exists.",
         ),

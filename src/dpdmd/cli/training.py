@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dpdmd.cli.options import Overrides, RecipeName, number
+from dpdmd.cli.places import place
 from dpdmd.recipe import bounds
 
 app = typer.Typer()
@@ -115,7 +116,7 @@ def new(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Pipeline folder, hub id, or a .safetensors file with --base.")
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Recipe to write; it must not exist.")],
+    out: Annotated[Path, typer.Option(parser=place, metavar="FILE", help="Recipe to write; it must not exist.")],
     memory: Annotated[
         float | None,
         typer.Option(

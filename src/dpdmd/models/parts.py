@@ -26,6 +26,8 @@ from dpdmd.store.errors import InputError, reading
 from dpdmd.store.files import read_json
 from dpdmd.store.messages import without_loading_bars
 
+# Texts that a pipeline may lack: Stable Diffusion 3 does without T5.
+OPTIONAL_TEXTS = ("text_encoder_3", "tokenizer_3")
 # Of every download: neither pickles nor code.
 SAFELY: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
 
@@ -120,10 +122,17 @@ def _defaults(component_class: Any) -> dict[str, Any]:
 
 
 def require_texts(source: str) -> None:
-    """Raises ValueError for a local pipeline whose text encoders are stored quantised, before anything is loaded."""
+    """Raises ValueError for a local pipeline with text encoders that are null or stored quantised, before any loads."""
     if not Path(source).is_dir():
         return
-    for name, (library, _) in parts_of(pipeline_files.read_index(source)).items():
+    index = pipeline_files.read_index(source)
+    texts = [name for name in index if name.startswith(("text_encoder", "tokenizer")) and name not in OPTIONAL_TEXTS]
+    if null := [name for name in texts if index[name] == [None, None]]:
+        raise InputError(
+            f"{source}: {INDEX} has null for {' and '.join(null)}, without which prompts cannot be read; "
+            "save the pipeline with them"
+        )
+    for name, (library, _) in parts_of(index).items():
         path = Path(source, name, "config.json")
         if library == "transformers" and path.is_file():
             config = read_json(path)

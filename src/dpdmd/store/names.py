@@ -19,10 +19,12 @@ def expanded(name: str | Path) -> str:
 def local_or_hub_id(name: str | Path) -> str:
     """`name` with ~ expanded, for what may be a file, a folder or a hub id.
 
-    Raises ValueError, with the nearest name that exists, for a path that does not: it is not looked up on the hub,
-    which would take half a minute without a network. A path starts with ".", "/" or "~", has more than one "/" or ends
-    with one, ends with ".safetensors", or starts with "runs/" or with a folder that exists.
+    Raises ValueError for an empty name and, with the nearest name that exists, for a path that does not: it is not
+    looked up on the hub, which would take half a minute without a network. A path starts with ".", "/" or "~", has more
+    than one "/" or ends with one, ends with ".safetensors", or starts with "runs/" or with a folder that exists.
     """
+    if not str(name).strip():
+        raise ValueError("a name is empty; name a folder, a hub id or what is built in")
     name, given = expanded(name), str(name)
     if Path(name).exists():
         return name

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
+# Pictures as people have them, which are not read. To pass them over would leave them out of a score without a word.
+NOT_READ = (".heic", ".heif", ".jxl", ".jp2", ".tga", ".ppm", ".psd", ".svg", ".dng")
 # Folders that an operating system or a file server makes for itself.
 NOT_OURS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 WHITE = (255, 255, 255)
@@ -99,8 +101,14 @@ def visible(paths: Iterable[Path]) -> list[Path]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The visible picture files of a folder, in natural order. Links count as what they lead to."""
-    return [path for path in visible(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    """The visible picture files of a folder, in natural order. Links count as what they lead to.
+
+    Raises ValueError for a picture of a kind that is not read.
+    """
+    files = visible(folder.iterdir())
+    if other := next((path for path in files if path.suffix.lower() in NOT_READ), None):
+        raise ValueError(f"{other} is a picture of a kind that is not read; write it as PNG or move it elsewhere")
+    return [path for path in files if path.suffix.lower() in SUFFIXES]
 
 
 def natural_key(name: str) -> tuple[Any, ...]:
