@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -66,6 +67,20 @@ def test_quiet_shows_no_progress_and_only_warnings(monkeypatch, capsys):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["trouble"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "no_such_recipe"], ["new", "scenes", "--out", "my.toml"]])
+def test_a_terminal_that_wants_no_colours_gets_none(arguments, tmp_path):
+    ours, theirs = os.openpty()
+    environment = os.environ | {"NO_COLOR": "1", "TERM": "xterm-256color"}
+    subprocess.run([*DPDMD, *arguments], env=environment, cwd=tmp_path, stdout=theirs, stderr=theirs, timeout=120)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal that nobody writes to any more
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert shown and not re.search(rb"\x1b\[[0-9;]*m", shown)
 
 
 def test_quiet_and_verbose_exclude_each_other():
