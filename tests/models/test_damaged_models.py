@@ -122,6 +122,14 @@ def test_whatever_a_library_raises_is_one_sentence_with_the_part(file, content, 
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_shift_that_leaves_no_time_between_1_and_0_is_the_models(copy):
+    path = copy / "scheduler" / "scheduler_config.json"
+    write_json(path, read_json(path) | {"shift": 1e12})
+    with pytest.raises(ValueError, match=r"its scheduler's options give no 30 steps: a grid must descend") as error:
+        load_adapter(str(copy))
+    assert str(copy) in str(error.value)
+
+
 def test_loading_says_nothing_as_a_library_either(copy, caplog):
     with caplog.at_level(logging.WARNING):
         load_sampler(str(copy)).adapter.encode(["x"])

@@ -11,16 +11,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from dpdmd.method.grids import Grid
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape
+from dpdmd.store.errors import library_errors
 
 TOLERANCE = 1e-6  # of times: fp32 rounding
 SHIFT_UNIT = 2.0**-20  # shift - 1 and 1 + (shift - 1) are exact in fp32 for multiples of it below 16
-
-
-def default_grid(config: dict[str, Any], num_steps: int) -> Grid:
-    """The grid that `set_timesteps(num_steps)` produces."""
-    scheduler = _scheduler(config)
-    scheduler.set_timesteps(num_steps)
-    return Grid(tuple(scheduler.sigmas.tolist()))
 
 
 def size_shift(config: dict[str, Any], latent_shape: LatentShape) -> float:
@@ -40,13 +34,17 @@ def token_shift(config: dict[str, Any], num_tokens: int) -> float:
     return values.base_shift + slope * (num_tokens - values.base_image_seq_len)
 
 
-def stock_grid(config: dict[str, Any], num_steps: int, mu: float) -> Grid:
-    """The default grid of pipelines that give their scheduler sigmas: uniform from 1 to 1 / num_steps, then shifted.
+def stock_grid(
+    config: dict[str, Any], num_steps: int, source: str, *, pipeline_gives_sigmas: bool, mu: float | None = None
+) -> Grid:
+    """The grid of the stock pipeline: the scheduler's own, or a shifted one that is uniform from 1 to 1 / num_steps.
 
-    mu: of a dynamic shift. The grid equals the uniform one up to fp32 rounding, unless the scheduler stretches it to
-    end at shift_terminal (Qwen-Image).
+    source: the model's name, for errors. mu: of a dynamic shift. A grid that the pipeline gives equals the uniform one
+    up to fp32 rounding, unless the scheduler stretches it to end at shift_terminal (Qwen-Image). Raises ValueError for
+    options that give no descending times, such as a shift by which all of them are 1.
     """
-    return drawn_grid(_scheduler(config), num_steps, pipeline_gives_sigmas=True, mu=mu)
+    with library_errors(f"{source}: its scheduler's options give no {num_steps} steps"):
+        return drawn_grid(_scheduler(config), num_steps, pipeline_gives_sigmas=pipeline_gives_sigmas, mu=mu)
 
 
 def own_shift(config: dict[str, Any], mu: float) -> float:

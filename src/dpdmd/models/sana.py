@@ -113,7 +113,9 @@ class SanaAdapter(StockAdapter):
         """The stock Euler scheduler's grid. The uniform grid, within 0.001 of it, replaces that of DPM-Solver."""
         if self.replaced_solver:
             return self.uniform_grid(num_steps)
-        return flow_scheduler.default_grid(self.scheduler_config, num_steps)
+        return flow_scheduler.stock_grid(
+            self.scheduler_config, num_steps, self.source, pipeline_gives_sigmas=self.pipeline_gives_sigmas
+        )
 
     def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
         """The number of steps or the sigmas, no guidance, and the model's own image size.

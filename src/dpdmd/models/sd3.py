@@ -116,4 +116,6 @@ class SD3Adapter(StockAdapter):
         """The default grid of the saved scheduler. The uniform grid replaces that of a solver, which is nearly it."""
         if self.replaced_solver:
             return self.uniform_grid(num_steps)
-        return flow_scheduler.default_grid(self.scheduler_config, num_steps)
+        return flow_scheduler.stock_grid(
+            self.scheduler_config, num_steps, self.source, pipeline_gives_sigmas=self.pipeline_gives_sigmas
+        )

@@ -162,7 +162,10 @@ class StockAdapter:
     def stock_grid(self, num_steps: int, latent_shape: LatentShape | None = None) -> Grid:
         """The grid of a pipeline that gives its scheduler uniform sigmas and a shift that depends on the image size."""
         mu = self.dynamic_shift(num_steps, latent_shape or self.latent_shape())
-        return flow_scheduler.stock_grid(self.scheduler_config, num_steps, mu)
+        gives = self.pipeline_gives_sigmas
+        return flow_scheduler.stock_grid(
+            self.scheduler_config, num_steps, self.source, pipeline_gives_sigmas=gives, mu=mu
+        )
 
     def uniform_grid(
         self, num_steps: int, latent_shape: LatentShape | None = None, *, shift: float | None = None
