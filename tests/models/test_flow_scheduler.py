@@ -24,7 +24,7 @@ SHIFTS = [0.5, 1.0, 1.7, 3.0, math.exp(1.15), 12.0]
 
 
 def own_grid(config, num_steps, shape) -> Grid:
-    return stock_grid(config, num_steps, size_shift(config, shape))
+    return stock_grid(config, num_steps, "a model", pipeline_gives_sigmas=True, mu=size_shift(config, shape))
 
 
 def uniform_grid(config, num_steps, shape) -> Grid:
