@@ -47,6 +47,15 @@ def test_what_the_comparison_settles_is_no_setting_of_all_arms():
         plan("scenes_dmd", sets=["train.num_updates=3"])
 
 
+@pytest.mark.parametrize("wrong", ["[train]\nnum_updates = nan", "[validation]\nevery = 101000001"])
+def test_a_recipe_whose_mistake_the_comparison_would_hide_is_refused(wrong, tmp_path):
+    """The key is one that every arm is given by the comparison."""
+    path = tmp_path / "r.toml"
+    path.write_text(f'[model]\nteacher = "scenes"\n[data]\nprompts = "scenes"\n{wrong}\n')
+    with pytest.raises(ValueError, match="cannot be used, one problem"):
+        plan(str(path))
+
+
 def test_arms_share_a_teacher_which_is_sampled_as_they_have_it():
     teacher = shared_teacher(plan("scenes_dmd", "scenes_dp_dmd"))
     assert teacher == Teacher("scenes", 3.5, 30, few_steps=4)

@@ -48,7 +48,7 @@ def plan_students(recipes: list[str], *, names: list[str], sets: list[str], budg
     """The arms that a user asks for (see `parse_arm`), each with the settings `sets` and the budget of all.
 
     names: none, or one for each arm. Raises ValueError for repeated names, too few of them, or one that cannot be the
-    name of a folder.
+    name of a folder, and for a recipe that is not valid by itself.
     """
     arms = [parse_arm(text) for text in recipes]
     if names and len(names) != len(arms):
@@ -62,8 +62,11 @@ def plan_students(recipes: list[str], *, names: list[str], sets: list[str], budg
             )
     if len({arm.name for arm in arms}) < len(arms):
         raise ValueError(f"arms need different names, got {', '.join(arm.name for arm in arms)}; name them with --name")
-    common = DEFAULTS | parse_settings(sets, where="--set")
-    return [replace(arm, overrides=common | arm.overrides | budget.settings()) for arm in arms]
+    given = parse_settings(sets, where="--set")
+    for arm in arms:  # before our own settings hide a mistake in theirs
+        assert arm.recipe is not None, "a student has a recipe"
+        load_recipe(arm.recipe, [*replace(arm, overrides=given | arm.overrides).settings(), "output.folder=planned"])
+    return [replace(arm, overrides=DEFAULTS | given | arm.overrides | budget.settings()) for arm in arms]
 
 
 def shared_teacher(students: list[Arm]) -> Teacher:
