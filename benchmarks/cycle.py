@@ -107,7 +107,8 @@ def save_model(folder: Path, *, width: int, num_blocks: int, latent_size: int) -
 
 def our_trainer(model: Path, work: Path, settings: dict, batch_size: int) -> Trainer:
     """The trainer of a DP-DMD run before its first update."""
-    (work / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    if not (work / "prompts.txt").exists():
+        (work / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     cuda = torch.cuda.is_available()
     base = {
         "model": {"teacher": str(model), "guidance_scale": 3.5, "num_inference_steps": 30},

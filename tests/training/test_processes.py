@@ -59,7 +59,7 @@ def recipe(make_recipe):
         *,
         num_updates: int = 4,
         batch_size: int = 2,
-        shard: bool = False,
+        shard: bool | str = False,
         random_step: bool = False,
         **sections,
     ) -> Recipe:
@@ -145,17 +145,33 @@ def test_processes_that_call_networks_unequally_often_stop(recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora", [{}, LORA], ids=["copies", "shared"])
+def test_shares_within_two_machines_and_replicas_across_train_as_one_process_does(recipe, lora):
+    one = recipe("one", 1, batch_size=1, num_updates=2, lora=lora)
+    four = recipe("four", 4, batch_size=1, num_updates=2, lora=lora, shard="machine")
+    train_tiny(one)
+    in_processes(train_tiny, four, number=4, on_machine=2)
+    assert_trained_alike(one, four)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then", "last"),
-    [((2, False), (1, False), (2, False)), ((2, True), (1, False), (2, True)), ((2, False), (4, True), (2, True))],
-    ids=["copied", "sharded", "copied-then-sharded"],
+    [
+        ((2, False), (1, False), (2, False)),
+        ((2, True), (1, False), (2, True)),
+        ((2, False), (4, True), (2, True)),
+        ((4, "machine"), (1, False), (4, "machine")),
+        ((2, True), (4, "machine"), (2, False)),
+    ],
+    ids=["copied", "sharded", "copied-then-sharded", "machines", "machines-between"],
 )
 def test_a_run_resumes_on_another_number_of_processes_copied_or_sharded(recipe, first, then, last):
     whole = recipe("whole", 1)
     train_tiny(whole)
     for num_updates, (number, shard) in zip((2, 3, 4), (first, then, last), strict=True):
         rest = recipe("parts", number, num_updates=num_updates, shard=shard)
-        in_processes(train_tiny, rest, num_updates > 2, number=number)
+        in_processes(train_tiny, rest, num_updates > 2, number=number, on_machine=2 if shard == "machine" else None)
     assert_trained_alike(whole, rest)
     assert [row["step"] for row in rows(rest)] == [1, 2, 3, 4]
     sessions = read_json(Path(rest.output.folder, "provenance.json"))["sessions"]
@@ -166,6 +182,16 @@ def test_a_run_resumes_on_another_number_of_processes_copied_or_sharded(recipe, 
 def test_sharding_is_refused_in_one_process(recipe):
     with pytest.raises(ValueError, match="start the run with torchrun"):
         train_tiny(recipe("run", 1, shard=True))
+
+
+def refuse_machines(recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match=r"needs at least two machines .* got 2 processes of which 2 are on one"):
+        train_tiny(recipe)
+
+
+@pytest.mark.slow
+def test_replicas_across_machines_are_refused_on_one(recipe):
+    in_processes(refuse_machines, recipe("run", 2, shard="machine"))
 
 
 def test_resuming_with_other_samples_per_update_is_refused(recipe):

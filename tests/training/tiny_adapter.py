@@ -1,5 +1,9 @@
 """A model family small enough to train in a test: two linear layers on (4, 4, 4) latents."""
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +37,15 @@ class TinyNetwork(nn.Module):
     def forward(self, x, t, embeds):
         hidden = self.first(torch.cat([x.flatten(1), t[:, None], embeds], dim=1))
         return self.second(torch.tanh(hidden)).view_as(x)
+
+
+@cache
+def _weights_file():
+    """The weights in a file, for processes that read only some of them."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    write_tensors(folder / "diffusion_pytorch_model.safetensors", TinyAdapter().load_network().state_dict())
+    return folder / "diffusion_pytorch_model.safetensors"
 
 
 class TinyPipeline:
@@ -82,6 +95,13 @@ class TinyAdapter:
         for parameter in network.parameters():
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=rng)
         return network.to(dtype)
+
+    def network_files(self):
+        return [_weights_file()]
+
+    def blank_network(self):
+        with torch.device("meta"):
+            return TinyNetwork()
 
     def encode(self, prompts):
         self.encoded += prompts

@@ -62,7 +62,7 @@ def train(
         typer.echo(ending(RunFolder(run.folder)))
 
 
-@app.command(epilog="Example: dpdmd plan sd35_medium_dp_dmd --memory 24")
+@app.command(epilog="Example: dpdmd plan sd35_medium_dp_dmd --memory 80 --nodes 8 --gpus 8 --link 400")
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -76,6 +76,16 @@ def plan(
             help="Memory of the device. Default: this machine's.",
         ),
     ] = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, max=bounds.COUNT, metavar="N", help="Machines to spread a run over.")
+    ] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=bounds.COUNT, metavar="N", help="GPUs of each machine.")] = 1,
+    link: Annotated[
+        float,
+        typer.Option(
+            min=0.001, max=bounds.LARGEST, callback=number, metavar="GBIT", help="Gbit/s of one machine to others."
+        ),
+    ] = 400.0,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Load the model as well, and measure a few updates on this machine.")
     ] = False,
@@ -87,8 +97,10 @@ def plan(
 
     from dpdmd.planning.answer import costs
     from dpdmd.planning.fit import has_gpu
+    from dpdmd.planning.traffic import Cluster
 
-    typer.echo(costs(settings, memory=memory))
+    cluster = Cluster(nodes, gpus, link) if nodes * gpus > 1 else None
+    typer.echo(costs(settings, memory=memory, cluster=cluster))
 
     if calibrate:
         from dpdmd.models.load import load_adapter

@@ -1,17 +1,23 @@
 """Distribute networks over processes: replicate them in every process (DDP) or shard their parameters (FSDP2)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from types import EllipsisType
+from typing import Any, Literal, cast
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
+from dpdmd.distributed.environment import number_from
+from dpdmd.distributed.processes import on_all_processes
 from dpdmd.method.roles import ROLES, TRAINED_ROLES, Roles
+
+Sharding = bool | Literal["machine"]  # train.shard
 
 
 def replicate(roles: Roles, accelerator: Accelerator) -> None:
@@ -33,28 +39,84 @@ def replicate_head(head: nn.Module, accelerator: Accelerator) -> nn.Module:
     return accelerator.prepare(head)
 
 
-def shard(roles: Roles, accelerator: Accelerator, block_lists: tuple[str, ...]) -> None:
-    """Shard the parameters of every network over the processes (FSDP2); a block is gathered when it is called.
+def new_mesh(accelerator: Accelerator, sharding: Sharding) -> DeviceMesh:
+    """The processes among which parameters are spread: all of them, or with "machine" those of one machine.
 
-    block_lists: names of the networks' attributes that hold their blocks.
-    Raises ValueError if there is only one process.
+    With "machine" the mesh has two dimensions, (machine, process on it): shares within a machine, replicas across. The
+    launcher says by LOCAL_WORLD_SIZE how many processes are on this one, and numbers those of a machine in a row.
+    Raises ValueError in all processes if there are too few of them, or not equally many on each machine.
     """
-    if accelerator.num_processes == 1:
+    number, device = accelerator.num_processes, accelerator.device.type
+    if number == 1:
         raise ValueError(
             "train.shard needs several processes, got one; start the run with torchrun --nproc-per-node=N, or remove "
             "train.shard"
         )
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    if sharding != "machine":
+        return init_device_mesh(device, (number,))
+    local = on_all_processes(lambda: number_from("LOCAL_WORLD_SIZE"))
+    if len(set(local)) > 1 or not 1 < local[0] < number or number % local[0]:
+        raise ValueError(
+            f'train.shard = "machine" needs at least two machines with equally many processes, at least two on each, '
+            f"got {number} processes of which {', '.join(map(str, sorted(set(local))))} are on one; with one machine, "
+            "or one process on each, train.shard = true"
+        )
+    return init_device_mesh(device, (number // local[0], local[0]), mesh_dim_names=("machine", "process"))
+
+
+def shard(roles: Roles, mesh: DeviceMesh, block_lists: tuple[str, ...], *, in_bf16: bool = False) -> None:
+    """Shard the parameters of every network over a mesh of processes (FSDP2); a block is gathered when it is called.
+
+    The networks may be on the meta device: no memory is taken before `materialise`.
+    block_lists: names of the networks' attributes that hold their blocks. in_bf16: parameters are gathered in bf16, in
+    which autocast computes with them anyway; gradients are reduced in fp32, and inputs are left as they are, since a
+    time rounded to bf16 is another time.
+    """
+    precision = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if in_bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for network in {id(roles.networks[role]): roles.networks[role] for role in ROLES}.values():
-        network.to(accelerator.device)
         for name in block_lists:
             for block in getattr(network, name):
-                fully_shard(block, mesh=mesh)
+                fully_shard(block, mesh=mesh, mp_policy=precision)
         # Reshard also after a call without a backward pass: optimiser and checkpoint expect sharded parameters.
-        fully_shard(network, mesh=mesh, reshard_after_forward=True)
+        fully_shard(network, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
         unsharded = [name for name, parameter in network.named_parameters() if not isinstance(parameter, DTensor)]
         if unsharded:
             raise RuntimeError(f"these parameters were not sharded: {', '.join(unsharded[:3])}")
+
+
+def materialise(network: nn.Module, device: torch.device) -> None:
+    """Take memory on `device` for what is on the meta device, without values; move all else, such as tables, there."""
+    network._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
+
+
+@torch.no_grad()
+def fill(network: nn.Module, stored: Mapping[str, Any]) -> None:
+    """Copy into a network what this process holds of each tensor in `stored`, and read no more than that.
+
+    stored: tensors or slices of safetensors files, by the names of the network without adapters. It may lack some.
+    """
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if (own := name.replace(".base_layer.", ".")) in stored and own_part(tensor).numel():
+            own_part(tensor).copy_(stored[own][own_rows(tensor)])
+
+
+@contextmanager
+def without_exchange(network: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Context of a backward pass that only adds to the gradients of this process; the next one exchanges the sum.
+
+    A sharded network then holds the gradient of all its trained parameters in each process until they are exchanged.
+    """
+    if not isinstance(network, FSDPModule):
+        with accelerator.no_sync(network):
+            yield
+        return
+    network.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        network.set_requires_gradient_sync(True)
 
 
 @contextmanager
@@ -78,8 +140,17 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """Shard a full tensor, which every process has, in the same way as `like`, and move it to the device of `like`."""
-    if isinstance(like, DTensor):
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-    return value.to(like.device)
+def own_rows(tensor: Tensor) -> slice | EllipsisType:
+    """The rows of the whole tensor that this process holds, as `torch.chunk` divides them; `...`: all."""
+    if isinstance(tensor, DTensor):
+        for dimension, placement in enumerate(tensor.placements):
+            if isinstance(placement, Shard):
+                number, place = tensor.device_mesh.size(dimension), tensor.device_mesh.get_local_rank(dimension)
+                size = -(-len(tensor) // number)
+                return slice(min(place * size, len(tensor)), min((place + 1) * size, len(tensor)))
+    return ...
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be sharded; writing to it writes to the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

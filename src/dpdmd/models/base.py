@@ -6,6 +6,7 @@ the packing and folding of tokens. All other code sees only latents `x_t` (B, C,
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path as FilePath
 from typing import Any, Protocol, cast
 
 import torch
@@ -91,6 +92,14 @@ class ModelAdapter(Protocol):
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Load a new copy of the pretrained denoising network, ready for `predict`."""
+        ...
+
+    def network_files(self) -> list[FilePath]:
+        """The safetensors files with the network's weights, under the network's own names."""
+        ...
+
+    def blank_network(self) -> nn.Module:
+        """The network that `load_network` gives, with its parameters on the meta device and its tables computed."""
         ...
 
     def encode(self, prompts: list[str]) -> Condition:

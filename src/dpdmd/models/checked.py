@@ -56,6 +56,12 @@ def load_checked(
         for name, given, needed in info["mismatched_keys"]
     )
     placeless = sorted(info["unexpected_keys"] if of_diffusers else _inside(info["unexpected_keys"], network))
+    require_whole(named, part, missing=missing, shapes=shapes, placeless=placeless)
+    return network
+
+
+def require_whole(named: str, part: str, *, missing: list[str], shapes: list[str], placeless: list[str]) -> None:
+    """Raises ValueError for weights that are missing, of another shape, or more than a configuration describes."""
     for names, what in (
         (missing, "missing"),
         (shapes, "of another shape"),
@@ -66,7 +72,6 @@ def load_checked(
                 f"{named}: cannot read its {part}: {len(names)} tensors are {what}, the first is {names[0]}; the file "
                 "is damaged, or it belongs to another config.json"
             )
-    return network
 
 
 def _inside(names: Collection[str], network: nn.Module) -> list[str]:

@@ -154,6 +154,14 @@ def load_network(component_class: Any, source: str, name: str, dtype: torch.dtyp
     )
 
 
+def network_files(source: str, name: str) -> list[Path]:
+    """The safetensors files with the weights of a pipeline's network, which are downloaded if needed.
+
+    Raises ValueError if there are none.
+    """
+    return weight_files(local_folder(source) / name, source, name)[0]
+
+
 def stored_dtype(source: str, name: str) -> torch.dtype:
     """`pipeline_files.stored_dtype` of a folder or hub id, whose files are downloaded if needed."""
     return pipeline_files.stored_dtype(local_folder(source), source, name)

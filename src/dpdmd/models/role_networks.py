@@ -81,6 +81,11 @@ class LoraAdapters:
         return re.sub(own, "", name) if re.search(own, name) else None
 
 
+def is_of_adapter(name: str) -> bool:
+    """Whether a parameter's name is that of an adapter's."""
+    return ".lora_" in name
+
+
 def enable_gradient_checkpointing(
     roles: Roles,
     block_lists: tuple[str, ...],

@@ -70,9 +70,8 @@ class SD3Adapter(StockAdapter):
                     return 1 if weights.get_tensor(T5_NORM).any() else NUM_T5_TOKENS
         return 1
 
-    def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """Load the pretrained transformer, with attention over folded tokens."""
-        network = super().load_network(dtype)
+    def prepared(self, network: nn.Module) -> nn.Module:
+        """With attention over folded tokens."""
         cast("Any", network).set_attn_processor(FoldedJointAttention(self._num_folded_tokens))
         return network
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path as FilePath
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from dpdmd.models import flow_scheduler, parts
 from dpdmd.models.base import CALLBACK, RENEW_NOISE, LatentShape
 from dpdmd.models.saved_scheduler import flow_config
 from dpdmd.models.sizes import SIDE
+from dpdmd.models.stored import blank_network
 from dpdmd.models.student_file import exported_student
 from dpdmd.store.errors import InputError
 
@@ -140,7 +142,21 @@ class StockAdapter:
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Load the pretrained network."""
-        return parts.load_network(self.network_class, self.source, self.network_name, dtype)
+        return self.prepared(parts.load_network(self.network_class, self.source, self.network_name, dtype))
+
+    def network_files(self) -> list[FilePath]:
+        """The safetensors files with the network's weights."""
+        return parts.network_files(self.source, self.network_name)
+
+    def blank_network(self) -> nn.Module:
+        """The network without its weights: parameters on the meta device, tables computed."""
+        return self.prepared(
+            blank_network(self.network_class, self.network_config, self.network_files(), self.source, self.network_name)
+        )
+
+    def prepared(self, network: nn.Module) -> nn.Module:
+        """The network with what a family changes in it; by default nothing."""
+        return network
 
     def picture_tokens(self, output: Any, x_t: Tensor, cond: Condition) -> Tensor:
         """The image tokens, which transformer blocks return after the prompt's tokens."""

@@ -9,23 +9,33 @@ from dpdmd.models.load import planning_adapter
 from dpdmd.planning.cost import checkpoint_bytes, describe, embedding_bytes, network_sizes, num_blocks
 from dpdmd.planning.fit import GIB, Settings, counter, describe_fit, device_memory, savings
 from dpdmd.planning.hours import describe_hours, describe_validation
+from dpdmd.planning.traffic import Cluster, describe_traffic
 from dpdmd.recipe.plan import Plan
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import changed_recipe, load_recipe
 
 
-def costs(recipe: Recipe | str | Path, *, overrides: Sequence[str] = (), memory: float | None = None) -> str:
+def costs(
+    recipe: Recipe | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    memory: float | None = None,
+    cluster: Cluster | None = None,
+) -> str:
     """What a training will cost, in words: grids, network calls, memory, disk, hours, validation. Reads no weights.
 
     recipe: as `dpdmd.train` takes it. overrides: "section.key=value" for a file or name. memory: of the device in GiB;
-    default: this machine's. Raises ValueError for a recipe that cannot be used.
+    default: this machine's. cluster: machines for which the bytes that an update sends are calculated as well. Raises
+    ValueError for a recipe that cannot be used.
     """
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, list(overrides))
     prompts = training_prompts(settings.data.sources, settings.data.column)
     adapter = planning_adapter(settings.model.teacher)
     device = device_memory() if memory is None else round(memory * GIB)
-    return describe_costs(lambda further: resolve(changed_recipe(settings, further), adapter), adapter, prompts, device)
+    plan_with = lambda further: resolve(changed_recipe(settings, further), adapter)  # noqa: E731
+    text = describe_costs(plan_with, adapter, prompts, device)
+    return text if cluster is None else f"{text}\n{describe_traffic(plan_with(()), adapter, cluster, device / GIB)}"
 
 
 def describe_costs(

@@ -16,19 +16,23 @@ SLACK = 1.5  # GiB by which a card may have less than its name says
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: memory in GiB, and its peak in 10^12 operations per second, dense, as NVIDIA's data sheets give it."""
+    """A GPU as NVIDIA's data sheets have it: memory in GiB, and its peak in 10^12 operations per second, dense.
+
+    link: gigabytes per second that it sends to another one of its machine, by NVLink or else by PCIe 4.0.
+    """
 
     name: str
     memory: int
     bf16: float
     fp32: float
+    link: float
 
 
 CARDS = (
-    Card("GeForce RTX 4090", 24, bf16=165.2, fp32=82.6),
-    Card("L40S", 48, bf16=362.0, fp32=91.6),
-    Card("A100 80GB", 80, bf16=312.0, fp32=19.5),
-    Card("H200", 141, bf16=989.5, fp32=66.9),
+    Card("GeForce RTX 4090", 24, bf16=165.2, fp32=82.6, link=32.0),
+    Card("L40S", 48, bf16=362.0, fp32=91.6, link=32.0),
+    Card("A100 80GB", 80, bf16=312.0, fp32=19.5, link=300.0),
+    Card("H200", 141, bf16=989.5, fp32=66.9, link=450.0),
 )
 
 

@@ -111,7 +111,7 @@ class ComputePlan:
     blocks are recomputed, or how many of the first ones."""
 
     in_bf16: bool
-    shard: bool
+    shard: bool | Literal["machine"]
     gradient_checkpointing: bool | int
     compile: bool
 

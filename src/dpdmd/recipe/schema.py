@@ -407,9 +407,10 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="Number format of network calls; weights, losses and optimisers stay in fp32."
     )
-    shard: bool = Field(
+    shard: bool | Literal["machine"] = Field(
         default=False,
-        description="Spread every network over the processes (FSDP2) instead of copying it to each (DDP).",
+        description="Spread every network over the processes (FSDP2) instead of copying it to each (DDP). true: over "
+        'all of them. "machine": over those of each machine, with a replica on every machine (HSDP).',
     )
     gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = Field(
         default=False,

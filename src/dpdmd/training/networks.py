@@ -2,18 +2,18 @@
 
 import os
 import shutil
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dpdmd.distributed.processes import require_equal
-from dpdmd.distributed.wrapping import replicate, shard
+from dpdmd.distributed.wrapping import replicate
 from dpdmd.method.denoiser import Condition, Denoiser
 from dpdmd.method.paths import Prediction
 from dpdmd.method.roles import TRAINED_ROLES, Role, Roles
 from dpdmd.models.base import ModelAdapter, denoiser
-from dpdmd.models.load import load_sampler
 from dpdmd.models.lora import lora_configs
 from dpdmd.models.lora_start import read_lora, start_from
 from dpdmd.models.quantised import PACKAGES as QUANTISED
@@ -21,6 +21,7 @@ from dpdmd.models.quantised import quantise
 from dpdmd.models.role_networks import compile_blocks, enable_gradient_checkpointing, make_roles
 from dpdmd.recipe.plan import Plan
 from dpdmd.store.digests import fingerprint, tensors_digest
+from dpdmd.training.sharded_networks import load_start, sharded_roles
 
 
 def require_compiler() -> None:
@@ -38,21 +39,10 @@ def load_networks(plan: Plan, adapter: ModelAdapter) -> tuple[nn.Module, nn.Modu
 
     Raises ValueError when the names or shapes of their weights differ.
     """
-    source = None if "student" in plan.lora.roles else plan.student.start
     # Weights that stay frozen need not be loaded in fp32.
     is_frozen = plan.teacher.dtype != "fp32" and set(plan.lora.roles) == set(TRAINED_ROLES)
     teacher = adapter.load_network(torch.bfloat16) if is_frozen else adapter.load_network()
-    if source is None:
-        return teacher, None
-    start = load_sampler(source, torch.float32).network
-    mine, theirs = ({k: tuple(v.shape) for k, v in network.state_dict().items()} for network in (teacher, start))
-    differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-    if differ:
-        raise ValueError(
-            f"student.start: {source} does not fit the teacher {adapter.source}: {len(differ)} weights differ in name "
-            f"or shape, the first is {differ[0]}"
-        )
-    return teacher, start
+    return teacher, load_start(plan, adapter, teacher)
 
 
 def new_roles(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> Roles:
@@ -60,6 +50,8 @@ def new_roles(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> Ro
 
     Raises ValueError in all processes when they read different weights.
     """
+    if plan.compute.shard:
+        return sharded_roles(plan, adapter, accelerator, prepare=partial(_prepare, plan, adapter))
     teacher, start = load_networks(plan, adapter)
     updates = {}
     if plan.student.start and "student" in plan.lora.roles:
@@ -78,15 +70,17 @@ def new_roles(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> Ro
     )
     if updates and plan.student.start:
         start_from(roles.modules["student"], updates, plan.student.start)
+    _prepare(plan, adapter, roles)
+    replicate(roles, accelerator)
+    return roles
+
+
+def _prepare(plan: Plan, adapter: ModelAdapter, roles: Roles) -> None:
+    """Recompute and compile blocks as the plan says, before the networks are wrapped for several processes."""
     if plan.compute.recomputes:
         enable_gradient_checkpointing(roles, adapter.block_lists, plan.compute.num_recomputed)
     if plan.compute.compile:
         compile_blocks(roles, adapter.block_lists)
-    if plan.compute.shard:
-        shard(roles, accelerator, adapter.block_lists)
-    else:
-        replicate(roles, accelerator)
-    return roles
 
 
 def role_denoiser(plan: Plan, adapter: ModelAdapter, roles: Roles, role: Role) -> Denoiser:

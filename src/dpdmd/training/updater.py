@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dpdmd.distributed.wrapping import full_tensor
+from dpdmd.distributed.wrapping import full_tensor, without_exchange
 from dpdmd.method.roles import Role
 from dpdmd.recipe.plan import OptimiserPlan
 from dpdmd.training.health import mean_of, on_cpu
@@ -61,7 +61,7 @@ class Updater:
         for i, micro_loss in enumerate(micro_losses):
             is_last = i + 1 == len(micro_losses)
             # Processes exchange gradients once per update, with the last micro-batch.
-            with nullcontext() if is_last else self.accelerator.no_sync(self.network):
+            with nullcontext() if is_last else without_exchange(self.network, self.accelerator):
                 result = micro_loss()
                 self.accelerator.backward(result.total / len(micro_losses))
             logs.append(result.log)

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint import (
 )
 
 from dpdmd.distributed.processes import on_all_processes, on_main_process, rank_and_world_size
-from dpdmd.distributed.wrapping import shard_like
+from dpdmd.distributed.wrapping import own_part, own_rows
 from dpdmd.models.student_file import STATE_FILE, CheckpointFile
 from dpdmd.store.digests import sha256_of
 from dpdmd.store.files import remove_folder, write_json
@@ -79,7 +79,8 @@ class Checkpoint:
         if path.is_file():
             with safe_open(path, framework="pt") as file:
                 for key, tensor in into.items():
-                    tensor.copy_(shard_like(file.get_tensor(key), tensor))
+                    if own_part(tensor).numel():
+                        own_part(tensor).copy_(file.get_slice(key)[own_rows(tensor)])
             return
         with warnings.catch_warnings(), _plain_errors():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read shares
