@@ -35,7 +35,7 @@ def recipe(tmp_path):
         train = {"batch_size": 1, "accumulation": 4 // processes, "fake_updates": 1, "learning_rate": 1e-4}
         base = {
             "model": {"teacher": folder, "num_inference_steps": 4},
-            "student": {"num_steps": 3},
+            "student": {"num_steps": 2},
             "data": {"prompts": str(tmp_path / "prompts.txt"), "cache": str(tmp_path / "cache")},
             "train": train | {"shard": processes > 1},
             "output": {"folder": str(tmp_path / "run")},
@@ -104,8 +104,8 @@ def test_shares_train_as_one_process_and_send_what_is_calculated(number, recipe,
     """fp32: equal up to the order of sums. bf16: gradients within 2 % of one process under autocast."""
     folder, cases = tiny_folder("sd3"), []
     machines = {"train": {"shard": "machine"}} if number == 4 else {}
-    arms = {"fp32": ({}, 1e-5), "bf16": (BF16, 2e-2), "fp32, adapters": (LORA, 1e-5)}
-    for i, (settings, tolerance) in enumerate(arms.values()):
+    arms = [({}, 1e-5)] if number == 4 else [({}, 1e-5), (BF16, 2e-2), (LORA, 1e-5)]
+    for i, (settings, tolerance) in enumerate(arms):
         trainer = trainer_of(recipe(folder, 1, settings))
         trainer.iterate()
         write_tensors(tmp_path / f"{i}.safetensors", state(trainer))

@@ -143,7 +143,8 @@ def test_the_announced_memory_is_that_of_networks_gradients_and_optimisers(roles
     trained = [sum(p.nbytes for p in trainer.roles.parameters(role).values()) for role in TRAINED_ROLES]
     network = sum(p.numel() for p in adapter.load_network().parameters())
     first, second = (3 * (in_features + out_features) for in_features, out_features in ((73, 32), (32, 64)))
-    announced = state_bytes(trainer.plan, NetworkSizes(network, 4 * network, first + second))
+    sizes = NetworkSizes(network, 4 * network, first + second, state=8 * network, adapter_state=8 * (first + second))
+    announced = state_bytes(trainer.plan, sizes)
     assert announced["teacher"] + announced["student"] + announced["fake score"] == weights
     assert announced["AdamW moments"] == moments
     assert announced["gradients"] == max(trained)

@@ -61,7 +61,8 @@ def test_a_run_survives_being_killed_at_many_moments(make_recipe):
         during_a_write += any(checkpoints.glob(".step-*"))
         saved = newest_checkpoint(checkpoints)
         steps_logged = len((Path(parts.output.folder) / "metrics.jsonl").read_text().splitlines())
-        assert steps_logged - saved.step in (0, 1)
+        # One update after the checkpoint, and one more while it was still being written.
+        assert steps_logged - saved.step in (0, 1, 2)
     assert kills >= 10 and during_a_write >= 1
     expected, got = final(whole), final(parts)
     assert expected.keys() == got.keys()

@@ -67,10 +67,11 @@ def rank_and_world_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def on_all_processes(action: Callable[[], T]) -> list[T]:
+def on_all_processes(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
     """Run `action` in every process and gather its results, ordered by rank, in all of them.
 
-    This is a collective: every process must call it, and waits for all others.
+    This is a collective: every process must call it, and waits for all others. group: of all processes, for what runs
+    beside other collectives; by default the one that these use.
     Raises OSError in all processes if `action` raised it in any, so that no process waits for one that has failed.
     """
     if not dist.is_initialized():
@@ -81,7 +82,7 @@ def on_all_processes(action: Callable[[], T]) -> list[T]:
     except OSError as caught:
         error = caught
     rows: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(rows, (result, error and str(error)))
+    dist.all_gather_object(rows, (result, error and str(error)), group=group)
     if error is not None:
         raise error
     for rank, (_, message) in enumerate(rows):
@@ -90,13 +91,13 @@ def on_all_processes(action: Callable[[], T]) -> list[T]:
     return [result for result, _ in rows]
 
 
-def on_main_process(action: Callable[[], T]) -> T:
+def on_main_process(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """Run `action` in the main process (rank 0) only, and return its result in every process.
 
     This is a collective: every process must call it and waits for the main process. Raises in all processes an OSError
     that `action` raised.
     """
-    results = on_all_processes(lambda: action() if rank_and_world_size()[0] == 0 else None)
+    results = on_all_processes(lambda: action() if rank_and_world_size()[0] == 0 else None, group)
     return cast(T, results[0])  # None comes from the others alone
 
 

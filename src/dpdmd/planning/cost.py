@@ -11,6 +11,7 @@ from dpdmd.method.roles import TRAINED_ROLES
 from dpdmd.models.base import ModelAdapter, empty_network, network_blocks
 from dpdmd.models.quantised import block_layers, weight_bytes
 from dpdmd.recipe.calls import forwards_per_update
+from dpdmd.recipe.optimisers import STATES, optimiser_bytes
 from dpdmd.recipe.plan import Plan
 
 BYTES = 4  # fp32: trained weights, their gradients and moments
@@ -21,13 +22,16 @@ FROZEN_BYTES = {"fp32": 4, "bf16": 2}
 class NetworkSizes:
     """Numbers in the denoising network: parameters, those of one adapter (0 when no role trains one), buffers.
 
-    frozen: bytes of the teacher, with its weights in `model.dtype`.
+    frozen: bytes of the teacher, with its weights in `model.dtype`. state, adapter_state: bytes of the optimiser's
+    state for a whole network and for an adapter.
     """
 
     network: int
     frozen: int
     adapter: int = 0
     buffers: int = 0
+    state: int = 0
+    adapter_state: int = 0
 
 
 def network_sizes(plan: Plan, adapter: ModelAdapter) -> NetworkSizes:
@@ -35,15 +39,18 @@ def network_sizes(plan: Plan, adapter: ModelAdapter) -> NetworkSizes:
     from dpdmd.models.lora import lora_configs
     from dpdmd.models.role_networks import make_roles
 
-    network = empty_network(adapter)
+    network, optimiser = empty_network(adapter), plan.optimiser.optimiser
+    state = optimiser_bytes((tuple(p.shape) for p in network.parameters()), optimiser)
     size, buffers = _count(network.parameters()), _count(network.buffers())
     frozen = frozen_bytes(network, plan.teacher.dtype, adapter.block_lists)
     configs = lora_configs(plan.lora, adapter, network)
     if not configs:
-        return NetworkSizes(size, frozen, buffers=buffers)
+        return NetworkSizes(size, frozen, buffers=buffers, state=state)
     with torch.device("meta"):
         roles = make_roles(network, lora={"student": next(iter(configs.values()))})
-    return NetworkSizes(size, frozen, _count(roles.parameters("student").values()), buffers)
+    own = list(roles.parameters("student").values())
+    adapter_state = optimiser_bytes((tuple(p.shape) for p in own), optimiser)
+    return NetworkSizes(size, frozen, _count(own), buffers, state, adapter_state)
 
 
 def frozen_bytes(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -> int:
@@ -83,16 +90,19 @@ def state_bytes(plan: Plan, sizes: NetworkSizes) -> dict[str, int]:
         "teacher": sizes.frozen,
         **{role.replace("_", " "): BYTES * (number + tables[role]) for role, number in trained.items()},
         "gradients": BYTES * max(trained.values()),
-        "AdamW moments": 2 * BYTES * sum(trained.values()),
+        STATES[plan.optimiser.optimiser]: sum(
+            sizes.adapter_state if role in plan.lora.roles else sizes.state for role in TRAINED_ROLES
+        ),
         "moving average": BYTES * trained["student"] if plan.optimiser.ema_decay else 0,
     }
 
 
 def checkpoint_bytes(plan: Plan, sizes: NetworkSizes) -> int:
-    """Bytes of a checkpoint on disk: trained weights, their moments and the moving average; a LoRA for stock tools."""
+    """Bytes of a checkpoint: trained weights, the optimiser's state, the moving average; a LoRA for stock tools."""
     state = state_bytes(plan, sizes)
     lora = BYTES * sizes.adapter if "student" in plan.lora.roles else 0
-    return lora + sum(state[part] for part in ("student", "fake score", "AdamW moments", "moving average"))
+    optimiser = STATES[plan.optimiser.optimiser]
+    return lora + sum(state[part] for part in ("student", "fake score", optimiser, "moving average"))
 
 
 def embedding_bytes(plan: Plan, adapter: ModelAdapter) -> int:

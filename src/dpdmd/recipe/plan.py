@@ -16,6 +16,7 @@ from dpdmd.method.roles import Role
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape
 from dpdmd.models.lora import LoraSettings
+from dpdmd.recipe.optimisers import Optimiser
 from dpdmd.recipe.schema import CheckpointConfig, OutputConfig
 
 NUM_PROMPTS = 4  # of a validation, unless the recipe names them
@@ -87,7 +88,7 @@ class DataPlan:
 
 @dataclass(frozen=True)
 class OptimiserPlan:
-    """AdamW of every trained role, and the moving average of the student's weights.
+    """The optimiser of every trained role, and the moving average of the student's weights.
 
     warmup, num_updates: student updates of the rise and of the whole run. schedule: how rates fall in between.
     ida_decay: share of itself that the fake score keeps after an iteration; the rest is the student's.
@@ -103,6 +104,7 @@ class OptimiserPlan:
     max_grad_norm: float
     ema_decay: float
     ida_decay: float = 1.0
+    optimiser: Optimiser = "adamw"
 
 
 @dataclass(frozen=True)

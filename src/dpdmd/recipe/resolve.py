@@ -23,6 +23,7 @@ from dpdmd.recipe.calls import validation_interval
 from dpdmd.recipe.inputs import with_absolute_inputs
 from dpdmd.recipe.lint import lint_grids
 from dpdmd.recipe.objectives import ObjectiveFunction, ObjectiveSetting, find_objective, name_of
+from dpdmd.recipe.optimisers import missing_optimiser
 from dpdmd.recipe.plan import (
     Budget,
     ComputePlan,
@@ -117,7 +118,9 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         output=recipe.output,
         settings=flatten(recipe),
         recipe_toml=dump_recipe(recipe),
-        notes=adapter.notes + _notes(student_grid, teacher_grid, anchor_steps, scale, embedded["teacher"], model.dtype),
+        notes=adapter.notes
+        + _notes(student_grid, teacher_grid, anchor_steps, scale, embedded["teacher"])
+        + [missing for missing in (missing_package(model.dtype), missing_optimiser(train.optimiser)) if missing],
     )
     if recipe.validation.every is None:
         plan = replace(plan, validation=replace(plan.validation, every=validation_interval(plan)))
@@ -125,7 +128,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
 
 
 def _notes(
-    student_grid: Grid, teacher_grid: Grid, anchor_steps: int | None, scale: float, embedded: float | None, dtype: str
+    student_grid: Grid, teacher_grid: Grid, anchor_steps: int | None, scale: float, embedded: float | None
 ) -> list[str]:
     notes = lint_grids(student_grid, teacher_grid, anchor_steps)
     if scale == 1 and (embedded or 0) <= 1:
@@ -133,8 +136,7 @@ def _notes(
             "the teacher is not guided (model.guidance_scale 1): real and fake score are then nearly equal and their "
             "difference is mostly noise"
         )
-    missing = missing_package(dtype)
-    return notes + ([] if missing is None else [missing])
+    return notes
 
 
 def _validation(keys: ValidationConfig) -> ValidationPlan:
@@ -169,6 +171,7 @@ def _optimiser(train: TrainConfig) -> OptimiserPlan:
         max_grad_norm=train.max_grad_norm,
         ema_decay=train.ema_decay,
         ida_decay=train.ida_decay,
+        optimiser=train.optimiser,
     )
 
 

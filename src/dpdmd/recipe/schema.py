@@ -374,9 +374,13 @@ class TrainConfig(Section):
         description="Backpropagate through one randomly chosen step after the anchored one instead of through the "
         "whole rollout: fewer calls, less memory. Re-noising students always do.",
     )
-    learning_rate: float = Field(
-        default=1e-5, gt=0, le=bounds.RATE, description="Learning rate of the student (AdamW)."
+    optimiser: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
+        default="adamw",
+        description="adamw_8bit: moments in 8 bits (bitsandbytes), a quarter of the memory. adafactor: statistics of "
+        "rows and columns instead of moments, nearly no memory; its learning rates are relative to the size of the "
+        "weights it changes, 1e-3 or so.",
     )
+    learning_rate: float = Field(default=1e-5, gt=0, le=bounds.RATE, description="Learning rate of the student.")
     fake_learning_rate: float | None = Field(
         default=None, gt=0, le=bounds.RATE, description="Learning rate of the fake score. Default: the student's."
     )
@@ -394,9 +398,9 @@ class TrainConfig(Section):
         description="How both learning rates fall from the end of the warm-up to zero at train.num_updates. constant: "
         "they do not.",
     )
-    weight_decay: float = Field(default=0.0, ge=0, le=bounds.SCALE, description="Weight decay of AdamW, both networks.")
+    weight_decay: float = Field(default=0.0, ge=0, le=bounds.SCALE, description="Weight decay, both networks.")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default=(0.9, 0.999), description="Betas of AdamW, both networks."
+        default=(0.9, 0.999), description="Betas of AdamW, both networks; Adafactor has none."
     )
     max_grad_norm: float = Field(
         default=1.0, gt=0, le=bounds.LARGEST, description="Clip the gradient of each update to this global norm."
@@ -534,6 +538,18 @@ class Recipe(Section):
             )
         if dtype in QUANTISED and self.train.shard:
             raise ValueError(f'model.dtype "{dtype}" and train.shard exclude each other: such weights are not spread')
+        return self
+
+    @model_validator(mode="after")
+    def _optimisers(self):
+        train, name = self.train, self.train.optimiser
+        if name != "adamw" and train.shard:
+            raise ValueError(
+                f'train.optimiser "{name}" and train.shard exclude each other: its statistics are of whole weights; '
+                'use "adamw", whose moments are spread as well'
+            )
+        if name == "adafactor" and train.betas != TrainConfig.model_fields["betas"].default:
+            raise ValueError(f'train.optimiser "adafactor" has no betas, got train.betas = {list(train.betas)}')
         return self
 
     @model_validator(mode="after")

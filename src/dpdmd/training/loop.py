@@ -91,7 +91,11 @@ def run_training(
         plan.output.trackers, plan.settings, run, step=trainer.step, last_step=last_step or 0, is_main_process=is_main
     ) as trackers:
         try:
-            _loop(trainer, run, trackers, progress=progress, callbacks=callbacks)
+            try:
+                _loop(trainer, run, trackers, progress=progress, callbacks=callbacks)
+            except Exception:
+                trainer.saving.wait()  # the last checkpoint of a run that fails is kept as well
+                raise
         except FloatingPointError as caught:
             error = _blamed_rightly(caught, trainer)
             if is_main:
@@ -146,7 +150,7 @@ def _loop(
                 if checkpoint.students:
                     # Before the checkpoint: a run that is killed in between writes it again when resumed.
                     trainer.write_student(run.students / f"step-{trainer.step:06d}")
-                trainer.save(run.checkpoints)
+                trainer.save(run.checkpoints, wait=bool(signum) or finished)
                 saved_step = trainer.step
             if signum:
                 raise StoppedBySignal(

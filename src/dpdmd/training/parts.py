@@ -21,6 +21,7 @@ from dpdmd.models.base import ModelAdapter, encoded
 from dpdmd.models.identity import part_identities, start_identity
 from dpdmd.models.parts import tokenizers
 from dpdmd.models.quantised import missing_package
+from dpdmd.recipe.optimisers import missing_optimiser
 from dpdmd.recipe.plan import Plan
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.provenance import versions
@@ -69,8 +70,9 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
     Raises ValueError before the model is loaded for settings that this machine cannot provide, and in all processes
     when their recipes, prompts, packages or models differ.
     """
-    if (missing := missing_package(plan.teacher.dtype)) is not None:
-        raise ValueError(missing)
+    for missing in (missing_package(plan.teacher.dtype), missing_optimiser(plan.optimiser.optimiser)):
+        if missing is not None:
+            raise ValueError(missing)
     pairs = training_pairs(plan.data.prompts, plan.data.column, plan.data.negative_column)
     prompts, negatives = [prompt for prompt, _ in pairs], [plan.teacher.negative(own) for _, own in pairs]
     notes = list(plan.notes)

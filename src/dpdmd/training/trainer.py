@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,11 @@ from dpdmd.store.provenance import peak_memory_bytes
 from dpdmd.store.tensors import write_tensors
 from dpdmd.training.data import MicroBatch
 from dpdmd.training.ema import align
+from dpdmd.training.optimisers import load_optimizer, optimizer_tensors
 from dpdmd.training.parts import Parts
-from dpdmd.training.run.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from dpdmd.training.run.checkpoint import Checkpoint, save_checkpoint
 from dpdmd.training.run.identity import differences, not_compared
+from dpdmd.training.run.saving import Saving, staged
 from dpdmd.training.updater import rate_factor
 from dpdmd.training.updates import MicroLoss, draw_samples, fake_score_loss, student_loss
 
@@ -41,6 +44,7 @@ class Trainer:
         self.roles, self.denoisers, self.updaters = parts.roles, parts.denoisers, parts.updaters
         self.ema, self.batches, self.accelerator = parts.ema, parts.batches, parts.accelerator
         self.step, self.seconds, self.peak_memory = 0, 0.0, 0
+        self.saving = Saving()
 
     def iterate(self) -> dict[str, Any]:
         """M fake-score updates, one student update, and what follows the student; returns the row to log.
@@ -114,8 +118,13 @@ class Trainer:
             return done
         return any(on_all_processes(lambda: self.seconds >= limit))
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint; all processes wait for it, and raise OSError when it cannot be written."""
+    def save(self, folder: Path, *, wait: bool = True) -> None:
+        """Write a checkpoint, after the one before is written; every process must call this.
+
+        wait: until it is written; else it is written while training goes on, and the next save or `self.saving.wait`
+        waits. Raises OSError in all processes when this checkpoint, or the one before, cannot be written.
+        """
+        self.saving.wait()
         tensors = {}
         for role, updater in self.updaters.items():
             tensors[role] = {name: p.detach() for name, p in updater.named_parameters.items()}
@@ -123,15 +132,14 @@ class Trainer:
         if self.ema is not None:
             tensors[AVERAGE] = self.ema.average
         state = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self.peak(), **self.parts.identity}
-        options = {"keep": self.plan.checkpoint.keep, "shares": self.plan.compute.shard}
-        save_checkpoint(folder, tensors, state, **options, student=self._describe_student)
-
-    def _describe_student(self, checkpoint: Path) -> None:
-        """Write what a checkpoint needs so that its student can be sampled: student.json, and a LoRA's file."""
-        if "student" in self.roles.adapters:
-            self.write_student(checkpoint)
-        else:
-            on_main_process(lambda: self._student_file().write(checkpoint))
+        # What its student needs to be sampled: student.json, and a LoRA's file.
+        describe = self._student_writer() if "student" in self.roles.adapters else self._student_file().write
+        options = {"keep": self.plan.checkpoint.keep, "shares": bool(self.plan.compute.shard), "student": describe}
+        if wait:
+            save_checkpoint(folder, tensors, state, **options)
+            return
+        copies = {name: staged(values) for name, values in tensors.items()}
+        self.saving.start(lambda group: save_checkpoint(folder, copies, state, **options, group=group))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore a saved state. Raises ValueError when it belongs to another recipe, prompt list or setup."""
@@ -166,17 +174,26 @@ class Trainer:
         The weights are in `student.safetensors`, or for LoRA in `pytorch_lora_weights.safetensors`. Every process must
         call this. Raises OSError in all of them when the first cannot write.
         """
-        network, adapter = self.network("student"), self.parts.adapter
+        write = self._student_writer()
+        on_main_process(lambda: write(folder))
+
+    def _student_writer(self) -> Callable[[Path], None]:
+        """What writes the student of now into a folder, in the first process; its weights are gathered here, by all."""
+        network, adapter, description = self.network("student"), self.parts.adapter, self._student_file()
         is_lora = "student" in self.roles.adapters
         with self.averaged():
             state = get_peft_model_state_dict(network, adapter_name="student") if is_lora else network.state_dict()
             weights = self._gathered(state)
+
+        def write(folder: Path) -> None:
             if is_lora:
                 config = cast("Any", network).peft_config["student"]  # set by peft
-                on_main_process(lambda: save_lora(adapter, weights, config, folder))
+                save_lora(adapter, weights, config, folder)
             else:
-                on_main_process(lambda: write_tensors(folder / WEIGHTS_FILE, weights))
-        on_main_process(lambda: self._student_file().write(folder))
+                write_tensors(folder / WEIGHTS_FILE, weights)
+            description.write(folder)
+
+        return write
 
     def _student_file(self) -> StudentFile:
         plan, teacher = self.plan, self.plan.teacher.source
@@ -212,7 +229,7 @@ class Trainer:
         """Full tensors on the CPU of the main process, which writes them; every process must call this."""
         is_main = self.accelerator.is_main_process
         gathered = ((name, full_tensor(tensor)) for name, tensor in tensors.items())
-        return {name: tensor.cpu() for name, tensor in gathered if is_main}
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in gathered if is_main}
 
     def _mean_over_processes(self, row: dict[str, float]) -> dict[str, float]:
         """The mean of each key. Raises RuntimeError in all processes when their numbers of network calls differ.

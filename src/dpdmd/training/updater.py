@@ -1,4 +1,4 @@
-"""How all weights are updated: mean gradient over micro-batches, clipped, one step of AdamW."""
+"""How all weights are updated: mean gradient over micro-batches, clipped, one step of the optimiser."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,6 +12,7 @@ from dpdmd.distributed.wrapping import full_tensor, without_exchange
 from dpdmd.method.roles import Role
 from dpdmd.recipe.plan import OptimiserPlan
 from dpdmd.training.health import mean_of, on_cpu
+from dpdmd.training.optimisers import new_optimiser
 from dpdmd.training.updates import MicroLoss
 
 # What has an optimiser: the trained roles, and the head of a discriminator.
@@ -47,9 +48,7 @@ class Updater:
         self.role, self.network, self.named_parameters, self.accelerator = role, network, parameters, accelerator
         self.parameters = list(parameters.values())
         self.plan, self.peak = plan, learning_rate
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
-        )
+        self.optimizer = new_optimiser(self.parameters, plan, learning_rate)
 
     def update(self, step: int, micro_losses: list[Callable[[], MicroLoss]]) -> dict[str, float]:
         """Mean gradient over the micro-batches, clipped, one optimiser step; returns what to log.

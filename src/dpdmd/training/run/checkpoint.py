@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint import (
     CheckpointException,
     HuggingFaceStorageReader,
@@ -44,6 +45,8 @@ PREFIX = "step-"
 PARTIAL = ".tmp"
 # Of a file of shares: while one is written a process has its content twice in host memory.
 BYTES_PER_FILE = 2**30
+# Of what training stores, by the names in safetensors files.
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8, "I64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,21 @@ class Checkpoint:
     def step(self) -> int:
         return self.state["step"]
 
-    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        """The full shapes of the tensors stored as `name`. Raises ValueError when there are none."""
+    def described(self, name: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """The full shape and the dtype of the tensors stored as `name`. Raises ValueError when there are none."""
         path = self._file(name)
         if not path.is_file():
             stored = _reader(path.with_suffix("")).read_metadata().state_dict_metadata
             # Files of safetensors hold nothing but tensors.
-            return {key: tuple(cast("TensorStorageMetadata", tensor).size) for key, tensor in stored.items()}
+            tensors = {key: cast("TensorStorageMetadata", tensor) for key, tensor in stored.items()}
+            return {key: (tuple(tensor.size), tensor.properties.dtype) for key, tensor in tensors.items()}
         with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+            return {key: (tuple(part.get_shape()), DTYPES[part.get_dtype()]) for key, part in slices.items()}
+
+    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """The full shapes of the tensors stored as `name`. Raises ValueError when there are none."""
+        return {key: shape for key, (shape, _) in self.described(name).items()}
 
     @torch.no_grad()
     def load(self, name: str, into: dict[str, Tensor]) -> None:
@@ -98,11 +107,13 @@ def save_checkpoint(
     keep: int,
     shares: bool = False,
     student: Callable[[Path], None] | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Path:
     """Write `folder`/step-000300 with `tensors` by name and `state` (it has "step"); drop all but `keep`.
 
     Every process must call this. shares: each writes what it holds of the tensors; else the first writes all of them.
-    student: writes, called in every process, what describes the student into the folder, so that it can be sampled.
+    student: writes, called in the first process, what describes the student into the folder, so that it can be sampled.
+    group: of all processes, in which they wait for each other; by default the one in which they train.
     Raises OSError in all processes, with the older checkpoints untouched, when one cannot write.
     """
     folder = Path(folder)
@@ -113,6 +124,8 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         remove_partial(folder)
         temporary.mkdir()
+        if student is not None:
+            student(temporary)
 
     def finish() -> None:
         write_json(temporary / STATE_FILE, {**state, "sha256": sums})
@@ -125,16 +138,14 @@ def save_checkpoint(
             shutil.rmtree(path, ignore_errors=True)
 
     try:
-        on_main_process(begin)
-        if student is not None:
-            student(temporary)
+        on_main_process(begin, group)
         if shares:
-            written = on_all_processes(lambda: _write_shares(temporary, tensors))
+            written = on_all_processes(lambda: _write_shares(temporary, tensors, group), group)
             sums = {name: digest for mine in written for name, digest in mine.items()}
-            sums |= on_main_process(lambda: _digests(temporary))
+            sums |= on_main_process(lambda: _digests(temporary), group)
         else:
-            sums = on_main_process(lambda: _write_all(temporary, tensors))
-        on_main_process(finish)
+            sums = on_main_process(lambda: _write_all(temporary, tensors), group)
+        on_main_process(finish, group)
     except OSError as error:
         raise OSError(
             f"could not write the checkpoint {final}: {error.strerror or error}. Older checkpoints are untouched; make "
@@ -158,7 +169,9 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def _write_shares(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> dict[str, str]:
+def _write_shares(
+    folder: Path, tensors: dict[str, dict[str, Tensor]], group: dist.ProcessGroup | None
+) -> dict[str, str]:
     """One folder per name, in it what this process holds; returns the hashes of this process's files."""
     rank, number = rank_and_world_size()
     for name, values in tensors.items():
@@ -168,7 +181,7 @@ def _write_shares(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> dict[s
             files[key] = 1 + size // (number * BYTES_PER_FILE)
         writer = HuggingFaceStorageWriter(str(folder / name), files, save_distributed=True)
         with _plain_errors():
-            dcp.save(values, storage_writer=writer)
+            dcp.save(values, storage_writer=writer, process_group=group)
     mine = folder.glob(f"*/shard-{rank + 1:05d}-*.safetensors")
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(mine)}
 
@@ -242,31 +255,3 @@ def _damage(folder: Path) -> str | None:
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
     return None
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimiser's state as flat tensors, "exp_avg/<parameter name>" and so on; empty before its first step."""
-    return {
-        f"{key}/{name}": value
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], checkpoint: Checkpoint, name: str
-) -> None:
-    """Restore the `optimizer_tensors` that `checkpoint` stores as `name`; every process must call this.
-
-    Raises ValueError when it belongs to another network.
-    """
-    optimizer.state.clear()
-    for flat, shape in checkpoint.shapes(name).items():
-        key, _, owner = flat.partition("/")
-        if owner not in parameters:
-            raise ValueError(f"the stored optimiser state has {owner!r}, which the network has not")
-        parameter = parameters[owner].detach()
-        # Moments are sharded like their parameter. Steps are scalars, which fused AdamW keeps on the same device.
-        blank = torch.empty_like(parameter) if shape == parameter.shape else torch.empty(shape, device=parameter.device)
-        optimizer.state[parameters[owner]][key] = blank
-    checkpoint.load(name, optimizer_tensors(optimizer, parameters))
