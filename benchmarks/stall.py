@@ -31,13 +31,7 @@ def main() -> None:
         model, work = Path(folder) / "model", Path(folder)
         save_model(model, width=args.width, num_blocks=args.blocks, latent_size=16)
         trainer = our_trainer(model, work, SAVING, batch_size=1)
-        seconds: dict[str, list[float]] = {
-            "update": [],
-            "at once": [],
-            "beside": [],
-            "update meanwhile": [],
-            "rest": [],
-        }
+        seconds: dict[str, list[float]] = {name: [] for name in NAMES}
         trainer.iterate()
         for _ in range(args.repeats):
             seconds["update"].append(timed(trainer.iterate))

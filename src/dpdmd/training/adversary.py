@@ -37,7 +37,7 @@ def new_discriminator(
     assert plan.objective.discriminator is not None  # the objective trains one
     role, device, compute = plan.objective.discriminator.features, accelerator.device, plan.compute
     guidance = plan.embedded_guidance[role]
-    read = feature_reader(adapter, roles, role, plan.feature_blocks, guidance, whole_calls=compute.shard)
+    read = feature_reader(adapter, roles, role, plan.feature_blocks, guidance, whole_calls=bool(compute.shard))
     # Hooks that read features do not run in a compiled block.
     eager = partial(torch.compiler.set_stance, "force_eager") if compute.compile else nullcontext
     gathered = partial(kept_gathered, roles.modules[role]) if compute.shard else nullcontext
