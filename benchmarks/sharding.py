@@ -5,7 +5,8 @@
 The model is a random SD3 whose blocks hold nearly all weights. Bytes are those that one process sends in one student
 update and its fake-score update, as `torch.distributed.tensor.debug.CommDebugMode` sees the collective operations: of a
 gathering (k - 1) / k of the whole in a group of k, as much of a reduction that scatters, twice that of another (ring
-algorithms). Memory is what a process has of its own (RssAnon) at the peak of starting, above what it had before.
+algorithms). Memory is what a process has at the peak of starting above what it had before, pages of the model's files
+included, of which it touches what it reads.
 """
 
 import argparse
@@ -14,13 +15,13 @@ import multiprocessing
 import os
 import socket
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -70,44 +71,35 @@ class Traffic(CommDebugMode):
             number = torch.distributed.ProcessGroup.unbox(args[1]).size()
             size = sum(tensor.nbytes for tensor in args[0])
             self.sent["reduced", number] += 2 * size * (number - 1) // number
+        elif not any(issubclass(kind, DTensor) for kind in types):
+            return func(*args, **(kwargs or {}))  # not recorded, which takes longer than to compute it
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-class OwnMemory:
-    """Within the block `peak` is the most bytes that this process has of its own, looked at every 2 ms."""
+class PeakMemory:
+    """After the block `added` is how many resident bytes its peak was above what there was before (Linux)."""
 
     def __enter__(self):
-        self.before = self.peak = own_bytes()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self._before = _resident("VmRSS")
         return self
 
-    def _look(self) -> None:
-        while not self._ended.wait(0.002):
-            self.peak = max(self.peak, own_bytes())
-
     def __exit__(self, *error) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    @property
-    def added(self) -> int:
-        """Bytes above those before the block."""
-        return self.peak - self.before
+        self.added = _resident("VmHWM") - self._before
 
 
-def own_bytes() -> int:
-    """Resident bytes of this process that belong to no file."""
+def _resident(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
-def measure(model: Path, work: Path, settings: dict, number: int) -> dict[str, Any]:
+def measure(model: Path, work: Path, settings: dict, number: int, start_only: bool) -> dict[str, Any]:
     """One process's part of an arm: bytes sent in an update after the first, and memory of starting."""
-    with OwnMemory() as memory:
+    with PeakMemory() as memory:
         trainer = our_trainer(model, work, settings, batch_size=1)
     network = sum(p.numel() for p in trainer.roles.modules["teacher"].parameters())
+    if start_only:
+        return {"parameters": network, "processes": number, "bytes_sent": {}, "start_bytes": memory.added}
     trainer.iterate()
     with Traffic() as traffic:
         started = time.perf_counter()
@@ -123,24 +115,26 @@ def measure(model: Path, work: Path, settings: dict, number: int) -> dict[str, A
     }
 
 
-def _work(rank: int, number: int, port: int, model: Path, work: Path, settings: dict, out: Path) -> None:
+def _work(
+    rank: int, number: int, port: int, model: Path, work: Path, settings: dict, out: Path, start_only: bool
+) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    row = measure(model, work, settings, number)
+    row = measure(model, work, settings, number, start_only)
     if rank == 0:
         write_json(out, row)
     torch.distributed.destroy_process_group()
 
 
-def in_processes(number: int, model: Path, work: Path, settings: dict) -> dict[str, Any]:
+def in_processes(number: int, model: Path, work: Path, settings: dict, *, start_only: bool) -> dict[str, Any]:
     """`measure` in so many processes; returns the row of the first."""
     context, out = multiprocessing.get_context("spawn"), work / "row.json"
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    arguments = (number, port, model, work, settings, out)
+    arguments = (number, port, model, work, settings, out, start_only)
     processes = [context.Process(target=_work, args=(rank, *arguments)) for rank in range(number)]
     for process in processes:
         process.start()
@@ -156,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What sharded training sends and holds.")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--start-only", action="store_true", help="memory only, without an update")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--blocks", type=int, default=6)
@@ -168,7 +163,7 @@ def main() -> None:
             work = Path(folder) / name.replace(", ", "-").replace(" ", "-")
             work.mkdir()
             (work / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
-            rows[name] = in_processes(args.processes, model, work, ARMS[name])
+            rows[name] = in_processes(args.processes, model, work, ARMS[name], start_only=args.start_only)
             sent = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in rows[name]["bytes_sent"].items())
             start = rows[name]["start_bytes"] / 2**20
             size = f"{rows[name]['parameters']:,} parameters"
