@@ -21,7 +21,6 @@ from dpdmd.training.parts import build_parts
 from dpdmd.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
-LORA = {"lora": {"roles": ["student", "fake_score"], "rank": 4}}
 BF16 = {"train": {"precision": "bf16"}}
 MIB = 2**20
 
@@ -71,17 +70,14 @@ def difference(mine: dict, theirs: dict, kind: str) -> float:
 def expect_the_same(cases: list[tuple[Recipe, Path, float]], cluster: Cluster) -> None:
     for recipe, expected, tolerance in cases:
         trainer = trainer_of(recipe)
-        before = state_of_weights(trainer)
-        trainer.iterate()
+        with Traffic() as traffic:
+            trainer.iterate()
         mine, theirs = state(trainer), read_tensors(expected)
         assert mine.keys() == theirs.keys()
         errors = {kind: difference(mine, theirs, kind) for kind in ("moment", "weight")}
         assert errors["moment"] <= tolerance, errors
         # AdamW's first step is the sign of the gradient, which in bf16 is another one where the gradient is nothing.
         assert errors["weight"] <= 1e-6 or recipe.train.precision == "bf16", errors
-        assert all(not torch.equal(mine[name], before[name]) for name in before if name.endswith("proj_out.weight"))
-        with Traffic() as traffic:
-            trainer.iterate()
         calculated = update_traffic(trainer.plan, network_sizes(trainer.plan, trainer.parts.adapter), cluster)
         counted = {kind: sum(n for (name, _), n in traffic.sent.items() if name == kind) for kind, _ in traffic.sent}
         within, across = counted["gathered"] + counted["scattered"], counted.get("reduced", 0)
@@ -91,20 +87,12 @@ def expect_the_same(cases: list[tuple[Recipe, Path, float]], cluster: Cluster) -
             assert across * cluster.gpus == pytest.approx(calculated.across, rel=0.03)
 
 
-def state_of_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {
-        f"{role}/weight/{name}": full_tensor(p.detach()).clone()
-        for role, updater in trainer.updaters.items()
-        for name, p in updater.named_parameters.items()
-    }
-
-
 @pytest.mark.parametrize("number", [2, 4], ids=["two", "two machines of two"])
 def test_shares_train_as_one_process_and_send_what_is_calculated(number, recipe, tiny_folder, tmp_path):
     """fp32: equal up to the order of sums. bf16: gradients within 2 % of one process under autocast."""
     folder, cases = tiny_folder("sd3"), []
     machines = {"train": {"shard": "machine"}} if number == 4 else {}
-    arms = [({}, 1e-5)] if number == 4 else [({}, 1e-5), (BF16, 2e-2), (LORA, 1e-5)]
+    arms = [({}, 1e-5)] if number == 4 else [({}, 1e-5), (BF16, 2e-2)]
     for i, (settings, tolerance) in enumerate(arms):
         trainer = trainer_of(recipe(folder, 1, settings))
         trainer.iterate()

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -23,14 +24,15 @@ class Saving:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def start(self, write: Callable[[dist.ProcessGroup | None], None]) -> None:
+    def start(self, write: Callable[[dist.ProcessGroup | None], object]) -> None:
         """Wait for the write before, then let `write`, called with the group of the threads, begin.
 
         Raises what the write before raised.
         """
         self.wait()
         if dist.is_initialized() and self.group is None:
-            self.group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+            # Of all processes, so that none is outside of it.
+            self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(days=1)))
 
         def run() -> None:
             try:
