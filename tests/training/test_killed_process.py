@@ -49,9 +49,13 @@ def test_a_run_survives_being_killed_at_many_moments(make_recipe):
         if kills < 25:
             before = newest(checkpoints)
             deadline = time.monotonic() + 60
-            while newest(checkpoints) == before and process.is_alive() and time.monotonic() < deadline:
+            # In turn some time after a checkpoint, and while one is being written.
+            in_write = kills % 2 == 1
+            while process.is_alive() and time.monotonic() < deadline:
+                if any(checkpoints.glob(".step-*")) if in_write else newest(checkpoints) != before:
+                    break
                 time.sleep(0.001)
-            time.sleep(rng.uniform(0, 0.05))
+            time.sleep(0 if in_write else rng.uniform(0, 0.05))
             process.kill()
         process.join()
         if process.exitcode == 0:
