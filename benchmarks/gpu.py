@@ -11,7 +11,7 @@
     sampling        a student's 4 calls against the teacher's 60
 
 The network has random weights and the size of SD3.5-medium's (24 blocks of width 1536, 1024 x 1024 pixels). Without a
-GPU `--tiny` runs the same code on a network of one narrow block. What does not fit the card is recorded as such.
+GPU `--tiny` runs the same code on a network of two narrow blocks. What does not fit the card is recorded as such.
 """
 
 import argparse
@@ -66,7 +66,7 @@ class Size:
     repeats: int = 3
 
 
-TINY = Size(width=64, blocks=1, latent=8, batch_size=1, repeats=1)
+TINY = Size(width=64, blocks=2, latent=8, batch_size=1, repeats=1)
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=list(PARTS), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"), help="folder of the JSON files")
     parser.add_argument("--work", type=Path, help="folder for the model (9 GB); default: a temporary one")
-    parser.add_argument("--tiny", action="store_true", help="a network of one narrow block")
+    parser.add_argument("--tiny", action="store_true", help="a network of two narrow blocks")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
