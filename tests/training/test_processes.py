@@ -103,6 +103,7 @@ def test_two_processes_train_what_one_does(recipe, objective, kind, lora):
     [
         ({}, {}, {}),
         ({}, LORA, {}),
+        ({}, LORA | {"use_dora": True}, {}),
         (ADVERSARIAL, {}, {}),
         (ADVERSARIAL, LORA, {}),
         ({}, {}, {"random_step": True}),

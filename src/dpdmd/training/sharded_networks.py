@@ -43,7 +43,8 @@ def sharded_roles(
         start = load_start(plan, adapter, blank)
         require_equal({"teacher": beginnings(stored), "student.start": start and fingerprint(start)})
         configs = lora_configs(plan.lora, adapter, blank)
-        roles = make_roles(blank, lora=configs, frozen_dtype=dtype)
+        with torch.device("meta"):  # adapters as well
+            roles = make_roles(blank, lora=configs, frozen_dtype=dtype)
         prepare(roles)
         shard(roles, mesh, adapter.block_lists, in_bf16=plan.compute.in_bf16)
         for role, network in roles.modules.items():
