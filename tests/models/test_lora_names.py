@@ -232,7 +232,7 @@ def test_a_lora_of_lumina_in_the_original_layout_is_read_by_stock_diffusers_as_t
         return tensors[f"{name}.lora_B.weight"][rows] @ tensors[f"{name}.lora_A.weight"]
 
     read = Lumina2Pipeline.lora_state_dict(dict(published))
-    linear = {n: m for n, m in modules(adapter, ("",)).items() if f"transformer.{n}.lora_A.weight" in read}
+    linear = {n: m for n, m in network.named_modules() if f"transformer.{n}.lora_A.weight" in read}
     assert len(read) == 2 * len(linear) and set(layers) < set(linear)
     for name, module in linear.items():
         rows = torch.arange(0, module.out_features, 97)
