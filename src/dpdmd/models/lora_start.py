@@ -99,8 +99,8 @@ def start_from(network: nn.Module, updates: dict[str, Update], source: str) -> N
             f"student.start: {source} updates {len(unknown)} layers that have no adapter, the first is {unknown[0]}; "
             f"set lora.targets to {endings}"
         )
-    rank = max(len(update.down) for update in updates.values())
-    have = min(len(layers[name].lora_A["student"].weight) for name in updates)
+    rank = max((len(update.down) for update in updates.values()), default=0)
+    have = min((len(layers[name].lora_A["student"].weight) for name in updates), default=0)
     if rank > have:
         raise ValueError(f"student.start: {source} has rank {rank}, more than lora.rank {have}; set lora.rank = {rank}")
     for name, update in updates.items():
