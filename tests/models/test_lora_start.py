@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from trainers import new_trainer, train
 
-from dpdmd.models.base import network_denoiser
+from dpdmd.models.base import empty_network, network_denoiser
 from dpdmd.models.load import load_adapter, load_sampler
 from dpdmd.models.student_file import LORA_FILE
 from dpdmd.recipe.resolve import resolve
@@ -91,6 +91,27 @@ def test_somebodys_file_in_kohyas_names_is_read_with_its_scale(sdxl_run, tiny_fo
     starts = tmp_path / "theirs.safetensors", sdxl_run
     mine, its = (start_with(start, tiny_folder, tmp_path).denoisers.student for start in starts)
     adapter = load_adapter(tiny_folder("sdxl"))
+    shape = adapter.latent_shape(32, 48)
+    with torch.no_grad():
+        assert_close(prediction(mine, adapter, shape), prediction(its, adapter, shape), rtol=1e-5, atol=1e-5)
+
+
+def test_zeros_that_fill_a_file_take_neither_rank_nor_layer(sdxl_run, tiny_folder, tmp_path):
+    """As a file has them that must name layers which were not trained; without a header its scale is 1."""
+    adapter, filled = load_adapter(tiny_folder("sdxl")), {}
+    for name, tensor in read_tensors(sdxl_run / "student" / LORA_FILE).items():
+        is_down = name.endswith("lora_A.weight")
+        more = torch.ones_like(tensor) if is_down else torch.zeros_like(tensor)
+        filled[name] = torch.cat([tensor if is_down else 1.5 * tensor, more], dim=int(not is_down))
+    other = "mid_block.attentions.0.transformer_blocks.0.ff.net.2"
+    rows, columns = empty_network(adapter).get_submodule(other).weight.shape
+    filled |= {
+        f"unet.{other}.lora_A.weight": torch.zeros(1, columns),
+        f"unet.{other}.lora_B.weight": torch.zeros(rows, 1),
+    }
+    write_tensors(tmp_path / "filled.safetensors", filled)
+    starts = tmp_path / "filled.safetensors", sdxl_run
+    mine, its = (start_with(start, tiny_folder, tmp_path).denoisers.student for start in starts)
     shape = adapter.latent_shape(32, 48)
     with torch.no_grad():
         assert_close(prediction(mine, adapter, shape), prediction(its, adapter, shape), rtol=1e-5, atol=1e-5)

@@ -11,14 +11,16 @@ from diffusers import EulerDiscreteScheduler
 from dpdmd.method.grids import Grid, uniform_grid
 from dpdmd.method.paths import FlowPath, VPPath
 from dpdmd.method.rollout import StudentKind
-from dpdmd.publish.comfyui import FAMILIES, MOST_NOISE, noise_levels, settings, trained_shift, workflow
+from dpdmd.publish.comfyui import FAMILIES, MOST_NOISE, noise_levels, settings, trained_shift, why_none, workflow
 
 # The outputs of each class of node, by the node documentation of ComfyUI.
 OUTPUTS = {
     "CheckpointLoaderSimple": ("MODEL", "CLIP", "VAE"), "UNETLoader": ("MODEL",), "LoraLoaderModelOnly": ("MODEL",),
     "CLIPLoader": ("CLIP",), "DualCLIPLoader": ("CLIP",), "TripleCLIPLoader": ("CLIP",), "VAELoader": ("VAE",),
     "ModelSamplingSD3": ("MODEL",), "ModelSamplingFlux": ("MODEL",), "ModelSamplingAuraFlow": ("MODEL",),
-    "CLIPTextEncode": ("CONDITIONING",), "FluxGuidance": ("CONDITIONING",), "EmptyLatentImage": ("LATENT",),
+    "CLIPTextEncode": ("CONDITIONING",), "CLIPTextEncodeLumina2": ("CONDITIONING",),
+    "EmptyFlux2LatentImage": ("LATENT",),
+    "FluxGuidance": ("CONDITIONING",), "EmptyLatentImage": ("LATENT",),
     "EmptySD3LatentImage": ("LATENT",), "KSamplerSelect": ("SAMPLER",), "BasicScheduler": ("SIGMAS",),
     "ManualSigmas": ("SIGMAS",), "ModelSamplingDiscrete": ("MODEL",),
     "SplitSigmas": ("SIGMAS", "SIGMAS"), "SamplerCustom": ("LATENT", "LATENT"),
@@ -55,6 +57,9 @@ def flow(pipeline, *, shift=3.0, num_steps=4, grid=None, path=FLOW, is_lora=True
 @pytest.mark.parametrize("grid", [None, Grid((1.0, 0.8, 0.3, 0.1, 0.0))])
 @pytest.mark.parametrize("pipeline", FAMILIES)
 def test_every_link_leads_to_an_output_of_its_type_and_every_node_is_used(pipeline, grid, is_lora, kind):
+    if not (is_lora or FAMILIES[pipeline].reads_network):
+        assert flow(pipeline, grid=grid, is_lora=is_lora, kind=kind) is None
+        return
     nodes = flow(pipeline, grid=grid, is_lora=is_lora, kind=kind, v_prediction=pipeline == "StableDiffusionXLPipeline")
     used = {"saved"}
     for node in nodes.values():
@@ -149,5 +154,33 @@ def test_the_settings_in_short():
     ]
 
 
-def test_a_family_that_comfyui_does_not_draw_by_itself_has_no_workflow():
-    assert flow("SanaPipeline") is None
+@pytest.mark.parametrize(
+    ("pipeline", "sampling", "latent"),
+    [
+        ("Flux2KleinPipeline", "ModelSamplingFlux", "EmptyFlux2LatentImage"),
+        ("ErnieImagePipeline", "ModelSamplingSD3", "EmptyFlux2LatentImage"),
+        ("Krea2Pipeline", "ModelSamplingFlux", "EmptySD3LatentImage"),
+        ("ChromaPipeline", "ModelSamplingFlux", "EmptySD3LatentImage"),
+        ("Lumina2Pipeline", "ModelSamplingAuraFlow", "EmptySD3LatentImage"),
+        ("StableDiffusionPipeline", None, "EmptyLatentImage"),
+        ("PixArtSigmaPipeline", None, "EmptyLatentImage"),
+    ],
+)
+def test_each_family_has_its_own_shift_and_empty_image(pipeline, sampling, latent):
+    nodes = flow(pipeline)
+    assert nodes.get("sampling", {}).get("class_type") == sampling and nodes["latent"]["class_type"] == latent
+
+
+def test_luminas_prompt_comes_after_its_system_prompt():
+    """The stock pipeline's is the one that ComfyUI calls superior."""
+    prompt = flow("Lumina2Pipeline")["prompt"]
+    assert prompt["inputs"] == {"user_prompt": "a red circle", "system_prompt": "superior", "clip": ["texts", 1]}
+    assert prompt["class_type"] == "CLIPTextEncodeLumina2"
+
+
+def test_what_comfyui_does_not_draw_by_itself_has_no_workflow_and_a_reason():
+    for pipeline in ("SanaPipeline", "LongCatImagePipeline"):
+        assert flow(pipeline) is None and flow(pipeline, is_lora=False) is None
+    assert "no nodes" in why_none("SanaPipeline") and "time embedding" in why_none("LongCatImagePipeline")
+    assert flow("Krea2Pipeline", is_lora=False) is None and "--lora" in why_none("Krea2Pipeline")
+    assert flow("ErnieImagePipeline", is_lora=False)["network"]["inputs"]["unet_name"] == "student.safetensors"

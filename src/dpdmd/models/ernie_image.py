@@ -89,6 +89,10 @@ class ErnieImageAdapter(Flux2LatentsAdapter):
             raise ValueError(f"ERNIE-Image's stock call takes no sigmas and cannot draw the grid {grid.times}")
         return arguments
 
+    def lora_names(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """diffusers' names of the modules after the prefix of ComfyUI, of which older versions know no other."""
+        return {f"diffusion_model.{name}": tensor for name, tensor in layers.items()}
+
 
 def _place_without_values(pos_embed: nn.Module) -> None:
     """Let positions be computed where tensors have no values, and torch therefore no autocast to switch off."""

@@ -73,11 +73,7 @@ def read_lora(adapter: ModelAdapter, network: nn.Module, source: str) -> dict[st
         logger.warning(
             "student.start: %d of %d tensors are not for the %s and are left out", len(others), len(layers), name
         )
-    updates = {
-        place: Update(layer.lora_A[NAME].weight.detach().float(), layer.lora_B[NAME].weight.detach().float(), scale)
-        for place, layer in _adapted(network, NAME).items()
-        for scale in [layer.scaling[NAME]]
-    }
+    updates = {place: _update(layer) for place, layer in _adapted(network, NAME).items()}
     is_dora = any("magnitude" in key for key in layers)
     stock.unload_lora()
     network.requires_grad_(False)
@@ -85,7 +81,7 @@ def read_lora(adapter: ModelAdapter, network: nn.Module, source: str) -> dict[st
         raise ValueError(
             f"student.start: {source} is a DoRA, whose update depends on the weights; it cannot be a start"
         )
-    return updates
+    return {place: update for place, update in updates.items() if len(update.down)}
 
 
 @torch.no_grad()
@@ -103,8 +99,8 @@ def start_from(network: nn.Module, updates: dict[str, Update], source: str) -> N
             f"student.start: {source} updates {len(unknown)} layers that have no adapter, the first is {unknown[0]}; "
             f"set lora.targets to {endings}"
         )
-    rank = max(len(update.down) for update in updates.values())
-    have = min(len(layers[name].lora_A["student"].weight) for name in updates)
+    rank = max((len(update.down) for update in updates.values()), default=0)
+    have = min((len(layers[name].lora_A["student"].weight) for name in updates), default=0)
     if rank > have:
         raise ValueError(f"student.start: {source} has rank {rank}, more than lora.rank {have}; set lora.rank = {rank}")
     for name, update in updates.items():
@@ -113,6 +109,13 @@ def start_from(network: nn.Module, updates: dict[str, Update], source: str) -> N
         down[:size] = update.down
         up.zero_()
         up[:, :size] = update.up * (update.scale / layer.scaling["student"])
+
+
+def _update(layer: Any) -> Update:
+    """The update of a layer without the rows of lora_A whose columns of lora_B are zero: files have them as filling."""
+    down, up = layer.lora_A[NAME].weight.detach().float(), layer.lora_B[NAME].weight.detach().float()
+    counts = up.any(dim=0)
+    return Update(down[counts], up[:, counts], layer.scaling[NAME])
 
 
 def _adapted(network: nn.Module, adapter: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from dpdmd.method.denoiser import Condition, concatenate
 from dpdmd.method.devices import to_device
 from dpdmd.method.paths import Prediction, from_velocity
-from dpdmd.models.base import LatentShape
+from dpdmd.models import lumina2_names
+from dpdmd.models.base import LatentShape, empty_network
 from dpdmd.models.flow_scheduler import token_shift
 from dpdmd.models.lengths import guided_to_length
 from dpdmd.models.stock import StockAdapter
@@ -102,6 +103,13 @@ class Lumina2Adapter(StockAdapter):
     def dynamic_shift(self, num_steps: int, latent_shape: LatentShape) -> float:
         """mu for the number of channels: the stock pipeline takes that axis of its latents for the tokens."""
         return token_shift(self.scheduler_config, latent_shape[0])
+
+    def lora_names(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The names of the original layout for a network of the public model's widths, else diffusers' own."""
+        network = empty_network(self)
+        if not lumina2_names.is_readable(network):
+            return super().lora_names(layers)
+        return lumina2_names.lora_names(layers, network)
 
 
 def _mask_to_device(block: nn.Module, args: tuple) -> tuple:

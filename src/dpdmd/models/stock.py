@@ -229,5 +229,5 @@ class StockAdapter:
         return flow_scheduler.own_shift(self.scheduler_config, mu)
 
     def lora_names(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:
-        """diffusers' own names, which ComfyUI knows for every transformer that it draws."""
+        """diffusers' own names, which ComfyUI knows for most transformers that it draws."""
         return {f"{self.network_name}.{name}": tensor for name, tensor in layers.items()}

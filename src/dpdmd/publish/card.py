@@ -59,8 +59,8 @@ class CardParts:
     name: of the model. base: public name of its base; hub_base: hub id of the base, or None for a folder, which the hub
     would refuse as `base_model`. snippet: Python code. licence: as `base_licence` returns it. metrics: as
     `read_metrics` returns them; None for a student without scores. facts: further lines of the list at the top.
-    comfyui: settings for ComfyUI, None where it cannot draw the model. picture: what `write_picture` returned. recipe:
-    text of the run's recipe.toml.
+    comfyui: settings for ComfyUI, None where it cannot draw the model, for the reason why_no_comfyui. picture: what
+    `write_picture` returned. recipe: text of the run's recipe.toml.
     """
 
     name: str
@@ -71,6 +71,7 @@ class CardParts:
     metrics: dict[str, Any] | None = None
     facts: Sequence[str] = ()
     comfyui: Sequence[str] | None = None
+    why_no_comfyui: str = NONE
     picture: Picture | None = None
     recipe: str | None = None
 
@@ -99,7 +100,7 @@ def model_card(info: StudentFile, parts: CardParts) -> str:
         facts="\n".join(f"- {fact}" for fact in parts.facts),
         picture=_picture(parts.picture),
         snippet=_fenced(parts.snippet, "python"),
-        comfyui=_comfyui(parts.comfyui),
+        comfyui=_comfyui(parts.comfyui, parts.why_no_comfyui),
         scores=unscored_section(parts.base) if parts.metrics is None else metrics_section(parts.metrics),
         licence=_licence_section(parts.licence),
     )
@@ -140,9 +141,9 @@ def _picture(picture: Picture | None) -> str:
     return f"![Teacher and student]({PICTURE_FILE})\n\n{picture.caption}{prompts}\n\n"
 
 
-def _comfyui(settings: Sequence[str] | None) -> str:
+def _comfyui(settings: Sequence[str] | None, why_none: str) -> str:
     if settings is None:
-        return f"## ComfyUI\n\n{NONE}\n\n"
+        return f"## ComfyUI\n\n{why_none}\n\n"
     lines = "\n".join(f"- {setting}" for setting in settings)
     return (
         f"## ComfyUI\n\n`{WORKFLOW_FILE}` is the whole workflow; choose your own files in its loaders. What matters in "

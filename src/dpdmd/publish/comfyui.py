@@ -1,8 +1,8 @@
 """How ComfyUI draws a student: a workflow in its API format, which its window loads and its server runs.
 
 The `simple` scheduler takes the noise levels 1, 1 - 1/N, ..., 1/N of a flow, shifted by a ModelSampling node: the
-trained uniform grid. Of SDXL's timesteps it takes the trailing ones. It picks them from a table of 1,000, so that this
-is exact where N divides 1,000; every other grid is written out as its noise levels.
+trained uniform grid. Of discrete timesteps it takes the trailing ones. It picks them from a table of 1,000, so that
+this is exact where N divides 1,000; every other grid is written out as its noise levels.
 """
 
 import math
@@ -17,6 +17,16 @@ from dpdmd.method.rollout import StudentKind
 
 WORKFLOW_FILE = "comfyui_workflow.json"
 NONE = "There is no workflow for ComfyUI of this kind of model."
+# Why, where more is known.
+REASONS = {
+    "SanaPipeline": "ComfyUI has no nodes of its own for this kind of model.",
+    "LongCatImagePipeline": "ComfyUI does not read the time embedding of a network of this kind as diffusers saves it: "
+    "draw it in diffusers.",
+}
+UNREADABLE = (
+    "There is no workflow: ComfyUI reads a network of this kind in its authors' layout only, and not as diffusers "
+    "saves it. A LoRA of `dpdmd export --lora` works there."
+)
 TABLE = 1000  # noise levels that the `simple` scheduler picks from
 MOST_NOISE = 4518.76  # sigma / alpha that stands for pure noise of a schedule that ends there (zero SNR)
 Node = dict[str, Any]
@@ -28,17 +38,36 @@ class Family:
     """The nodes of one family.
 
     text_encoders: class and inputs of the node that loads them. sampling: class of the node that shifts; None for a
-    family without a shift. latent: class of the node that makes the empty image.
+    family without a shift. latent: class of the node that makes the empty image. prompt: class of the node that encodes
+    the prompt, the name of that input, and its other inputs. reads_network: whether ComfyUI reads a network as
+    diffusers saves it, which a merged export is.
     """
 
     text_encoders: tuple[str, dict[str, str]]
     sampling: str | None
     latent: str = "EmptySD3LatentImage"
+    prompt: tuple[str, str, dict[str, str]] = ("CLIPTextEncode", "text", {})
+    reads_network: bool = True
+
+
+CHECKPOINT = "CheckpointLoaderSimple"  # loads a network, its text encoders and its autoencoder
+
+
+def _clip(name: str, kind: str) -> tuple[str, dict[str, str]]:
+    return "CLIPLoader", {"clip_name": f"{name}.safetensors", "type": kind}
+
+
+def _checkpoint(name: str) -> tuple[str, dict[str, str]]:
+    return CHECKPOINT, {"ckpt_name": f"{name}.safetensors"}
 
 
 # The values of inputs are names of files as ComfyUI's own templates have them; a user chooses their own.
-CHECKPOINT = ("CheckpointLoaderSimple", {"ckpt_name": "sd_xl_base_1.0.safetensors"})
 FAMILIES = {
+    "ChromaPipeline": Family(_clip("t5xxl_fp16", "chroma"), "ModelSamplingFlux", reads_network=False),
+    "ErnieImagePipeline": Family(_clip("ministral-3-3b", "flux2"), "ModelSamplingSD3", "EmptyFlux2LatentImage"),
+    "Flux2KleinPipeline": Family(
+        _clip("qwen_3_4b", "flux2"), "ModelSamplingFlux", "EmptyFlux2LatentImage", reads_network=False
+    ),
     "FluxPipeline": Family(
         (
             "DualCLIPLoader",
@@ -46,9 +75,15 @@ FAMILIES = {
         ),
         "ModelSamplingFlux",
     ),
-    "QwenImagePipeline": Family(
-        ("CLIPLoader", {"clip_name": "qwen_2.5_vl_7b.safetensors", "type": "qwen_image"}), "ModelSamplingAuraFlow"
+    "Krea2Pipeline": Family(_clip("qwen3vl_4b", "krea2"), "ModelSamplingFlux", reads_network=False),
+    "Lumina2Pipeline": Family(
+        _checkpoint("lumina_2"),
+        "ModelSamplingAuraFlow",
+        prompt=("CLIPTextEncodeLumina2", "user_prompt", {"system_prompt": "superior"}),
+        reads_network=False,
     ),
+    "PixArtSigmaPipeline": Family(_clip("t5xxl_fp16", "pixart"), None, "EmptyLatentImage"),
+    "QwenImagePipeline": Family(_clip("qwen_2.5_vl_7b", "qwen_image"), "ModelSamplingAuraFlow"),
     "StableDiffusion3Pipeline": Family(
         (
             "TripleCLIPLoader",
@@ -60,11 +95,15 @@ FAMILIES = {
         ),
         "ModelSamplingSD3",
     ),
-    "StableDiffusionXLPipeline": Family(CHECKPOINT, None, "EmptyLatentImage"),
-    "ZImagePipeline": Family(
-        ("CLIPLoader", {"clip_name": "qwen_3_4b.safetensors", "type": "lumina2"}), "ModelSamplingAuraFlow"
-    ),
+    "StableDiffusionPipeline": Family(_checkpoint("base"), None, "EmptyLatentImage"),
+    "StableDiffusionXLPipeline": Family(_checkpoint("sd_xl_base_1.0"), None, "EmptyLatentImage"),
+    "ZImagePipeline": Family(_clip("qwen_3_4b", "lumina2"), "ModelSamplingAuraFlow"),
 }
+
+
+def why_none(pipeline: str) -> str:
+    """Why a student of this pipeline has no workflow, in words."""
+    return UNREADABLE if pipeline in FAMILIES else REASONS.get(pipeline, NONE)
 
 
 def trained_shift(grid: Grid) -> float:
@@ -95,14 +134,14 @@ def workflow(
     v_prediction: bool = False,
     zero_snr: bool = False,
 ) -> Workflow | None:
-    """The workflow of a student; None for a family that ComfyUI does not draw by itself.
+    """The workflow of a student; None for one that ComfyUI does not draw by itself (`why_none`).
 
     pipeline: name of the stock pipeline's class. is_uniform: the number of steps alone gives the grid. size: height
     and width in pixels. is_lora: the export is a LoRA for its base, otherwise a network. v_prediction, zero_snr: of a
     noise schedule. Files are named `student.safetensors` and `base.safetensors`.
     """
     family = FAMILIES.get(pipeline)
-    if family is None:
+    if family is None or not (is_lora or family.reads_network):
         return None
     height, width = size
     nodes = _loaders(family, is_lora=is_lora)
@@ -114,7 +153,8 @@ def workflow(
     if sampling is not None:
         sampling["inputs"]["model"] = model
         nodes["sampling"], model = sampling, ["sampling", 0]
-    nodes["prompt"] = {"class_type": "CLIPTextEncode", "inputs": {"text": prompt, "clip": nodes.pop("_clip")}}
+    encode, name, inputs = family.prompt
+    nodes["prompt"] = {"class_type": encode, "inputs": {name: prompt, "clip": nodes.pop("_clip"), **inputs}}
     cond = ["prompt", 0]
     if embedded_guidance is not None:
         nodes["guidance"] = {
@@ -214,7 +254,7 @@ def _loaders(family: Family, *, is_lora: bool) -> dict[str, Any]:
     """The nodes that load files, and under _model, _clip and _vae the outputs that the rest takes from them."""
     encoders, inputs = family.text_encoders
     nodes: dict[str, Any] = {"texts": {"class_type": encoders, "inputs": dict(inputs)}}
-    if encoders == CHECKPOINT[0]:
+    if encoders == CHECKPOINT:
         outputs = {"_model": ["texts", 0], "_clip": ["texts", 1], "_vae": ["texts", 2]}
     else:
         nodes["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": "vae.safetensors"}}
@@ -246,5 +286,5 @@ def _sampling_node(sampling: str | None, grid: Grid, size: tuple[int, int], *, i
 
 
 def _v_prediction(zero_snr: bool) -> Node:
-    """The node that says how SDXL's network predicts, which its file does not."""
+    """The node that says how a U-Net predicts, which its file does not."""
     return {"class_type": "ModelSamplingDiscrete", "inputs": {"sampling": "v_prediction", "zsnr": zero_snr}}

@@ -18,7 +18,7 @@ from dpdmd.models.lora import takes_lora
 from dpdmd.models.parts import cached_folder
 from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, StudentFile
 from dpdmd.publish.card import CardParts, base_licence, model_card, read_metrics, require_licence
-from dpdmd.publish.comfyui import WORKFLOW_FILE, Workflow, settings, workflow
+from dpdmd.publish.comfyui import WORKFLOW_FILE, Workflow, settings, why_none, workflow
 from dpdmd.publish.pictures import PICTURE_FILE, write_picture
 from dpdmd.publish.pipeline import DTYPES, write_lora, write_pipeline
 from dpdmd.publish.snippet import public_name, snippet
@@ -121,6 +121,7 @@ def export_run(
             metrics=scores,
             facts=_facts(student),
             comfyui=None if flow is None else settings(flow),
+            why_no_comfyui=why_none(student.adapter.pipeline_class.__name__),
             picture=write_picture(student.run, student.places, student.info.updates, folder / PICTURE_FILE),
             recipe=_recipe(student),
         )
