@@ -19,6 +19,7 @@ from dpdmd.method.losses import Space
 from dpdmd.method.paths import Path, Prediction
 from dpdmd.method.roles import Role, Roles
 from dpdmd.method.rollout import StudentKind
+from dpdmd.models.student_file import BaseLora
 from dpdmd.store.errors import library_errors
 
 LatentShape = tuple[int, int, int]
@@ -33,6 +34,7 @@ class ModelAdapter(Protocol):
     by `encode`, the autoencoder by `decode`, the denoising network by `load_network`.
 
     source: the pipeline folder or hub id.
+    loras: LoRAs that `load_network` merges into the network, so that both are the teacher.
     pipeline_class: the stock pipeline that samples an exported student.
     network_class, network_name: class and component name ("transformer", "unet") of the denoising network.
     network_config: configuration of the denoising network.
@@ -58,6 +60,7 @@ class ModelAdapter(Protocol):
     """
 
     source: str
+    loras: tuple[BaseLora, ...]
     pipeline_class: type
     network_class: type
     network_name: str
@@ -90,7 +93,7 @@ class ModelAdapter(Protocol):
         ...
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """Load a new copy of the pretrained denoising network, ready for `predict`."""
+        """Load a new copy of the pretrained denoising network, with `loras` merged into it, ready for `predict`."""
         ...
 
     def encode(self, prompts: list[str]) -> Condition:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ from dpdmd.method.guidance import linear_rule
 from dpdmd.method.paths import FlowPath, Path
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models import flow_scheduler, parts
-from dpdmd.models.base import CALLBACK, RENEW_NOISE, LatentShape
+from dpdmd.models.base import CALLBACK, RENEW_NOISE, LatentShape, ModelAdapter
 from dpdmd.models.saved_scheduler import flow_config
 from dpdmd.models.sizes import SIDE
-from dpdmd.models.student_file import exported_student
+from dpdmd.models.student_file import BaseLora, exported_student
 from dpdmd.store.errors import InputError
 
 
@@ -51,6 +51,7 @@ class StockAdapter:
     older_names: tuple[str, ...] = ()
     exported_options: ClassVar[dict[str, Any]] = {}
     pipeline_gives_sigmas = True
+    loras: tuple[BaseLora, ...] = ()
 
     def __init__(self, source: str):
         """Read the configurations. Raises ValueError if one is missing, or if the family does not support it."""
@@ -139,8 +140,13 @@ class StockAdapter:
         return height // factor, width // factor
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """Load the pretrained network."""
-        return parts.load_network(self.network_class, self.source, self.network_name, dtype)
+        """Load the pretrained network and merge its LoRAs."""
+        network = parts.load_network(self.network_class, self.source, self.network_name, dtype)
+        if self.loras:
+            from dpdmd.models.base_loras import merge_base_loras
+
+            merge_base_loras(cast("ModelAdapter", self), network, self.loras)
+        return network
 
     def picture_tokens(self, output: Any, x_t: Tensor, cond: Condition) -> Tensor:
         """The image tokens, which transformer blocks return after the prompt's tokens."""

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from dpdmd.data.prompts import training_prompts
 from dpdmd.models.base import ModelAdapter
-from dpdmd.models.load import planning_adapter
 from dpdmd.planning.cost import checkpoint_bytes, describe, embedding_bytes, network_sizes, num_blocks
 from dpdmd.planning.fit import GIB, Settings, counter, describe_fit, device_memory, savings
 from dpdmd.planning.hours import describe_hours, describe_validation
 from dpdmd.recipe.plan import Plan
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.teacher import teacher_adapter
 from dpdmd.recipe.toml import changed_recipe, load_recipe
 
 
@@ -23,7 +23,7 @@ def costs(recipe: Recipe | str | Path, *, overrides: Sequence[str] = (), memory:
     """
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, list(overrides))
     prompts = training_prompts(settings.data.sources, settings.data.column)
-    adapter = planning_adapter(settings.model.teacher)
+    adapter = teacher_adapter(settings.model, planning=True)
     device = device_memory() if memory is None else round(memory * GIB)
     return describe_costs(lambda further: resolve(changed_recipe(settings, further), adapter), adapter, prompts, device)
 

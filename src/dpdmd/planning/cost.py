@@ -109,7 +109,8 @@ def describe(plan: Plan, adapter: ModelAdapter) -> str:
     memory = state_bytes(plan, sizes)
     embedded, samples = plan.embedded_guidance["teacher"], data.batch_size * data.accumulation
     lines = {
-        "model": f"{adapter.source}, {adapter.pipeline_class.__name__}",
+        "model": f"{adapter.source}, {adapter.pipeline_class.__name__}"
+        + "".join(f", LoRA {lora.path} ({lora.weight:g})" for lora in adapter.loras),
         "network": f"{adapter.network_class.__name__}, {sizes.network:,} parameters, "
         f"predicts {adapter.prediction_space}",
         "latents": f"{' x '.join(map(str, plan.latent_shape))} per image",

@@ -43,6 +43,7 @@ from dpdmd.recipe.schema import (
     TrainConfig,
     ValidationConfig,
 )
+from dpdmd.recipe.teacher import teacher_loras
 from dpdmd.recipe.toml import dump_recipe, flatten
 
 
@@ -54,6 +55,8 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     """
     recipe = with_absolute_inputs(recipe)
     model, keys, train = recipe.model, recipe.objective, recipe.train
+    if adapter.loras != teacher_loras(model):
+        raise ValueError("the adapter must have the LoRAs of the recipe: make it by recipe.teacher.teacher_adapter")
     if objective is not None:
         recipe = recipe.model_copy(update={"objective": keys.model_copy(update={"name": name_of(objective)})})
     latent_shape = adapter.latent_shape(model.height, model.width)

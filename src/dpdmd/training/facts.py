@@ -13,6 +13,7 @@ def facts(plan: Plan, parts: Parts) -> dict[str, Any]:
     forward, backward = forwards_per_update(plan)
     return {
         "teacher": parts.adapter.source,
+        "loras": [lora.model_dump() for lora in parts.adapter.loras],
         "objective": plan.objective_name,
         "guidance_scale": plan.teacher.guidance.scale,
         "num_inference_steps": plan.teacher.grid.num_steps,

@@ -185,6 +185,7 @@ class Trainer:
         return StudentFile(
             # Absolute, so that the student can be sampled from any working directory.
             base=str(Path(teacher).resolve()) if is_folder else teacher,
+            base_loras=self.parts.adapter.loras,
             base_parts=self.parts.identity["teacher_parts"],
             grid=plan.student.grid.times,
             kind=plan.student.kind,
