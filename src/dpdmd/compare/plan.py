@@ -87,10 +87,10 @@ def shared_teacher(students: list[Arm]) -> Teacher:
         except ValueError as error:
             raise ValueError(f"arm {arm.name}: {error}") from None
         embedded = plan.embedded_guidance["teacher"]
-        if plan.latent_shape != adapter.latent_shape() or embedded != adapter.embedded_guidance:
+        if len(plan.sizes) > 1 or plan.latent_shape != adapter.latent_shape() or embedded != adapter.embedded_guidance:
             raise ValueError(
                 f"arm {arm.name}: a comparison samples the teacher in its own size and at its own embedded guidance; "
-                "leave out model.height, model.width and model.embedded_guidance"
+                "leave out model.height, model.width, model.sizes and model.embedded_guidance"
             )
         teachers[arm.name] = Teacher(
             recipe.model.teacher,

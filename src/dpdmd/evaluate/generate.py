@@ -98,12 +98,14 @@ def sampling_grid(
     """
     if sampler.grid is None:
         return sampler.adapter.stock_grid(num_inference_steps or sampler.adapter.num_inference_steps, latent_shape)
-    if num_inference_steps not in (None, sampler.grid.num_steps):
+    grid = sampler.student_grid
+    assert grid is not None, "a student has one at every size"
+    if num_inference_steps not in (None, grid.num_steps):
         raise ValueError(
-            f"this student was trained for {sampler.grid.num_steps} steps, got num_inference_steps "
+            f"this student was trained for {grid.num_steps} steps, got num_inference_steps "
             f"{num_inference_steps}; leave it out"
         )
-    return sampler.grid
+    return grid
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,9 @@ def open_model(
     student has its own grid and no guidance. negative_prompt: what guidance leads away from; default: nothing.
     teacher_first: the student's teacher replaces its first step (a hybrid, without training) and takes these three, the
     negative prompt by default from the student's training. height, width: of the images in pixels; default: those that
-    a student was trained at, a teacher's own. A student keeps its grid at every size. base: for a LoRA student, the
-    model into which it is merged instead of its own base. loras: to merge into a teacher, or into this base.
-    batch_size: changes speed and memory only.
+    a student was trained at, a teacher's own. A student of one size keeps its grid at every size. base: for a LoRA
+    student, the model into which it is merged instead of its own base. loras: to merge into a teacher, or into this
+    base. batch_size: changes speed and memory only.
     Raises ValueError for an unknown model, and for a size or number of steps that it cannot draw.
     """
     device = start_processes()

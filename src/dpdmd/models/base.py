@@ -160,6 +160,17 @@ class ModelAdapter(Protocol):
         """
         ...
 
+    def sized_scheduler(self, kind: StudentKind, grids: Mapping[LatentShape, Grid]) -> Any:
+        """The stock scheduler of a student that was trained at several sizes, on a grid at each.
+
+        With it `num_inference_steps` alone draws each grid, where the grids differ. Raises ValueError if none does.
+        """
+        ...
+
+    def sized_grid(self, grids: Mapping[LatentShape, Grid], latent_shape: LatentShape) -> Grid:
+        """The grid of a student of `sized_scheduler` at any size."""
+        ...
+
     def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
         """Arguments with which the stock pipeline and its `student_scheduler` sample a student on `grid`, unguided."""
         ...

@@ -16,7 +16,7 @@ from dpdmd.store.names import local_or_hub_id
 logger = logging.getLogger(__name__)
 
 # What student.json says of how a student is sampled; the rest is about its training.
-SAMPLING = {"grid", "guidance_scale", "kind", "embedded_guidance", "height", "width"}
+SAMPLING = {"grid", "guidance_scale", "kind", "embedded_guidance", "height", "width", "sizes"}
 
 
 def model_identity(
@@ -138,4 +138,4 @@ def _files(base: Path, parts: list[str]) -> dict[str, Path]:
 
 
 def _sampling(info: StudentFile) -> str:
-    return info.model_dump_json(include=SAMPLING)
+    return info.model_dump_json(include=SAMPLING if info.sizes else SAMPLING - {"sizes"})

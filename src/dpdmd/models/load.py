@@ -15,7 +15,7 @@ from dpdmd.method.grids import Grid
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape, ModelAdapter
 from dpdmd.models.pipeline_files import checked_index, read_index
-from dpdmd.models.student_file import BaseLora, StudentFile
+from dpdmd.models.student_file import BaseLora, StudentFile, StudentSize
 from dpdmd.store.errors import library_errors, reading
 from dpdmd.store.names import did_you_mean, local_or_hub_id
 
@@ -49,7 +49,8 @@ class Sampler:
     kind, embedded_guidance, image_size (height, width in pixels): what a student was trained for; None: the
     model's own.
     base: the teacher that a student was made from; None for a teacher. negative_prompt: what a student's teacher was
-    guided away from. base_loras: LoRAs of a student's teacher.
+    guided away from. base_loras: LoRAs of a student's teacher. sizes: of a student that was trained
+    at several.
     """
 
     adapter: ModelAdapter
@@ -62,10 +63,23 @@ class Sampler:
     base: str | None = None
     negative_prompt: str = ""
     base_loras: tuple[BaseLora, ...] = ()
+    sizes: tuple[StudentSize, ...] = ()
+
+    @property
+    def student_grid(self) -> Grid | None:
+        """The grid of a student at its image size; None for a teacher."""
+        if not self.sizes:
+            return self.grid
+        return self.adapter.sized_grid(grids_of(self.adapter, self.sizes), self.latent_shape())
 
     def latent_shape(self) -> LatentShape:
         """(C, H, W) of the latents of one image."""
         return self.adapter.latent_shape(*(self.image_size or ()))
+
+
+def grids_of(adapter: ModelAdapter, sizes: Sequence[StudentSize]) -> dict[LatentShape, Grid]:
+    """{latent shape: grid} of the sizes of a student."""
+    return {adapter.latent_shape(size.height, size.width): Grid(size.grid) for size in sizes}
 
 
 def built_in_teacher(name: str = "scenes") -> Path:
@@ -215,6 +229,7 @@ def _student(adapter: ModelAdapter, network: nn.Module, info: StudentFile) -> Sa
         base=info.base,
         negative_prompt=info.negative_prompt,
         base_loras=info.base_loras,
+        sizes=info.sizes,
     )
 
 

@@ -1,7 +1,7 @@
 """The common base of all adapters of stock diffusers pipelines; each family overrides what it does differently."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -194,10 +194,32 @@ class StockAdapter:
             pipeline_gives_sigmas=self.pipeline_gives_sigmas,
         )
 
+    def sized_scheduler(self, kind: StudentKind, grids: Mapping[LatentShape, Grid]) -> Any:
+        """`student_scheduler` if all grids are the same, else one whose shift follows the size as the base's does."""
+        (shape, first), *others = grids.items()
+        if all(flow_scheduler.same_grid(first, grid) for _, grid in others):
+            return self.student_scheduler(kind, first, shape)
+        shifted = [(self.dynamic_shift(grid.num_steps, shape), grid) for shape, grid in grids.items()]
+        return flow_scheduler.sized_scheduler(
+            self.scheduler_config, kind, shifted, pipeline_gives_sigmas=self.pipeline_gives_sigmas
+        )
+
+    def sized_grid(self, grids: Mapping[LatentShape, Grid], latent_shape: LatentShape) -> Grid:
+        """A student's grid at a size: the trained one, else what its `sized_scheduler` draws."""
+        if latent_shape in grids:
+            return grids[latent_shape]
+        scheduler, num_steps = self.sized_scheduler("ode", grids), next(iter(grids.values())).num_steps
+        if not scheduler.config.get("use_dynamic_shifting"):
+            return next(iter(grids.values()))
+        mu = self.dynamic_shift(num_steps, latent_shape)
+        return flow_scheduler.drawn_grid(scheduler, num_steps, pipeline_gives_sigmas=self.pipeline_gives_sigmas, mu=mu)
+
     def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
         """The number of steps if the scheduler draws the grid by itself, else the grid's sigmas; no guidance."""
-        drawn = flow_scheduler.drawn_grid(scheduler, grid.num_steps, pipeline_gives_sigmas=self.pipeline_gives_sigmas)
-        if flow_scheduler.same_grid(drawn, grid):
+        gives = self.pipeline_gives_sigmas
+        if scheduler.config.use_dynamic_shifting or flow_scheduler.same_grid(
+            flow_scheduler.drawn_grid(scheduler, grid.num_steps, pipeline_gives_sigmas=gives), grid
+        ):
             return {"num_inference_steps": grid.num_steps} | self.unguided
         return {"sigmas": list(grid.times[:-1])} | self.unguided
 

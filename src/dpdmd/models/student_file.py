@@ -53,6 +53,21 @@ class BaseLora(BaseModel):
     weight: float = Field(default=1.0, description="Factor of what it adds to the weights.")
 
 
+class StudentSize(BaseModel):
+    """One of several sizes that a student was trained at."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    height: int = Field(ge=1, lt=2**31, description="Height of the images in pixels.")
+    width: int = Field(ge=1, lt=2**31, description="Width of the images in pixels.")
+    grid: tuple[float, ...] = Field(max_length=1001, description="Times of the steps at this size.")
+
+    @field_validator("grid")
+    @classmethod
+    def _is_grid(cls, times: tuple[float, ...]) -> tuple[float, ...]:
+        return Grid(times).times
+
+
 class StudentFile(BaseModel):
     """What a student was made of and how it is sampled; only `base` and `grid` are required.
 
@@ -84,6 +99,9 @@ class StudentFile(BaseModel):
     )
     width: int | None = Field(
         default=None, ge=1, lt=2**31, description="Width of the images in pixels; null for the base's own."
+    )
+    sizes: tuple[StudentSize, ...] = Field(
+        default=(), description="All sizes of a student of several, the first as above; empty for one size."
     )
     objective: str = Field(default="unknown", description="Name of the objective that the student was trained with.")
     updates: int = Field(default=0, ge=0, description="Student updates done.")

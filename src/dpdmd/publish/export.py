@@ -14,7 +14,7 @@ from dpdmd.method.grids import Grid
 from dpdmd.models.attached_lora import takes_lora
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
-from dpdmd.models.load import load_adapter, load_sampler
+from dpdmd.models.load import grids_of, load_adapter, load_sampler
 from dpdmd.models.parts import cached_folder
 from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, StudentFile
 from dpdmd.publish.card import CardParts, base_licence, code, lora_licence, model_card, read_metrics, require_licence
@@ -157,7 +157,8 @@ def _student(run: str | Path, *, is_lora: bool, is_alone: bool) -> Exported:
             "--lora, which merges it into the network"
         )
     shape = adapter.latent_shape(*(info.image_size or ()))
-    scheduler = adapter.student_scheduler(info.kind, grid, shape)
+    grids = grids_of(adapter, info.sizes) or {shape: grid}
+    scheduler = adapter.sized_scheduler(info.kind, grids)
     arguments = adapter.call_arguments(scheduler, grid, info.embedded_guidance)
     arguments |= {key: value for key in ("height", "width") if (value := getattr(info, key)) is not None}
     size = adapter.vae_factor * shape[1], adapter.vae_factor * shape[2]
@@ -214,8 +215,12 @@ def _facts(student: Exported) -> list[str]:
     """Size and teacher, with the values that defaults stood for."""
     adapter, (height, width) = student.adapter, student.size
     config = getattr(adapter, "scheduler_config", {})
+    sizes = [f"{size.height} x {size.width}" for size in student.info.sizes] or [f"{height} x {width}"]
     fixed = ", where the base would shift it with the size" if config.get("use_dynamic_shifting") else ""
-    facts = [f"Trained at {height} x {width} pixels (height x width). Other sizes are drawn on the same grid{fixed}"]
+    others = f"Other sizes are drawn on the same grid{fixed}"
+    if len({size.grid for size in student.info.sizes}) > 1:
+        others = "The scheduler shifts the grid with the size, as the base's does; the one above is of the first"
+    facts = [f"Trained at {', '.join(sizes)} pixels (height x width). {others}"]
     where = "to be loaded beside it" if student.is_alone else "which is in its weights"
     facts += [
         f"The teacher has the LoRA {code(public_name(lora.path))} with weight {lora.weight:g}, {where}"

@@ -27,6 +27,19 @@ class LoraSource(Section):
         return weight
 
 
+class ImageSize(Section):
+    """One of the sizes that a run trains."""
+
+    height: int = Field(ge=1, le=bounds.SIDE, description="Image height in pixels.")
+    width: int = Field(ge=1, le=bounds.SIDE, description="Image width in pixels.")
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=bounds.LARGEST,
+        description="Share of the updates, relative to the other sizes. Default: 1.",
+    )
+
+
 class ModelConfig(Section):
     """The teacher, and how it is sampled."""
 
@@ -49,6 +62,13 @@ class ModelConfig(Section):
     )
     width: int | None = Field(
         default=None, ge=1, le=bounds.SIDE, description="Image width in pixels. Default: the teacher's."
+    )
+    sizes: tuple[ImageSize, ...] = Field(
+        default=(),
+        max_length=bounds.STEPS,
+        description="Several sizes [height, width] in pixels instead of one: [[1024, 1024], [832, 1216]], or with "
+        "shares of the updates [{height = 1024, width = 1024, weight = 2}, ...]. Each update has one of them. Default: "
+        "one size.",
     )
     guidance_scale: float | None = Field(
         default=None,
@@ -78,4 +98,14 @@ class ModelConfig(Section):
     def _both_sides(self):
         if (self.height is None) != (self.width is None):
             raise ValueError(f"set height and width, or neither, got height {self.height} and width {self.width}")
+        sides = [(size.height, size.width) for size in self.sizes]
+        if sides and self.height is not None:
+            raise ValueError(f"set sizes, or height and width, not both, got {sides} and {self.height} x {self.width}")
+        if len(set(sides)) < len(sides):
+            raise ValueError(f"sizes must differ, got {sides}")
         return self
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int | None, int | None], ...]:
+        """(height, width) of every size; (None, None) for the teacher's own."""
+        return tuple((size.height, size.width) for size in self.sizes) or ((self.height, self.width),)

@@ -110,8 +110,15 @@ def _make_lists(data: dict[str, Any]) -> None:
             value = [value] if isinstance(value, str) and key != "data.prompts" else value
             if isinstance(value, list):
                 table[name] = [{SOURCES[key]: entry} if isinstance(entry, str) else entry for entry in value]
+        elif key == "model.sizes" and isinstance(value, list):
+            table[name] = [_as_size(entry) for entry in value]
         elif isinstance(value, str) and _is_list(field):
             table[name] = [value]
+
+
+def _as_size(entry: Any) -> Any:
+    """[height, width] as a table; anything else as it is."""
+    return {"height": entry[0], "width": entry[1]} if isinstance(entry, list) and len(entry) == 2 else entry
 
 
 def _is_list(field: FieldInfo) -> bool:
@@ -254,7 +261,7 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
         value: Any = recipe
         for part in key.split("."):
             value = getattr(value, part)
-        if key in SOURCES and not isinstance(value, str):
+        if (key in SOURCES or key == "model.sizes") and not isinstance(value, str):
             value = tuple(entry.model_dump() for entry in value)
         values[key] = value
     return values

@@ -189,6 +189,7 @@ def new_batches(plan: Plan, prompts: EncodedPrompts, accelerator: Accelerator) -
         device=accelerator.device,
         samples_per_prompt=data.samples_per_prompt,
         num_pairs=plan.objective.num_pairs,
+        sizes=tuple((size.latent_shape, size.share) for size in plan.sizes),
     )
 
 
