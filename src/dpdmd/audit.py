@@ -10,10 +10,10 @@ from dpdmd.data.prompts import evaluation_prompts_of
 from dpdmd.evaluate.generate import Drawing, generate_folder, open_model
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.speed import SPEED_FILE, measure_speed
-from dpdmd.evaluate.stock import Call, generate_with_stock, open_pipeline
+from dpdmd.evaluate.stock import Call, generate_with_stock, is_pipeline, open_pipeline
 from dpdmd.models.find import find_student
 from dpdmd.models.load import BUILT_IN, built_in_teacher
-from dpdmd.models.student_file import LORA_FILE, StudentFile, exported_student
+from dpdmd.models.student_file import LORA_FILE, BaseLora, StudentFile, exported_student
 from dpdmd.report.build import report_from_runs
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.files import make_folder, require_writable
@@ -23,6 +23,7 @@ from dpdmd.vision.quality.load import require_known
 from dpdmd.vision.weights import find_weights
 
 TEACHER, STUDENT = "teacher", "student"
+Loras = tuple[BaseLora, ...]
 
 
 def audit(
@@ -34,6 +35,7 @@ def audit(
     images_per_prompt: int = 9,
     call: Call = Call(),  # noqa: B008  # frozen
     teacher_call: Call = Call(),  # noqa: B008
+    teacher_loras: Sequence[BaseLora] | None = None,
     features: str | Sequence[str] = "auto",
     perceptual: str | None = None,
     quality: Sequence[str] = (),
@@ -48,6 +50,8 @@ def audit(
     prompts: default: those of the built-in world, for built-in teachers only.
     call, teacher_call: how `model` and `teacher` are called; what is left out is the pipeline's default, or for our
         own models as `dpdmd sample` has it, and the manifest and the page say so.
+    teacher_loras: LoRAs that are merged into the teacher, and into it as well where MODEL is a LoRA for it; default:
+        those that one of our students was trained with, if the teacher is its base.
     features, perceptual, quality: see `evaluate.run.evaluate_folder`.
 
     Returns the path of report.html. An audit that was interrupted continues when it is called again.
@@ -57,6 +61,7 @@ def audit(
     for name, its_call in ((model, call), (teacher, teacher_call)):
         _require_call(name, its_call)
     teacher_call = _as_trained(model, teacher_call)
+    loras = _loras_as_trained(model, teacher) if teacher_loras is None else tuple(teacher_loras)
     require_known(quality)
     for name in [features] if isinstance(features, str) else features:
         if name not in ("auto", SCENES):
@@ -68,10 +73,10 @@ def audit(
     require_writable(out / "report.html", "the report")
     common = {"seeds": list(range(images_per_prompt)), "batch_size": batch_size}
     # The student first: it takes few steps, and a LoRA that does not fit is found before the teacher's many.
-    _draw(model, prompts, out / STUDENT / "samples", teacher, call, **common)
-    _draw(teacher, prompts, out / TEACHER / "samples", None, teacher_call, **common)
+    _draw(model, prompts, out / STUDENT / "samples", teacher, call, loras, **common)
+    _draw(teacher, prompts, out / TEACHER / "samples", None, teacher_call, loras, **common)
     if not (out / STUDENT / SPEED_FILE).exists():
-        openers = partial(_open, model, teacher, call), partial(_open, teacher, None, teacher_call)
+        openers = partial(_open, model, teacher, call, loras), partial(_open, teacher, None, teacher_call, loras)
         measure_speed(*openers, prompts, out / STUDENT)
     for name in (TEACHER, STUDENT):
         evaluate_folder(
@@ -86,19 +91,25 @@ def audit(
     return report_from_runs([out], out / "report.html", title=f"{model} and its teacher {teacher}")
 
 
-def _draw(model: str, prompts: list[str], samples: Path, base: str | None, call: Call, **options) -> None:
+def _draw(model: str, prompts: list[str], samples: Path, base: str | None, call: Call, loras: Loras, **options) -> None:
     if _is_ours(model, call):
-        generate_folder(model, prompts, out=samples, **_settings(model, base, call), **options)
+        generate_folder(model, prompts, out=samples, **_settings(model, base, call, loras), **options)
     else:
-        places = {"model": _folder(model), "base": base and _folder(base)}
+        places = _places(model, base, loras)
         generate_with_stock(prompts=prompts, out=samples, call=call, **places, **options)
 
 
-def _open(model: str, base: str | None, call: Call) -> Drawing:
+def _open(model: str, base: str | None, call: Call, loras: Loras) -> Drawing:
     """The model ready to draw as `_draw` does."""
     if _is_ours(model, call):
-        return open_model(model, **_settings(model, base, call))
-    return open_pipeline(_folder(model), base and _folder(base), call=call)
+        return open_model(model, **_settings(model, base, call, loras))
+    return open_pipeline(call=call, **_places(model, base, loras))
+
+
+def _places(model: str, base: str | None, loras: Loras) -> dict[str, Any]:
+    """What a stock pipeline is loaded from: the teacher, or a LoRA for it, has its LoRAs; another pipeline none."""
+    has_loras = base is None or not is_pipeline(_folder(model))
+    return {"model": _folder(model), "base": base and _folder(base), "loras": loras if has_loras else ()}
 
 
 def _is_ours(model: str, call: Call) -> bool:
@@ -106,10 +117,11 @@ def _is_ours(model: str, call: Call) -> bool:
     return _is_student(model) or (model in BUILT_IN and not call.needs_stock)
 
 
-def _settings(model: str, base: str | None, call: Call) -> dict[str, Any]:
+def _settings(model: str, base: str | None, call: Call, loras: Loras) -> dict[str, Any]:
     """How one of ours is drawn."""
+    base_of_lora = _base_of_lora(model, base)
     steps = {"num_inference_steps": call.num_inference_steps, "guidance_scale": call.guidance_scale}
-    return {"base": _base_of_lora(model, base), **steps}
+    return {"base": base_of_lora, "loras": loras if base_of_lora or base is None else (), **steps}
 
 
 def _base_of_lora(model: str, base: str | None) -> str | None:
@@ -131,6 +143,16 @@ def _as_trained(model: str, teacher_call: Call) -> Call:
     if teacher_call.negative_prompt is not None or info is None or not info.negative_prompt:
         return teacher_call
     return replace(teacher_call, negative_prompt=info.negative_prompt)
+
+
+def _loras_as_trained(model: str, teacher: str) -> Loras:
+    """The LoRAs that one of our students was trained with, if the teacher is its base."""
+    folder = find_student(model)
+    info = exported_student(model) if folder is None else StudentFile.read(folder)
+    if info is None:
+        return ()
+    is_its_base = info.base == teacher or (Path(teacher).exists() and Path(info.base) == Path(teacher).resolve())
+    return info.base_loras if is_its_base else ()
 
 
 def _is_student(model: str) -> bool:

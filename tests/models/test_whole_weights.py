@@ -163,7 +163,7 @@ def merged(sd3_folder, tmp_path):
         adapter, file = load_adapter(sd3_folder), str(tmp_path / LORA)
         return [
             lambda: merge_lora(adapter, adapter.load_network(), tmp_path),
-            lambda: read_lora(adapter, adapter.load_network(), file),
+            lambda: read_lora(adapter, file),
             lambda: load_pipeline(file, sd3_folder),
         ]
 

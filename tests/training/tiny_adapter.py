@@ -75,6 +75,7 @@ class TinyAdapter:
     block_lists = ("blocks",)
     feature_lists = ("first", "second")
     vae_factor = 2
+    loras = ()
     notes: list[str] = []  # noqa: RUF012
     takes_negative_prompt = True
     network_name, network_class, pipeline_class = "network", TinyNetwork, TinyPipeline

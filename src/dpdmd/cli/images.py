@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dpdmd.cli.options import AS_EVALUATE, BATCH_SIZE, SEVERAL_IMAGES, number
+from dpdmd.cli.options import AS_EVALUATE, BATCH_SIZE, LORA, SEVERAL_IMAGES, number
 from dpdmd.cli.places import place
 from dpdmd.recipe import bounds
 
@@ -51,6 +51,7 @@ def sample(
         str | None,
         typer.Option(metavar="TEXT", help="What the guided teacher is guided away from. Default: nothing."),
     ] = None,
+    lora: Annotated[list[str] | None, LORA] = None,
     teacher_first: Annotated[
         bool,
         typer.Option(
@@ -96,6 +97,7 @@ def sample(
         raise ValueError("there are no prompts: give --prompt TEXT or --prompts FILE")
 
     from dpdmd.evaluate.generate import generate_folder
+    from dpdmd.recipe.teacher import parse_lora
 
     generate_folder(
         model,
@@ -105,6 +107,7 @@ def sample(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
+        loras=[parse_lora(text) for text in lora or []],
         teacher_first=teacher_first,
         height=height,
         width=width,
@@ -311,6 +314,14 @@ def audit(
     teacher_negative_prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Negative prompt of the teacher. Default: none.")
     ] = None,
+    teacher_lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH[:WEIGHT]",
+            help="LoRA that is merged into the teacher, and into it under MODEL if that is a LoRA. May be given "
+            "several times. Default: those that one of our students was trained with.",
+        ),
+    ] = None,
     teacher_scheduler: Annotated[
         str | None, typer.Option(metavar="NAME", help="Scheduler of the teacher, as --scheduler. Default: its own.")
     ] = None,
@@ -335,6 +346,7 @@ def audit(
     from dpdmd.audit import audit as run_audit
     from dpdmd.data.prompts import read_prompts
     from dpdmd.evaluate.stock import Call
+    from dpdmd.recipe.teacher import parse_lora
 
     report = run_audit(
         model,
@@ -346,6 +358,7 @@ def audit(
         teacher_call=Call(
             teacher_num_inference_steps, teacher_guidance_scale, teacher_negative_prompt, teacher_scheduler
         ),
+        teacher_loras=None if teacher_lora is None else [parse_lora(text) for text in teacher_lora],
         features=features or "auto",
         perceptual=perceptual,
         quality=quality or [],

@@ -18,6 +18,11 @@ Overrides = Annotated[
 BATCH_SIZE = typer.Option(
     min=1, max=bounds.COUNT, help="Images per batch; affects only speed and memory, not the images."
 )
+LORA = typer.Option(
+    metavar="PATH[:WEIGHT]",
+    help="LoRA that is merged into the teacher: a .safetensors file, a folder with one, or a hub id. May be given "
+    "several times. Default weight: 1.",
+)
 SEVERAL_IMAGES = typer.Option(min=2, max=bounds.COUNT, help="Number of images per prompt.")
 AS_EVALUATE = typer.Option(metavar="NAME", help="As for `dpdmd evaluate`.")
 

@@ -132,6 +132,13 @@ def export(
         bool,
         typer.Option("--lora", help="Write only the LoRA, for diffusers and ComfyUI, instead of merging it."),
     ] = False,
+    alone: Annotated[
+        bool,
+        typer.Option(
+            "--alone",
+            help="With --lora: leave out the LoRAs of the teacher (model.loras), to be loaded beside it.",
+        ),
+    ] = False,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -191,6 +198,7 @@ def export(
         Path(located(run)),
         out,
         lora=lora,
+        alone=alone,
         dtype=dtype,
         one_file=one_file,
         link=link,

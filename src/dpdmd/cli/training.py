@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dpdmd.cli.options import Overrides, RecipeName, number
+from dpdmd.cli.options import LORA, Overrides, RecipeName, number
 from dpdmd.cli.places import place
 from dpdmd.recipe import bounds
 
@@ -103,11 +103,11 @@ def plan(
     typer.echo(costs(settings, memory=memory, cluster=cluster))
 
     if calibrate:
-        from dpdmd.models.load import load_adapter
         from dpdmd.recipe.resolve import resolve
+        from dpdmd.recipe.teacher import teacher_adapter
         from dpdmd.training.calibrate import describe_calibration
 
-        adapter = load_adapter(settings.model.teacher)
+        adapter = teacher_adapter(settings.model)
         typer.echo(describe_calibration(resolve(settings, adapter), adapter))
     elif has_gpu():
         typer.echo("seconds: --calibrate loads the model and measures a few updates on this machine")
@@ -140,6 +140,7 @@ def new(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=2, max=8, help="Number of steps of the student.")] = 4,
+    lora: Annotated[list[str] | None, LORA] = None,
     base: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Of a .safetensors file: folder or hub id of the pipeline it was made from."),
@@ -159,7 +160,7 @@ def new(
 
     gib = default_memory() if memory is None else memory
     trained = None if adapters is None else "adapters" if adapters else "all"
-    write_recipe(model, out, memory=gib, num_steps=steps, base=base, trained=trained)
+    write_recipe(model, out, memory=gib, num_steps=steps, base=base, trained=trained, loras=lora or [])
     typer.echo(f"recipe: {out}\nwhat it costs: dpdmd plan {out} --memory {gib:g}\ntrain it: dpdmd train {out}")
 
 

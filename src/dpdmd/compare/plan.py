@@ -6,9 +6,10 @@ from pathlib import Path
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Budget, parse_arm, parse_settings
 from dpdmd.data.prompts import training_prompts
 from dpdmd.evaluate.run import choose_extractor
-from dpdmd.models.load import BUILT_IN, load_adapter
-from dpdmd.models.student_file import exported_student
+from dpdmd.models.load import BUILT_IN
+from dpdmd.models.student_file import BaseLora, exported_student
 from dpdmd.recipe.resolve import resolve
+from dpdmd.recipe.teacher import teacher_adapter
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.world.captions import all_captions
 
@@ -29,6 +30,7 @@ class Teacher:
     num_inference_steps: int
     few_steps: int | None = None
     negative_prompt: str = ""
+    loras: tuple[BaseLora, ...] = ()
 
     def arm(self, name: str = REFERENCE, guidance_scale: float | None = None, num_steps: int | None = None) -> Arm:
         """The teacher as an arm: the reference, or another guidance scale or number of steps."""
@@ -37,6 +39,8 @@ class Teacher:
         sampling = ("--guidance-scale", f"{scale:g}", "--num-inference-steps", str(steps))
         if self.negative_prompt and scale > 1:
             sampling += ("--negative-prompt", self.negative_prompt)
+        for lora in self.loras:
+            sampling += ("--lora", f"{lora.path}:{lora.weight:g}")
         return Arm(name, model=self.model, sampling=sampling)
 
     def arms(self) -> list[Arm]:
@@ -79,17 +83,17 @@ def shared_teacher(students: list[Arm]) -> Teacher:
     for arm in students:
         assert arm.recipe is not None, "a student has a recipe"
         recipe = load_recipe(arm.recipe, [*arm.settings(), "output.folder=planned"])
-        adapter = load_adapter(recipe.model.teacher)
+        adapter = teacher_adapter(recipe.model)
         try:
             plan = resolve(recipe, adapter)
             training_prompts(recipe.data.sources, recipe.data.column)
         except ValueError as error:
             raise ValueError(f"arm {arm.name}: {error}") from None
         embedded = plan.embedded_guidance["teacher"]
-        if plan.latent_shape != adapter.latent_shape() or embedded != adapter.embedded_guidance:
+        if len(plan.sizes) > 1 or plan.latent_shape != adapter.latent_shape() or embedded != adapter.embedded_guidance:
             raise ValueError(
                 f"arm {arm.name}: a comparison samples the teacher in its own size and at its own embedded guidance; "
-                "leave out model.height, model.width and model.embedded_guidance"
+                "leave out model.height, model.width, model.sizes and model.embedded_guidance"
             )
         teachers[arm.name] = Teacher(
             recipe.model.teacher,
@@ -97,14 +101,16 @@ def shared_teacher(students: list[Arm]) -> Teacher:
             plan.teacher.grid.num_steps,
             None if exported_student(adapter.source) else plan.student.grid.num_steps,
             plan.teacher.negative_prompt,
+            adapter.loras,
         )
     if len({replace(teacher, few_steps=None) for teacher in teachers.values()}) > 1:
         each = "; ".join(
             f"{name} has {t.model}, guidance {t.guidance_scale:g}, {t.num_inference_steps} steps"
             + (f", negative prompt {t.negative_prompt!r}" if t.negative_prompt else "")
+            + "".join(f", LoRA {lora.path} ({lora.weight:g})" for lora in t.loras)
             for name, t in teachers.items()
         )
-        raise ValueError(f"arms must share the teacher, its guidance, negative prompt and number of steps: {each}")
+        raise ValueError(f"arms must share the teacher, LoRAs, guidance, negative prompt and number of steps: {each}")
     first = next(iter(teachers.values()))
     return first if len(set(teachers.values())) == 1 else replace(first, few_steps=None)
 

@@ -18,7 +18,7 @@ SETTINGS_FILE = "sampling.json"
 # Names of settings left out, whose values are there as well.
 DEFAULTS = "defaults"
 # Does not make other images. A model that was moved is still the same: "identity" says whether it is.
-HARMLESS = ("model", DEFAULTS)
+HARMLESS = ("model", "loras", DEFAULTS)
 PNG_END = bytes.fromhex("0000000049454e44ae426082")  # the chunk that ends every PNG
 ADVICE = "choose another folder or remove this one"
 

@@ -8,10 +8,11 @@ from torch import nn
 from dpdmd.models.lora_fit import fitting, num_adapted, require_applied, require_whole
 
 
-def merge_foreign_lora(pipeline: Any, lora: str, base: str) -> tuple[int, int]:
+def merge_foreign_lora(pipeline: Any, lora: str, base: str, weight: float = 1.0) -> tuple[int, int]:
     """Merge a LoRA, a .safetensors file, a folder or a hub id, into a pipeline.
 
-    base: name of the pipeline. Returns how many of the LoRA's layers were applied, and how many it has.
+    base: name of the pipeline. weight: factor of what it adds. Returns how many of the LoRA's layers were applied, and
+    how many it has.
     Raises ValueError for a LoRA of which nothing fits, and for one that cannot be read or has other shapes.
     """
     if not hasattr(pipeline, "load_lora_weights"):
@@ -27,6 +28,6 @@ def merge_foreign_lora(pipeline: Any, lora: str, base: str) -> tuple[int, int]:
         pipeline.load_lora_weights(name, **source)
     applied = num_adapted(*(part for part in pipeline.components.values() if isinstance(part, nn.Module)))
     require_applied(applied, given, lora, base)
-    pipeline.fuse_lora()
+    pipeline.fuse_lora(lora_scale=weight)
     pipeline.unload_lora_weights()
     return applied, given

@@ -22,6 +22,7 @@ from dpdmd.models.base import decoder, encoded, network_denoiser
 from dpdmd.models.identity import model_identity
 from dpdmd.models.load import Sampler, load_adapter, load_sampler, sampling_dtype
 from dpdmd.models.sampling import hybrid_samples, student_samples
+from dpdmd.models.student_file import BaseLora
 from dpdmd.store.cache import batches
 from dpdmd.store.digests import key_of
 from dpdmd.store.errors import require_text
@@ -50,7 +51,7 @@ def load_teacher(sampler: Sampler, num_inference_steps: int | None, guidance_sca
     if sampler.grid is None or sampler.kind == "renoise":
         raise ValueError("--teacher-first needs a student whose first step is deterministic: the teacher replaces it")
     assert sampler.base is not None, "a student has a base"
-    adapter = load_adapter(sampler.base)
+    adapter = load_adapter(sampler.base, sampler.base_loras)
     scale = adapter.guidance_scale if guidance_scale is None else guidance_scale
     Guidance(scale)  # raises for a bad scale
     grid = adapter.stock_grid(num_inference_steps or adapter.num_inference_steps, sampler.latent_shape())
@@ -97,12 +98,14 @@ def sampling_grid(
     """
     if sampler.grid is None:
         return sampler.adapter.stock_grid(num_inference_steps or sampler.adapter.num_inference_steps, latent_shape)
-    if num_inference_steps not in (None, sampler.grid.num_steps):
+    grid = sampler.student_grid
+    assert grid is not None, "a student has one at every size"
+    if num_inference_steps not in (None, grid.num_steps):
         raise ValueError(
-            f"this student was trained for {sampler.grid.num_steps} steps, got num_inference_steps "
+            f"this student was trained for {grid.num_steps} steps, got num_inference_steps "
             f"{num_inference_steps}; leave it out"
         )
-    return sampler.grid
+    return grid
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def generate_folder(
     height: int | None = None,
     width: int | None = None,
     base: str | None = None,
+    loras: Sequence[BaseLora] = (),
     batch_size: int = 32,
     progress: bool = True,
 ) -> Manifest:
@@ -151,6 +155,7 @@ def generate_folder(
         height=height,
         width=width,
         base=base,
+        loras=loras,
         batch_size=batch_size,
     )
     what = f"sampling {model}"
@@ -167,6 +172,7 @@ def open_model(
     height: int | None = None,
     width: int | None = None,
     base: str | None = None,
+    loras: Sequence[BaseLora] = (),
     batch_size: int = 32,
 ) -> Drawing:
     """Load a model for drawing, onto a GPU where there is one.
@@ -175,12 +181,13 @@ def open_model(
     student has its own grid and no guidance. negative_prompt: what guidance leads away from; default: nothing.
     teacher_first: the student's teacher replaces its first step (a hybrid, without training) and takes these three, the
     negative prompt by default from the student's training. height, width: of the images in pixels; default: those that
-    a student was trained at, a teacher's own. A student keeps its grid at every size. base: for a LoRA student, the
-    model into which it is merged instead of its own base. batch_size: changes speed and memory only.
+    a student was trained at, a teacher's own. A student of one size keeps its grid at every size. base: for a LoRA
+    student, the model into which it is merged instead of its own base. loras: to merge into a teacher, or into this
+    base. batch_size: changes speed and memory only.
     Raises ValueError for an unknown model, and for a size or number of steps that it cannot draw.
     """
     device = start_processes()
-    sampler = load_sampler(model, base=base)
+    sampler = load_sampler(model, base=base, loras=loras)
     if height is not None or width is not None:
         sampler = replace(sampler, image_size=(height, width))
     shape = sampler.latent_shape()
@@ -193,7 +200,7 @@ def open_model(
         _require_negative_prompt(sampler, scale if first is None else first.guidance_scale)
     settings: dict[str, Any] = {
         "model": model,
-        "identity": on_main_process(lambda: _identity(model, sampler.base if first else None, base)),
+        "identity": on_main_process(lambda: _identity(model, loras, sampler if first else None, base)),
         "base": base,
         "num_inference_steps": grid.num_steps,
         "guidance_scale": scale,
@@ -205,6 +212,8 @@ def open_model(
             if value is None
         ],
     }
+    if loras:
+        settings["loras"] = [lora.model_dump() for lora in loras]
     if away and (first is not None or scale > 1):
         settings["negative_prompt"] = away
     if first is not None:
@@ -277,9 +286,13 @@ def _require_negative_prompt(sampler: Sampler, guidance_scale: float) -> None:
         )
 
 
-def _identity(model: str, *others: str | None) -> str:
+def _identity(model: str, loras: Sequence[BaseLora], student: Sampler | None, base: str | None) -> str:
     """Of all that draws: the model, and where there are any the teacher of its first step and the base of its LoRA."""
-    identities = [model_identity(name) for name in (model, *others) if name is not None]
+    identities = [model_identity(model, loras=() if base else loras)]
+    if student is not None and student.base is not None:
+        identities.append(model_identity(student.base, loras=student.base_loras))
+    if base is not None:
+        identities.append(model_identity(base, loras=loras))
     return identities[0] if len(identities) == 1 else key_of(*identities)
 
 

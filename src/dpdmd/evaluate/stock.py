@@ -1,7 +1,7 @@
 """Sample with a stock diffusers pipeline, whatever its family, sampler and steps."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dpdmd.models.identity import lora_identity, model_identity
 from dpdmd.models.load import sampling_dtype
 from dpdmd.models.parts import load_components, local_folder, read_index, stored_dtype
 from dpdmd.models.pipeline_files import part_class, parts_of
+from dpdmd.models.student_file import BaseLora
 from dpdmd.store.cache import batches
 from dpdmd.store.errors import reading
 from dpdmd.store.messages import without_loading_bars
@@ -61,6 +62,7 @@ def generate_with_stock(
     out: str | Path,
     seeds: list[int],
     base: str | None = None,
+    loras: Sequence[BaseLora] = (),
     call: Call = Call(),  # frozen
     batch_size: int = 32,
     progress: bool = True,
@@ -71,21 +73,28 @@ def generate_with_stock(
     `open_pipeline`.
     """
     require_different(prompts, seeds, batch_size)
-    drawing = open_pipeline(model, base, call=call, batch_size=batch_size)
+    drawing = open_pipeline(model, base, loras=loras, call=call, batch_size=batch_size)
     what = f"sampling {local_or_hub_id(model)}"
     return draw_folder(out, prompts, seeds, drawing.draw, settings=drawing.settings, what=what, progress=progress)
 
 
-def open_pipeline(model: str, base: str | None = None, *, call: Call = Call(), batch_size: int = 32) -> Drawing:
+def open_pipeline(
+    model: str,
+    base: str | None = None,
+    *,
+    loras: Sequence[BaseLora] = (),
+    call: Call = Call(),
+    batch_size: int = 32,
+) -> Drawing:
     """`generate.open_model` for any pipeline that diffusers loads, or a LoRA for `base`, called as `call` says.
 
-    Each image has its own generator, so that a pipeline that draws its noise at once starts from the noise of our
-    samples with that seed.
+    loras: to merge into the pipeline, or into `base`, first. Each image has its own generator, so that a pipeline that
+    draws its noise at once starts from the noise of our samples with that seed.
     Raises ValueError for a model that cannot be loaded and for a pipeline that does not take these arguments.
     """
     model, base = local_or_hub_id(model), base and local_or_hub_id(base)
     device = start_processes()
-    pipeline, fit = load_pipeline(model, base, scheduler=call.scheduler)
+    pipeline, fit = load_pipeline(model, base, scheduler=call.scheduler, loras=loras)
     options = call.arguments()
     known = inspect.signature(pipeline.__call__).parameters
     for name in ("prompt", "generator", "output_type", *options):
@@ -95,12 +104,18 @@ def open_pipeline(model: str, base: str | None = None, *, call: Call = Call(), b
         "model": model,
         "identity": on_main_process(
             # Without a base it is a pipeline: anything else could not be loaded.
-            lambda: model_identity(model) if base is None or is_pipeline(model) else lora_identity(model, base)
+            lambda: (
+                model_identity(model, loras=loras)
+                if base is None or is_pipeline(model)
+                else lora_identity(model, base, loras)
+            )
         ),
         "pipeline": type(pipeline).__name__,
         **_settings(call, known),
         "scheduler": {"class": type(pipeline.scheduler).__name__} | _public(pipeline.scheduler.config),
     }
+    if loras:
+        settings["loras"] = [lora.model_dump() for lora in loras]
     if fit is not None:
         settings |= {"base": base, "lora_layers": {"applied": fit[0], "in_file": fit[1]}}
     pipeline.to(device)
@@ -145,12 +160,12 @@ def _public(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_pipeline(
-    model: str, base: str | None = None, *, scheduler: str | None = None
+    model: str, base: str | None = None, *, scheduler: str | None = None, loras: Sequence[BaseLora] = ()
 ) -> tuple[Any, tuple[int, int] | None]:
     """The pipeline of a folder or hub id in its own dtype, or `base` with the LoRA `model` merged into it.
 
     A LoRA is a .safetensors file, a folder with one and without model_index.json, or a hub id that is not a pipeline.
-    scheduler: see `Call`; default: one beside a LoRA, else the pipeline's.
+    scheduler: see `Call`; default: one beside a LoRA, else the pipeline's. loras: to merge into the pipeline first.
     Returns the pipeline, and for a LoRA how many of its layers were applied and how many it has.
     Raises ValueError for what cannot be loaded.
     """
@@ -168,6 +183,8 @@ def load_pipeline(
     with reading(source, "pipeline"), without_loading_bars():
         folder = local_folder(source)
         pipeline: Any = DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **components)
+    for lora in loras:
+        merge_foreign_lora(pipeline, local_or_hub_id(lora.path), source, lora.weight)
     if is_lora:
         fit = merge_foreign_lora(pipeline, model, source)
         beside = (Path(model).parent if Path(model).is_file() else Path(model)) / SCHEDULER

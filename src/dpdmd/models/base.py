@@ -20,6 +20,7 @@ from dpdmd.method.losses import Space
 from dpdmd.method.paths import Path, Prediction
 from dpdmd.method.roles import Role, Roles
 from dpdmd.method.rollout import StudentKind
+from dpdmd.models.student_file import BaseLora
 from dpdmd.store.errors import library_errors
 
 LatentShape = tuple[int, int, int]
@@ -34,6 +35,7 @@ class ModelAdapter(Protocol):
     by `encode`, the autoencoder by `decode`, the denoising network by `load_network`.
 
     source: the pipeline folder or hub id.
+    loras: LoRAs that `load_network` merges into the network, so that both are the teacher.
     pipeline_class: the stock pipeline that samples an exported student.
     network_class, network_name: class and component name ("transformer", "unet") of the denoising network.
     network_config: configuration of the denoising network.
@@ -59,6 +61,7 @@ class ModelAdapter(Protocol):
     """
 
     source: str
+    loras: tuple[BaseLora, ...]
     pipeline_class: type
     network_class: type
     network_name: str
@@ -91,7 +94,7 @@ class ModelAdapter(Protocol):
         ...
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """Load a new copy of the pretrained denoising network, ready for `predict`."""
+        """Load a new copy of the pretrained denoising network, with `loras` merged into it, ready for `predict`."""
         ...
 
     def network_files(self) -> list[FilePath]:
@@ -164,6 +167,17 @@ class ModelAdapter(Protocol):
 
         A `uniform_grid` is drawn by `num_inference_steps` alone.
         """
+        ...
+
+    def sized_scheduler(self, kind: StudentKind, grids: Mapping[LatentShape, Grid]) -> Any:
+        """The stock scheduler of a student that was trained at several sizes, on a grid at each.
+
+        With it `num_inference_steps` alone draws each grid, where the grids differ. Raises ValueError if none does.
+        """
+        ...
+
+    def sized_grid(self, grids: Mapping[LatentShape, Grid], latent_shape: LatentShape) -> Grid:
+        """The grid of a student of `sized_scheduler` at any size."""
         ...
 
     def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:

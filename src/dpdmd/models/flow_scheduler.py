@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -108,6 +109,28 @@ def student_scheduler(
         if same_grid(drawn_grid(scheduler, num_steps, pipeline_gives_sigmas=pipeline_gives_sigmas), grid):
             return scheduler
     return exact_scheduler(config, kind)
+
+
+def sized_scheduler(
+    config: dict[str, Any], kind: StudentKind, grids: Sequence[tuple[float, Grid]], *, pipeline_gives_sigmas: bool
+) -> Any:
+    """The scheduler with the base's dynamic shift that draws the grid of each size by the number of steps alone.
+
+    grids: (mu, grid) of every size. Raises ValueError if the base's own shift gives other grids.
+    """
+    own: dict[str, Any] = {"use_dynamic_shifting": True}
+    for changes in ({"shift_terminal": None}, {"shift_terminal": config.get("shift_terminal")}):
+        scheduler = exact_scheduler(config, kind, **own, **changes)
+        drawn = (
+            drawn_grid(scheduler, grid.num_steps, pipeline_gives_sigmas=pipeline_gives_sigmas, mu=mu)
+            for mu, grid in grids
+        )
+        if all(same_grid(own, grid) for own, (_, grid) in zip(drawn, grids, strict=True)):
+            return scheduler
+    raise ValueError(
+        "model.sizes: no stock scheduler draws the student's grids of all sizes; set student.shift, which is the same "
+        "for all of them"
+    )
 
 
 def same_grid(one: Grid, other: Grid) -> bool:

@@ -2,10 +2,11 @@
 
 import difflib
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,11 +15,9 @@ from dpdmd.method.grids import Grid
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models.base import LatentShape, ModelAdapter
 from dpdmd.models.pipeline_files import checked_index, read_index
+from dpdmd.models.student_file import BaseLora, StudentFile, StudentSize
 from dpdmd.store.errors import library_errors, reading
 from dpdmd.store.names import did_you_mean, local_or_hub_id
-
-if TYPE_CHECKING:
-    from dpdmd.models.student_file import StudentFile
 
 # The built-in teachers: a flow and a noise-predicting model, each a folder in dpdmd.world.
 BUILT_IN = {"scenes": "teacher", "scenes_eps": "teacher_eps"}
@@ -50,7 +49,8 @@ class Sampler:
     kind, embedded_guidance, image_size (height, width in pixels): what a student was trained for; None: the
     model's own.
     base: the teacher that a student was made from; None for a teacher. negative_prompt: what a student's teacher was
-    guided away from.
+    guided away from. base_loras: LoRAs of a student's teacher. sizes: of a student that was trained
+    at several.
     """
 
     adapter: ModelAdapter
@@ -62,10 +62,24 @@ class Sampler:
     image_size: tuple[int | None, int | None] | None = None
     base: str | None = None
     negative_prompt: str = ""
+    base_loras: tuple[BaseLora, ...] = ()
+    sizes: tuple[StudentSize, ...] = ()
+
+    @property
+    def student_grid(self) -> Grid | None:
+        """The grid of a student at its image size; None for a teacher."""
+        if not self.sizes:
+            return self.grid
+        return self.adapter.sized_grid(grids_of(self.adapter, self.sizes), self.latent_shape())
 
     def latent_shape(self) -> LatentShape:
         """(C, H, W) of the latents of one image."""
         return self.adapter.latent_shape(*(self.image_size or ()))
+
+
+def grids_of(adapter: ModelAdapter, sizes: Sequence[StudentSize]) -> dict[LatentShape, Grid]:
+    """{latent shape: grid} of the sizes of a student."""
+    return {adapter.latent_shape(size.height, size.width): Grid(size.grid) for size in sizes}
 
 
 def built_in_teacher(name: str = "scenes") -> Path:
@@ -103,8 +117,11 @@ def pipeline_class(source: str) -> str:
     return checked_index(dict(index), source)["_class_name"]
 
 
-def load_adapter(source: str) -> ModelAdapter:
-    """The adapter for a model's family. Raises ValueError for an unknown model or family."""
+def load_adapter(source: str, loras: Sequence[BaseLora] = ()) -> ModelAdapter:
+    """The adapter for a model's family; loras: to merge into its network, each checked as a whole.
+
+    Raises ValueError for an unknown model or family, and for a LoRA that does not fit.
+    """
     folder = str(built_in_teacher(source)) if source in BUILT_IN else local_or_hub_id(source)
     name = pipeline_class(folder)
     if name not in FAMILIES:
@@ -118,6 +135,11 @@ def load_adapter(source: str) -> ModelAdapter:
         shape = adapter.latent_shape()
     with reading(source, "scheduler configuration"):
         adapter.stock_grid(adapter.num_inference_steps, shape)
+    if loras:
+        from dpdmd.models.base_loras import require_loras
+
+        require_loras(adapter, loras)
+        adapter.loras = tuple(loras)
     return adapter
 
 
@@ -127,17 +149,17 @@ def published_models() -> dict[str, Path]:
     return {path.name.replace("--", "/", 1): path for path in sorted(folder.iterdir())}
 
 
-def planning_adapter(source: str) -> ModelAdapter:
+def planning_adapter(source: str, loras: Sequence[BaseLora] = ()) -> ModelAdapter:
     """The adapter of a model of which only configurations are needed: to plan a training, not to run one.
 
     For the public models of the shipped recipes it reads the configurations in the package, so that neither network
-    nor account is needed. Raises ValueError like `load_adapter`.
+    nor account is needed. Of `loras` those on this machine are checked. Raises ValueError like `load_adapter`.
     """
-    published = published_models()
-    if source not in published:
-        return load_adapter(source)
-    adapter = load_adapter(str(published[source]))
-    adapter.source = source
+    published, here = published_models(), [lora for lora in loras if Path(local_or_hub_id(lora.path)).exists()]
+    adapter = load_adapter(str(published.get(source, source)), here)
+    if source in published:
+        adapter.source = source
+    adapter.loras = tuple(loras)
     return adapter
 
 
@@ -146,19 +168,22 @@ def sampling_dtype(stored: torch.dtype) -> torch.dtype:
     return torch.float32 if stored == torch.float16 and not torch.cuda.is_available() else stored
 
 
-def load_sampler(model: str, dtype: torch.dtype | None = None, *, base: str | None = None) -> Sampler:
+def load_sampler(
+    model: str, dtype: torch.dtype | None = None, *, base: str | None = None, loras: Sequence[BaseLora] = ()
+) -> Sampler:
     """Load a model to sample from.
 
     dtype: of the network; default: `sampling_dtype` of the base's. base: for a LoRA student, the model into which
-    it is merged; default: the one that it was trained for.
+    it is merged; default: the one that it was trained for. loras: to merge into a teacher, or into this base; a
+    student has those of its own base.
 
     model: a teacher (built-in name, pipeline folder or hub id), a run folder (its best student, else its newest),
     RUN@STEP, a folder of a student, a checkpoint, or an exported pipeline.
-    Raises ValueError if it cannot be loaded, and for a student whose weights have changed since it was written.
+    Raises ValueError if it cannot be loaded, for a student with `loras`, and for one whose weights have changed.
     """
     from dpdmd.models.find import find_student, located
     from dpdmd.models.identity import warn_of_another_base
-    from dpdmd.models.student_file import StudentFile, exported_student
+    from dpdmd.models.student_file import exported_student
 
     model = located(model)
     folder = Path(model)
@@ -166,9 +191,11 @@ def load_sampler(model: str, dtype: torch.dtype | None = None, *, base: str | No
         info = StudentFile.read(student)
         info.require_its_weights(student)
         if base is not None:
-            info = info.model_copy(update={"base": base})
+            info = info.model_copy(update={"base": base, "base_loras": tuple(loras)})
+        elif loras:
+            raise ValueError(f"{model} is a student, which has the LoRAs of its teacher already; give none")
         try:
-            adapter = load_adapter(info.base)
+            adapter = load_adapter(info.base, info.loras_to_merge(student))
         except ValueError as error:
             hint = info.how_to_move_base(student)
             raise ValueError(f"cannot load the base of the student {student}: {error}{hint}") from None
@@ -180,7 +207,9 @@ def load_sampler(model: str, dtype: torch.dtype | None = None, *, base: str | No
             f"{model} is neither a run that has written a student or a checkpoint nor a pipeline folder "
             "(model_index.json)"
         )
-    adapter = load_adapter(model)
+    if loras and exported_student(folder) is not None:
+        raise ValueError(f"{model} is a student, which has the LoRAs of its teacher already; give none")
+    adapter = load_adapter(model, loras)
     network = adapter.load_network(dtype or sampling_dtype(adapter.stored_dtype))
     if (info := exported_student(folder)) is not None:
         return _student(adapter, network, info)
@@ -188,7 +217,7 @@ def load_sampler(model: str, dtype: torch.dtype | None = None, *, base: str | No
     return Sampler(adapter, network, None, adapter.guidance_scale, embedded_guidance=adapter.embedded_guidance)
 
 
-def _student(adapter: ModelAdapter, network: nn.Module, info: "StudentFile") -> Sampler:
+def _student(adapter: ModelAdapter, network: nn.Module, info: StudentFile) -> Sampler:
     return Sampler(
         adapter,
         network.eval().requires_grad_(False),
@@ -199,6 +228,8 @@ def _student(adapter: ModelAdapter, network: nn.Module, info: "StudentFile") -> 
         image_size=info.image_size,
         base=info.base,
         negative_prompt=info.negative_prompt,
+        base_loras=info.base_loras,
+        sizes=info.sizes,
     )
 
 

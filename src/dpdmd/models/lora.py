@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from diffusers import StableDiffusion3Pipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from torch import Tensor, nn
 
 from dpdmd.method.roles import Role
+from dpdmd.models.attached_lora import MAGNITUDE, Update, attach_lora, lora_format, network_without_weights, updates_of
 from dpdmd.models.base import ModelAdapter
-from dpdmd.models.lora_fit import fitting, num_adapted, require_applied, require_whole
+from dpdmd.models.lora_fit import require_applied
 from dpdmd.models.student_file import LORA_FILE
 from dpdmd.store.tensors import read_metadata, read_tensors, safetensors_errors
 
-UP, MAGNITUDE = "lora_B.weight", "lora_magnitude_vector"
+UP = "lora_B.weight"
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,6 @@ def lora_configs(settings: LoraSettings, adapter: ModelAdapter, network: nn.Modu
         )
         for role in settings.roles
     }
-
-
-def lora_format(adapter: ModelAdapter) -> Any:
-    """The stock pipeline that reads and writes a family's LoRA: its own, or, if that takes none, the plainest one."""
-    return adapter.pipeline_class if takes_lora(adapter) else StableDiffusion3Pipeline
-
-
-def takes_lora(adapter: ModelAdapter) -> bool:
-    """Whether the family's stock pipeline can load a LoRA."""
-    return hasattr(adapter.pipeline_class, "load_lora_weights")
 
 
 def save_lora(adapter: ModelAdapter, layers: dict[str, Tensor], config: LoraConfig, folder: Path) -> None:
@@ -115,24 +105,20 @@ def merge_lora(adapter: ModelAdapter, network: nn.Module, folder: Path) -> None:
     Raises ValueError when nothing of it fits the network, or when it is damaged.
     """
     stock, path = cast("Any", network), folder / LORA_FILE  # a diffusers model
-    prefix = f"{adapter.network_name}."
-    given = 0
-    with fitting(f"{path} does not fit {adapter.source}"):
-        layers, *alphas, metadata = lora_format(adapter).lora_state_dict(
-            str(folder),
-            weight_name=LORA_FILE,
-            use_safetensors=True,
-            return_lora_metadata=True,
-            unet_config=stock.config,
-        )
-        given = require_whole(layers, path)
-        stock.load_lora_adapter(
-            {key: tensor for key, tensor in layers.items() if key.startswith(prefix)},
-            prefix=adapter.network_name,
-            adapter_name="student",
-            network_alphas=alphas[0] if alphas else None,
-            metadata=metadata,
-        )
-    require_applied(num_adapted(network), given, path, adapter.source)
+    attached = attach_lora(adapter, network, str(path), "student", str(path))
+    require_applied(len(attached.layers), attached.given, path, adapter.source)
     stock.fuse_lora()
     stock.unload_lora()
+
+
+def read_updates(adapter: ModelAdapter, source: str, what: str) -> dict[str, Update]:
+    """{layer of the network: update} of a LoRA, a .safetensors file, a folder or a hub id; reads no network.
+
+    what: the LoRA in messages. Raises ValueError when it cannot be read or nothing of it fits, and for a DoRA.
+    """
+    with network_without_weights(adapter) as network:
+        attached = attach_lora(adapter, network, source, "read", what)
+        require_applied(len(attached.layers), attached.given, what, adapter.source)
+        if attached.is_dora:
+            raise ValueError(f"{what} is a DoRA, whose update depends on the weights")
+        return updates_of(attached, "read")

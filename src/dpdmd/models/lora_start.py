@@ -2,32 +2,20 @@
 
 import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
+from dpdmd.models.attached_lora import Update, adapted_layers, attach_lora, network_without_weights, updates_of
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
-from dpdmd.models.lora import lora_format
-from dpdmd.models.lora_fit import fitting, num_adapted, require_applied, require_whole
+from dpdmd.models.lora_fit import require_applied
 from dpdmd.models.student_file import LORA_FILE
 
 logger = logging.getLogger(__name__)
 
 NAME = "start"
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a LoRA adds to the weight of a layer: scale * up @ down; down (r, in), up (out, r)."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
 
 
 def require_lora(source: str) -> None:
@@ -43,45 +31,31 @@ def require_lora(source: str) -> None:
         raise ValueError(f"student.start: {source}: a LoRA must be a .safetensors file; pickles are not read")
 
 
-def read_lora(adapter: ModelAdapter, network: nn.Module, source: str) -> dict[str, Update]:
-    """{layer of the network: update} of a LoRA; the network is left as it was.
+def read_lora(adapter: ModelAdapter, source: str) -> dict[str, Update]:
+    """{layer of the network: update} of a LoRA; no network is read for it.
 
     source: a run or student of ours, a .safetensors file, a folder with one, or a hub id. Parts of the LoRA for other
     networks than the denoising one are left out, with a warning.
-    Raises ValueError when it cannot be read or does not fit.
+    Raises ValueError when it cannot be read or does not fit, and for a DoRA.
     """
-    stock, name = cast("Any", network), adapter.network_name
     student = find_student(source)
-    place = source if student is None else str(student / LORA_FILE)
-    where = {"weight_name": Path(place).name} if Path(place).is_file() else {}
-    folder = str(Path(place).parent) if where else place
-    what = f"student.start: the LoRA {source}"
-    given, others, layers = 0, [], {}
-    with fitting(f"{what} does not fit {adapter.source}"):
-        layers, *alphas, metadata = lora_format(adapter).lora_state_dict(
-            folder, use_safetensors=True, return_lora_metadata=True, unet_config=stock.config, **where
-        )
-        others = [key for key in layers if not key.startswith(f"{name}.")]
-        if len(others) == len(layers):
-            raise ValueError(f"none of its {len(layers)} tensors is for the {name}")
-        own = {key: tensor for key, tensor in layers.items() if key not in others}
-        given = require_whole(own, what)
-        options = {"network_alphas": alphas[0] if alphas else None, "metadata": metadata}
-        stock.load_lora_adapter(own, prefix=name, adapter_name=NAME, **options)
-    require_applied(num_adapted(network), given, what, adapter.source)
-    if others:
-        logger.warning(
-            "student.start: %d of %d tensors are not for the %s and are left out", len(others), len(layers), name
-        )
-    updates = {place: _update(layer) for place, layer in _adapted(network, NAME).items()}
-    is_dora = any("magnitude" in key for key in layers)
-    stock.unload_lora()
-    network.requires_grad_(False)
-    if is_dora:
-        raise ValueError(
-            f"student.start: {source} is a DoRA, whose update depends on the weights; it cannot be a start"
-        )
-    return {place: update for place, update in updates.items() if len(update.down)}
+    place, what = source if student is None else str(student / LORA_FILE), f"student.start: the LoRA {source}"
+    with network_without_weights(adapter) as network:
+        attached = attach_lora(adapter, network, place, NAME, what)
+        require_applied(len(attached.layers), attached.given, what, adapter.source)
+        if attached.others:
+            logger.warning(
+                "student.start: %d tensors of %s are not for the %s and are left out",
+                len(attached.others),
+                source,
+                adapter.network_name,
+            )
+        if attached.is_dora:
+            raise ValueError(
+                f"student.start: {source} is a DoRA, whose update depends on the weights; it cannot be a start"
+            )
+        updates = {place: _trimmed(update) for place, update in updates_of(attached, NAME).items()}
+    return {place: update for place, update in updates.items() if update.rank}
 
 
 @torch.no_grad()
@@ -91,7 +65,7 @@ def start_from(network: nn.Module, updates: dict[str, Update], source: str) -> N
     A smaller rank is filled up: the further rows of lora_A stay random, their columns of lora_B are zero. Layers
     that the LoRA leaves alone start at zero. Raises ValueError for a larger rank and for layers without an adapter.
     """
-    layers = _adapted(network, "student")
+    layers = adapted_layers(network, "student")
     unknown = sorted(updates.keys() - layers.keys())
     if unknown:
         endings = sorted({re.sub(r".*\.([^.]*[^.\d][^.]*(\.\d+)?)$", r"\1", name) for name in updates})
@@ -111,14 +85,7 @@ def start_from(network: nn.Module, updates: dict[str, Update], source: str) -> N
         up[:, :size] = update.up * (update.scale / layer.scaling["student"])
 
 
-def _update(layer: Any) -> Update:
-    """The update of a layer without the rows of lora_A whose columns of lora_B are zero: files have them as filling."""
-    down, up = layer.lora_A[NAME].weight.detach().float(), layer.lora_B[NAME].weight.detach().float()
-    counts = up.any(dim=0)
-    return Update(down[counts], up[:, counts], layer.scaling[NAME])
-
-
-def _adapted(network: nn.Module, adapter: str) -> dict[str, Any]:
-    """{name: peft's layer} of the layers on which an adapter stands."""
-    layers = {name: cast("Any", layer) for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)}
-    return {name: layer for name, layer in layers.items() if adapter in layer.lora_A}
+def _trimmed(update: Update) -> Update:
+    """Without the rows of `down` whose columns of `up` are zero, with which files fill what one rank leaves open."""
+    counts = update.up.flatten(2).any(dim=(0, 2)) if update.up.ndim > 2 else update.up.any(dim=0)
+    return Update(update.down[counts], update.up[:, counts], update.scale)

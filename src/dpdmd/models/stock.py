@@ -1,10 +1,10 @@
 """The common base of all adapters of stock diffusers pipelines; each family overrides what it does differently."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,11 @@ from dpdmd.method.guidance import linear_rule
 from dpdmd.method.paths import FlowPath, Path
 from dpdmd.method.rollout import StudentKind
 from dpdmd.models import flow_scheduler, parts
-from dpdmd.models.base import CALLBACK, RENEW_NOISE, LatentShape
+from dpdmd.models.base import CALLBACK, RENEW_NOISE, LatentShape, ModelAdapter
 from dpdmd.models.saved_scheduler import flow_config
 from dpdmd.models.sizes import SIDE
 from dpdmd.models.stored import blank_network
-from dpdmd.models.student_file import exported_student
+from dpdmd.models.student_file import BaseLora, exported_student
 from dpdmd.store.errors import InputError
 
 
@@ -53,6 +53,7 @@ class StockAdapter:
     older_names: tuple[str, ...] = ()
     exported_options: ClassVar[dict[str, Any]] = {}
     pipeline_gives_sigmas = True
+    loras: tuple[BaseLora, ...] = ()
 
     def __init__(self, source: str):
         """Read the configurations. Raises ValueError if one is missing, or if the family does not support it."""
@@ -141,8 +142,13 @@ class StockAdapter:
         return height // factor, width // factor
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """Load the pretrained network."""
-        return self.prepared(parts.load_network(self.network_class, self.source, self.network_name, dtype))
+        """Load the pretrained network and merge its LoRAs."""
+        network = parts.load_network(self.network_class, self.source, self.network_name, dtype)
+        if self.loras:
+            from dpdmd.models.base_loras import merge_base_loras
+
+            merge_base_loras(cast("ModelAdapter", self), network, self.loras)
+        return self.prepared(network)
 
     def network_files(self) -> list[FilePath]:
         """The safetensors files with the network's weights."""
@@ -204,10 +210,32 @@ class StockAdapter:
             pipeline_gives_sigmas=self.pipeline_gives_sigmas,
         )
 
+    def sized_scheduler(self, kind: StudentKind, grids: Mapping[LatentShape, Grid]) -> Any:
+        """`student_scheduler` if all grids are the same, else one whose shift follows the size as the base's does."""
+        (shape, first), *others = grids.items()
+        if all(flow_scheduler.same_grid(first, grid) for _, grid in others):
+            return self.student_scheduler(kind, first, shape)
+        shifted = [(self.dynamic_shift(grid.num_steps, shape), grid) for shape, grid in grids.items()]
+        return flow_scheduler.sized_scheduler(
+            self.scheduler_config, kind, shifted, pipeline_gives_sigmas=self.pipeline_gives_sigmas
+        )
+
+    def sized_grid(self, grids: Mapping[LatentShape, Grid], latent_shape: LatentShape) -> Grid:
+        """A student's grid at a size: the trained one, else what its `sized_scheduler` draws."""
+        if latent_shape in grids:
+            return grids[latent_shape]
+        scheduler, num_steps = self.sized_scheduler("ode", grids), next(iter(grids.values())).num_steps
+        if not scheduler.config.get("use_dynamic_shifting"):
+            return next(iter(grids.values()))
+        mu = self.dynamic_shift(num_steps, latent_shape)
+        return flow_scheduler.drawn_grid(scheduler, num_steps, pipeline_gives_sigmas=self.pipeline_gives_sigmas, mu=mu)
+
     def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
         """The number of steps if the scheduler draws the grid by itself, else the grid's sigmas; no guidance."""
-        drawn = flow_scheduler.drawn_grid(scheduler, grid.num_steps, pipeline_gives_sigmas=self.pipeline_gives_sigmas)
-        if flow_scheduler.same_grid(drawn, grid):
+        gives = self.pipeline_gives_sigmas
+        if scheduler.config.use_dynamic_shifting or flow_scheduler.same_grid(
+            flow_scheduler.drawn_grid(scheduler, grid.num_steps, pipeline_gives_sigmas=gives), grid
+        ):
             return {"num_inference_steps": grid.num_steps} | self.unguided
         return {"sigmas": list(grid.times[:-1])} | self.unguided
 

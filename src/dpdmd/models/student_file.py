@@ -44,6 +44,30 @@ class BestFile(State):
     students: list[BestPlace]
 
 
+class BaseLora(BaseModel):
+    """A LoRA that is part of a teacher."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    path: str = Field(min_length=1, description="A .safetensors file, a folder with one, or a hub id.")
+    weight: float = Field(default=1.0, description="Factor of what it adds to the weights.")
+
+
+class StudentSize(BaseModel):
+    """One of several sizes that a student was trained at."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    height: int = Field(ge=1, lt=2**31, description="Height of the images in pixels.")
+    width: int = Field(ge=1, lt=2**31, description="Width of the images in pixels.")
+    grid: tuple[float, ...] = Field(max_length=1001, description="Times of the steps at this size.")
+
+    @field_validator("grid")
+    @classmethod
+    def _is_grid(cls, times: tuple[float, ...]) -> tuple[float, ...]:
+        return Grid(times).times
+
+
 class StudentFile(BaseModel):
     """What a student was made of and how it is sampled; only `base` and `grid` are required.
 
@@ -53,6 +77,12 @@ class StudentFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     base: str = Field(min_length=1, description="The teacher: a built-in name, an absolute folder or a hub id.")
+    base_loras: tuple[BaseLora, ...] = Field(
+        default=(), description="LoRAs that are merged into the base: together they are the teacher."
+    )
+    contains_loras: bool = Field(
+        default=False, description="Whether the LoRA in the same folder contains base_loras; other weights always do."
+    )
     grid: tuple[float, ...] = Field(
         max_length=1001, description="Times of the steps, N + 1 values from noise (at most 1) to data (0)."
     )
@@ -69,6 +99,9 @@ class StudentFile(BaseModel):
     )
     width: int | None = Field(
         default=None, ge=1, lt=2**31, description="Width of the images in pixels; null for the base's own."
+    )
+    sizes: tuple[StudentSize, ...] = Field(
+        default=(), description="All sizes of a student of several, the first as above; empty for one size."
     )
     objective: str = Field(default="unknown", description="Name of the objective that the student was trained with.")
     updates: int = Field(default=0, ge=0, description="Student updates done.")
@@ -99,6 +132,11 @@ class StudentFile(BaseModel):
     def image_size(self) -> tuple[int | None, int | None] | None:
         """(height, width), or None if both are the base's own."""
         return None if self.height is None and self.width is None else (self.height, self.width)
+
+    def loras_to_merge(self, folder: str | Path) -> tuple[BaseLora, ...]:
+        """Those of `base_loras` that the base needs before the weights in `folder` are applied to it."""
+        is_lora = student_weights(folder) == Path(folder) / LORA_FILE
+        return self.base_loras if is_lora and not self.contains_loras else ()
 
     @classmethod
     def read(cls, folder: str | Path) -> "StudentFile":
@@ -132,12 +170,16 @@ class StudentFile(BaseModel):
                 )
 
     def how_to_move_base(self, folder: str | Path) -> str:
-        """What to do, for the end of a message, where the base is a folder that is not there; else ""."""
-        if not Path(self.base).is_absolute() or Path(self.base).exists():
+        """What to do, for the end of a message, where the base or a LoRA of it is not there; else ""."""
+        names = [("base", "model.teacher", self.base)]
+        names += [("base_loras", "model.loras", lora.path) for lora in self.loras_to_merge(folder)]
+        moved = [(key, setting) for key, setting, name in names if Path(name).is_absolute() and not Path(name).exists()]
+        if not moved:
             return ""
+        key, setting = moved[0]
         if (Path(folder) / STATE_FILE).is_file():  # which has the hash of student.json
-            return ". If it was moved, go on with the run by `dpdmd train RUN --resume --set model.teacher=NEW_PLACE`"
-        return f'. If it was moved, write its new place as "base" into {Path(folder) / STUDENT_FILE}'
+            return f". If it was moved, go on with the run by `dpdmd train RUN --resume --set {setting}=NEW_PLACE`"
+        return f'. If it was moved, write its new place as "{key}" into {Path(folder) / STUDENT_FILE}'
 
 
 def student_weights(folder: str | Path) -> Path | None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from dpdmd.data.prompts import training_prompts
 from dpdmd.models.base import ModelAdapter
-from dpdmd.models.load import planning_adapter
 from dpdmd.planning.cost import checkpoint_bytes, describe, embedding_bytes, network_sizes, num_blocks
 from dpdmd.planning.fit import GIB, Settings, counter, describe_fit, device_memory, savings
 from dpdmd.planning.hours import describe_hours, describe_validation
@@ -13,6 +12,7 @@ from dpdmd.planning.traffic import Cluster, describe_traffic
 from dpdmd.recipe.plan import Plan
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.teacher import teacher_adapter
 from dpdmd.recipe.toml import changed_recipe, load_recipe
 
 
@@ -31,7 +31,7 @@ def costs(
     """
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, list(overrides))
     prompts = training_prompts(settings.data.sources, settings.data.column)
-    adapter = planning_adapter(settings.model.teacher)
+    adapter = teacher_adapter(settings.model, planning=True)
     device = device_memory() if memory is None else round(memory * GIB)
     plan_with = lambda further: resolve(changed_recipe(settings, further), adapter)  # noqa: E731
     text = describe_costs(plan_with, adapter, prompts, device)

@@ -1,6 +1,6 @@
 """The cost of a run: bytes per device and on disk, and the whole plan in words."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -119,15 +119,16 @@ def describe(plan: Plan, adapter: ModelAdapter) -> str:
     memory = state_bytes(plan, sizes)
     embedded, samples = plan.embedded_guidance["teacher"], data.batch_size * data.accumulation
     lines = {
-        "model": f"{adapter.source}, {adapter.pipeline_class.__name__}",
+        "model": f"{adapter.source}, {adapter.pipeline_class.__name__}"
+        + "".join(f", LoRA {lora.path} ({lora.weight:g})" for lora in adapter.loras),
         "network": f"{adapter.network_class.__name__}, {sizes.network:,} parameters, "
         f"predicts {adapter.prediction_space}",
-        "latents": f"{' x '.join(map(str, plan.latent_shape))} per image",
+        "latents": " or ".join(" x ".join(map(str, size.latent_shape)) for size in plan.sizes) + " per image",
         "teacher": f"{plan.teacher.grid.num_steps} steps, guidance {plan.teacher.guidance.scale:g}"
         + ("" if embedded is None else f", embedded guidance {embedded:g}"),
-        "teacher grid": _times(plan.teacher.grid),
+        "teacher grid": _of_sizes(plan, lambda at: _times(at.teacher.grid)),
         "student": f"{plan.student.grid.num_steps} steps, {plan.student.kind}, grid {plan.settings['student.grid']!r}",
-        "student grid": _times(plan.student.grid),
+        "student grid": _of_sizes(plan, lambda at: _times(at.student.grid)),
         "objective": plan.objective_name,
         **_of_terms(plan),
     }
@@ -148,11 +149,20 @@ def describe(plan: Plan, adapter: ModelAdapter) -> str:
     return "\n".join([f"{name:<{width}}  {text}" for name, text in lines.items()] + [f"note: {n}" for n in plan.notes])
 
 
+def _of_sizes(plan: Plan, text: Callable[[Plan], str]) -> str:
+    """A text about the plan of each size, once where all are the same."""
+    texts = {at.image_size: text(at) for at in plan.at_each_size}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{size[0]} x {size[1]}: {text}" for size, text in texts.items() if size is not None)
+
+
 def _of_terms(plan: Plan) -> dict[str, str]:
     """{name: description} of the terms that need more than their name."""
     lines = {}
     if plan.anchor_steps is not None:
-        lines["anchor"] = _anchor(plan.teacher.grid, plan.anchor_steps, plan.settings["objective.anchor.coarse_steps"])
+        coarse = plan.settings["objective.anchor.coarse_steps"]
+        lines["anchor"] = _of_sizes(plan, lambda at: _anchor(at.teacher.grid, at.anchor_steps or 0, coarse))
     if plan.objective_name == "dmd_perceptual":
         pairs = plan.objective.num_pairs
         noise = f"{pairs} pairs, whose teacher samples are made once" if pairs else "fresh noise in every update"

@@ -31,7 +31,11 @@ class Need:
 
 
 def memory_need(plan: Plan, adapter: ModelAdapter) -> Need:
-    """The need of one process, without sharding. A fused AdamW step needs no memory but gradients and moments."""
+    """The need of one process, without sharding, at the largest of the sizes.
+
+    A fused AdamW step needs no memory but gradients and moments.
+    """
+    plan = plan.largest
     state = state_bytes(plan, network_sizes(plan, adapter))
     del state["gradients"]  # part of the peak
     peaks = {

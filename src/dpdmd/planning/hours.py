@@ -57,10 +57,16 @@ def call_operations(plan: Plan, adapter: ModelAdapter) -> tuple[int, int]:
 
 
 def update_operations(plan: Plan, adapter: ModelAdapter) -> float:
-    """Operations of one student update and its fake-score updates in one process, of the denoising network alone."""
-    forward, backward = call_operations(plan, adapter)
+    """Operations of one student update and its fake-score updates in one process, of the denoising network alone.
+
+    Of several sizes it is the mean.
+    """
     num_forwards, num_backwards = forwards_per_update(plan)
-    return plan.data.batch_size * plan.data.accumulation * (num_forwards * forward + num_backwards * backward)
+    mean = 0.0
+    for size, at in zip(plan.sizes, plan.at_each_size, strict=True):
+        forward, backward = call_operations(at, adapter)
+        mean += size.share * (num_forwards * forward + num_backwards * backward)
+    return plan.data.batch_size * plan.data.accumulation * mean
 
 
 def decoding_operations(plan: Plan, adapter: ModelAdapter) -> int:

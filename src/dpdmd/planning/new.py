@@ -1,5 +1,6 @@
 """A complete recipe for a model, which fits a device: what `dpdmd new` writes, and what the shipped recipes are."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import tomli_w
 
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.load import BUILT_IN
+from dpdmd.models.student_file import BaseLora
 from dpdmd.planning.cost import network_sizes, num_blocks, state_bytes
 from dpdmd.planning.fit import GIB, Need, Settings, counter, reserve, savings
 from dpdmd.recipe.plan import Plan
@@ -18,6 +20,7 @@ from dpdmd.recipe.toml import override, recipe_from
 
 WRITTEN = "the recipe of `dpdmd new`"  # its name in messages
 COMMENTS = {
+    "model.loras": "merged into its network: both together are the teacher",
     "model.dtype": "of frozen weights; what is trained stays in fp32",
     "model.guidance_scale": "of the teacher: the value that you draw with, since the student draws as if guided so",
     "model.embedded_guidance": "fed to teacher, student and fake score; true guidance stays off",
@@ -90,7 +93,7 @@ def new_recipe(
     for text in further:
         override(data, text)
     fits = need.total <= memory - reserve(memory)
-    head = _head(model, num_steps, kind, need, memory, fits)
+    head = _head(model, adapter.loras, num_steps, kind, need, memory, fits)
     return NewRecipe(head + _toml(data), plan_with(further), need, fits)
 
 
@@ -103,6 +106,7 @@ def _settings(model: str, adapter: ModelAdapter, *, name: str, num_steps: int, t
     is_flow = adapter.prediction_space == "velocity"
     values: dict[str, Any] = {
         "model.teacher": model,
+        "model.loras": [{"path": lora.path, "weight": lora.weight} for lora in adapter.loras] or None,
         "model.dtype": "bf16" if trained == "adapters" and kind.precision == "bf16" else "fp32",
         "model.height": of_family.get("model.height", height),
         "model.width": of_family.get("model.width", width),
@@ -153,7 +157,9 @@ def _anchor_guidance(scale: float, share: float) -> float | None:
     return None if share == 1 or scale == 1 else round(max(1.0, share * scale), 4)
 
 
-def _head(model: str, num_steps: int, trained: Trained, need: Need, memory: int, fits: bool) -> str:
+def _head(
+    model: str, loras: Sequence[BaseLora], num_steps: int, trained: Trained, need: Need, memory: int, fits: bool
+) -> str:
     """The comment at the head of the file: what it is, and what it needs."""
     shown = model if model in BUILT_IN or not Path(model).is_dir() else Path(model).name
     device = f"{memory / GIB:g} GiB"
@@ -165,6 +171,7 @@ def _head(model: str, num_steps: int, trained: Trained, need: Need, memory: int,
         "free.\n"
         "# This is counted by `dpdmd plan`; no run at full size has confirmed it.\n"
         f"# Written by `dpdmd new {shown} --memory {memory / GIB:g} --{'full' if trained == 'all' else 'adapters'}"
+        + "".join(f" --lora {Path(lora.path).name}:{lora.weight:g}" for lora in loras)
         + (f" --steps {num_steps}" if num_steps != 4 else "")
         + "`.\n# Keys that are left out keep their defaults; `dpdmd config` lists them all.\n"
     )
@@ -188,5 +195,10 @@ def _toml(data: dict[str, Any], table: str = "") -> str:
     return text if table else text.rstrip("\n") + "\n"
 
 
-def _list(values: list[str]) -> str:
-    return "[" + ", ".join(f'"{value}"' for value in values) + "]"
+def _list(values: list[Any]) -> str:
+    return "[" + ", ".join(_table(value) if isinstance(value, dict) else f'"{value}"' for value in values) + "]"
+
+
+def _table(values: dict[str, Any]) -> str:
+    """A table in one line."""
+    return "{" + ", ".join(tomli_w.dumps({key: value}).strip() for key, value in values.items()) + "}"

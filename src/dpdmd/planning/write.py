@@ -1,12 +1,14 @@
 """`dpdmd new`, also from Python: write the recipe of a model, which fits a device."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from dpdmd.models.load import planning_adapter
 from dpdmd.planning.fit import GIB, device_memory, has_gpu
 from dpdmd.planning.new import new_recipe
 from dpdmd.recipe.settings import Trained
+from dpdmd.recipe.teacher import parse_lora
 from dpdmd.store.files import require_writable, write_text
 from dpdmd.store.names import did_you_mean, expanded
 
@@ -27,6 +29,7 @@ def write_recipe(
     num_steps: int = 4,
     base: str | None = None,
     trained: Trained | None = None,
+    loras: Sequence[str] = (),
 ) -> Path:
     """Write a complete, commented recipe that distils `model` to `num_steps` steps; returns the file.
 
@@ -35,7 +38,8 @@ def write_recipe(
     model: a pipeline folder, a hub id, a built-in name, or a .safetensors file, which becomes a pipeline folder next to
     the recipe first, once. out: a TOML file; it must not exist. memory: of the device in GiB; default: this machine's
     GPU, else 24. base: of a .safetensors file: folder or hub id of the pipeline it was made from. trained: "adapters"
-    or "all" weights; default: all if they fit.
+    or "all" weights; default: all if they fit. loras: "PATH" or "PATH:WEIGHT" of each LoRA that is merged into the
+    model to be the teacher.
     Raises ValueError for what cannot be used.
     """
     model, out = str(model), Path(out)
@@ -49,9 +53,8 @@ def write_recipe(
     folder = Path(expanded(model))
     model = str(folder.absolute()) if folder.is_dir() else model
     gib = default_memory() if memory is None else memory
-    written = new_recipe(
-        model, planning_adapter(model), memory=round(gib * GIB), name=out.stem, num_steps=num_steps, trained=trained
-    )
+    adapter = planning_adapter(model, [parse_lora(text) for text in loras])
+    written = new_recipe(model, adapter, memory=round(gib * GIB), name=out.stem, num_steps=num_steps, trained=trained)
     write_text(out, written.text)
     for note in written.plan.notes:
         logger.info("note: %s", note)

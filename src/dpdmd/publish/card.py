@@ -2,8 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dpdmd.publish.comfyui import NONE, WORKFLOW_FILE
 from dpdmd.publish.pictures import PICTURE_FILE, Picture
 from dpdmd.report.runs import is_number
 from dpdmd.store.files import read_json
+from dpdmd.store.tensors import read_metadata
 
 CARD = """\
 ---
@@ -74,6 +75,7 @@ class CardParts:
     why_no_comfyui: str = NONE
     picture: Picture | None = None
     recipe: str | None = None
+    lora_licences: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def model_card(info: StudentFile, parts: CardParts) -> str:
@@ -93,8 +95,8 @@ def model_card(info: StudentFile, parts: CardParts) -> str:
     card = CARD.format(
         head=head.to_yaml(),
         num_steps=info.num_inference_steps,
-        base=_code(parts.base),
-        method=METHODS.get(info.objective, _code(info.objective)),
+        base=code(parts.base),
+        method=METHODS.get(info.objective, code(info.objective)),
         updates=info.updates,
         grid=", ".join(f"{t:.4g}" for t in info.grid),
         facts="\n".join(f"- {fact}" for fact in parts.facts),
@@ -102,7 +104,7 @@ def model_card(info: StudentFile, parts: CardParts) -> str:
         snippet=_fenced(parts.snippet, "python"),
         comfyui=_comfyui(parts.comfyui, parts.why_no_comfyui),
         scores=unscored_section(parts.base) if parts.metrics is None else metrics_section(parts.metrics),
-        licence=_licence_section(parts.licence),
+        licence=_licence_section(parts.licence, parts.lora_licences),
     )
     if parts.recipe is None:
         return card
@@ -137,7 +139,7 @@ def _results(metrics: dict[str, Any]) -> list[Any] | None:
 def _picture(picture: Picture | None) -> str:
     if picture is None:
         return ""
-    prompts = f" Prompts: {'; '.join(map(_code, picture.prompts))}." if picture.prompts else ""
+    prompts = f" Prompts: {'; '.join(map(code, picture.prompts))}." if picture.prompts else ""
     return f"![Teacher and student]({PICTURE_FILE})\n\n{picture.caption}{prompts}\n\n"
 
 
@@ -175,7 +177,7 @@ def metrics_section(metrics: dict[str, Any]) -> str:
     features = metrics["provenance"].get("features")
     lines = [
         f"{metrics['num_prompts']} prompts, {metrics['images_per_prompt']} images each, "
-        + (f"features of {_code(str(features))}" if features else "no features, so diversity was not measured")
+        + (f"features of {code(str(features))}" if features else "no features, so diversity was not measured")
         + f". Intervals are {100 * LEVEL:g} % bootstrap intervals over prompts, of this one training run. They do not "
         "show how another training seed would differ.",
         "",
@@ -242,17 +244,38 @@ def _one_line(value: Any) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
 
 
-def _licence_section(licence: dict[str, Any]) -> str:
+def lora_licence(path: str) -> dict[str, Any]:
+    """The licence fields of a LoRA: a folder's or hub id's in its card, a file's in its header; {} for none."""
+    if not Path(path).is_file():
+        return base_licence(path)
+    name = _one_line(read_metadata(path).get("modelspec.license", ""))
+    return {"license": "other", "license_name": name} if name else {}
+
+
+def _licence_section(licence: dict[str, Any], loras: Mapping[str, dict[str, Any]]) -> str:
+    lines = [
+        f"- LoRA {code(name)}: {_licence(own) if own else 'unknown, look where it comes from'}"
+        for name, own in loras.items()
+    ]
+    also = "\n\nThe LoRAs of its teacher are in its weights, and their licences count as well:\n\n" if lines else ""
+    return _licence_of_base(licence) + also + "\n".join(lines)
+
+
+def _licence_of_base(licence: dict[str, Any]) -> str:
     if not licence:
         return (
             "Unknown: no licence could be read from the base model's card. A student inherits the licence of its base "
             "model, so look there before you use this one."
         )
+    return f"{_licence(licence)}. A student inherits the licence of its base model."
+
+
+def _licence(licence: dict[str, Any]) -> str:
     name, link = licence.get("license_name") or licence["license"], licence.get("license_link")
-    return f"{_code(str(name))}{f' (<{link}>)' if link else ''}. A student inherits the licence of its base model."
+    return f"{code(str(name))}{f' (<{link}>)' if link else ''}"
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """A code span, whatever the text contains."""
     text = " ".join(text.split())
     ticks = "`" * (_longest_ticks(text) + 1)

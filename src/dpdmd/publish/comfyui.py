@@ -6,6 +6,7 @@ this is exact where N divides 1,000; every other grid is written out as its nois
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,18 +134,20 @@ def workflow(
     is_lora: bool,
     v_prediction: bool = False,
     zero_snr: bool = False,
+    loras: Sequence[tuple[str, float]] = (),
 ) -> Workflow | None:
     """The workflow of a student; None for one that ComfyUI does not draw by itself (`why_none`).
 
     pipeline: name of the stock pipeline's class. is_uniform: the number of steps alone gives the grid. size: height
     and width in pixels. is_lora: the export is a LoRA for its base, otherwise a network. v_prediction, zero_snr: of a
-    noise schedule. Files are named `student.safetensors` and `base.safetensors`.
+    noise schedule. loras: (name, weight) of those that the exported one needs beside it. Files are named
+    `student.safetensors` and `base.safetensors`.
     """
     family = FAMILIES.get(pipeline)
     if family is None or not (is_lora or family.reads_network):
         return None
     height, width = size
-    nodes = _loaders(family, is_lora=is_lora)
+    nodes = _loaders(family, is_lora=is_lora, loras=loras)
     model = nodes.pop("_model")
     is_simple = is_uniform and TABLE % grid.num_steps == 0
     sampling = _sampling_node(family.sampling, grid, size, is_simple=is_simple) or (
@@ -226,7 +229,9 @@ def settings(flow: Workflow) -> list[str]:
         shift = [f"{sampling['class_type']}: " + ", ".join(f"{name} {_shown(value)}" for name, value in values.items())]
     guidance = flow.get("guidance")
     embedded = [] if guidance is None else [f"FluxGuidance: {guidance['inputs']['guidance']:g}"]
+    loras = [node["inputs"] for name, node in flow.items() if name.startswith("teacher_lora_")]
     return [
+        *(f"LoraLoaderModelOnly: {lora['lora_name']}, strength_model {lora['strength_model']:g}" for lora in loras),
         *shift,
         *embedded,
         f"ManualSigmas: {steps['sigmas']}" if "sigmas" in steps else f"BasicScheduler: simple, {steps['steps']} steps",
@@ -250,7 +255,7 @@ def _sampling(flow: Workflow) -> list[str]:
     ]
 
 
-def _loaders(family: Family, *, is_lora: bool) -> dict[str, Any]:
+def _loaders(family: Family, *, is_lora: bool, loras: Sequence[tuple[str, float]]) -> dict[str, Any]:
     """The nodes that load files, and under _model, _clip and _vae the outputs that the rest takes from them."""
     encoders, inputs = family.text_encoders
     nodes: dict[str, Any] = {"texts": {"class_type": encoders, "inputs": dict(inputs)}}
@@ -263,10 +268,13 @@ def _loaders(family: Family, *, is_lora: bool) -> dict[str, Any]:
         name = "base.safetensors" if is_lora else "student.safetensors"
         nodes["network"] = {"class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
         outputs["_model"] = ["network", 0]
+    named = {f"teacher_lora_{i}": lora for i, lora in enumerate(loras, start=1)}
     if is_lora:
-        lora = {"model": outputs["_model"], "lora_name": "student.safetensors", "strength_model": 1.0}
-        nodes["lora"] = {"class_type": "LoraLoaderModelOnly", "inputs": lora}
-        outputs["_model"] = ["lora", 0]
+        named["lora"] = ("student.safetensors", 1.0)
+    for node, (name, weight) in named.items():
+        lora = {"model": outputs["_model"], "lora_name": name, "strength_model": weight}
+        nodes[node] = {"class_type": "LoraLoaderModelOnly", "inputs": lora}
+        outputs["_model"] = [node, 0]
     return nodes | outputs
 
 

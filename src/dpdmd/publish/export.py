@@ -11,13 +11,13 @@ import torch
 
 from dpdmd.evaluate.manifest import ManifestFile
 from dpdmd.method.grids import Grid
+from dpdmd.models.attached_lora import takes_lora
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
-from dpdmd.models.load import load_adapter, load_sampler
-from dpdmd.models.lora import takes_lora
+from dpdmd.models.load import grids_of, load_adapter, load_sampler
 from dpdmd.models.parts import cached_folder
 from dpdmd.models.student_file import LORA_FILE, STUDENT_FILE, StudentFile
-from dpdmd.publish.card import CardParts, base_licence, model_card, read_metrics, require_licence
+from dpdmd.publish.card import CardParts, base_licence, code, lora_licence, model_card, read_metrics, require_licence
 from dpdmd.publish.comfyui import WORKFLOW_FILE, Workflow, settings, why_none, workflow
 from dpdmd.publish.pictures import PICTURE_FILE, write_picture
 from dpdmd.publish.pipeline import DTYPES, write_lora, write_pipeline
@@ -37,7 +37,7 @@ class Exported:
     """A student on its way out.
 
     run: the folder that was named; student: the folder of its weights. arguments: those of the stock pipeline's call.
-    size: height and width in pixels.
+    size: height and width in pixels. is_alone: the LoRA leaves without the LoRAs of its teacher.
     """
 
     run: Path
@@ -48,6 +48,7 @@ class Exported:
     arguments: dict[str, Any]
     size: tuple[int, int]
     is_lora: bool
+    is_alone: bool = False
 
     @property
     def places(self) -> tuple[Path, ...]:
@@ -61,6 +62,7 @@ def export_run(
     out: str | Path,
     *,
     lora: bool = False,
+    alone: bool = False,
     dtype: str | None = None,
     one_file: bool = False,
     link: bool = False,
@@ -76,7 +78,8 @@ def export_run(
     run: folder of a finished run, or of a student that a run has kept (students/best, students/step-N).
     out: folder to write; it must not exist.
     lora: instead of a pipeline, write the LoRA, under names and with a scale that diffusers and ComfyUI apply in full,
-        and the student's scheduler. Nothing else is read.
+        and the student's scheduler. Nothing else is read. LoRAs of the teacher (model.loras) become a part of it.
+    alone: with `lora`, leave out the teacher's LoRAs; the card says how to load them beside it.
     dtype: of the network's or the LoRA's weights, "fp32", "bf16" or "fp16"; default: the one that the base is stored
         in. A LoRA whose base is a hub id that is not on this machine keeps the dtype that it was trained in.
     one_file: write a network of up to 20 GB as one file, a larger one in files of that size; otherwise of 10 GB.
@@ -92,11 +95,13 @@ def export_run(
     out = Path(out)
     if lora and (one_file or link):
         raise ValueError("--one-file and --link are about a whole pipeline; leave them out with --lora")
+    if alone and not lora:
+        raise ValueError("--alone is about a LoRA: give --lora as well; a whole pipeline contains its teacher's LoRAs")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if license is not None:
         require_licence(license)
-    student = _student(run, is_lora=lora)
+    student = _student(run, is_lora=lora, is_alone=alone)
     if os.path.lexists(out):
         raise ValueError(f"{out} exists already; give a new folder")
     weights = _dtype(student, dtype)
@@ -106,7 +111,8 @@ def export_run(
     flow = _workflow(student)
     with atomic_folder(out) as folder:
         if lora:
-            write_lora(student.adapter, student.student, student.scheduler, folder, dtype=weights)
+            loras = () if alone else student.info.loras_to_merge(student.student)
+            write_lora(student.adapter, student.student, student.scheduler, folder, dtype=weights, loras=loras)
         else:
             network = load_sampler(str(student.run), weights).network
             write_pipeline(student.adapter, network, student.scheduler, folder, link=link, one_file=one_file)
@@ -124,13 +130,14 @@ def export_run(
             why_no_comfyui=why_none(student.adapter.pipeline_class.__name__),
             picture=write_picture(student.run, student.places, student.info.updates, folder / PICTURE_FILE),
             recipe=_recipe(student),
+            lora_licences={public_name(own.path): lora_licence(own.path) for own in student.info.base_loras},
         )
         write_text(folder / "README.md", model_card(student.info, parts))
-        student.info.write(folder)
+        student.info.model_copy(update={"contains_loras": not alone and bool(student.info.base_loras)}).write(folder)
     return out
 
 
-def _student(run: str | Path, *, is_lora: bool) -> Exported:
+def _student(run: str | Path, *, is_lora: bool, is_alone: bool) -> Exported:
     """What a run has to export, from JSON files alone."""
     run = Path(expanded(run))
     if not run.is_dir():
@@ -142,6 +149,8 @@ def _student(run: str | Path, *, is_lora: bool) -> Exported:
         raise ValueError(f"{run} has no LoRA: all weights of its student were trained; export it without --lora")
     info = StudentFile.read(student)
     info.require_its_weights(student)
+    if is_alone and not info.loras_to_merge(student):
+        raise ValueError(f"{run}: there is no LoRA of its teacher to leave out (--alone)")
     adapter, grid = load_adapter(info.base), Grid(info.grid)
     if is_lora and not takes_lora(adapter):
         raise ValueError(
@@ -149,11 +158,12 @@ def _student(run: str | Path, *, is_lora: bool) -> Exported:
             "--lora, which merges it into the network"
         )
     shape = adapter.latent_shape(*(info.image_size or ()))
-    scheduler = adapter.student_scheduler(info.kind, grid, shape)
+    grids = grids_of(adapter, info.sizes) or {shape: grid}
+    scheduler = adapter.sized_scheduler(info.kind, grids)
     arguments = adapter.call_arguments(scheduler, grid, info.embedded_guidance)
     arguments |= {key: value for key in ("height", "width") if (value := getattr(info, key)) is not None}
     size = adapter.vae_factor * shape[1], adapter.vae_factor * shape[2]
-    return Exported(run, student, info, adapter, scheduler, arguments, size, is_lora)
+    return Exported(run, student, info, adapter, scheduler, arguments, size, is_lora, is_alone)
 
 
 def _dtype(student: Exported, name: str | None) -> torch.dtype | None:
@@ -184,6 +194,7 @@ def _workflow(student: Exported) -> Workflow | None:
         is_lora=student.is_lora,
         v_prediction=adapter.prediction_space == "v",
         zero_snr=getattr(adapter, "scheduler_config", {}).get("rescale_betas_zero_snr", False),
+        loras=[(public_name(lora.path), lora.weight) for lora in info.base_loras] if student.is_alone else (),
     )
 
 
@@ -196,6 +207,7 @@ def _snippet(student: Exported, place: str, dtype: torch.dtype | None) -> str:
         prompt=_example_prompt(student.run),
         dtype=dtype or torch.bfloat16,  # what large models are drawn in
         lora_scheduler=type(student.scheduler).__name__ if student.is_lora else None,
+        loras=info.base_loras if student.is_alone else (),
         renewal=student.adapter.renewal_code(steps) if info.kind == "renoise_last" and steps > 2 else None,
     )
 
@@ -204,8 +216,17 @@ def _facts(student: Exported) -> list[str]:
     """Size and teacher, with the values that defaults stood for."""
     adapter, (height, width) = student.adapter, student.size
     config = getattr(adapter, "scheduler_config", {})
+    sizes = [f"{size.height} x {size.width}" for size in student.info.sizes] or [f"{height} x {width}"]
     fixed = ", where the base would shift it with the size" if config.get("use_dynamic_shifting") else ""
-    facts = [f"Trained at {height} x {width} pixels (height x width). Other sizes are drawn on the same grid{fixed}"]
+    others = f"Other sizes are drawn on the same grid{fixed}"
+    if len({size.grid for size in student.info.sizes}) > 1:
+        others = "The scheduler shifts the grid with the size, as the base's does; the one above is of the first"
+    facts = [f"Trained at {', '.join(sizes)} pixels (height x width). {others}"]
+    where = "to be loaded beside it" if student.is_alone else "which is in its weights"
+    facts += [
+        f"The teacher has the LoRA {code(public_name(lora.path))} with weight {lora.weight:g}, {where}"
+        for lora in student.info.base_loras
+    ]
     path = _recipe_file(student)
     if path is not None:
         try:

@@ -2,16 +2,18 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dpdmd.models.base import ModelAdapter
+from dpdmd.models.base_loras import joined_lora
 from dpdmd.models.lora import published_lora
 from dpdmd.models.parts import local_folder
 from dpdmd.models.pipeline_files import parts_of
-from dpdmd.models.student_file import LORA_FILE
+from dpdmd.models.student_file import LORA_FILE, BaseLora
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import write_tensors
 
@@ -40,12 +42,22 @@ def write_pipeline(
     write_json(out / "model_index.json", index)
 
 
-def write_lora(adapter: ModelAdapter, student: Path, scheduler: Any, out: Path, *, dtype: torch.dtype | None) -> None:
+def write_lora(
+    adapter: ModelAdapter,
+    student: Path,
+    scheduler: Any,
+    out: Path,
+    *,
+    dtype: torch.dtype | None,
+    loras: Sequence[BaseLora] = (),
+) -> None:
     """Write the LoRA in the folder `student` to the folder `out`, with the scheduler; no network is loaded.
 
-    dtype: of its weights; None: as it was trained.
+    dtype: of its weights; None: as it was trained. loras: those of its teacher, which become a part of it.
     """
-    layers = published_lora(adapter, student)
+    layers = published_lora(adapter, student)  # refuses a DoRA
+    if loras:
+        layers = joined_lora(adapter, student, loras)
     write_tensors(
         out / LORA_FILE, {name: t if dtype is None or not t.ndim else t.to(dtype) for name, t in layers.items()}
     )

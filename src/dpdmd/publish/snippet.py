@@ -1,11 +1,13 @@
 """The Python code with which stock diffusers samples an export, on a GPU where there is one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dpdmd.models.base import RENEW_NOISE, ModelAdapter
+from dpdmd.models.student_file import BaseLora
 
 SNIPPET = """\
 import torch
@@ -26,12 +28,14 @@ def snippet(
     prompt: str,
     dtype: torch.dtype,
     lora_scheduler: str | None,
+    loras: Sequence[BaseLora] = (),
     renewal: str | None = None,
 ) -> str:
     """The code that loads the export at `place` and calls it.
 
     place: folder or hub id. arguments: of the call. lora_scheduler: class name of the scheduler exported with a LoRA;
-    None for a complete pipeline. renewal: the adapter's `renewal_code`, for a student that needs it.
+    None for a complete pipeline. loras: of the teacher, which that LoRA needs beside it. renewal: the adapter's
+    `renewal_code`, for a student that needs it.
     """
     pipeline = adapter.pipeline_class.__name__
     to = f"dtype={dtype}).to(device)"
@@ -41,7 +45,7 @@ def snippet(
         imports = f"{lora_scheduler}, {pipeline}"
         load = [
             f"pipe = {pipeline}.from_pretrained({public_name(adapter.source)!r}, {to}",
-            f"pipe.load_lora_weights({place!r})",
+            *_load_loras(place, loras),
             f'pipe.scheduler = {lora_scheduler}.from_pretrained({place!r}, subfolder="scheduler")',
         ]
     call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
@@ -55,6 +59,17 @@ def snippet(
     )
 
 
+def _load_loras(place: str, loras: Sequence[BaseLora]) -> list[str]:
+    """The lines that load the LoRA at `place`, and those of the teacher beside it."""
+    if not loras:
+        return [f"pipe.load_lora_weights({place!r})"]
+    names = ["student", *(f"teacher_{i}" for i in range(1, len(loras) + 1))]
+    places = [place, *(public_name(lora.path) for lora in loras)]
+    weights = [1.0, *(lora.weight for lora in loras)]
+    lines = [f"pipe.load_lora_weights({p!r}, adapter_name={n!r})" for p, n in zip(places, names, strict=True)]
+    return [*lines, f"pipe.set_adapters({names!r}, {weights!r})"]
+
+
 def public_name(source: str) -> str:
-    """A name of a model that says nothing of this machine: a folder's own name, or the hub id."""
-    return Path(source).name if Path(source).is_dir() else source
+    """A name of a model that says nothing of this machine: that of a folder or file alone, or the hub id."""
+    return Path(source).name if Path(source).is_absolute() or Path(source).is_dir() else source

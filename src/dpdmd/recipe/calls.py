@@ -1,6 +1,7 @@
 """How many network calls an update and a validation take, and from these how often a run is validated by default."""
 
 import math
+from operator import mul
 
 from dpdmd.recipe.plan import Plan
 
@@ -18,7 +19,18 @@ def forwards_per_update(plan: Plan) -> tuple[float, float]:
     rollout takes (first trained step + N) / 2 calls on average, and more when the micro-batch is smaller than the
     number of such steps, since a call is for at least one sample. A term counts by its share of the updates. Only the
     denoising network is counted, not a perceptual term's autoencoder and backbone, nor teacher samples that are kept.
+    Of several sizes it is the mean.
     """
+    if len(plan.sizes) > 1:
+        of_sizes = [_forwards_at(at) for at in plan.at_each_size]
+        shares = [size.share for size in plan.sizes]
+        forward, backward = (sum(map(mul, shares, calls)) for calls in zip(*of_sizes, strict=True))
+        return forward, backward
+    return _forwards_at(plan)
+
+
+def _forwards_at(plan: Plan) -> tuple[float, float]:
+    """`forwards_per_update` of updates at the plan's own size."""
     n, objective, m = plan.student.grid.num_steps, plan.objective, plan.data.fake_updates
     anchored = int(objective.detach_first)
     is_simulated = plan.student.is_simulated

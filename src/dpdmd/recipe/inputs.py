@@ -12,11 +12,13 @@ from typing import Any
 from dpdmd.recipe.schema import INPUTS, Recipe
 from dpdmd.store.names import did_you_mean, expanded
 
+SOURCES = {"data.prompts": "source", "model.loras": "path"}  # lists of tables, and what names a file in each
 AT_STEP = re.compile(r"@\d+$")  # of RUN@STEP
 # Values that name something other than a file, even where a file of that name exists.
 TEACHERS = {"scenes", "scenes_eps"}
 RESERVED = {
     "model.teacher": TEACHERS,
+    "model.loras": set(),
     "student.start": TEACHERS,
     "objective.perceptual.backbone": {"scenes"},
     "objective.adversarial.real": {"teacher"},
@@ -40,8 +42,9 @@ def look_up_inputs(data: dict[str, Any], folder: Path) -> None:
             continue
         value = table[last]
         if isinstance(value, list):
+            name = SOURCES[key]
             table[last] = [
-                {**entry, "source": found(key, entry.get("source"))} if isinstance(entry, dict) else found(key, entry)
+                {**entry, name: found(key, entry.get(name))} if isinstance(entry, dict) else found(key, entry)
                 for entry in value
             ]
         else:
@@ -56,8 +59,9 @@ def with_absolute_inputs(recipe: Recipe) -> Recipe:
         value = getattr(section, name)
         if rest:
             value = replaced(value, key, rest)
-        elif isinstance(value, tuple):  # sources of prompts
-            value = tuple(entry.model_copy(update={"source": _absolute(key, entry.source)}) for entry in value)
+        elif isinstance(value, tuple):
+            place = SOURCES[key]
+            value = tuple(entry.model_copy(update={place: _absolute(key, getattr(entry, place))}) for entry in value)
         elif value is not None:
             value = _absolute(key, value)
         return section.model_copy(update={name: value})
@@ -74,7 +78,7 @@ def require_inputs(recipe: Recipe) -> None:
         value: Any = recipe
         for part in key.split("."):
             value = getattr(value, part)
-        for name in [entry.source for entry in value] if isinstance(value, tuple) else [value]:
+        for name in [getattr(entry, SOURCES[key]) for entry in value] if isinstance(value, tuple) else [value]:
             if isinstance(name, str) and Path(name).is_absolute() and not Path(AT_STEP.sub("", name)).exists():
                 hint = f"{did_you_mean(name)}. If it was moved, name its new place: --set {key}=PLACE"
                 missing.append(f"{key}: there is no {name}{hint}")

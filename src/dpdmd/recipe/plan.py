@@ -3,7 +3,8 @@
 Nothing after `resolve` sees a recipe: planning counts a `Plan`, training builds its parts from one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path as FilePath
 from typing import Any, Literal
 
@@ -140,11 +141,28 @@ class ValidationPlan:
     prompts: tuple[str, ...] | None
     num_seeds: int
     features: str
+    num_sizes: int = 1
 
     @property
     def num_pictures(self) -> int:
-        """Pictures of the student in one validation."""
-        return (NUM_PROMPTS if self.prompts is None else len(self.prompts)) * self.num_seeds
+        """Pictures of the student in one validation, of all sizes."""
+        return (NUM_PROMPTS if self.prompts is None else len(self.prompts)) * self.num_seeds * self.num_sizes
+
+
+@dataclass(frozen=True)
+class SizePlan:
+    """One of the sizes of a run, and what depends on it.
+
+    image_size: (height, width) in pixels. share: of the updates. The others are those of `Plan` at this size.
+    """
+
+    image_size: tuple[int, int] | None
+    latent_shape: LatentShape
+    share: float
+    teacher_grid: Grid
+    student_grid: Grid
+    objective: Objective
+    anchor_steps: int | None
 
 
 @dataclass(frozen=True)
@@ -164,7 +182,8 @@ class Plan:
     anchor, None without one. feature_blocks: which blocks a discriminator sees, empty without one. real_images: (file,
     prompt) of its real images, empty if it uses samples of the teacher. objective_name: as a recipe names it.
     settings: {dotted key: value} of the whole recipe, for records and for comparing runs. recipe_toml: the same as a
-    file. notes: warnings in plain words.
+    file. notes: warnings in plain words. sizes: every size that is trained, the first of which the plan itself has;
+    the others by `at`.
     """
 
     latent_shape: LatentShape
@@ -191,3 +210,31 @@ class Plan:
     settings: dict[str, Any]
     recipe_toml: str
     notes: list[str]
+    sizes: tuple[SizePlan, ...]
+
+    def at(self, index: int) -> "Plan":
+        """The plan of one of the sizes alone."""
+        if len(self.sizes) == 1:
+            return self
+        size = self.sizes[index]
+        return replace(
+            self,
+            sizes=(replace(size, share=1.0),),
+            latent_shape=size.latent_shape,
+            image_size=size.image_size,
+            teacher=replace(self.teacher, grid=size.teacher_grid),
+            student=replace(self.student, grid=size.student_grid),
+            objective=size.objective,
+            anchor_steps=size.anchor_steps,
+            validation=replace(self.validation, num_sizes=1),
+        )
+
+    @property
+    def at_each_size(self) -> "list[Plan]":
+        """The plan of every size."""
+        return [self.at(i) for i in range(len(self.sizes))]
+
+    @property
+    def largest(self) -> "Plan":
+        """The plan of the size with the most pixels."""
+        return max(self.at_each_size, key=lambda plan: prod(plan.latent_shape))

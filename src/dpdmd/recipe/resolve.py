@@ -1,5 +1,6 @@
 """From a recipe and a model to a plan: everything that can be wrong before a network is loaded is found here."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
 
@@ -17,7 +18,6 @@ from dpdmd.models.base import LatentShape, ModelAdapter, decoder, empty_network,
 from dpdmd.models.find import located
 from dpdmd.models.lora import LoraSettings
 from dpdmd.models.lora_start import require_lora
-from dpdmd.models.quantised import missing_package
 from dpdmd.models.student_file import exported_student
 from dpdmd.recipe.calls import validation_interval
 from dpdmd.recipe.inputs import with_absolute_inputs
@@ -30,6 +30,7 @@ from dpdmd.recipe.plan import (
     DataPlan,
     OptimiserPlan,
     Plan,
+    SizePlan,
     StudentPlan,
     TauRange,
     TeacherPlan,
@@ -44,6 +45,7 @@ from dpdmd.recipe.schema import (
     TrainConfig,
     ValidationConfig,
 )
+from dpdmd.recipe.teacher import teacher_loras
 from dpdmd.recipe.toml import dump_recipe, flatten
 
 
@@ -55,11 +57,10 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     """
     recipe = with_absolute_inputs(recipe)
     model, keys, train = recipe.model, recipe.objective, recipe.train
+    if adapter.loras != teacher_loras(model):
+        raise ValueError("the adapter must have the LoRAs of the recipe: make it by recipe.teacher.teacher_adapter")
     if objective is not None:
         recipe = recipe.model_copy(update={"objective": keys.model_copy(update={"name": name_of(objective)})})
-    latent_shape = adapter.latent_shape(model.height, model.width)
-    scale, teacher_grid = _teacher(model, adapter, latent_shape)
-    student_grid = _student_grid(recipe.student, adapter, latent_shape)
     if recipe.student.kind == "renoise_last" and adapter.callback is None:
         raise ValueError(
             f'student.kind "renoise_last": a {adapter.pipeline_class.__name__} of stock diffusers takes no callback '
@@ -68,6 +69,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     start = recipe.student.start and located(recipe.student.start)
     if start and "student" in recipe.lora.roles:
         require_lora(start)
+    scale = _guidance_scale(model, adapter)
     embedded = _embedded_guidance(model, recipe.student, train, adapter)
     _require_negative_prompts(model, recipe.data, scale, adapter)
     if train.ida_decay < 1 and len({"student", "fake_score"} & set(recipe.lora.roles)) == 1:
@@ -75,62 +77,116 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
             "train.ida_decay moves the fake score towards the student, and lora.roles gives an adapter to only one of "
             "them: name both, or set train.ida_decay = 1"
         )
-    guidance = Guidance(scale, adapter.guidance_rule)
     build = objective or find_objective(keys.name)
-    setting = ObjectiveSetting(
-        keys=keys,
-        path=adapter.path,
-        prediction_space=adapter.prediction_space,
-        student_grid=student_grid,
-        teacher_grid=teacher_grid,
-        guidance=guidance,
-        samples_per_prompt=recipe.data.samples_per_prompt,
-        pictures=Pictures(
-            decoder(adapter, in_bf16=train.precision == "bf16"),
-            size=(latent_shape[1] * adapter.vae_factor, latent_shape[2] * adapter.vae_factor),
-            one_by_one=bool(train.gradient_checkpointing),
-        ),
-    )
-    built = build(setting)
-    _require_trainable(built, recipe.objective.name, student_grid.num_steps)
-    anchor_steps = next((term.num_steps for term in built.terms if isinstance(term, DiversityAnchor)), None)
+    sizes = _sizes(recipe, adapter, build, scale)
+    first = sizes[0]
     plan = Plan(
-        latent_shape=latent_shape,
-        image_size=None if model.height is None or model.width is None else (model.height, model.width),
+        latent_shape=first.latent_shape,
+        image_size=first.image_size,
         path=adapter.path,
         prediction_space=adapter.prediction_space,
-        teacher=TeacherPlan(model.teacher, teacher_grid, guidance, model.dtype, model.negative_prompt),
-        student=StudentPlan(student_grid, recipe.student.kind, start, train.random_step),
+        teacher=TeacherPlan(
+            model.teacher,
+            first.teacher_grid,
+            Guidance(scale, adapter.guidance_rule),
+            model.dtype,
+            model.negative_prompt,
+        ),
+        student=StudentPlan(first.student_grid, recipe.student.kind, start, train.random_step),
         embedded_guidance=embedded,
-        objective=built,
+        objective=first.objective,
         objective_name=recipe.objective.name,
         tau_range=TauRange(keys.tau_low, keys.tau_high, keys.tau_shift),
-        anchor_steps=anchor_steps,
-        feature_blocks=_feature_blocks(adapter) if built.discriminator else (),
-        real_images=_real_images(built, recipe.data.column),
+        anchor_steps=first.anchor_steps,
+        feature_blocks=_feature_blocks(adapter) if first.objective.discriminator else (),
+        real_images=_real_images(first.objective, recipe.data.column),
         data=_data(recipe.data, train),
         optimiser=_optimiser(train),
         compute=ComputePlan(train.precision == "bf16", train.shard, train.gradient_checkpointing, train.compile),
         budget=Budget(train.num_updates, train.max_seconds),
         lora=LoraSettings(**recipe.lora.model_dump()),
-        validation=_validation(recipe.validation),
+        validation=_validation(recipe.validation, len(sizes)),
         checkpoint=recipe.checkpoint,
         output=recipe.output,
         settings=flatten(recipe),
         recipe_toml=dump_recipe(recipe),
         notes=adapter.notes
-        + _notes(student_grid, teacher_grid, anchor_steps, scale, embedded["teacher"])
-        + [missing for missing in (missing_package(model.dtype), missing_optimiser(train.optimiser)) if missing],
+        + _notes(sizes, scale, embedded["teacher"], model.dtype)
+        + ([missing] if (missing := missing_optimiser(train.optimiser)) else []),
+        sizes=sizes,
     )
     if recipe.validation.every is None:
         plan = replace(plan, validation=replace(plan.validation, every=validation_interval(plan)))
     return plan
 
 
-def _notes(
-    student_grid: Grid, teacher_grid: Grid, anchor_steps: int | None, scale: float, embedded: float | None
-) -> list[str]:
-    notes = lint_grids(student_grid, teacher_grid, anchor_steps)
+def _sizes(recipe: Recipe, adapter: ModelAdapter, build: ObjectiveFunction, scale: float) -> tuple[SizePlan, ...]:
+    """What depends on the size of the images, at each of the recipe's.
+
+    Raises ValueError for several sizes with an objective, or with grids, that are for one.
+    """
+    model = recipe.model
+    weights = [size.weight for size in model.sizes] or [1.0]
+    sizes = tuple(
+        _sized(recipe, adapter, build, scale, size=size, share=weight / sum(weights))
+        for size, weight in zip(model.image_sizes, weights, strict=True)
+    )
+    if len(sizes) == 1:
+        return sizes
+    objective = sizes[0].objective
+    if objective.discriminator or objective.num_pairs or any(term.network is not None for term in objective.terms):
+        raise ValueError(
+            f"model.sizes: {recipe.objective.name} has networks or samples that are of one size; name one size, or an "
+            "objective such as dp_dmd"
+        )
+    adapter.sized_scheduler(recipe.student.kind, {size.latent_shape: size.student_grid for size in sizes})
+    return sizes
+
+
+def _sized(
+    recipe: Recipe,
+    adapter: ModelAdapter,
+    build: ObjectiveFunction,
+    scale: float,
+    *,
+    size: tuple[int | None, int | None],
+    share: float,
+) -> SizePlan:
+    """Grids and objective at a size (height, width) in pixels, or at the teacher's own."""
+    keys, (height, width) = recipe.objective, size
+    latent_shape = adapter.latent_shape(height, width)
+    teacher_grid = _teacher_grid(recipe.model, adapter, latent_shape)
+    student_grid = _student_grid(recipe.student, adapter, latent_shape)
+    setting = ObjectiveSetting(
+        keys=keys,
+        path=adapter.path,
+        prediction_space=adapter.prediction_space,
+        student_grid=student_grid,
+        teacher_grid=teacher_grid,
+        guidance=Guidance(scale, adapter.guidance_rule),
+        samples_per_prompt=recipe.data.samples_per_prompt,
+        pictures=Pictures(
+            decoder(adapter, in_bf16=recipe.train.precision == "bf16"),
+            size=(latent_shape[1] * adapter.vae_factor, latent_shape[2] * adapter.vae_factor),
+            one_by_one=bool(recipe.train.gradient_checkpointing),
+        ),
+    )
+    built = build(setting)
+    _require_trainable(built, keys.name, student_grid.num_steps)
+    return SizePlan(
+        image_size=None if height is None or width is None else (height, width),
+        latent_shape=latent_shape,
+        share=share,
+        teacher_grid=teacher_grid,
+        student_grid=student_grid,
+        objective=built,
+        anchor_steps=next((term.num_steps for term in built.terms if isinstance(term, DiversityAnchor)), None),
+    )
+
+
+def _notes(sizes: Sequence[SizePlan], scale: float, embedded: float | None, dtype: str) -> list[str]:
+    found = (lint_grids(size.student_grid, size.teacher_grid, size.anchor_steps) for size in sizes)
+    notes = list(dict.fromkeys(note for of_size in found for note in of_size))
     if scale == 1 and (embedded or 0) <= 1:
         notes.append(
             "the teacher is not guided (model.guidance_scale 1): real and fake score are then nearly equal and their "
@@ -139,8 +195,9 @@ def _notes(
     return notes
 
 
-def _validation(keys: ValidationConfig) -> ValidationPlan:
-    return ValidationPlan(keys.every or 0, keys.every is not None, keys.prompts, keys.num_seeds, keys.features)
+def _validation(keys: ValidationConfig, num_sizes: int) -> ValidationPlan:
+    chosen = keys.every is not None
+    return ValidationPlan(keys.every or 0, chosen, keys.prompts, keys.num_seeds, keys.features, num_sizes)
 
 
 def _data(data: DataConfig, train: TrainConfig) -> DataPlan:
@@ -175,12 +232,17 @@ def _optimiser(train: TrainConfig) -> OptimiserPlan:
     )
 
 
-def _teacher(model: ModelConfig, adapter: ModelAdapter, latent_shape: LatentShape) -> tuple[float, Grid]:
-    """Guidance and grid of the teacher: the recipe's, else the family's; an exported student keeps its own grid."""
+def _guidance_scale(model: ModelConfig, adapter: ModelAdapter) -> float:
+    """Guidance of the teacher: the recipe's, else the family's; none for an exported student."""
+    own = adapter.guidance_scale if exported_student(adapter.source) is None else 1.0
+    return own if model.guidance_scale is None else model.guidance_scale
+
+
+def _teacher_grid(model: ModelConfig, adapter: ModelAdapter, latent_shape: LatentShape) -> Grid:
+    """The teacher's stock grid; an exported student keeps its own."""
     student = exported_student(adapter.source)
     if student is None:
-        scale = adapter.guidance_scale if model.guidance_scale is None else model.guidance_scale
-        return scale, adapter.stock_grid(model.num_inference_steps or adapter.num_inference_steps, latent_shape)
+        return adapter.stock_grid(model.num_inference_steps or adapter.num_inference_steps, latent_shape)
     if student.kind != "ode":
         raise ValueError(f"model.teacher: {adapter.source} is a re-noising student; a teacher must be deterministic")
     if model.num_inference_steps not in (None, student.num_inference_steps):
@@ -188,7 +250,7 @@ def _teacher(model: ModelConfig, adapter: ModelAdapter, latent_shape: LatentShap
             f"model.num_inference_steps: {adapter.source} is a student of {student.num_inference_steps} steps and "
             f"takes no other number, got {model.num_inference_steps}"
         )
-    return model.guidance_scale or 1.0, Grid(student.grid)
+    return Grid(student.grid)
 
 
 def _student_grid(student: StudentConfig, adapter: ModelAdapter, latent_shape: LatentShape) -> Grid:

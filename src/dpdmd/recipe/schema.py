@@ -7,93 +7,27 @@ import difflib
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dpdmd.recipe import bounds
-from dpdmd.store.errors import require_text
-from dpdmd.store.names import expanded
+from dpdmd.recipe.model_keys import ModelConfig
+from dpdmd.recipe.section import Place, Section
 
 NO_CACHE = "none"  # value of data.cache
 QUANTISED = ("int8", "nf4")  # values of model.dtype
 OBJECTIVES = ("dmd", "dp_dmd", "dmd_perceptual", "dmd_adversarial")
 
 
-def _place(name: str) -> str:
-    if "\0" in name or len(name) > 4096 or any(len(part.encode("utf-8", "replace")) > 255 for part in name.split("/")):
-        raise ValueError("must be a name that a file can have: no NUL, at most 255 bytes between two slashes")
-    return expanded(name)
-
-
-def _text(text: str) -> str:
-    require_text(text, "the text")
-    return text.strip()
-
-
-Text = Annotated[str, AfterValidator(_text)]
-Place = Annotated[str, AfterValidator(_place)]  # a file or folder, or another name; ~ is the home folder
 # Keys that name what a run reads. In a recipe file they are looked up next to the file first (recipe/inputs.py).
 INPUTS = (
     "model.teacher",
+    "model.loras",
     "student.start",
     "objective.perceptual.backbone",
     "objective.adversarial.real",
     "data.prompts",
     "validation.features",
 )
-
-
-class Section(BaseModel):
-    """One table of a recipe: unknown keys, NaN and infinity are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ModelConfig(Section):
-    """The teacher, and how it is sampled."""
-
-    teacher: Place = Field(
-        min_length=1, description='Pipeline folder, hub id, or a built-in teacher ("scenes", "scenes_eps").'
-    )
-    dtype: Literal["fp32", "bf16", "int8", "nf4"] = Field(
-        default="fp32",
-        description="Number format of the teacher's frozen weights; trained weights are always fp32. int8 (torchao) "
-        "and nf4 (4 bits, bitsandbytes) require adapters for both roles.",
-    )
-    height: int | None = Field(
-        default=None, ge=1, le=bounds.SIDE, description="Image height in pixels. Default: the teacher's."
-    )
-    width: int | None = Field(
-        default=None, ge=1, le=bounds.SIDE, description="Image width in pixels. Default: the teacher's."
-    )
-    guidance_scale: float | None = Field(
-        default=None,
-        ge=1,
-        le=bounds.SCALE,
-        description="Classifier-free guidance of the teacher, 1 = off. Default: the model family's.",
-    )
-    negative_prompt: Text = Field(
-        default="",
-        description="What the teacher is guided away from; baked into the student, which takes none itself. It needs "
-        "guidance_scale > 1. Default: none.",
-    )
-    num_inference_steps: int | None = Field(
-        default=None,
-        ge=2,
-        le=bounds.STEPS,
-        description="Number of steps of the teacher's grid. Default: the model family's.",
-    )
-    embedded_guidance: float | None = Field(
-        default=None,
-        ge=0,
-        le=bounds.SCALE,
-        description="Guidance input of a guidance-distilled teacher such as FLUX.1-dev. Default: the family's, 3.5.",
-    )
-
-    @model_validator(mode="after")
-    def _both_sides(self):
-        if (self.height is None) != (self.width is None):
-            raise ValueError(f"set height and width, or neither, got height {self.height} and width {self.width}")
-        return self
 
 
 def _two_to_eight(num_steps: int) -> int:
@@ -304,7 +238,7 @@ class PromptSource(Section):
 class DataConfig(Section):
     """What the student is asked to draw."""
 
-    prompts: Annotated[str, AfterValidator(_place), Field(min_length=1)] | tuple[PromptSource, ...] = Field(
+    prompts: Annotated[Place, Field(min_length=1)] | tuple[PromptSource, ...] = Field(
         min_length=1,
         description='Training prompts: a UTF-8 file with one prompt per line ("#" starts a comment) or .jsonl; '
         '"datasets:ID[:SPLIT]" for a Hugging Face dataset; "generic", composed captions to begin with; "scenes" for '

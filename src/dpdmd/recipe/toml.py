@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from dpdmd.recipe.bounds import UPDATES, WITHOUT_END, reason
-from dpdmd.recipe.inputs import look_up_inputs, with_absolute_inputs
+from dpdmd.recipe.inputs import SOURCES, look_up_inputs, with_absolute_inputs
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import read_text
 from dpdmd.store.names import did_you_mean, expanded
@@ -97,7 +97,7 @@ def changed_recipe(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
 
 
 def _make_lists(data: dict[str, Any]) -> None:
-    """Take a single value where a list is meant as a list of one, and a name among prompt sources as a source."""
+    """Take a single value where a list is meant as a list of one, and a name among tables as the table of that name."""
     for key, field in recipe_keys():
         *tables, name = key.split(".")
         table: Any = data
@@ -106,11 +106,19 @@ def _make_lists(data: dict[str, Any]) -> None:
         if not isinstance(table, dict) or name not in table:
             continue
         value = table[name]
-        if key == "data.prompts":
+        if key in SOURCES:
+            value = [value] if isinstance(value, str) and key != "data.prompts" else value
             if isinstance(value, list):
-                table[name] = [{"source": entry} if isinstance(entry, str) else entry for entry in value]
+                table[name] = [{SOURCES[key]: entry} if isinstance(entry, str) else entry for entry in value]
+        elif key == "model.sizes" and isinstance(value, list):
+            table[name] = [_as_size(entry) for entry in value]
         elif isinstance(value, str) and _is_list(field):
             table[name] = [value]
+
+
+def _as_size(entry: Any) -> Any:
+    """[height, width] as a table; anything else as it is."""
+    return {"height": entry[0], "width": entry[1]} if isinstance(entry, list) and len(entry) == 2 else entry
 
 
 def _is_list(field: FieldInfo) -> bool:
@@ -253,7 +261,7 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
         value: Any = recipe
         for part in key.split("."):
             value = getattr(value, part)
-        if key == "data.prompts" and not isinstance(value, str):
+        if (key in SOURCES or key == "model.sizes") and not isinstance(value, str):
             value = tuple(entry.model_dump() for entry in value)
         values[key] = value
     return values

@@ -49,6 +49,7 @@ def _facts(arm: ArmReport) -> dict[str, str]:
         "steps": info.get("num_inference_steps"),
         "guidance": info.get("guidance_scale"),
         "negative prompt": info.get("negative_prompt"),
+        "LoRAs": _loras(info.get("loras")),
         "scheduler": _at(info, "scheduler", "class"),
         "timesteps or sigmas": _listed(info.get("timesteps") or info.get("sigmas")),
         "left at its default": _listed(info.get("defaults")),
@@ -80,6 +81,11 @@ def _versions(versions: Any) -> str:
 
 def _listed(values: Any) -> str | None:
     return ", ".join(map(str, values)) if isinstance(values, list) else None
+
+
+def _loras(values: Any) -> str | None:
+    entries = [entry for entry in values if isinstance(entry, dict)] if isinstance(values, list) else []
+    return ", ".join(f"{entry.get('path')} ({entry.get('weight')})" for entry in entries) or None
 
 
 def _fit(layers: Any) -> str | None:

@@ -4,6 +4,7 @@ Every draw is a function of (seed, role, step, update, micro-batch of all proces
 so a resumed run draws what an uninterrupted one would, and two objectives with one seed see the same prompts and noise.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,7 +26,8 @@ class MicroBatch:
     number: micro-batches of the role that this process had before; processes have equal ones at the same time. levels:
     (B,) in [0, 1), stratified over the micro-batch and over the whole update on all processes; they decide at which
     step each sample is trained. noise_seeds: the seed of each noise (`image_noise`) if it belongs to a fixed
-    pair of prompt and noise. negatives: the prompts' negative prompts, of which `uncond` is made.
+    pair of prompt and noise. negatives: the prompts' negative prompts, of which `uncond` is made. size: which of the
+    plan's sizes the noise has.
     """
 
     prompts: list[str]
@@ -37,6 +39,7 @@ class MicroBatch:
     number: int = 0
     noise_seeds: list[int] | None = None
     negatives: tuple[str, ...] = ()
+    size: int = 0
 
 
 def prompts_digest(prompts: list[str], negatives: list[str] | None = None) -> str:
@@ -111,7 +114,8 @@ class BatchSource:
     draw what one draws in twice as many micro-batches.
 
     num_pairs: size of a fixed pool of pairs of prompt and noise for the student, each taken once per pass; its prompts
-    are the first of the student's sequence. None: fresh noise in every update.
+    are the first of the student's sequence. None: fresh noise in every update. sizes: (latent shape, share) of every
+    size.
     """
 
     prompts: EncodedPrompts
@@ -125,6 +129,15 @@ class BatchSource:
     device: torch.device
     samples_per_prompt: int = 1
     num_pairs: int | None = None
+    sizes: tuple[tuple[tuple[int, int, int], float], ...] = ()
+
+    def size(self, step: int) -> int:
+        """Which of `sizes` an iteration has, by their shares; all its updates and processes have the same one."""
+        if len(self.sizes) < 2:
+            return 0
+        u = float(torch.rand((), generator=generator(self.seed, "size", step), dtype=torch.float64))
+        reached = itertools.accumulate(share for _, share in self.sizes)
+        return next((i for i, share in enumerate(reached) if u < share), len(self.sizes) - 1)
 
     def micro_batch(self, role: Role, step: int, index: int, *, update: int = 0) -> MicroBatch:
         """Micro-batch `index` of update `update` (0 ... M - 1; 0 for the student) of `role` at `step`."""
@@ -144,8 +157,11 @@ class BatchSource:
         if role == "student" and self.num_pairs is not None:
             pairs = prompt_indices(positions, self.num_pairs, seed=self.seed, stream="pairs").tolist()
             return replace(self.pairs(pairs, rng), levels=levels, number=done)
-        noise = torch.randn(self.batch_size, *self.latent_shape, generator=rng("noise"))
-        return replace(self._micro_batch(self._prompts(role, positions), noise, rng), levels=levels, number=done)
+        size = self.size(step)
+        shape = self.sizes[size][0] if self.sizes else self.latent_shape
+        noise = torch.randn(self.batch_size, *shape, generator=rng("noise"))
+        batch = self._micro_batch(self._prompts(role, positions), noise, rng)
+        return replace(batch, levels=levels, number=done, size=size)
 
     def pairs(self, numbers: list[int], rng: Callable[[str], torch.Generator]) -> MicroBatch:
         """The fixed pairs of prompt and noise with these numbers."""

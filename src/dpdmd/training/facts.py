@@ -13,6 +13,7 @@ def facts(plan: Plan, parts: Parts) -> dict[str, Any]:
     forward, backward = forwards_per_update(plan)
     return {
         "teacher": parts.adapter.source,
+        "loras": [lora.model_dump() for lora in parts.adapter.loras],
         "objective": plan.objective_name,
         "guidance_scale": plan.teacher.guidance.scale,
         "num_inference_steps": plan.teacher.grid.num_steps,
@@ -22,6 +23,7 @@ def facts(plan: Plan, parts: Parts) -> dict[str, Any]:
         "feature_blocks": list(plan.feature_blocks),
         "lint": parts.notes,
         "latent_shape": list(plan.latent_shape),
+        "sizes": [{"latent_shape": list(size.latent_shape), "share": size.share} for size in plan.sizes],
         "num_prompts": len(parts.batches.prompts),
         "num_parameters": sum(p.numel() for p in parts.updaters["student"].parameters),
         "extra_parameters": {name: sum(p.numel() for p in n.parameters()) for name, n in parts.networks.items()},

@@ -15,9 +15,9 @@ from dpdmd.evaluate.generate import generate_folder, open_model
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.evaluate.speed import measure_speed
 from dpdmd.models.find import find_student, located
-from dpdmd.models.load import load_adapter
 from dpdmd.models.student_file import StudentFile
 from dpdmd.recipe.resolve import resolve
+from dpdmd.recipe.teacher import teacher_adapter, teacher_loras
 from dpdmd.recipe.toml import is_run, load_recipe
 from dpdmd.store.cache import cache_folder
 from dpdmd.training.validation.images import default_prompts
@@ -38,7 +38,7 @@ def draw_student_and_teacher(
     if student is None or run is None:
         raise ValueError(f"{model} is no student of a run: draw its images with `dpdmd sample`, then evaluate these")
     recipe = load_recipe(run)
-    plan = resolve(recipe, load_adapter(recipe.model.teacher))
+    plan = resolve(recipe, teacher_adapter(recipe.model))
     texts = prompts or plan.validation.prompts or default_prompts(training_prompts(plan.data.prompts, plan.data.column))
     out = run / FOLDER
     folders = out / f"step-{StudentFile.read(student).updates:06d}", out / "teacher"
@@ -49,6 +49,7 @@ def draw_student_and_teacher(
         "num_inference_steps": plan.teacher.grid.num_steps,
         "guidance_scale": plan.teacher.guidance.scale,
         "negative_prompt": plan.teacher.negative_prompt or None,
+        "loras": teacher_loras(recipe.model),
         **options,
     }
     generate_folder(str(student), list(texts), out=folders[0], seeds=seeds, **options)

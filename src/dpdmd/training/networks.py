@@ -55,7 +55,7 @@ def new_roles(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator) -> Ro
     teacher, start = load_networks(plan, adapter)
     updates = {}
     if plan.student.start and "student" in plan.lora.roles:
-        updates = read_lora(adapter, teacher, plan.student.start)
+        updates = read_lora(adapter, plan.student.start)
         require_equal({"student.start": tensors_digest({name: update.up for name, update in updates.items()})})
     require_equal({name: fingerprint(n) for name, n in {"teacher": teacher, "student.start": start}.items() if n})
     dtype = plan.teacher.dtype

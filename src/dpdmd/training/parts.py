@@ -18,7 +18,7 @@ from dpdmd.method.denoiser import Encode
 from dpdmd.method.roles import Role, Roles
 from dpdmd.method.rollout import GuidedTeacher
 from dpdmd.models.base import ModelAdapter, encoded
-from dpdmd.models.identity import part_identities, start_identity
+from dpdmd.models.identity import start_identity, teacher_parts
 from dpdmd.models.parts import tokenizers
 from dpdmd.models.quantised import missing_package
 from dpdmd.recipe.optimisers import missing_optimiser
@@ -142,7 +142,7 @@ def _identity(plan: Plan, adapter: ModelAdapter) -> dict[str, Any]:
     uses_backbone = plan.objective_name == "dmd_perceptual" and compared != SCENES
     return {
         "settings_hash": binding_digest(plan.settings),
-        "teacher_parts": part_identities(adapter.source),
+        "teacher_parts": teacher_parts(adapter.source, adapter.loras),
         "start": start and {"name": start, "sha256": start_identity(start, is_lora=is_lora)},
         "backbone_hash": weights_digest(compared) if uses_backbone else None,
     }
@@ -191,6 +191,7 @@ def new_batches(plan: Plan, prompts: EncodedPrompts, accelerator: Accelerator) -
         device=accelerator.device,
         samples_per_prompt=data.samples_per_prompt,
         num_pairs=plan.objective.num_pairs,
+        sizes=tuple((size.latent_shape, size.share) for size in plan.sizes),
     )
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.load import load_adapter
 from dpdmd.recipe.inputs import require_inputs
 from dpdmd.recipe.objectives import ObjectiveFunction
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
+from dpdmd.recipe.teacher import teacher_adapter
 from dpdmd.recipe.toml import load_recipe
 from dpdmd.store.jsonl import read_rows
 from dpdmd.store.messages import show_messages
@@ -65,7 +65,7 @@ def train(
     if progress:
         show_messages()
     require_inputs(loaded)
-    adapter = load_adapter(loaded.model.teacher)
+    adapter = teacher_adapter(loaded.model)
     plan = resolve(loaded, adapter, objective=objective)
     options = {"resume": resume, "overwrite": overwrite, "progress": progress}
     return Run(run_training(plan, adapter, **options, callbacks=callbacks))

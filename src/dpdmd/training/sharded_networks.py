@@ -84,7 +84,7 @@ def _adapter_values(plan: Plan, adapter: ModelAdapter, dtype: torch.dtype) -> di
     network, updates = without_memory(adapter.blank_network(), dtype), {}
     source = plan.student.start if "student" in plan.lora.roles else None
     if source:
-        updates = read_lora(adapter, network, source)
+        updates = read_lora(adapter, source)
         require_equal({"student.start": tensors_digest({name: update.up for name, update in updates.items()})})
     configs: dict[Role, object] = dict(lora_configs(plan.lora, adapter, network))
     LoraAdapters(network, configs, plan.data.seed)  # pyright: ignore[reportArgumentType]

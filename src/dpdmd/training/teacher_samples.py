@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dpdmd.data.embeddings import pipeline_digest
 from dpdmd.models.base import ModelAdapter
+from dpdmd.models.identity import loras_identity
 from dpdmd.recipe.plan import Plan
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.digests import key_of
@@ -68,7 +69,7 @@ def samples_folder(cache: str | None) -> Path:
 
 
 def teacher_identity(plan: Plan, adapter: ModelAdapter, memo: Path | None = None) -> str:
-    """What samples depend on, except prompt and noise: the teacher's files, its grid, guidance, size and precision.
+    """What samples depend on, except prompt and noise: the teacher's files, LoRAs, grid, guidance, size and precision.
 
     memo: folder that caches hashes of files.
     """
@@ -80,4 +81,5 @@ def teacher_identity(plan: Plan, adapter: ModelAdapter, memo: Path | None = None
         plan.teacher.dtype,
         "bf16" if plan.compute.in_bf16 else "fp32",
     ]
-    return key_of(pipeline_digest(adapter, memo, without=("vae", "scheduler")), repr(settings))
+    files = pipeline_digest(adapter, memo, without=("vae", "scheduler"))
+    return key_of(files, repr(settings), *loras_identity(adapter.loras, memo=memo))

@@ -17,7 +17,7 @@ from dpdmd.distributed.wrapping import full_tensor
 from dpdmd.method.roles import Role
 from dpdmd.models.load import BUILT_IN
 from dpdmd.models.lora import save_lora
-from dpdmd.models.student_file import AVERAGE, WEIGHTS_FILE, StudentFile
+from dpdmd.models.student_file import AVERAGE, WEIGHTS_FILE, StudentFile, StudentSize
 from dpdmd.recipe.plan import Plan
 from dpdmd.store.provenance import peak_memory_bytes
 from dpdmd.store.tensors import write_tensors
@@ -91,7 +91,7 @@ class Trainer:
 
     def _draw(self, update: int, index: int) -> Drawn:
         batch = self.batches.micro_batch("fake_score", self.step, index, update=update)
-        return batch, draw_samples(self.denoisers.student, self.plan, batch)
+        return batch, draw_samples(self.denoisers.student, self.plan.at(batch.size), batch)
 
     def _student_update(self) -> tuple[dict[str, float], list[Drawn]]:
         """One update of the student; returns what to log, and the samples that it drew in each micro-batch."""
@@ -102,7 +102,7 @@ class Trainer:
     def _student_loss(self, index: int, drawn: list[Drawn]) -> MicroLoss:
         batch = self.batches.micro_batch("student", self.step, index)
         teacher_x0 = self.parts.teacher_samples(batch) if self.parts.teacher_samples else None
-        loss = student_loss(self.denoisers, self.plan, batch, step=self.step, teacher_x0=teacher_x0)
+        loss = student_loss(self.denoisers, self.plan.at(batch.size), batch, step=self.step, teacher_x0=teacher_x0)
         assert loss.x0 is not None, "the student's loss is one of its samples"
         drawn.append((batch, loss.x0))
         return loss
@@ -202,6 +202,7 @@ class Trainer:
         return StudentFile(
             # Absolute, so that the student can be sampled from any working directory.
             base=str(Path(teacher).resolve()) if is_folder else teacher,
+            base_loras=self.parts.adapter.loras,
             base_parts=self.parts.identity["teacher_parts"],
             grid=plan.student.grid.times,
             kind=plan.student.kind,
@@ -209,6 +210,11 @@ class Trainer:
             embedded_guidance=plan.embedded_guidance["student"],
             height=height,
             width=width,
+            sizes=[
+                StudentSize(height=at.image_size[0], width=at.image_size[1], grid=at.student.grid.times)
+                for at in (plan.at_each_size if len(plan.sizes) > 1 else [])
+                if at.image_size is not None
+            ],
             objective=plan.objective_name,
             updates=self.step,
             seconds=self.seconds,

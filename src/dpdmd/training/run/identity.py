@@ -8,6 +8,7 @@ from typing import Any
 # Keys that name what a run reads; `differences` compares their content.
 BY_CONTENT = (
     "model.teacher",
+    "model.loras",
     "student.start",
     "objective.perceptual.backbone",
     "objective.adversarial.real",
@@ -48,7 +49,8 @@ def not_compared(before: dict[str, Any]) -> list[str]:
 def _teacher(before: Any, now: dict[str, str]) -> str:
     before = before if isinstance(before, dict) else {}
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    return f"the teacher's {', '.join(changed)} had another content (model.teacher)"
+    keys = "model.teacher, model.loras" if any(name.startswith("LoRA ") for name in changed) else "model.teacher"
+    return f"the teacher's {', '.join(changed)} had another content ({keys})"
 
 
 def _is_another_start(before: Any, now: dict[str, str] | None) -> bool:

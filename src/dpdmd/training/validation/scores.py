@@ -154,6 +154,23 @@ def alarms(found: ValidationScores, step: int) -> dict[str, str]:
     return found_alarms
 
 
+def in_one_row(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The row of a validation at several sizes, {name of the size: its row}: the mean of each score.
+
+    "validation/24x40/quality" and so on are those of each size; an alarm names its own.
+    """
+    if len(rows) == 1:
+        return next(iter(rows.values()))
+    scored = [{k: v for k, v in row.items() if k.startswith("validation/")} for row in rows.values()]
+    shared = [key for key in scored[0] if all(key in row for row in scored)]
+    row: dict[str, Any] = {key: sum(own[key] for own in scored) / len(scored) for key in shared}
+    for name, own in zip(rows, scored, strict=True):
+        row |= {key.replace("/", f"/{name}/", 1): value for key, value in own.items()}
+    alarms = {kind: f"{name}: {text}" for name, own in rows.items() for kind, text in own["alarms"].items()}
+    judged_by = [f"{name}: {own['judged_by']}" for name, own in rows.items() if "judged_by" in own]
+    return row | {"alarms": alarms} | ({"judged_by": "; ".join(judged_by)} if judged_by else {})
+
+
 def too_slow(rows: list[dict[str, Any]], every: int) -> str | None:
     """A warning when validation takes more than MOST_TIME of the training time, not counting what happens once.
 
