@@ -1,7 +1,7 @@
 """Products of bf16 tensors on processors without instructions for them: in fp32, rounded to bf16.
 
-torch computes such products there one number at a time, thirty times slower than in fp32. A GPU multiplies bf16 numbers,
-adds in fp32 and rounds the sum, which is what this does too. One layer's operands are in fp32 at a time.
+torch computes such products there many times more slowly than in fp32. A GPU multiplies bf16 numbers, adds in fp32 and
+rounds the sum, which is what this does too. One layer's operands are in fp32 at a time.
 """
 
 from collections.abc import Iterator

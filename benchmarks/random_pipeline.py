@@ -1,4 +1,4 @@
-"""A pipeline folder with random weights, made from configurations: as large as a published model, without a download."""
+"""A pipeline folder with random weights, made from configurations: as large as the published one, no download."""
 
 import math
 import shutil

@@ -76,6 +76,9 @@ def plan(
             help="Memory of the device. Default: this machine's.",
         ),
     ] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, max=bounds.COUNT, metavar="N", help="Devices over which train.shard spreads networks.")
+    ] = 1,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Load the model as well, and measure a few updates on this machine.")
     ] = False,
@@ -88,7 +91,7 @@ def plan(
     from dpdmd.planning.answer import costs
     from dpdmd.planning.fit import has_gpu
 
-    typer.echo(costs(settings, memory=memory))
+    typer.echo(costs(settings, memory=memory, num_devices=devices))
 
     if calibrate:
         from dpdmd.models.load import load_adapter
@@ -136,6 +139,10 @@ def new(
         bool | None,
         typer.Option("--adapters/--full", help="Train LoRA adapters or all weights. Default: all weights if they fit."),
     ] = None,
+    devices: Annotated[
+        int,
+        typer.Option(min=1, max=bounds.COUNT, metavar="N", help="Devices of that memory; several share each network."),
+    ] = 1,
 ) -> None:
     """Write a complete, commented recipe for a model, which fits the memory of a device.
 
@@ -147,8 +154,12 @@ def new(
 
     gib = default_memory() if memory is None else memory
     trained = None if adapters is None else "adapters" if adapters else "all"
-    write_recipe(model, out, memory=gib, num_steps=steps, base=base, trained=trained)
-    typer.echo(f"recipe: {out}\nwhat it costs: dpdmd plan {out} --memory {gib:g}\ntrain it: dpdmd train {out}")
+    write_recipe(model, out, memory=gib, num_steps=steps, base=base, trained=trained, num_devices=devices)
+    several = f" --devices {devices}" if devices > 1 else ""
+    start = f"torchrun --nproc-per-node={devices} -m dpdmd" if devices > 1 else "dpdmd"
+    typer.echo(
+        f"recipe: {out}\nwhat it costs: dpdmd plan {out} --memory {gib:g}{several}\ntrain it: {start} train {out}"
+    )
 
 
 @app.command(epilog="Example: dpdmd config recipe.toml --set student.num_steps=2")

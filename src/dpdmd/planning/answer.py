@@ -15,28 +15,43 @@ from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import changed_recipe, load_recipe
 
 
-def costs(recipe: Recipe | str | Path, *, overrides: Sequence[str] = (), memory: float | None = None) -> str:
+def costs(
+    recipe: Recipe | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    memory: float | None = None,
+    num_devices: int = 1,
+) -> str:
     """What a training will cost, in words: grids, network calls, memory, disk, hours, validation. Reads no weights.
 
     recipe: as `dpdmd.train` takes it. overrides: "section.key=value" for a file or name. memory: of the device in GiB;
-    default: this machine's. Raises ValueError for a recipe that cannot be used.
+    default: this machine's. num_devices: over which `train.shard` spreads the networks. Raises ValueError for a recipe
+    that cannot be used.
     """
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, list(overrides))
     prompts = training_prompts(settings.data.sources, settings.data.column)
     adapter = planning_adapter(settings.model.teacher)
     device = device_memory() if memory is None else round(memory * GIB)
-    return describe_costs(lambda further: resolve(changed_recipe(settings, further), adapter), adapter, prompts, device)
+
+    def plan_with(further: Settings) -> Plan:
+        return resolve(changed_recipe(settings, further), adapter)
+
+    return describe_costs(plan_with, adapter, prompts, device, num_devices)
 
 
 def describe_costs(
-    plan_with: Callable[[Settings], Plan], adapter: ModelAdapter, prompts: list[str], memory: int
+    plan_with: Callable[[Settings], Plan],
+    adapter: ModelAdapter,
+    prompts: list[str],
+    memory: int,
+    num_devices: int = 1,
 ) -> str:
     """The plan, then prompts, disk, hours, and whether it fits a device of `memory` bytes, with what makes it fit.
 
     plan_with: the plan with further settings. It reads configurations and no weights.
     """
     plan = plan_with(())
-    count = counter(adapter)
+    count = counter(adapter, num_devices)
     different = set(prompts)
     embeddings = len(different) * embedding_bytes(plan, adapter)
     kept = (plan.checkpoint.keep + 1) * checkpoint_bytes(plan, network_sizes(plan, adapter))

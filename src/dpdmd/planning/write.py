@@ -27,6 +27,7 @@ def write_recipe(
     num_steps: int = 4,
     base: str | None = None,
     trained: Trained | None = None,
+    num_devices: int = 1,
 ) -> Path:
     """Write a complete, commented recipe that distils `model` to `num_steps` steps; returns the file.
 
@@ -35,7 +36,7 @@ def write_recipe(
     model: a pipeline folder, a hub id, a built-in name, or a .safetensors file, which becomes a pipeline folder next to
     the recipe first, once. out: a TOML file; it must not exist. memory: of the device in GiB; default: this machine's
     GPU, else 24. base: of a .safetensors file: folder or hub id of the pipeline it was made from. trained: "adapters"
-    or "all" weights; default: all if they fit.
+    or "all" weights; default: all if they fit. num_devices: of that memory; several share every network (train.shard).
     Raises ValueError for what cannot be used.
     """
     model, out = str(model), Path(out)
@@ -50,7 +51,13 @@ def write_recipe(
     model = str(folder.absolute()) if folder.is_dir() else model
     gib = default_memory() if memory is None else memory
     written = new_recipe(
-        model, planning_adapter(model), memory=round(gib * GIB), name=out.stem, num_steps=num_steps, trained=trained
+        model,
+        planning_adapter(model),
+        memory=round(gib * GIB),
+        name=out.stem,
+        num_steps=num_steps,
+        trained=trained,
+        num_devices=num_devices,
     )
     write_text(out, written.text)
     for note in written.plan.notes:
