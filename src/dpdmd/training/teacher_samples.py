@@ -67,11 +67,8 @@ def samples_folder(cache: str | None) -> Path:
     return cache_folder("teacher_samples") if cache is None else Path(cache) / "teacher_samples"
 
 
-def teacher_identity(plan: Plan, adapter: ModelAdapter, memo: Path | None = None) -> str:
-    """What samples depend on, except prompt and noise: the teacher's files, its grid, guidance, size and precision.
-
-    memo: folder that caches hashes of files.
-    """
+def teacher_identity(plan: Plan, adapter: ModelAdapter) -> str:
+    """What samples depend on, except prompt and noise: the teacher's files, its grid, guidance, size and precision."""
     settings = [
         plan.teacher.grid.times,
         plan.teacher.guidance.scale,
@@ -80,4 +77,4 @@ def teacher_identity(plan: Plan, adapter: ModelAdapter, memo: Path | None = None
         plan.teacher.dtype,
         "bf16" if plan.compute.in_bf16 else "fp32",
     ]
-    return key_of(pipeline_digest(adapter, memo, without=("vae", "scheduler")), repr(settings))
+    return key_of(pipeline_digest(adapter, without=("vae", "scheduler")), repr(settings))
