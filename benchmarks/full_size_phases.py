@@ -36,6 +36,7 @@ from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import changed_recipe
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.png import write_png
+from dpdmd.store.tensors import read_tensors
 from dpdmd.training.loop import run_training
 
 PROMPTS = ("a red circle", "two blue squares", "a small cross", "a large green circle")
@@ -190,10 +191,11 @@ def update(work: Work, adapter: ModelAdapter, memory: Memory) -> dict[str, Any]:
 
 def resume(work: Work, adapter: ModelAdapter, memory: Memory) -> dict[str, Any]:
     """Load the networks and the checkpoint, whose updates are done, and write the student anew."""
-    started, before = time.perf_counter(), (work.run / "student" / LORA_FILE).read_bytes()
+    started, before = time.perf_counter(), read_tensors(work.run / "student" / LORA_FILE)
     shutil.rmtree(work.run / "student")
     run_training(settled_plan(work, adapter), adapter, resume=True, progress=False)
-    if (work.run / "student" / LORA_FILE).read_bytes() != before:
+    after = read_tensors(work.run / "student" / LORA_FILE)
+    if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
         raise RuntimeError("the student of the resumed run is another one")
     size = folder_bytes(work.run / "student")
     return {"resume": {"seconds": time.perf_counter() - started, "peak": memory.peak(), "written": size}}

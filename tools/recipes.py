@@ -32,19 +32,19 @@ class Shipped(NamedTuple):
 FAMILIES = {
     "sd35_medium": ("stabilityai/stable-diffusion-3.5-medium", 80, 2),
     "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", 80, 2),
-    "flux_dev": ("black-forest-labs/FLUX.1-dev", 80, 8),
+    "flux_dev": ("black-forest-labs/FLUX.1-dev", 80, 16),
     "sana": ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 80, 1),
-    "qwen_image": ("Qwen/Qwen-Image", 80, 16),
+    "qwen_image": ("Qwen/Qwen-Image", 80, 32),
     "z_image": ("Tongyi-MAI/Z-Image", 80, 8),
     "flux2_klein": ("black-forest-labs/FLUX.2-klein-base-4B", 80, 4),
-    "krea2": ("krea/Krea-2-Raw", 80, 8),
+    "krea2": ("krea/Krea-2-Raw", 80, 16),
     "lumina2": ("Alpha-VLLM/Lumina-Image-2.0", 80, 2),
     "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 48, 1),
     "sd21": ("stabilityai/stable-diffusion-2-1", 48, 1),
     "pixart_sigma": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 48, 1),
     "longcat_image": ("meituan-longcat/LongCat-Image", 80, 8),
-    "ernie_image": ("baidu/ERNIE-Image", 80, 8),
-    "chroma": ("lodestones/Chroma1-HD", 80, 8),
+    "ernie_image": ("baidu/ERNIE-Image", 80, 16),
+    "chroma": ("lodestones/Chroma1-HD", 80, 16),
 }
 RECIPES = {
     name: shipped

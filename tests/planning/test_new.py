@@ -97,7 +97,7 @@ def test_plan_and_dry_run_say_the_same_of_memory_disk_and_hours(dpdmd, tmp_path)
 
 
 def test_operations_are_those_of_the_layers_in_closed_form():
-    recipe = load_recipe("sd35_medium_dp_dmd", ["lora.roles=[]", "train.gradient_checkpointing=false"])
+    recipe = load_recipe("sd35_medium_lora_24gb", ["lora.roles=[]", "train.gradient_checkpointing=false"])
     adapter = planning_adapter(recipe.model.teacher)
     forward, backward = call_operations(resolve(recipe, adapter), adapter)
     image, text, width, blocks, dual = 64 * 64, 77 + 256, 1536, 24, 13
@@ -144,7 +144,7 @@ def test_validation_takes_the_share_of_operations_that_is_stated(monkeypatch):
 
 
 def test_hours_are_operations_at_a_share_of_the_peak_of_a_card_with_that_memory():
-    recipe = load_recipe("sd35_medium_dp_dmd")
+    recipe = load_recipe("sd35_medium_lora_24gb")
     adapter = planning_adapter(recipe.model.teacher)
     plan = resolve(recipe, adapter)
     card = card_for(24)

@@ -62,7 +62,7 @@ def train(
         typer.echo(ending(RunFolder(run.folder)))
 
 
-@app.command(epilog="Example: dpdmd plan sd35_medium_dp_dmd --memory 24")
+@app.command(epilog="Example: dpdmd plan sd35_medium_lora_24gb --memory 24")
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,

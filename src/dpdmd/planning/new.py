@@ -31,7 +31,7 @@ COMMENTS = {
     "objective.anchor.target": "for networks that predict noise",
     "data.prompts": "captions to begin with; name a file with prompts like those that the student will be given",
     "train.batch_size": "samples per micro-batch",
-    "train.accumulation": "micro-batches per update; divide it by the number of GPUs",
+    "train.accumulation": "micro-batches per update and device; on more devices take fewer",
     "train.fake_updates": "of the fake score for each of the student; DMD without an anchor needs more",
     "train.reuse_samples": "the fake score learns the samples that the student's update drew",
     "train.shard": "spreads every network over the devices",
