@@ -66,10 +66,15 @@ def main() -> None:
     write_json(arguments.results, results | {Path(arguments.family).name: found})
     fill_page(arguments.page, read_json(arguments.results))
     print(f"written to {arguments.results} and {arguments.page}")
+    if "failed" in found:
+        sys.exit(f"{arguments.family}: the phase {found['failed']} failed")
 
 
 def tried(family: str, *, size: int = SIZE, texts: bool = False) -> dict[str, Any]:
-    """All phases of a family. Raises ValueError for an unknown one, OSError where the disk has too little room."""
+    """All phases of a family, or those before one that failed, which has said why.
+
+    Raises ValueError for an unknown family, OSError where the disk has too little room.
+    """
     if family not in FAMILIES and not Path(family).is_dir():
         raise ValueError(f"{family} is none of {', '.join(FAMILIES)}, nor a folder of configurations")
     source = published_models()[FAMILIES[family]] if family in FAMILIES else Path(family)
@@ -87,7 +92,12 @@ def tried(family: str, *, size: int = SIZE, texts: bool = False) -> dict[str, An
         phases = {"write": {"seconds": time.perf_counter() - started, "written": written}}
         for name in PHASES:
             print(f"{family}: {name}", flush=True)
-            told = _in_process(name, work)
+            try:
+                told = _in_process(name, work)
+            except subprocess.CalledProcessError:
+                if name == "plan":
+                    raise
+                return found | {"phases": phases, "failed": name}
             if name == "plan":
                 found |= {key: told.pop(key) for key in ("parameters", "planned")}
                 needed, available = found["planned"]["update"] + LIBRARIES, available_memory()
@@ -100,15 +110,10 @@ def tried(family: str, *, size: int = SIZE, texts: bool = False) -> dict[str, An
 
 def _in_process(name: str, work: Work) -> dict[str, Any]:
     """Run a phase in a process of its own, with caches of its own; returns what it found."""
-    arguments = [family_of(work), "--phase", name, "--work", str(work.folder), "--size", str(work.size)]
+    arguments = [str(work.teacher), "--phase", name, "--work", str(work.folder), "--size", str(work.size)]
     environment = os.environ | {"DPDMD_CACHE": str(work.folder / "cache")}
     subprocess.run([sys.executable, "-m", "benchmarks.full_size", *arguments], check=True, env=environment)
     return read_phase(name, work)
-
-
-def family_of(work: Work) -> str:
-    """What stands for the family where only the work folder matters."""
-    return str(work.teacher)
 
 
 def available_memory() -> int:

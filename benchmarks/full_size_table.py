@@ -52,6 +52,8 @@ def _rows(found: dict[str, Any]) -> list[list[str]]:
     for key, label in LABELS.items():
         if key in found["phases"]:
             rows.append([name if not rows else "", label, *_cells(found["phases"][key], found["planned"].get(key))])
+    if "failed" in found:
+        rows.append(["", f"{LABELS[found['failed']]}: failed", *[""] * (len(HEADER) - 2)])
     return rows
 
 
@@ -70,7 +72,7 @@ def _gib(size: int | None, digits: int = 2) -> str:
 def _hashing(results: dict[str, Any]) -> str:
     rows = []
     for found in sorted(results.values(), key=_parameters):
-        if "phases" in found:
+        if "load" in found.get("phases", {}):
             load = found["phases"]["load"]
             size, seconds = load["hash_bytes"], load["hash_seconds"]
             rows.append([_name(found), _gib(size), f"{seconds:.1f}", f"{size / 2**20 / seconds:.0f}"])
