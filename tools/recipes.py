@@ -28,11 +28,11 @@ class Shipped(NamedTuple):
     num_devices: int = 1
 
 
-# Family: hub id, and the smallest common devices that take all of its weights: their memory in GiB, and how many.
+# Family: hub id, and common devices that take all of its weights (A100 80, H200 131, B200 179): GiB, and how many.
 FAMILIES = {
     "sd35_medium": ("stabilityai/stable-diffusion-3.5-medium", 80, 2),
     "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", 80, 2),
-    "flux_dev": ("black-forest-labs/FLUX.1-dev", 80, 16),
+    "flux_dev": ("black-forest-labs/FLUX.1-dev", 131, 8),
     "sana": ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 80, 1),
     "qwen_image": ("Qwen/Qwen-Image", 179, 16),
     "z_image": ("Tongyi-MAI/Z-Image", 80, 8),
