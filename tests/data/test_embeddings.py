@@ -11,6 +11,7 @@ from dpdmd.data import embeddings
 from dpdmd.data.embeddings import EmbeddingCache
 from dpdmd.method.denoiser import Condition, concatenate
 from dpdmd.method.randomness import generator
+from dpdmd.models.identity import part_identities
 from dpdmd.store import digests, tensor_store
 
 
@@ -202,6 +203,16 @@ def test_a_hub_caches_blobs_are_not_hashed_again(model, tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "sha256_of", lambda path: hashed.append(path))
     embeddings.encoders_digest(WordsAdapter(model), tmp_path)  # and the others are remembered
     assert hashed == []
+
+
+def test_text_encoders_are_hashed_once_for_the_cache_and_for_the_identity_of_a_run(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("DPDMD_CACHE", str(tmp_path / "caches"))
+    hashed, real = [], digests.sha256_of
+    monkeypatch.setattr(digests, "sha256_of", lambda path: hashed.append(path.parent.name) or real(path))
+    EmbeddingCache(tmp_path / "another_place", WordsAdapter(model))
+    assert sorted(hashed) == ["text_encoder", "tokenizer"]
+    part_identities(str(model))
+    assert sorted(hashed) == ["network", "scheduler", "text_encoder", "tokenizer", "vae"]
 
 
 def test_a_text_as_prompt_and_as_negative_prompt_is_kept_twice_and_an_empty_one_once(model, tmp_path):

@@ -1,12 +1,15 @@
 """LoRA students of every family: one frozen backbone, and a file that stock diffusers takes."""
 
 import copy
+import json
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
 from PIL import Image
 from snippets import drawn_by_card
 from torch.testing import assert_close
@@ -17,6 +20,7 @@ from dpdmd.evaluate.generate import generate_folder
 from dpdmd.evaluate.stock import load_pipeline
 from dpdmd.method.roles import ROLES, TRAINED_ROLES
 from dpdmd.models.load import load_adapter, load_sampler
+from dpdmd.models.lora import save_lora
 from dpdmd.models.parts import cached_folder
 from dpdmd.models.role_networks import make_roles
 from dpdmd.models.student_file import LORA_FILE
@@ -24,7 +28,7 @@ from dpdmd.planning.cost import describe, network_sizes
 from dpdmd.publish.export import export_run
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
-from dpdmd.store.tensors import read_tensors
+from dpdmd.store.tensors import read_metadata, read_tensors
 from dpdmd.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "the small blue cross on a white background", "one cross"]
@@ -274,3 +278,11 @@ def test_compiled_blocks_train_as_they_are_otherwise(sd3_folder, tmp_path, monke
     for key in rows[0]:
         if key.startswith(("loss/", "grad_norm/")):
             assert rows[1][key] == pytest.approx(rows[0][key], rel=1e-4), key
+
+
+def test_the_header_of_a_lora_says_its_targets_in_order_so_that_it_is_the_same_file_each_time(tiny_folder, tmp_path):
+    adapter, targets = load_adapter(tiny_folder("sd3")), ["to_v", "to_q", "to_k", "add_q_proj", "to_out.0"]
+    name = "transformer_blocks.0.attn.to_q.lora_A.weight"
+    save_lora(adapter, {name: torch.zeros(2, 8)}, LoraConfig(r=2, target_modules=targets), tmp_path)
+    header = json.loads(read_metadata(tmp_path / LORA_FILE)[LORA_ADAPTER_METADATA_KEY])
+    assert header["transformer.target_modules"] == sorted(targets)

@@ -1,6 +1,7 @@
 """Every shipped recipe of a real model resolves on a tiny pipeline of its family, and a run of it completes."""
 
 import importlib
+import re
 
 import pytest
 from PIL import Image
@@ -16,42 +17,36 @@ from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.settings import settings_for
 from dpdmd.recipe.toml import load_recipe, shipped_recipes
 from dpdmd.store.files import read_json
-from tools.recipes import FOLDER, RECIPES, text_of
+from tools.recipes import FAMILIES, FOLDER, RECIPES, text_of
 
-TINY = {
-    "sd35_medium_dp_dmd": "sd3",
-    "sdxl_dp_dmd": "sdxl",
-    "flux_dev_dp_dmd": "flux",
-    "sana_dp_dmd": "sana",
-    "qwen_image_dp_dmd": "qwen_image",
-    "z_image_dp_dmd": "z_image",
-    "flux2_klein_dp_dmd": "flux2_klein",
-    "krea2_dp_dmd": "krea2",
-    "lumina2_dp_dmd": "lumina2",
-    "sd15_dp_dmd": "sd1",
-    "sd21_dp_dmd": "sd2",
-    "pixart_sigma_dp_dmd": "pixart_sigma",
-    "longcat_image_dp_dmd": "longcat_image",
-    "ernie_image_dp_dmd": "ernie_image",
-    "chroma_dp_dmd": "chroma",
+# Family of the shipped recipes -> its tiny pipeline.
+PIPELINES = {family: family for family in FAMILIES} | {
+    "sd35_medium": "sd3",
+    "flux_dev": "flux",
+    "sd15": "sd1",
+    "sd21": "sd2",
 }
-# Weights that tests can train: quantised ones need packages, and bf16 does not show that an export draws the same.
-IN_FP32 = ["model.dtype=fp32", "train.precision=fp32"]
+TINY = {name: PIPELINES[name.removesuffix("_dp_dmd").removesuffix("_lora_24gb")] for name in RECIPES}
+# Weights that tests can train in one process: quantised ones need packages, and bf16 does not show that an export draws
+# the same.
+IN_FP32 = ["model.dtype=fp32", "train.precision=fp32", "train.shard=false"]
 
 
-def test_every_recipe_of_a_real_model_is_tried_here():
+def test_every_family_has_a_recipe_for_all_weights_and_one_for_adapters_within_24_gib():
+    assert set(RECIPES) == {f"{family}_{kind}" for family in FAMILIES for kind in ("dp_dmd", "lora_24gb")}
     assert set(TINY) == {name for name in shipped_recipes() if not name.startswith("scenes_")} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_shipped_recipe_is_what_new_writes_from_the_table_of_settings(name):
     # What `dpdmd new` changes to fit the memory is compared by the slow test below.
-    recipe, (model, _) = load_recipe(name), RECIPES[name]
+    recipe, (model, trained, memory, number) = load_recipe(name), RECIPES[name]
     adapter = planning_adapter(model)
-    kind = settings_for(adapter.latent_shape(), "adapters")
+    kind = settings_for(adapter.latent_shape(), trained)
     anchor, train = recipe.objective.anchor, recipe.train
     assert recipe.model.teacher == model and recipe.data.prompts == "generic"
-    assert train.batch_size * train.accumulation == kind.batch_size * kind.accumulation
+    assert train.batch_size * train.accumulation * number == kind.batch_size * kind.accumulation
+    assert train.shard == (number > 1)
     for key in (
         "num_updates",
         "fake_updates",
@@ -70,7 +65,11 @@ def test_a_shipped_recipe_is_what_new_writes_from_the_table_of_settings(name):
     guided = pytest.approx(max(1, scale * 13 / 14), abs=1e-4) if is_flow and scale > 1 else None
     assert anchor.guidance_scale == guided
     assert recipe.model.guidance_scale == adapter.guidance_scale
-    assert recipe.lora.roles == ("student", "fake_score") and recipe.validation.every == kind.validation_every
+    assert recipe.lora.roles == (() if trained == "all" else ("student", "fake_score"))
+    # A picture is left out only where the autoencoder does not fit beside the rest.
+    assert recipe.validation.every in (kind.validation_every, 0)
+    head = (FOLDER / f"{name}.toml").read_text()
+    assert f"of {memory} GiB" in head.partition("\n")[0] and re.search(r"GiB( on each)?, which fits: ", head)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -83,7 +82,7 @@ def test_a_shipped_recipe_passes_our_own_lint_without_a_warning(name, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sana_dp_dmd", "sdxl_dp_dmd"])
+@pytest.mark.parametrize("name", ["sana_lora_24gb", "sd35_medium_dp_dmd"])
 def test_a_shipped_recipe_is_written_anew_to_the_last_character(name):
     assert (FOLDER / f"{name}.toml").read_text() == text_of(name)
 

@@ -64,6 +64,24 @@ def test_new_writes_a_recipe_that_loads_fits_as_it_says_and_is_not_overwritten(d
     assert (tmp_path / "my.toml").read_text() == text
 
 
+def test_new_for_several_devices_shards_the_networks_and_shares_the_samples(dpdmd, tmp_path):
+    code, out, err = dpdmd("new", "scenes", "--memory", 24, "--full", "--gpus", 4, "--out", "four.toml")
+    assert code == 0, err
+    assert "dpdmd plan four.toml --memory 24 --gpus 4" in out
+    assert "torchrun --nproc-per-node=4 -m dpdmd train four.toml" in out
+    four, head = load_recipe(tmp_path / "four.toml"), (tmp_path / "four.toml").read_text()
+    alone = load_recipe("scenes_dp_dmd").train
+    assert four.train.shard and 4 * four.train.batch_size * four.train.accumulation == alone.batch_size
+    assert "for 4 devices of 24 GiB" in head and "--full --gpus 4`" in head and "GiB on each, which fits" in head
+    adapter = planning_adapter("scenes")
+    one, each = (memory_need(resolve(four, adapter), adapter, number) for number in (1, 4))
+    assert each.state == one.state // 4
+    code, plan, _ = dpdmd("plan", "four.toml", "--memory", 24, "--gpus", 4)
+    assert code == 0 and f"{each.total / GIB:.2f} GiB per device: fits" in plan
+    code, _, err = dpdmd("new", "scenes", "--gpus", 3, "--out", "three.toml")
+    assert code == 2 and "3 devices cannot share the 32 samples of an update evenly" in err
+
+
 def test_every_comment_of_new_is_on_a_key_and_the_text_says_what_its_settings_say(dpdmd, tmp_path):
     dpdmd("new", "scenes", "--out", "my.toml")
     data = tomllib.loads((tmp_path / "my.toml").read_text())
@@ -97,7 +115,7 @@ def test_plan_and_dry_run_say_the_same_of_memory_disk_and_hours(dpdmd, tmp_path)
 
 
 def test_operations_are_those_of_the_layers_in_closed_form():
-    recipe = load_recipe("sd35_medium_dp_dmd", ["lora.roles=[]", "train.gradient_checkpointing=false"])
+    recipe = load_recipe("sd35_medium_lora_24gb", ["lora.roles=[]", "train.gradient_checkpointing=false"])
     adapter = planning_adapter(recipe.model.teacher)
     forward, backward = call_operations(resolve(recipe, adapter), adapter)
     image, text, width, blocks, dual = 64 * 64, 77 + 256, 1536, 24, 13
@@ -144,7 +162,7 @@ def test_validation_takes_the_share_of_operations_that_is_stated(monkeypatch):
 
 
 def test_hours_are_operations_at_a_share_of_the_peak_of_a_card_with_that_memory():
-    recipe = load_recipe("sd35_medium_dp_dmd")
+    recipe = load_recipe("sd35_medium_lora_24gb")
     adapter = planning_adapter(recipe.model.teacher)
     plan = resolve(recipe, adapter)
     card = card_for(24)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 
 import pytest
 import torch
@@ -91,6 +92,20 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     assert file_digests([path], memo) == first[:1] and hashed == [path]
     path.write_text("other")
     assert file_digests([path], memo) == [hashlib.sha256(b"other").hexdigest()] and hashed == [path, path]
+
+
+def test_files_are_hashed_several_at_a_time_and_their_hashes_keep_their_order(tmp_path, monkeypatch):
+    paths = [tmp_path / str(i) for i in range(8)]
+    for path in paths:
+        path.write_text(path.name)
+    together = threading.Barrier(2, timeout=30)  # broken unless two threads meet
+
+    def slow(path):
+        together.wait()
+        return sha256_of(path)
+
+    monkeypatch.setattr(digests, "sha256_of", slow)
+    assert file_digests(paths) == [hashlib.sha256(path.name.encode()).hexdigest() for path in paths]
 
 
 def test_a_memo_that_is_broken_or_cannot_be_written_is_done_without(tmp_path):

@@ -149,6 +149,10 @@ def new(
         bool | None,
         typer.Option("--adapters/--full", help="Train LoRA adapters or all weights. Default: all weights if they fit."),
     ] = None,
+    gpus: Annotated[
+        int,
+        typer.Option(min=1, max=bounds.COUNT, metavar="N", help="Devices of that memory; several share each network."),
+    ] = 1,
 ) -> None:
     """Write a complete, commented recipe for a model, which fits the memory of a device.
 
@@ -160,8 +164,13 @@ def new(
 
     gib = default_memory() if memory is None else memory
     trained = None if adapters is None else "adapters" if adapters else "all"
-    write_recipe(model, out, memory=gib, num_steps=steps, base=base, trained=trained, loras=lora or [])
-    typer.echo(f"recipe: {out}\nwhat it costs: dpdmd plan {out} --memory {gib:g}\ntrain it: dpdmd train {out}")
+    loras = lora or []
+    write_recipe(model, out, memory=gib, num_steps=steps, base=base, trained=trained, loras=loras, num_devices=gpus)
+    several = f" --gpus {gpus}" if gpus > 1 else ""
+    start = f"torchrun --nproc-per-node={gpus} -m dpdmd" if gpus > 1 else "dpdmd"
+    typer.echo(
+        f"recipe: {out}\nwhat it costs: dpdmd plan {out} --memory {gib:g}{several}\ntrain it: {start} train {out}"
+    )
 
 
 @app.command(epilog="Example: dpdmd config recipe.toml --set student.num_steps=2")

@@ -35,7 +35,7 @@ class EmbeddingCache:
         """Raises OSError when the folder cannot be made."""
         self.adapter, self.dtype = adapter, dtype
         name = str(dtype).removeprefix("torch.")
-        self.folder = Path(folder) / f"{encoders_digest(adapter, Path(folder))[:32]}-{name}"
+        self.folder = Path(folder) / f"{encoders_digest(adapter)[:32]}-{name}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -65,7 +65,9 @@ def save_lora(adapter: ModelAdapter, layers: dict[str, Tensor], config: LoraConf
     layers: as `get_peft_model_state_dict` returns them. Raises OSError when it cannot be written.
     """
     name = adapter.network_name
-    options = {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": config.to_dict()}
+    # A set has another order in every process: a student that is written again would be another file.
+    told = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    options = {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": told}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".lora-") as temporary, safetensors_errors(folder):
         lora_format(adapter).save_lora_weights(temporary, **options)

@@ -26,27 +26,35 @@ def costs(
     """What a training will cost, in words: grids, network calls, memory, disk, hours, validation. Reads no weights.
 
     recipe: as `dpdmd.train` takes it. overrides: "section.key=value" for a file or name. memory: of the device in GiB;
-    default: this machine's. cluster: machines for which the bytes that an update sends are calculated as well. Raises
-    ValueError for a recipe that cannot be used.
+    default: this machine's. cluster: machines over which `train.shard` spreads the networks, and for which the bytes
+    that an update sends are calculated as well. Raises ValueError for a recipe that cannot be used.
     """
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, list(overrides))
     prompts = training_prompts(settings.data.sources, settings.data.column)
     adapter = teacher_adapter(settings.model, planning=True)
     device = device_memory() if memory is None else round(memory * GIB)
-    plan_with = lambda further: resolve(changed_recipe(settings, further), adapter)  # noqa: E731
-    text = describe_costs(plan_with, adapter, prompts, device)
+
+    def plan_with(further: Settings) -> Plan:
+        return resolve(changed_recipe(settings, further), adapter)
+
+    sharing = 1 if cluster is None else cluster.gpus if settings.train.shard == "machine" else cluster.number
+    text = describe_costs(plan_with, adapter, prompts, device, sharing)
     return text if cluster is None else f"{text}\n{describe_traffic(plan_with(()), adapter, cluster, device / GIB)}"
 
 
 def describe_costs(
-    plan_with: Callable[[Settings], Plan], adapter: ModelAdapter, prompts: list[str], memory: int
+    plan_with: Callable[[Settings], Plan],
+    adapter: ModelAdapter,
+    prompts: list[str],
+    memory: int,
+    num_devices: int = 1,
 ) -> str:
     """The plan, then prompts, disk, hours, and whether it fits a device of `memory` bytes, with what makes it fit.
 
     plan_with: the plan with further settings. It reads configurations and no weights.
     """
     plan = plan_with(())
-    count = counter(adapter)
+    count = counter(adapter, num_devices)
     different = set(prompts)
     embeddings = len(different) * embedding_bytes(plan, adapter)
     kept = (plan.checkpoint.keep + 1) * checkpoint_bytes(plan, network_sizes(plan, adapter))

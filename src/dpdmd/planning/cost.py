@@ -65,6 +65,17 @@ def frozen_bytes(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -
     )
 
 
+def gathered_bytes(adapter: ModelAdapter) -> int:
+    """The most bytes of a sharded network that are whole in every process at a time, in fp32.
+
+    These are the parameters outside its blocks, and of its largest block the weights, those of the one that is fetched
+    meanwhile, and their gradients before they are divided.
+    """
+    network = empty_network(adapter)
+    blocks = [_count(block.parameters()) for block in network_blocks(network, adapter.block_lists)]
+    return BYTES * (_count(network.parameters()) - sum(blocks) + 3 * max(blocks))
+
+
 def num_blocks(adapter: ModelAdapter) -> int:
     """Blocks of the denoising network."""
     return len(network_blocks(empty_network(adapter), adapter.block_lists))

@@ -3,12 +3,12 @@
 import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from dpdmd.models.base import ModelAdapter
-from dpdmd.planning.cost import network_sizes, state_bytes
+from dpdmd.planning.cost import gathered_bytes, network_sizes, state_bytes
 from dpdmd.planning.memory import peak_bytes, picture_bytes
 from dpdmd.recipe.plan import DataPlan, Plan
 
@@ -30,20 +30,26 @@ class Need:
         return self.state + self.peak
 
 
-def memory_need(plan: Plan, adapter: ModelAdapter) -> Need:
-    """The need of one process, without sharding, at the largest of the sizes.
+def memory_need(plan: Plan, adapter: ModelAdapter, num_devices: int = 1) -> Need:
+    """The need of one process of `num_devices`, among which `train.shard` divides what stays and gradients,
+    at the largest of the sizes.
 
     A fused AdamW step needs no memory but gradients and moments.
     """
     plan = plan.largest
-    state = state_bytes(plan, network_sizes(plan, adapter))
-    del state["gradients"]  # part of the peak
-    peaks = {
-        "in an update": peak_bytes(plan, adapter),
-        "in drawing validation pictures": picture_bytes(plan, adapter),
-    }
+    sizes = network_sizes(plan, adapter)
+    state = state_bytes(plan, sizes)
+    gradients = state.pop("gradients")  # part of the peak
+    number = num_devices if plan.compute.shard else 1
+    if number == 1:
+        update = peak_bytes(plan, adapter)
+    else:
+        # With accumulation all gradients are there from the first moment to the last.
+        accumulating = replace(plan, data=replace(plan.data, accumulation=max(2, plan.data.accumulation)))
+        update = peak_bytes(accumulating, adapter) - gradients + gradients // number + gathered_bytes(adapter)
+    peaks = {"in an update": update, "in drawing validation pictures": picture_bytes(plan, adapter)}
     when = max(peaks, key=lambda name: peaks[name])
-    return Need(sum(state.values()), peaks[when], when)
+    return Need(sum(state.values()) // number, peaks[when], when)
 
 
 def reserve(memory: int) -> int:
@@ -54,14 +60,14 @@ def reserve(memory: int) -> int:
     return min(memory, GIB + memory // 20)
 
 
-def counter(adapter: ModelAdapter) -> Callable[[Plan], Need]:
+def counter(adapter: ModelAdapter, num_devices: int = 1) -> Callable[[Plan], Need]:
     """`memory_need` with a cache, since a large model takes seconds."""
     known: dict[str, Need] = {}
 
     def count(plan: Plan) -> Need:
         key = repr(plan.settings)
         if key not in known:
-            known[key] = memory_need(plan, adapter)
+            known[key] = memory_need(plan, adapter, num_devices)
         return known[key]
 
     return count

@@ -34,9 +34,10 @@ COMMENTS = {
     "objective.anchor.target": "for networks that predict noise",
     "data.prompts": "captions to begin with; name a file with prompts like those that the student will be given",
     "train.batch_size": "samples per micro-batch",
-    "train.accumulation": "micro-batches per update; divide it by the number of GPUs",
+    "train.accumulation": "micro-batches per update and device; on more devices take fewer",
     "train.fake_updates": "of the fake score for each of the student; DMD without an anchor needs more",
     "train.reuse_samples": "the fake score learns the samples that the student's update drew",
+    "train.shard": "spreads every network over the devices",
     "train.schedule": "the learning rate falls to zero",
     "train.random_step": "trains one random step of each sample: fewer calls, less memory",
     "train.gradient_checkpointing": "recomputes the first blocks, as many as it takes to fit",
@@ -63,16 +64,20 @@ def new_recipe(
     name: str,
     num_steps: int = 4,
     trained: Trained | None = None,
+    num_devices: int = 1,
 ) -> NewRecipe:
     """The recipe that distils `model` to `num_steps` steps by DP-DMD within `memory` bytes of a device.
 
-    name: of the recipe, from which its run folder is named. trained: all weights or adapters; default: all if they fit.
+    name: of the recipe, from which its run folder is named. num_devices: of that memory, over which `train.shard`
+    spreads the networks if there are several. trained: all weights or adapters; default: all if they fit.
+    Raises ValueError for a number of devices that cannot share the samples of an update.
     Numbers come from `recipe.settings`, guidance and grids from the model's family; what does not fit is changed as
     `dpdmd plan` would. If nothing fits, the recipe is the one that needs least, and its head says so.
     """
     kinds: tuple[Trained, ...] = ("all", "adapters") if trained is None else (trained,)
     for kind in kinds:
-        data = _settings(model, adapter, name=name, num_steps=num_steps, trained=kind)
+        options = {"num_steps": num_steps, "trained": kind, "num_devices": num_devices}
+        data = _settings(model, adapter, name=name, **options)
 
         def plan_with(further: Settings, data=data, kind=kind) -> Plan:
             if kind == "all" and any(text.startswith("lora.") for text in further):
@@ -82,9 +87,9 @@ def new_recipe(
         state = state_bytes(
             plan_with(("model.dtype=bf16", "train.precision=bf16")), network_sizes(plan_with(()), adapter)
         )
-        if kind != kinds[-1] and sum(state.values()) > memory:
+        if kind != kinds[-1] and sum(state.values()) > num_devices * memory:
             continue  # without counting activations, which takes a while
-        count = counter(adapter)
+        count = counter(adapter, num_devices)
         found = savings(plan_with, count, memory, num_blocks(adapter))
         need = found[-1][1] if found else count(plan_with(()))
         if need.total <= memory - reserve(memory):
@@ -93,16 +98,24 @@ def new_recipe(
     for text in further:
         override(data, text)
     fits = need.total <= memory - reserve(memory)
-    head = _head(model, adapter.loras, num_steps, kind, need, memory, fits)
+    head = _head(model, adapter.loras, num_steps, kind, need, memory, fits, num_devices)
     return NewRecipe(head + _toml(data), plan_with(further), need, fits)
 
 
-def _settings(model: str, adapter: ModelAdapter, *, name: str, num_steps: int, trained: Trained) -> dict[str, Any]:
+def _settings(
+    model: str, adapter: ModelAdapter, *, name: str, num_steps: int, trained: Trained, num_devices: int
+) -> dict[str, Any]:
     """The recipe as nested tables, before anything is changed to fit a device."""
     latents = adapter.latent_shape()
     of_family = OF_FAMILY.get(adapter.pipeline_class.__name__, {})
     height, width = (side * adapter.vae_factor for side in latents[1:])
     kind = settings_for(latents, trained)
+    samples = kind.batch_size * kind.accumulation
+    if samples % num_devices:
+        raise ValueError(
+            f"{num_devices} devices cannot share the {samples} samples of an update evenly: name a divisor"
+        )
+    batch_size = min(kind.batch_size, samples // num_devices)
     is_flow = adapter.prediction_space == "velocity"
     values: dict[str, Any] = {
         "model.teacher": model,
@@ -126,8 +139,8 @@ def _settings(model: str, adapter: ModelAdapter, *, name: str, num_steps: int, t
         "objective.anchor.target": None if is_flow else "x0",
         "data.prompts": "scenes" if model in BUILT_IN else "generic",
         "train.num_updates": kind.num_updates,
-        "train.batch_size": kind.batch_size,
-        "train.accumulation": kind.accumulation,
+        "train.batch_size": batch_size,
+        "train.accumulation": samples // num_devices // batch_size,
         "train.fake_updates": kind.fake_updates,
         "train.reuse_samples": kind.reuse_samples,
         "train.random_step": kind.random_step or None,
@@ -135,6 +148,7 @@ def _settings(model: str, adapter: ModelAdapter, *, name: str, num_steps: int, t
         "train.schedule": kind.schedule,
         "train.ema_decay": kind.ema_decay or None,
         "train.precision": kind.precision,
+        "train.shard": True if num_devices > 1 else None,
         "lora.roles": ["student", "fake_score"] if trained == "adapters" else None,
         "lora.rank": 64 if trained == "adapters" else None,
         "validation.every": kind.validation_every,
@@ -158,22 +172,34 @@ def _anchor_guidance(scale: float, share: float) -> float | None:
 
 
 def _head(
-    model: str, loras: Sequence[BaseLora], num_steps: int, trained: Trained, need: Need, memory: int, fits: bool
+    model: str,
+    loras: Sequence[BaseLora],
+    num_steps: int,
+    trained: Trained,
+    need: Need,
+    memory: int,
+    fits: bool,
+    num_devices: int,
 ) -> str:
     """The comment at the head of the file: what it is, and what it needs."""
     shown = model if model in BUILT_IN or not Path(model).is_dir() else Path(model).name
     device = f"{memory / GIB:g} GiB"
     how = "all weights" if trained == "all" else "LoRA adapters"
     told = "fits" if fits else "DOES NOT FIT"
+    devices = "one device" if num_devices == 1 else f"{num_devices} devices"
+    each = "" if num_devices == 1 else " on each"
+    command = f"dpdmd new {shown} --memory {memory / GIB:g} --{'full' if trained == 'all' else 'adapters'}"
+    command += "".join(f" --lora {Path(lora.path).name}:{lora.weight:g}" for lora in loras)
+    command += f" --steps {num_steps}" if num_steps != 4 else ""
+    command += f" --gpus {num_devices}" if num_devices > 1 else ""
+    start = f"# Start it by `torchrun --nproc-per-node={num_devices}`, or on several machines.\n"
     return (
-        f"# {shown} to {num_steps} steps by DP-DMD, training {how}, for one device of {device}.\n"
-        f"# Memory: {need.total / GIB:.1f} GiB, which {told}: {reserve(memory) / GIB:.1f} GiB of {device} are left "
-        "free.\n"
+        f"# {shown} to {num_steps} steps by DP-DMD, training {how}, for {devices} of {device}.\n"
+        f"# Memory: {need.total / GIB:.1f} GiB{each}, which {told}: {reserve(memory) / GIB:.1f} GiB of {device} are "
+        "left free.\n"
         "# This is counted by `dpdmd plan`; no run at full size has confirmed it.\n"
-        f"# Written by `dpdmd new {shown} --memory {memory / GIB:g} --{'full' if trained == 'all' else 'adapters'}"
-        + "".join(f" --lora {Path(lora.path).name}:{lora.weight:g}" for lora in loras)
-        + (f" --steps {num_steps}" if num_steps != 4 else "")
-        + "`.\n# Keys that are left out keep their defaults; `dpdmd config` lists them all.\n"
+        f"# Written by `{command}`.\n" + (start if num_devices > 1 else "") + "# Keys that are left out keep their "
+        "defaults; `dpdmd config` lists them all.\n"
     )
 
 

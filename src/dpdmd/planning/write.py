@@ -30,6 +30,7 @@ def write_recipe(
     base: str | None = None,
     trained: Trained | None = None,
     loras: Sequence[str] = (),
+    num_devices: int = 1,
 ) -> Path:
     """Write a complete, commented recipe that distils `model` to `num_steps` steps; returns the file.
 
@@ -39,7 +40,7 @@ def write_recipe(
     the recipe first, once. out: a TOML file; it must not exist. memory: of the device in GiB; default: this machine's
     GPU, else 24. base: of a .safetensors file: folder or hub id of the pipeline it was made from. trained: "adapters"
     or "all" weights; default: all if they fit. loras: "PATH" or "PATH:WEIGHT" of each LoRA that is merged into the
-    model to be the teacher.
+    model to be the teacher. num_devices: of that memory; several share every network (train.shard).
     Raises ValueError for what cannot be used.
     """
     model, out = str(model), Path(out)
@@ -53,8 +54,15 @@ def write_recipe(
     folder = Path(expanded(model))
     model = str(folder.absolute()) if folder.is_dir() else model
     gib = default_memory() if memory is None else memory
-    adapter = planning_adapter(model, [parse_lora(text) for text in loras])
-    written = new_recipe(model, adapter, memory=round(gib * GIB), name=out.stem, num_steps=num_steps, trained=trained)
+    written = new_recipe(
+        model,
+        planning_adapter(model, [parse_lora(text) for text in loras]),
+        memory=round(gib * GIB),
+        name=out.stem,
+        num_steps=num_steps,
+        trained=trained,
+        num_devices=num_devices,
+    )
     write_text(out, written.text)
     for note in written.plan.notes:
         logger.info("note: %s", note)

@@ -72,6 +72,11 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     scale = _guidance_scale(model, adapter)
     embedded = _embedded_guidance(model, recipe.student, train, adapter)
     _require_negative_prompts(model, recipe.data, scale, adapter)
+    if adapter.loras and train.shard:
+        raise ValueError(
+            "train.shard reads the weights of the teacher's files, into which model.loras are not merged; merge them "
+            "first: in diffusers fuse_lora(), unload_lora_weights() and save_pretrained()"
+        )
     if train.ida_decay < 1 and len({"student", "fake_score"} & set(recipe.lora.roles)) == 1:
         raise ValueError(
             "train.ida_decay moves the fake score towards the student, and lora.roles gives an adapter to only one of "

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -202,8 +201,7 @@ def sample_teacher(teacher: GuidedTeacher, batch: MicroBatch) -> Tensor:
 
 def new_teacher_samples(plan: Plan, adapter: ModelAdapter, teacher: GuidedTeacher) -> TeacherSamples:
     """The teacher's samples of a pool of pairs, kept on disk."""
-    memo = Path(plan.data.cache) if plan.data.cache else None
-    identity = on_main_process(lambda: teacher_identity(plan, adapter, memo))
+    identity = on_main_process(lambda: teacher_identity(plan, adapter))
     sample, on_any = partial(sample_teacher, teacher), lambda flag: any(on_all_processes(lambda: flag))
     return TeacherSamples(samples_folder(plan.data.cache), identity, sample, on_any)
 

@@ -68,11 +68,8 @@ def samples_folder(cache: str | None) -> Path:
     return cache_folder("teacher_samples") if cache is None else Path(cache) / "teacher_samples"
 
 
-def teacher_identity(plan: Plan, adapter: ModelAdapter, memo: Path | None = None) -> str:
-    """What samples depend on, except prompt and noise: the teacher's files, LoRAs, grid, guidance, size and precision.
-
-    memo: folder that caches hashes of files.
-    """
+def teacher_identity(plan: Plan, adapter: ModelAdapter) -> str:
+    """What samples depend on, except prompt and noise: the teacher with its grid, guidance, size and precision."""
     settings = [
         plan.teacher.grid.times,
         plan.teacher.guidance.scale,
@@ -81,5 +78,5 @@ def teacher_identity(plan: Plan, adapter: ModelAdapter, memo: Path | None = None
         plan.teacher.dtype,
         "bf16" if plan.compute.in_bf16 else "fp32",
     ]
-    files = pipeline_digest(adapter, memo, without=("vae", "scheduler"))
-    return key_of(files, repr(settings), *loras_identity(adapter.loras, memo=memo))
+    files = pipeline_digest(adapter, without=("vae", "scheduler"))
+    return key_of(files, repr(settings), *loras_identity(adapter.loras))
