@@ -21,10 +21,10 @@ from benchmarks.random_pipeline import folder_bytes
 from dpdmd.evaluate.generate import sample_latents
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.randomness import generator
+from dpdmd.models.attached_lora import takes_lora
 from dpdmd.models.base import ModelAdapter, decoder
 from dpdmd.models.identity import part_identities
 from dpdmd.models.load import load_adapter, load_sampler
-from dpdmd.models.lora import takes_lora
 from dpdmd.models.student_file import LORA_FILE
 from dpdmd.planning.cost import network_sizes, num_parameters, state_bytes
 from dpdmd.planning.fit import memory_need

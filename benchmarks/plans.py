@@ -64,14 +64,14 @@ have a little less memory than its name says.
 ## An answer of `dpdmd plan`
 
 ```
-$ dpdmd plan sd35_medium_dp_dmd --memory 24
+$ dpdmd plan sd35_medium_lora_24gb --memory 24
 {answer}
 ```
 
 The same recipe with all weights, on one such device:
 
 ```
-$ dpdmd plan sd35_medium_dp_dmd --memory 24 --set lora.roles=[]
+$ dpdmd plan sd35_medium_lora_24gb --memory 24 --set lora.roles=[]
 ...
 {all_weights}
 ```
@@ -116,11 +116,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs", "plans.md"), help="Markdown file to write")
     out = parser.parse_args().out
     rows = []
-    for model, _ in RECIPES.values():
+    for model in sorted({shipped.model for shipped in RECIPES.values()}):
         rows.append(row(model))
         print(rows[-1], flush=True)
     versions = surroundings()["versions"]
-    all_weights = answer("sd35_medium_dp_dmd", "lora.roles=[]").splitlines()
+    all_weights = answer("sd35_medium_lora_24gb", "lora.roles=[]").splitlines()
     first = next(i for i, line in enumerate(all_weights) if line.startswith("at the peak"))
     cards = [card_for(memory).name for memory in MEMORIES]
     page = HEAD.format(
@@ -131,10 +131,10 @@ def main() -> None:
         columns=" | ".join(f"{memory} GiB" for memory in MEMORIES),
         rules="---|" * len(MEMORIES),
         rows="\n".join(rows),
-        updates=load_recipe("sd35_medium_dp_dmd").train.num_updates,
+        updates=load_recipe("sd35_medium_lora_24gb").train.num_updates,
         share=f"{SHARE:.0%}",
         cards=f"{', '.join(cards[:-1])} and {cards[-1]}",
-        answer=answer("sd35_medium_dp_dmd"),
+        answer=answer("sd35_medium_lora_24gb"),
         all_weights="\n".join(all_weights[first:]),
     )
     write_text(out, page)
