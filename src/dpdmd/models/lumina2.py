@@ -1,6 +1,6 @@
 """Lumina-Image 2.0: negated velocity, timestep 1 - t, guidance that keeps the length of each row of the latents."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, Lumina2Pipeline, Lumina2Transformer2DModel
@@ -10,7 +10,7 @@ from dpdmd.method.denoiser import Condition, concatenate
 from dpdmd.method.devices import to_device
 from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models import lumina2_names
-from dpdmd.models.base import LatentShape, empty_network
+from dpdmd.models.base import LatentShape, ModelAdapter, empty_network
 from dpdmd.models.flow_scheduler import token_shift
 from dpdmd.models.lengths import guided_to_length
 from dpdmd.models.stock import StockAdapter
@@ -106,7 +106,7 @@ class Lumina2Adapter(StockAdapter):
 
     def lora_names(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:
         """The names of the original layout for a network of the public model's widths, else diffusers' own."""
-        network = empty_network(self)
+        network = empty_network(cast("ModelAdapter", self))
         if not lumina2_names.is_readable(network):
             return super().lora_names(layers)
         return lumina2_names.lora_names(layers, network)

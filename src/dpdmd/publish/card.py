@@ -257,7 +257,7 @@ def _licence_section(licence: dict[str, Any], loras: Mapping[str, dict[str, Any]
         f"- LoRA {code(name)}: {_licence(own) if own else 'unknown, look where it comes from'}"
         for name, own in loras.items()
     ]
-    also = "\n\nThe LoRAs of its teacher are in its weights, and their licences count as well:\n\n" if lines else ""
+    also = "\n\nIts teacher has LoRAs, whose licences count as well:\n\n" if lines else ""
     return _licence_of_base(licence) + also + "\n".join(lines)
 
 

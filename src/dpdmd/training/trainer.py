@@ -210,11 +210,11 @@ class Trainer:
             embedded_guidance=plan.embedded_guidance["student"],
             height=height,
             width=width,
-            sizes=[
+            sizes=tuple(
                 StudentSize(height=at.image_size[0], width=at.image_size[1], grid=at.student.grid.times)
                 for at in (plan.at_each_size if len(plan.sizes) > 1 else [])
                 if at.image_size is not None
-            ],
+            ),
             objective=plan.objective_name,
             updates=self.step,
             seconds=self.seconds,
