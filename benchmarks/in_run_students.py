@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.trainers import new_trainer
 from dpdmd.evaluate.scorers.features import feature_scores
 from dpdmd.evaluate.scorers.latents import Latents
-from dpdmd.evaluate.scorers.scenes import scene_scores
+from dpdmd.evaluate.scorers.world import world_scores
 from dpdmd.evaluate.scores import together
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.guidance import guided
@@ -26,6 +26,7 @@ from dpdmd.training.validation.images import default_prompts
 from dpdmd.training.validation.scores import Drawn
 from dpdmd.vision.features import extract_features
 from dpdmd.world.prompts import evaluation_prompts, training_prompts
+from dpdmd.world.scene_world import WORLD
 
 NUM_SEEDS, IMAGES, OTHER_SEEDS = 4, 16, 10000
 TAUS = (0.1, 0.2, 0.3, 0.5, 0.7)
@@ -160,7 +161,7 @@ class _Looks:
     @staticmethod
     def _scores(images: Drawn, teacher: Drawn) -> dict[str, float]:
         assert images.features and teacher.features, "features were computed"
-        found = [*feature_scores(images, images.features, teacher.features), scene_scores(images, teacher)]
+        found = [*feature_scores(images, images.features, teacher.features), world_scores(WORLD, images, teacher)]
         keys = ("validity", "named_accuracy", "frechet", "diversity_share", "precision", "effective_modes_mean")
         metrics = together(images.prompts, found)
         return {key: metrics[key] for key in (*keys, "total_variation_reference")}

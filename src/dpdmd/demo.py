@@ -14,7 +14,7 @@ from dpdmd.report.build import report_from_runs, verdict_sentence
 from dpdmd.report.galleries import write_overview_png
 from dpdmd.report.runs import read_runs
 from dpdmd.store.files import make_folder, require_writable, write_json
-from dpdmd.world.prompts import evaluation_prompts
+from dpdmd.world.find import world_named
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ DMD, which tends to draw the same image for every seed, and one by DP-DMD, which
 teacher's diversity. Then all of them draw {prompts} prompts with {seeds} seeds each, and a page shows how they compare.
 It takes about four minutes on two CPU cores. Stop it with Ctrl-C; the same command goes on from there.
 Everything is written to {out}."""
+WORLD = "scenes"
 NUM_SEEDS = 16
 NUM_FEW_STEPS = 4
 
@@ -54,7 +55,7 @@ def run_demo(
     out = make_folder(out, "--out")
     for name in ("metrics.json", "report.html", "overview.png"):
         require_writable(out / name)
-    prompts = evaluation_prompts()
+    prompts = world_named(WORLD).evaluation_prompts()
     logger.info(IN_WORDS.format(prompts=len(prompts), seeds=NUM_SEEDS, out=out))
     runs = [Run(arm, out / arm.name, seed if arm.recipe else None) for arm in demo_arms(seed, updates)]
     rows = run_and_measure(

@@ -8,14 +8,10 @@ from dpdmd.method.randomness import generator
 from dpdmd.world.captions import caption, named_factors, sample_captions
 from dpdmd.world.metrics import (
     effective_modes,
-    entropy,
-    expected_entropy,
     named_accuracy,
     scene_metrics,
     spread,
-    total_variation,
     total_variation_by_condition,
-    total_variation_floor,
 )
 from dpdmd.world.oracle import Reading, read_scenes
 from dpdmd.world.scenes import (
@@ -26,6 +22,7 @@ from dpdmd.world.scenes import (
     render,
     sample_scenes,
 )
+from dpdmd.world.statistics import entropy, expected_entropy, total_variation, total_variation_floor
 
 BACKGROUND_GIVEN_COLOUR = torch.tensor([0.46] + [0.108] * 5, dtype=torch.float64)
 PROMPTS = [

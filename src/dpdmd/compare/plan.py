@@ -6,11 +6,11 @@ from pathlib import Path
 from dpdmd.compare.arms import FEW_STEPS, REFERENCE, Arm, Budget, parse_arm, parse_settings
 from dpdmd.data.prompts import training_prompts
 from dpdmd.evaluate.run import choose_extractor
-from dpdmd.models.load import BUILT_IN, load_adapter
+from dpdmd.models.load import load_adapter
 from dpdmd.models.student_file import exported_student
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import load_recipe
-from dpdmd.world.captions import all_captions
+from dpdmd.world.find import world_of_teacher
 
 # Defaults of every run: students are kept for the plot, and nobody looks at validation images.
 DEFAULTS = {"checkpoint.students": "true", "checkpoint.keep": "1", "validation.every": "0"}
@@ -111,8 +111,10 @@ def shared_teacher(students: list[Arm]) -> Teacher:
 
 def require_features(features: str, teacher: Teacher, prompts: list[str]) -> None:
     """Raises ValueError when there is no feature network for these images: diversity cannot be measured without."""
-    is_world = teacher.model in BUILT_IN and set(prompts) <= set(all_captions())
-    if choose_extractor(features, is_world)[0] is None:
+    world = world_of_teacher(teacher.model)
+    if world is not None and not world.knows(prompts):
+        world = None
+    if choose_extractor(features, world)[0] is None:
         raise ValueError(
             "diversity is measured in the features of a vision model, and none was found; name one with --features, a "
             "folder or hub id such as facebook/dinov2-large"

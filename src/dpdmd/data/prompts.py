@@ -1,4 +1,4 @@
-"""Prompt lists: a text file, a table, a Hugging Face dataset, composed or the built-in world's captions."""
+"""Prompt lists: a text file, a table, a Hugging Face dataset, composed or a built-in world's captions."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,8 +9,8 @@ from typing import Any
 from dpdmd.data.tables import TABLES, read_utf8, table_rows
 from dpdmd.store.errors import library_errors, require_text
 from dpdmd.store.names import expanded, local_or_hub_id
+from dpdmd.world.find import WORLDS, world_named, world_of_teacher
 
-SCENES = "scenes"
 GENERIC = "generic"
 COLUMN = "prompt"
 DATASET_PREFIX = "datasets:"
@@ -105,9 +105,9 @@ def _dataset(name: str, column: str, negative_column: str | None) -> list[Pair]:
 def training_prompts(sources: str | Sequence[tuple[str, float]], column: str = COLUMN) -> list[str]:
     """The prompts that `data.prompts` names, in their order. Raises ValueError like the readers.
 
-    sources: one source ("scenes", "generic", "datasets:ID" or a file), or several with weights. Of several the list
-    holds as many prompts of each as its share of the weights, every prompt at least once: the prompts of a source that
-    has too few come several times.
+    sources: one source (a built-in world such as "scenes", "generic", "datasets:ID" or a file), or several with
+    weights. Of several the list holds as many prompts of each as its share of the weights, every prompt at least once:
+    the prompts of a source that has too few come several times.
     """
     return _prompts(training_pairs(sources, column))
 
@@ -140,10 +140,8 @@ def source_prompts(source: str, column: str = COLUMN) -> list[str]:
 
 
 def _of_source(source: str, column: str, negative_column: str | None) -> list[Pair]:
-    if source == SCENES:
-        from dpdmd.world.prompts import training_prompts as scenes_prompts
-
-        return _alone(scenes_prompts())
+    if source in WORLDS:
+        return _alone(world_named(source).training_prompts())
     if source == GENERIC:
         from dpdmd.data.generic import generic_prompts
 
@@ -163,14 +161,12 @@ def _alone(prompts: Iterable[str]) -> list[Pair]:
 
 def evaluation_prompts_of(teacher: str) -> list[str]:
     """The default prompts to judge students of a teacher on. Raises ValueError for a teacher that is not built in."""
-    from dpdmd.models.load import BUILT_IN
-    from dpdmd.world.prompts import evaluation_prompts
-
-    if teacher not in BUILT_IN:
+    world = world_of_teacher(teacher)
+    if world is None:
         raise ValueError(
             f"give --prompts FILE: only the built-in teachers have default prompts, and {teacher} is not built in"
         )
-    return evaluation_prompts()
+    return world.evaluation_prompts()
 
 
 def lint_prompts(prompts: list[str], tokenizers: dict[str, tuple[Any, int]]) -> list[str]:

@@ -12,12 +12,13 @@ from dpdmd.evaluate.scorers.features import feature_scores
 from dpdmd.evaluate.scorers.perceptual import distance_for, perceptual_scores
 from dpdmd.evaluate.scorers.quality import quality_scores
 from dpdmd.evaluate.scorers.saturation import saturation
-from dpdmd.evaluate.scorers.scenes import is_world, scene_scores
+from dpdmd.evaluate.scorers.world import world_of, world_scores
 from dpdmd.evaluate.scores import Scores, together
 from dpdmd.store.files import require_writable, write_json
 from dpdmd.store.provenance import versions
 from dpdmd.vision.features import DEFAULT_MODEL, SCENES, FeatureExtractor, Features, load_extractor
 from dpdmd.vision.quality.load import load_quality, quality_weights, require_known
+from dpdmd.world.base import World
 
 
 def evaluate_folder(
@@ -35,10 +36,10 @@ def evaluate_folder(
 
     reference: images of the same seeds, or of other seeds, as `read_reference` chooses them; which is recorded in
     "provenance" as "reference_seeds", "same" or "other".
-    features: "scenes", the folder or hub id of a transformers vision model, or "auto". "auto" is the built-in network
-    for captions of the built-in world at 32 x 32, else DINOv3 if the local hub cache has it, else nothing, and then the
-    feature metrics are "skipped". The first of several networks is the main one; the metrics of the others are under
-    "further_features", by name.
+    features: "scenes", the folder or hub id of a transformers vision model, or "auto". "auto" is the world's own
+    network for the captions of a built-in world at its size, else DINOv3 if the local hub cache has it, else nothing,
+    and then the feature metrics are "skipped". The first of several networks is the main one; the metrics of the others
+    are under "further_features", by name.
     perceptual: backbone of the LPIPS-type distance, as `perceptual_scores` takes it; None leaves it out.
     quality: scores of single images, each "NAME" or "NAME=WEIGHTS" as `load_quality` takes it.
     out: a JSON file to write. device: default a GPU if there is one. cache: a folder for the outputs of networks, so
@@ -58,13 +59,15 @@ def evaluate_folder(
     if perceptual is not None:
         distance_for(samples, perceptual)
     weights = {text: quality_weights(text) for text in quality}
-    of_world = is_world(samples) and (teacher is None or is_world(teacher))
+    world = world_of(samples)
+    if teacher is not None and world_of(teacher) is not world:
+        world = None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     cache = None if cache is None else Path(cache)
 
     scores = [saturation(samples)]
     names = [features] if isinstance(features, str) else list(features)
-    extractors = [choose_extractor(name, of_world, device) for name in names]
+    extractors = [choose_extractor(name, world, device) for name in names]
     main, skipped = extractors[0]
     scores.append(Scores(skipped=skipped))
     by_name = {
@@ -79,8 +82,8 @@ def evaluate_folder(
     for text, found in weights.items():
         # The scorer has no name here, so that its memory is free before the next one is loaded.
         scores.append(quality_scores(samples, teacher, load_quality(text, device=device, weights=found), cache=cache))
-    if of_world:
-        scores.append(scene_scores(samples, teacher))
+    if world is not None:
+        scores.append(world_scores(world, samples, teacher))
     metrics: dict[str, Any] = {"num_prompts": len(samples.prompts), "images_per_prompt": samples.images_per_prompt}
     metrics |= together(samples.prompts, scores)
     if by_name:
@@ -96,21 +99,23 @@ def evaluate_folder(
 
 
 def choose_extractor(
-    features: str, is_world: bool, device: str = "cpu"
+    features: str, world: World | None, device: str = "cpu"
 ) -> tuple[FeatureExtractor | None, dict[str, str]]:
     """The network that `features` names (see `evaluate_folder`), or None and {"feature metrics": why}.
+
+    world: whose images they are, None: of no built-in world.
 
     Raises ValueError like `load_extractor`.
     """
     if features != "auto":
         return load_extractor(features, device=device), {}
-    if is_world:
-        return load_extractor(SCENES), {}
+    if world is not None:
+        return load_extractor(world.features), {}
     try:
         return load_extractor(DEFAULT_MODEL, device=device, local_files_only=True), {}
     except ValueError:
         reason = (
-            "these are not images of the built-in world, and no feature network was named; "
+            "these are not images of a built-in world, and no feature network was named; "
             "name one with --features, a folder or hub id such as facebook/dinov2-large"
         )
         return None, {"feature metrics": reason}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dpdmd.data.embeddings import EmbeddingCache
 from dpdmd.data.images import images_digest
-from dpdmd.data.prompts import SCENES, lint_prompts, source_prompts, training_pairs
+from dpdmd.data.prompts import lint_prompts, source_prompts, training_pairs
 from dpdmd.distributed.processes import new_accelerator, on_all_processes, on_main_process, require_equal
 from dpdmd.method.denoiser import Encode
 from dpdmd.method.roles import Role, Roles
@@ -35,7 +35,9 @@ from dpdmd.training.updater import Trained, Updater
 from dpdmd.training.updates import Denoisers
 from dpdmd.training.validation.images import default_prompts
 from dpdmd.training.validation.validator import Validator
+from dpdmd.vision.perceptual import SCENES
 from dpdmd.vision.weights import weights_digest
+from dpdmd.world.find import WORLDS
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def build_parts(plan: Plan, adapter: ModelAdapter, accelerator: Accelerator | No
     prompts, negatives = [prompt for prompt, _ in pairs], [plan.teacher.negative(own) for _, own in pairs]
     notes = list(plan.notes)
     for source, _ in plan.data.prompts:
-        if source != SCENES:
+        if source not in WORLDS:
             own = source_prompts(source, plan.data.column)
             notes += lint_prompts(own, tokenizers(adapter.texts, adapter.token_limits))
     accelerator = accelerator or new_accelerator()

@@ -13,7 +13,7 @@ from dpdmd.evaluate.samples import Samples
 from dpdmd.evaluate.scorers.features import diversity_scores
 from dpdmd.evaluate.scorers.latents import Latents, latent_scores
 from dpdmd.evaluate.scorers.saturation import saturation
-from dpdmd.evaluate.scorers.scenes import is_world, scene_scores
+from dpdmd.evaluate.scorers.world import world_of, world_scores
 from dpdmd.evaluate.scores import Scores, quality, together
 from dpdmd.store.png import to_uint8
 from dpdmd.training.validation.images import Images, Validation
@@ -59,7 +59,7 @@ class ValidationScores:
 def validation_scores(images: Drawn, teacher: Drawn) -> ValidationScores:
     """Scores of `images`, compared with the teacher's of the same prompts and seeds.
 
-    Diversity is that of features, without a network that of latents. Quality is exact in the built-in world, else the
+    Diversity is that of features, without a network that of latents. Quality is exact in a built-in world, else the
     agreement with the teacher: precision, which `dpdmd evaluate` takes, is 1 for all students at so few images.
     """
     metrics = together(images.prompts, _scores(images, teacher))
@@ -81,8 +81,9 @@ def _scores(images: Drawn, teacher: Drawn) -> list[Scores]:
     scores = [saturation(images), in_latents, Scores(general)]
     if ours is not None and theirs is not None and images.images_per_prompt > 1:
         scores.append(diversity_scores(images.prompts, ours.per_prompt(num), theirs.per_prompt(num)))
-    if is_world(images):
-        scores.append(scene_scores(images, None))
+    world = world_of(images)
+    if world is not None:
+        scores.append(world_scores(world, images, None))
     return scores
 
 
@@ -101,7 +102,7 @@ class Judge:
         """
         self.validation, self.extractor = validation, None
         if extractor is None:
-            extractor, _ = choose_extractor("auto", is_world(self._drawn(teacher)), device)
+            extractor, _ = choose_extractor("auto", world_of(self._drawn(teacher)), device)
         self.extractor = extractor
         self.teacher = self._drawn(teacher)
         self.of_teacher = validation_scores(self.teacher, self.teacher).values
