@@ -18,7 +18,7 @@ from dpdmd.report.build import report_from_runs
 from dpdmd.store.cache import cache_folder
 from dpdmd.store.files import make_folder, require_writable
 from dpdmd.store.names import local_or_hub_id
-from dpdmd.vision.features import SCENES
+from dpdmd.vision.features import OF_WORLDS
 from dpdmd.vision.quality.load import require_known
 from dpdmd.vision.weights import find_weights
 
@@ -64,7 +64,7 @@ def audit(
     loras = _loras_as_trained(model, teacher) if teacher_loras is None else tuple(teacher_loras)
     require_known(quality)
     for name in [features] if isinstance(features, str) else features:
-        if name not in ("auto", SCENES):
+        if name not in ("auto", *OF_WORLDS):
             find_weights(name)
     if prompts is None:
         prompts = evaluation_prompts_of(teacher)

@@ -16,7 +16,7 @@ from dpdmd.evaluate.scorers.world import world_of, world_scores
 from dpdmd.evaluate.scores import Scores, together
 from dpdmd.store.files import require_writable, write_json
 from dpdmd.store.provenance import versions
-from dpdmd.vision.features import DEFAULT_MODEL, SCENES, FeatureExtractor, Features, load_extractor
+from dpdmd.vision.features import DEFAULT_MODEL, OF_WORLDS, FeatureExtractor, Features, load_extractor
 from dpdmd.vision.quality.load import load_quality, quality_weights, require_known
 from dpdmd.world.base import World
 
@@ -131,5 +131,5 @@ def _features(
 def _provenance(extractors: list[FeatureExtractor]) -> dict[str, Any]:
     """Which networks were used, and with which versions; "features" is the main one's name."""
     facts: dict[str, Any] = {"features": extractors[0].name if extractors else None, "versions": versions()}
-    weights = [extractor.source for extractor in extractors if extractor.name != SCENES]
+    weights = [extractor.source for extractor in extractors if extractor.name not in OF_WORLDS]
     return facts | ({"weights": weights} if weights else {})

@@ -22,7 +22,7 @@ RESERVED = {
     "student.start": TEACHERS,
     "objective.perceptual.backbone": {"scenes"},
     "objective.adversarial.real": {"teacher"},
-    "data.prompts": {"scenes", "generic"},
+    "data.prompts": {"scenes", "drawings", "generic"},
     "validation.features": {"scenes", "auto"},
 }
 

@@ -241,8 +241,9 @@ class DataConfig(Section):
     prompts: Annotated[Place, Field(min_length=1)] | tuple[PromptSource, ...] = Field(
         min_length=1,
         description='Training prompts: a UTF-8 file with one prompt per line ("#" starts a comment) or .jsonl; '
-        '"datasets:ID[:SPLIT]" for a Hugging Face dataset; "generic", composed captions to begin with; "scenes" for '
-        'the built-in ones. Several sources: [{source = "mine.txt", weight = 3}, {source = "generic"}].',
+        '"datasets:ID[:SPLIT]" for a Hugging Face dataset; "generic", composed captions to begin with; "scenes" or '
+        '"drawings" for those of a built-in world. Several sources: '
+        '[{source = "mine.txt", weight = 3}, {source = "generic"}].',
     )
     samples_per_prompt: int = Field(
         default=1,

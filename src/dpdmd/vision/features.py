@@ -18,6 +18,8 @@ from dpdmd.vision.preprocessing import Preprocessing, read_preprocessing
 from dpdmd.vision.weights import Weights, find_weights
 
 SCENES = "scenes"
+DRAWINGS = "drawings"
+OF_WORLDS = (SCENES, DRAWINGS)
 CLIP_TYPES = ("clip", "clip_vision_model")
 # The network of the paper's main results. Its licence has to be accepted on the hub before the weights can be loaded.
 DEFAULT_MODEL = "facebook/dinov3-vitl16-pretrain-lvd1689m"
@@ -97,7 +99,7 @@ def joined_features(rows: list[dict[str, Tensor]]) -> Features:
 
 
 def load_extractor(name: str | Path, *, device: str = "cpu", local_files_only: bool = False) -> FeatureExtractor:
-    """Load a feature extractor by name: "scenes", or the folder or hub id of a transformers vision model.
+    """Load a feature extractor by name: that of a built-in world, or the folder or hub id of a transformers model.
 
     For a CLIP model, `pooled` is the class token of the last hidden state (before the projection). For any other model
     it is the pooler_output, or the first token if there is none. `places` are means of the patch tokens.
@@ -113,6 +115,10 @@ def load_extractor(name: str | Path, *, device: str = "cpu", local_files_only: b
             return Features(scenes(images), _cells(scenes.maps(images)[-1]))
 
         return FeatureExtractor(SCENES, extract_scenes, source={"name": SCENES})
+    if str(name) == DRAWINGS:
+        from dpdmd.world.drawings.features import drawing_features
+
+        return FeatureExtractor(DRAWINGS, lambda images: Features(*drawing_features(images)), source={"name": DRAWINGS})
     weights = _find(name, local_files_only)
     network, preprocessing = load_vision_model(weights.folder, local_files_only=local_files_only)
     is_clip = network.config.model_type in CLIP_TYPES

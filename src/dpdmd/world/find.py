@@ -8,7 +8,7 @@ from torch import Size
 from dpdmd.world.base import World
 
 # Name -> module with the world as WORLD, imported when it is needed. A further world is a line here.
-WORLDS = {"scenes": "dpdmd.world.scene_world"}
+WORLDS = {"scenes": "dpdmd.world.scene_world", "drawings": "dpdmd.world.drawings.world"}
 
 
 def world_named(name: str) -> World:
