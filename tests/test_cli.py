@@ -166,6 +166,7 @@ def test_sample_counts_seeds_up_and_joins_prompts(run, called, tmp_path):
         "num_inference_steps": None,
         "guidance_scale": 2.0,
         "negative_prompt": None,
+        "loras": [],
         "teacher_first": False,
         "height": None,
         "width": None,
@@ -214,7 +215,7 @@ def test_report_export_pretrain_and_demo_pass_their_arguments_on(run, called, tm
     called["replace"]("dpdmd.publish.export", "export_run")
     assert run("export", "a", "--out", "b")[0] == 0
     options = {
-        "lora": False, "dtype": None, "one_file": False, "link": False, "metrics": None, "license": None,
+        "lora": False, "alone": False, "dtype": None, "one_file": False, "link": False, "metrics": None, "license": None,
         "repo_id": None,
     }  # fmt: skip
     assert called["export_run"] == ((Path("a"), Path("b")), options)
@@ -284,7 +285,7 @@ def test_audit_passes_its_arguments_on(run, called, tmp_path):
     assert args == ("them/fast", "them/slow")
     assert options == {
         "out": tmp_path, "prompts": ["a ring"], "images_per_prompt": 9,
-        "call": Call(num_inference_steps=4, guidance_scale=0), "teacher_call": Call(),
+        "call": Call(num_inference_steps=4, guidance_scale=0), "teacher_call": Call(), "teacher_loras": None,
         "features": "auto", "perceptual": None, "quality": ["clip_score"], "batch_size": 32,
     }  # fmt: skip
     assert run(

@@ -75,7 +75,7 @@ def test_arms_share_a_teacher_which_is_sampled_as_they_have_it():
             "scenes_eps_dp_dmd",
             "share the teacher.* scenes_dmd has scenes, guidance 3.5, 30 steps; scenes_eps_dp_dmd has",
         ),
-        ("scenes_dp_dmd:model.guidance_scale=2", "share the teacher, its guidance"),
+        ("scenes_dp_dmd:model.guidance_scale=2", "share the teacher, LoRAs, guidance"),
         ("scenes_dp_dmd:model.negative_prompt=fog", "share the teacher.* 30 steps, negative prompt 'fog'"),
         ("scenes_dp_dmd:model.num_inference_steps=20", "number of steps: .*, 30 steps; .*, 20 steps"),
         (

@@ -14,7 +14,8 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), mi
 NAME = st.from_regex(r"[a-z0-9]{6,12}-[a-z0-9]{6}", fullmatch=True)
 ALWAYS = {"model.teacher": "scenes", "data.prompts": "scenes", "output.folder": "run"}
 # Keys that exclude each other, or that are looked up; those that are varied have their own values here.
-FIXED = {"model.height", "model.width", "model.dtype", "objective.name", "objective.tau_low", "objective.tau_high"}
+FIXED = {"model.height", "model.width", "model.sizes", "model.loras", "model.dtype", "objective.name"}
+FIXED |= {"objective.tau_low", "objective.tau_high"}
 OWN = {
     "student.num_steps": st.integers(2, 8),
     "student.start": NAME,

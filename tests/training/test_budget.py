@@ -70,7 +70,7 @@ def test_a_student_is_kept_with_every_checkpoint_and_can_be_sampled(make_recipe,
 
     shorter = make_recipe("shorter", train={"num_updates": 2, "ema_decay": 0.5})
     expected = read_tensors(train(shorter, adapter, progress=False) / "student/student.safetensors")
-    monkeypatch.setattr(load, "load_adapter", lambda source: TinyAdapter(source))
+    monkeypatch.setattr(load, "load_adapter", lambda source, loras=(): TinyAdapter(source))
     sampler = load.load_sampler(str(run.kept_students()[2]))
     assert sampler.grid == adapter.uniform_grid(3) and sampler.base == "tiny"
     assert all(torch.equal(tensor, expected[name]) for name, tensor in sampler.network.state_dict().items())
@@ -88,7 +88,9 @@ def test_a_run_killed_after_a_kept_student_keeps_the_same_ones(make_recipe, adap
         # The third student is written, its checkpoint is not.
         save = Trainer.save
         patch.setattr(
-            Trainer, "save", lambda self, folder: save(self, folder) if self.step < 3 else _raise(KeyboardInterrupt)
+            Trainer,
+            "save",
+            lambda self, folder, **how: save(self, folder, **how) if self.step < 3 else _raise(KeyboardInterrupt),
         )
         train(parts, adapter, progress=False)
     run = RunFolder(parts.output.folder)

@@ -18,6 +18,7 @@ from dpdmd.models.base import LatentShape, ModelAdapter, decoder, empty_network,
 from dpdmd.models.find import located
 from dpdmd.models.lora import LoraSettings
 from dpdmd.models.lora_start import require_lora
+from dpdmd.models.quantised import missing_package
 from dpdmd.models.student_file import exported_student
 from dpdmd.recipe.calls import validation_interval
 from dpdmd.recipe.inputs import with_absolute_inputs
@@ -116,8 +117,8 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         settings=flatten(recipe),
         recipe_toml=dump_recipe(recipe),
         notes=adapter.notes
-        + _notes(sizes, scale, embedded["teacher"], model.dtype)
-        + ([missing] if (missing := missing_optimiser(train.optimiser)) else []),
+        + _notes(sizes, scale, embedded["teacher"])
+        + [missing for missing in (missing_package(model.dtype), missing_optimiser(train.optimiser)) if missing],
         sizes=sizes,
     )
     if recipe.validation.every is None:
@@ -189,7 +190,7 @@ def _sized(
     )
 
 
-def _notes(sizes: Sequence[SizePlan], scale: float, embedded: float | None, dtype: str) -> list[str]:
+def _notes(sizes: Sequence[SizePlan], scale: float, embedded: float | None) -> list[str]:
     found = (lint_grids(size.student_grid, size.teacher_grid, size.anchor_steps) for size in sizes)
     notes = list(dict.fromkeys(note for of_size in found for note in of_size))
     if scale == 1 and (embedded or 0) <= 1:
