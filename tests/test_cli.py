@@ -215,8 +215,8 @@ def test_report_export_pretrain_and_demo_pass_their_arguments_on(run, called, tm
     called["replace"]("dpdmd.publish.export", "export_run")
     assert run("export", "a", "--out", "b")[0] == 0
     options = {
-        "lora": False, "alone": False, "dtype": None, "one_file": False, "link": False, "metrics": None, "license": None,
-        "repo_id": None,
+        "lora": False, "alone": False, "dtype": None, "one_file": False, "link": False, "metrics": None,
+        "license": None, "repo_id": None,
     }  # fmt: skip
     assert called["export_run"] == ((Path("a"), Path("b")), options)
     assert run("export", "a", "--out", "b", "--metrics", "m.json", "--license", "mit")[0] == 0
