@@ -1,0 +1,52 @@
+"""The benchmark of several sizes: scenes through a window are drawn and read as the usual ones are."""
+
+import pytest
+import torch
+
+from benchmarks.sizes import measure, read_window, rendered_scores
+from dpdmd.method.randomness import generator
+from dpdmd.world.oracle import read_scenes
+from dpdmd.world.scenes import render, sample_scenes
+from tools.pretrain.sizes import SIZES, render_window
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return sample_scenes(64, generator(0, "windows"))
+
+
+def test_a_window_shows_the_same_plane(scenes):
+    whole = render(scenes)
+    assert torch.equal(render_window(scenes, 32, 32), whole)
+    wide = render_window(scenes, 24, 40)
+    torch.testing.assert_close(
+        wide[:, :, :, 4:36], whole[:, :, 4:28], rtol=0, atol=1e-5
+    )  # the shift is rounded in fp32
+    tall = render_window(scenes, 40, 24)
+    torch.testing.assert_close(tall[:, :, 4:36], whole[:, :, :, 4:28], rtol=0, atol=1e-5)
+    twice = render_window(scenes, 64, 32)
+    torch.testing.assert_close(twice[:, :, 16:48], whole, rtol=0, atol=1e-5)
+
+
+def test_the_usual_size_is_read_by_the_oracle_itself(scenes):
+    images = (render(scenes) + 0.05 * torch.randn(64, 3, 32, 32, generator=generator(0, "window_noise"))).clamp(-1, 1)
+    ours, oracle = read_window(images), read_scenes(images)
+    for name, values in oracle.scenes.discrete.items():
+        assert torch.equal(ours.scenes.discrete[name], values)
+    torch.testing.assert_close(ours.residual, oracle.residual)
+    torch.testing.assert_close(ours.distortion, oracle.distortion)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_scenes_through_a_window_are_clean_and_show_what_they_are(size):
+    scores = rendered_scores(size, number=192)
+    assert scores["clean"] >= 0.9 and scores["named_right"] >= 0.97  # 0.94 at 24 x 40, where large shapes are cut
+
+
+@pytest.mark.slow
+def test_it_measures_every_size(tmp_path):
+    rows = measure(tmp_path, [0], num_updates=1, images_per_prompt=2, num_steps=2, num_scenes=200)
+    assert set(rows) == {"32x32", "24x40", "40x24"}
+    for of_size in rows.values():
+        assert {"student of three sizes", "student of this size", "teacher", "rendered scenes"} <= of_size.keys()
+        assert of_size["teacher"]["latent_distance"] == 0
