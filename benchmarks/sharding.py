@@ -5,8 +5,7 @@
 The model is a random SD3 whose blocks hold nearly all weights. Bytes are those that one process sends in one student
 update and its fake-score update, as `torch.distributed.tensor.debug.CommDebugMode` sees the collective operations: of a
 gathering (k - 1) / k of the whole in a group of k, as much of a reduction that scatters, twice that of another (ring
-algorithms). Memory is what a process has at the peak of starting above what it had before, pages of the model's files
-included, of which it touches what it reads.
+algorithms). Memory is what a process itself has at the peak of starting above what it had before.
 """
 
 import argparse
@@ -15,6 +14,7 @@ import multiprocessing
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -77,20 +77,32 @@ class Traffic(CommDebugMode):
 
 
 class PeakMemory:
-    """After the block `added` is how many resident bytes its peak was above what there was before (Linux)."""
+    """After the block `added` is how many bytes of its own a process had at the peak above what it had before (Linux).
+
+    Not the pages of files that it has mapped: they are the kernel's cache, which reads ahead and gives them up when
+    memory is short. The kernel keeps no peak without them, so that a thread looks every millisecond.
+    """
 
     def __enter__(self):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        self._before = _resident("VmRSS")
+        self._before = self._peak = _own_bytes()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
         return self
 
+    def _watch(self) -> None:
+        while not self._ended.wait(1e-3):
+            self._peak = max(self._peak, _own_bytes())
+
     def __exit__(self, *error) -> None:
-        self.added = _resident("VmHWM") - self._before
+        self._ended.set()
+        self._thread.join()
+        self.added = max(self._peak, _own_bytes()) - self._before
 
 
-def _resident(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+def _own_bytes() -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon:"))
 
 
 def measure(model: Path, work: Path, settings: dict, number: int, start_only: bool) -> dict[str, Any]:

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from dpdmd import demo
 from dpdmd.store.files import read_json
+from dpdmd.world.find import world_named
 from dpdmd.world.prompts import evaluation_prompts
 
 ARMS = {"teacher", "teacher_few_steps", "dmd", "dp_dmd"}
@@ -40,7 +43,8 @@ def test_what_the_demo_cannot_write_is_reported_before_it_trains(tmp_path, monke
 def test_the_demo_ends_in_a_report(tmp_path, monkeypatch):
     """The whole demo with two updates and few images."""
     monkeypatch.setattr(demo, "NUM_SEEDS", 3)
-    monkeypatch.setattr(demo, "evaluation_prompts", lambda: evaluation_prompts()[:4])
+    few = replace(world_named(demo.WORLD), evaluation_prompts=lambda: evaluation_prompts()[:4])
+    monkeypatch.setattr(demo, "world_named", lambda name: few)
     page = demo.run_demo(tmp_path, updates=2).read_text()
     assert "DP-DMD" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert (tmp_path / "overview.png").stat().st_size > 0

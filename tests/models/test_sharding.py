@@ -111,9 +111,8 @@ def start_in_a_share(recipe: Recipe) -> None:
     share = 3 * network / accelerator.num_processes
     block = max(sum(p.numel() for p in block.parameters()) for block in adapter.blank_network().transformer_blocks) * 4
     assert roles.modules["teacher"].pos_embed.proj.weight.to_local().isfinite().all()
-    # The pages of the file that it read count as well, and Python's objects of three networks take a few MiB.
-    read = network / accelerator.num_processes
-    assert memory.added <= share + read + block + 16 * MIB, (memory.added / MIB, share / MIB, block / MIB)
+    # Modules that are imported, and Python's objects of three networks, take some MiB.
+    assert share <= memory.added <= share + block + 24 * MIB, (memory.added / MIB, share / MIB, block / MIB)
 
 
 def test_a_process_starts_with_its_share_and_at_most_one_block_more(recipe, tmp_path):

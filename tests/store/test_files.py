@@ -1,11 +1,11 @@
 import hashlib
 import json
-import resource
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_files import files_of_at_most
 
 from dpdmd.store import digests, files, png
 from dpdmd.store import tensors as tensors_io
@@ -131,13 +131,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
 
 
 def test_tensors_that_cannot_be_written_are_an_oserror_naming_the_file(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        with pytest.raises(OSError, match=r"could not write .*a\.safetensors.*too large"):
-            tensors_io.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(100), pytest.raises(OSError, match=r"could not write .*a\.safetensors.*too large"):
+        tensors_io.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1000)})
     assert not any(tmp_path.iterdir())
 
 

@@ -8,5 +8,5 @@ from dpdmd.models import load
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    load.load_adapter = lambda source: TinyAdapter()
+    load.load_adapter = lambda source, loras=(): TinyAdapter()
     cli.main()

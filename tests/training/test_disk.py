@@ -1,11 +1,11 @@
 """A full, small or read-only disk is reported before the run, or costs at most what came after the checkpoint."""
 
-import resource
 import shutil
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from small_files import files_of_at_most
 from tiny_adapter import TinyNetwork
 from trainers import train
 
@@ -15,17 +15,6 @@ from dpdmd.training.validation import images as validation
 
 def student_bytes(folder: Path) -> bytes:
     return (folder / "student/student.safetensors").read_bytes()
-
-
-@contextmanager
-def files_of_at_most(num_bytes):
-    """Within it writing more to a file fails, at the lowest level, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,13 @@ def launch(make_recipe, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     started = []
 
-    def begin(*arguments, **options) -> subprocess.Popen:
+    def begin(*arguments, environment: dict[str, str] | None = None, **options) -> subprocess.Popen:
         settings = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         command = [*torchrun, str(Path(__file__).with_name("launched.py")), "train", str(recipe), *arguments]
         started.append(
-            subprocess.Popen(command, env=os.environ | settings, stderr=subprocess.PIPE, text=True, **options)
+            subprocess.Popen(
+                command, env=os.environ | settings | (environment or {}), stderr=subprocess.PIPE, text=True, **options
+            )
         )
         return started[-1]
 
@@ -55,7 +57,9 @@ def test_a_launch_that_meets_a_full_disk_ends(launch, tmp_path):
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 
-    process = launch("--set", "checkpoint.every=2", preexec_fn=limit_files)
+    # Python would cut off the files of the modules that it compiles here, and fail to read them later.
+    environment = {"PYTHONDONTWRITEBYTECODE": "1"}
+    process = launch("--set", "checkpoint.every=2", environment=environment, preexec_fn=limit_files)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "error: could not write the checkpoint" in errors

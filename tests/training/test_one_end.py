@@ -3,16 +3,17 @@
 import errno
 import os
 import random
-import resource
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from processes import in_processes, start_processes, train_tiny
+from small_files import files_of_at_most
 from tiny_adapter import TinyAdapter
 from trainers import newest as newest_checkpoint
 
@@ -48,12 +49,12 @@ def full_disk(*args) -> None:
 
 
 def no_room_for_checkpoint_four(recipe: Recipe) -> None:
-    real, (_, hard) = Trainer.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+    real, limit = Trainer.save, ExitStack()
 
-    def save(self, folder):
+    def save(self, folder, **how):
         if self.step == 4:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # bytes; writing more fails as on a full disk
-        real(self, folder)
+            limit.enter_context(files_of_at_most(1000))
+        real(self, folder, **how)
 
     Trainer.save = save
 
