@@ -1,8 +1,6 @@
 """Put a LoRA of any tool on a network as stock diffusers does, and read from it what it adds to each layer."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from dpdmd.models.base import ModelAdapter, empty_network
 from dpdmd.models.lora_fit import fitting, require_whole
+from dpdmd.models.stored import without_memory
 
 MAGNITUDE = "lora_magnitude_vector"  # in the names of a DoRA
 
@@ -104,15 +103,9 @@ def updates_of(attached: Attached, name: str) -> dict[str, Update]:
     }
 
 
-@contextmanager
-def network_without_weights(adapter: ModelAdapter) -> Iterator[nn.Module]:
-    """The denoising network to read LoRAs on: of its configuration, each weight one number that is seen everywhere.
+def network_without_weights(adapter: ModelAdapter) -> nn.Module:
+    """The denoising network to read LoRAs on, of its configuration only.
 
     peft moves an adapter to the device of its layer, so that the meta device would lose it.
     """
-    network = empty_network(adapter)
-    for module in network.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            shown = torch.zeros(()).expand(parameter.shape)
-            module.register_parameter(name, nn.Parameter(shown, requires_grad=False))
-    yield network
+    return without_memory(empty_network(adapter), torch.float32)

@@ -24,8 +24,7 @@ def require_loras(adapter: ModelAdapter, loras: Sequence[BaseLora]) -> None:
     if loras and not takes_lora(adapter):
         raise InputError(f"{adapter.source}: a {adapter.pipeline_class.__name__} of stock diffusers takes no LoRA")
     for lora in loras:
-        with network_without_weights(adapter) as network:
-            _attach(adapter, network, lora, "checked")
+        _attach(adapter, network_without_weights(adapter), lora, "checked")
 
 
 def merge_base_loras(adapter: ModelAdapter, network: nn.Module, loras: Sequence[BaseLora]) -> None:

@@ -118,9 +118,9 @@ def read_updates(adapter: ModelAdapter, source: str, what: str) -> dict[str, Upd
 
     what: the LoRA in messages. Raises ValueError when it cannot be read or nothing of it fits, and for a DoRA.
     """
-    with network_without_weights(adapter) as network:
-        attached = attach_lora(adapter, network, source, "read", what)
-        require_applied(len(attached.layers), attached.given, what, adapter.source)
-        if attached.is_dora:
-            raise ValueError(f"{what} is a DoRA, whose update depends on the weights")
-        return updates_of(attached, "read")
+    network = network_without_weights(adapter)
+    attached = attach_lora(adapter, network, source, "read", what)
+    require_applied(len(attached.layers), attached.given, what, adapter.source)
+    if attached.is_dora:
+        raise ValueError(f"{what} is a DoRA, whose update depends on the weights")
+    return updates_of(attached, "read")

@@ -40,21 +40,21 @@ def read_lora(adapter: ModelAdapter, source: str) -> dict[str, Update]:
     """
     student = find_student(source)
     place, what = source if student is None else str(student / LORA_FILE), f"student.start: the LoRA {source}"
-    with network_without_weights(adapter) as network:
-        attached = attach_lora(adapter, network, place, NAME, what)
-        require_applied(len(attached.layers), attached.given, what, adapter.source)
-        if attached.others:
-            logger.warning(
-                "student.start: %d tensors of %s are not for the %s and are left out",
-                len(attached.others),
-                source,
-                adapter.network_name,
-            )
-        if attached.is_dora:
-            raise ValueError(
-                f"student.start: {source} is a DoRA, whose update depends on the weights; it cannot be a start"
-            )
-        updates = {place: _trimmed(update) for place, update in updates_of(attached, NAME).items()}
+    network = network_without_weights(adapter)
+    attached = attach_lora(adapter, network, place, NAME, what)
+    require_applied(len(attached.layers), attached.given, what, adapter.source)
+    if attached.others:
+        logger.warning(
+            "student.start: %d tensors of %s are not for the %s and are left out",
+            len(attached.others),
+            source,
+            adapter.network_name,
+        )
+    if attached.is_dora:
+        raise ValueError(
+            f"student.start: {source} is a DoRA, whose update depends on the weights; it cannot be a start"
+        )
+    updates = {place: _trimmed(update) for place, update in updates_of(attached, NAME).items()}
     return {place: update for place, update in updates.items() if update.rank}
 
 
