@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from benchmarks import sizes
 from benchmarks.sizes import measure, read_window, rendered_scores
 from dpdmd.method.randomness import generator
 from dpdmd.world.oracle import read_scenes
+from dpdmd.world.prompts import evaluation_prompts
 from dpdmd.world.scenes import render, sample_scenes
+from tools.pretrain import sizes as pretrain_sizes
 from tools.pretrain.sizes import SIZES, render_window
 
 
@@ -44,9 +47,15 @@ def test_scenes_through_a_window_are_clean_and_show_what_they_are(size):
 
 
 @pytest.mark.slow
-def test_it_measures_every_size(tmp_path):
+def test_it_measures_every_size(tmp_path, monkeypatch):
+    """Of two sizes and three prompts, for the time it takes."""
+    few = evaluation_prompts()[:3]
+    monkeypatch.setattr(sizes, "evaluation_prompts", lambda: few)
+    monkeypatch.setattr(sizes, "rendered_scores", lambda size: rendered_scores(size, number=32))
+    for module in (sizes, pretrain_sizes):
+        monkeypatch.setattr(module, "SIZES", ((24, 40), (40, 24)))
     rows = measure(tmp_path, [0], num_updates=1, images_per_prompt=2, num_steps=2, num_scenes=200)
-    assert set(rows) == {"32x32", "24x40", "40x24"}
+    assert set(rows) == {"24x40", "40x24"}
     for of_size in rows.values():
         assert {"student of three sizes", "student of this size", "teacher", "rendered scenes"} <= of_size.keys()
         assert of_size["teacher"]["latent_distance"] == 0

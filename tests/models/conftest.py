@@ -4,15 +4,11 @@ from functools import cache
 
 import pytest
 import torch
+from families import FAMILIES
 
 from dpdmd.models.load import load_adapter
 from dpdmd.store.files import write_json
 from dpdmd.store.tensors import write_tensors
-
-FAMILIES = [
-    *("sd3", "sdxl", "sdxl_v", "sana", "z_image", "flux", "qwen_image"),
-    *("flux2_klein", "krea2", "lumina2", "sd1", "sd2", "pixart_sigma", "longcat_image", "ernie_image", "chroma"),
-]
 
 
 @pytest.fixture(scope="session")

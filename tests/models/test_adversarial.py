@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from families import taking_turns
 from PIL import Image
 from test_lora import ThreeBackbones
 from torch import nn
@@ -50,7 +51,7 @@ def make_recipe(family, folder, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("lora", [{}, SHARED], ids=["copies", "shared"])
+@taking_turns("lora", {"copies": {}, "shared": SHARED})
 def test_two_iterations_move_student_fake_score_and_head_and_nothing_else(folder, make_recipe, lora):
     adapter = load_adapter(folder)
     start = adapter.load_network().state_dict()

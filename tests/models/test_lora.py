@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from families import taking_turns
 from peft import LoraConfig
 from PIL import Image
 from snippets import drawn_by_card
@@ -63,7 +64,7 @@ def picture(model, out) -> np.ndarray:
     return np.asarray(Image.open(next(out.glob("*.png")))).astype(int)
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "merged"])
+@taking_turns("lora", {"lora": True, "merged": False})
 def test_the_cards_snippet_in_stock_diffusers_reproduces_the_student(lora, run, family, folder, tmp_path):
     if lora and not hasattr(family.STOCK, "load_lora_weights"):
         with pytest.raises(ValueError, match="cannot load a LoRA; export it without --lora, which merges it"):

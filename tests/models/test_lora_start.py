@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import taking_turns
 from torch.testing import assert_close
 from trainers import new_trainer, train
 
@@ -44,7 +45,7 @@ def prediction(denoise, adapter, shape):
     return denoise(x_t, torch.full((2,), 0.8), adapter.encode(PROMPTS)).x0
 
 
-@pytest.mark.parametrize("form", ["run", "file"])
+@taking_turns("form", {"run": "run", "file": "file"})
 def test_the_student_starts_as_the_lora_draws_and_the_fake_score_as_the_teacher(form, family, run, folder, tmp_path):
     start = str(run) if form == "run" else str(run / "student" / LORA_FILE)
     recipe = make_recipe(folder, tmp_path, family.IMAGE_SIZE, student={"start": start}, lora={"rank": 6, "alpha": 3.0})

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import taking_turns
 from torch import nn
 from torch.nn import functional as F
 from trainers import new_trainer
@@ -100,18 +101,18 @@ def test_shapes_are_computed_with_as_on_a_gpu():
     assert live.peak < 10 * tokens.nbytes  # the matrix alone is 512 times as large
 
 
-@pytest.mark.parametrize(
-    ("objective", "lora", "options"),
-    [
-        ("dmd", {}, ACCUMULATED),
-        ("dp_dmd", SHARED, {}),
-        ("dp_dmd", MIXED, {}),
-        ("dp_dmd", SHARED, CHECKPOINTED),
-        ("dmd_adversarial", {}, {}),
-    ],
-    ids=["copies, accumulated", "shared", "mixed", "shared, checkpointed", "adversarial, copies"],
+@taking_turns(
+    "mode",
+    {
+        "copies, accumulated": ("dmd", {}, ACCUMULATED),
+        "shared": ("dp_dmd", SHARED, {}),
+        "mixed": ("dp_dmd", MIXED, {}),
+        "shared, checkpointed": ("dp_dmd", SHARED, CHECKPOINTED),
+        "adversarial, copies": ("dmd_adversarial", {}, {}),
+    },
 )
-def test_the_announced_peak_is_the_measured_one(family, folder, recipe, objective, lora, options, monkeypatch):
+def test_the_announced_peak_is_the_measured_one(family, folder, recipe, mode, monkeypatch):
+    objective, lora, options = mode
     real = {"adversarial": {"num_real": 4}} if objective == "dmd_adversarial" else {}
     settings = recipe(objective={"name": objective, **real}, lora=lora, train=options)
     adapter = load_adapter(folder)

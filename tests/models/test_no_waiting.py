@@ -6,8 +6,8 @@ index, a copy to the CPU) raises.
 
 from functools import partial
 
-import pytest
 import torch
+from families import taking_turns
 from torch.optim import AdamW
 
 from dpdmd.distributed.processes import new_accelerator
@@ -38,7 +38,7 @@ def recipe_of(folder: str, kind: str = "renoise_last", **objective) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("target", ["secant", "x0"])
+@taking_turns("target", {"secant": "secant", "x0": "x0"})
 def test_the_losses_of_every_family_ask_for_no_value(family, folder, target):
     adapter = load_adapter(folder)
     kind = "renoise" if adapter.callback is None else "renoise_last"

@@ -82,9 +82,8 @@ def test_a_shipped_recipe_passes_our_own_lint_without_a_warning(name, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sana_lora_24gb", "sd35_medium_dp_dmd"])
-def test_a_shipped_recipe_is_written_anew_to_the_last_character(name):
-    assert (FOLDER / f"{name}.toml").read_text() == text_of(name)
+def test_a_shipped_recipe_is_written_anew_to_the_last_character():
+    assert (FOLDER / "sana_lora_24gb.toml").read_text() == text_of("sana_lora_24gb")
 
 
 @pytest.fixture(scope="module", params=list(TINY.items()), ids=list(TINY))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import taking_turns
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
@@ -61,7 +62,9 @@ def weighted_parts(folder: str) -> list[str]:
     return sorted(path.parent.name for path in Path(folder).glob("*/*.safetensors"))
 
 
-@pytest.mark.parametrize("damage", [without_one, one_too_long, one_more_layer, all_prefixed])
+@taking_turns(
+    "damage", {damage.__name__: damage for damage in (without_one, one_too_long, one_more_layer, all_prefixed)}
+)
 def test_every_damaged_part_is_refused_by_name(damage, folder, tmp_path):
     for part in weighted_parts(folder):
         copy = tmp_path / part
