@@ -237,14 +237,14 @@ def test_features_under_bf16_are_near_those_of_fp32_and_the_head_is_fp32(teacher
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd3"], indirect=True)
-def test_compiled_networks_are_listened_to_as_well(family, folder, make_recipe, monkeypatch):
+def test_compiled_networks_are_listened_to_as_well(family, tiny_folder, make_recipe, monkeypatch):
     # The graphs that are traced, run without the code generator, which takes minutes.
     real = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: real(module, backend="aot_eager"))
-    rows = []
+    rows, folder = [], tiny_folder("sd3", num_layers=2)
     for compiled in (False, True):
         train = {"compile": compiled, "learning_rate": 1e-3}
-        trainer = new_trainer(make_recipe(train=train), load_adapter(folder))
+        trainer = new_trainer(make_recipe(model={"teacher": folder}, train=train), load_adapter(folder))
         rows.append([trainer.iterate() for _ in range(2)][1])
     for key in rows[0]:
         if key.startswith(("loss/", "grad_norm/")):

@@ -264,17 +264,17 @@ def test_a_student_without_a_lora_has_none_to_export(run, tmp_path, folder, fami
 
 
 @pytest.mark.slow
-def test_compiled_blocks_train_as_they_are_otherwise(sd3_folder, tmp_path, monkeypatch):
+def test_compiled_blocks_train_as_they_are_otherwise(tiny_folder, tmp_path, monkeypatch):
     """With adapters and recomputation; of copies in tests/models/test_adversarial.py."""
     # The graphs that are traced, run without the code generator, which takes minutes: roles, adapters and recomputation
     # are what tracing could get wrong.
     real = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: real(module, backend="aot_eager"))
-    rows = []
+    rows, folder = [], tiny_folder("sd3", num_layers=2)
     for compiled in (False, True):
         options = {"gradient_checkpointing": True, "compile": compiled, "learning_rate": 1e-3}
-        recipe = make_recipe(sd3_folder, tmp_path, (32, 48), lora=LORA, train=options)
-        trainer = new_trainer(recipe, load_adapter(sd3_folder))
+        recipe = make_recipe(folder, tmp_path, (32, 48), lora=LORA, train=options)
+        trainer = new_trainer(recipe, load_adapter(folder))
         rows.append(trainer.iterate())
     for key in rows[0]:
         if key.startswith(("loss/", "grad_norm/")):

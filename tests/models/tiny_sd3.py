@@ -17,8 +17,11 @@ GUIDANCE_SCALE = 3.5
 IMAGE_SIZE = (32, 48)
 
 
-def save(folder: Path, *, speaking_t5: bool = False) -> None:
-    """A random pipeline folder. Its T5 is silent, like the built-in teacher's, unless `speaking_t5`."""
+def save(folder: Path, *, speaking_t5: bool = False, num_layers: int = 4) -> None:
+    """A random pipeline folder. Its T5 is silent, like the built-in teacher's, unless `speaking_t5`.
+
+    num_layers: of the transformer, its last ones.
+    """
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     t5 = silent_t5(len(tokenizer))
@@ -35,6 +38,8 @@ def save(folder: Path, *, speaking_t5: bool = False) -> None:
         text_encoder_3=t5,
         tokenizer_3=tokenizer,
     )
+    pipeline.transformer.transformer_blocks = pipeline.transformer.transformer_blocks[-num_layers:]
+    pipeline.transformer.register_to_config(num_layers=num_layers)
     pipeline.vae.register_to_config(scaling_factor=0.7, shift_factor=0.1)
     pipeline.save_pretrained(folder)
 
