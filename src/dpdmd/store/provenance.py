@@ -23,7 +23,7 @@ def surroundings(command: str | None = None) -> dict[str, Any]:
     return {
         "versions": versions(),
         "commit": git_commit(),
-        "command": sys.argv if command is None else command,
+        "command": own_command() if command is None else command,
         "hardware": {
             "platform": platform.platform(),
             "processor": _processor(),
@@ -32,6 +32,14 @@ def surroundings(command: str | None = None) -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def own_command() -> list[str]:
+    """This process's command line as one would type it, without folders of this machine before the program's name."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is not None and sys.argv[0] == sys.modules["__main__"].__file__:
+        return ["python", "-m", module.name.removesuffix(".__main__"), *sys.argv[1:]]
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def versions() -> dict[str, str | None]:
