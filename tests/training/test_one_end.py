@@ -53,6 +53,7 @@ def no_room_for_checkpoint_four(recipe: Recipe) -> None:
 
     def save(self, folder, **how):
         if self.step == 4:
+            self.saving.wait()  # the one before is whole
             limit.enter_context(files_of_at_most(1000))
         real(self, folder, **how)
 

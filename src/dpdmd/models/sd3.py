@@ -51,8 +51,10 @@ class SD3Adapter(StockAdapter):
 
     @cached_property
     def texts(self) -> Any:
-        """The stock pipeline with only its tokenizers and text encoders."""
+        """The stock pipeline with only its tokenizers and text encoders, of which a silent T5 need not be run."""
         pipeline = super().texts
+        if self._num_folded_tokens > 1:
+            pipeline.text_encoder_3 = None  # whose tokens the stock pipeline makes zero
         if pipeline.text_encoder_3 is None:
             # For the tokens of a missing T5 it asks its network how wide they are.
             pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**self.network_config))
