@@ -57,8 +57,8 @@ def encoder_loss(encoder: nn.Module, batch_size: int, rng: torch.Generator) -> T
 def decoder_loss(decoder: nn.Module, batch_size: int, rng: torch.Generator) -> Tensor:
     """Error of the drawings that the decoder makes of imperfect latents: mean absolute, plus that of the oracle.
 
-    A network's latents are a little off, so the decoder sees them with noise of a standard deviation of up to MAX_NOISE,
-    and with up to MAX_MIX of another drawing's latents.
+    A network's latents are a little off, so the decoder sees them with noise of a standard deviation of up to
+    MAX_NOISE, and with up to MAX_MIX of another drawing's latents.
     """
     latents, images = drawing_latents(), catalogue().images
     rows, others = (torch.randint(len(images), (batch_size,), generator=rng) for _ in range(2))

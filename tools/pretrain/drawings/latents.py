@@ -2,9 +2,9 @@
 
     z[n] = normaliser * std[n]^(-1/2) * <component n, patch - mean patch>,    n = 1 ... 16
 
-Components and their std are those of a principal component analysis of all patches of all drawings, in the oracle's luma
-and colour differences. With std^(-1/2), halfway between the plain coefficients and whitened ones, the components that
-show more of a drawing also count for more in the denoising loss. The normaliser gives the latents unit variance.
+Components and their std are those of a principal component analysis of all patches of all drawings, in the oracle's
+luma and colour differences. With std^(-1/2), halfway between the plain coefficients and whitened ones, the components
+that show more of a drawing also count for more in the denoising loss. The normaliser gives the latents unit variance.
 """
 
 from functools import cache

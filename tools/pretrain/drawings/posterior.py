@@ -20,7 +20,7 @@ def posterior_mean(x_t: Tensor, alpha: Tensor, sigma: Tensor, latents: Tensor, m
 
 
 def exact_noise(x_t: Tensor, alpha: Tensor, sigma: Tensor, latents: Tensor, member: Tensor) -> Tensor:
-    """E[eps | x_t] = (x_t - alpha E[x_0 | x_t]) / sigma, the prediction of least denoising loss; see `posterior_mean`."""
+    """E[eps | x_t] = (x_t - alpha E[x_0 | x_t]) / sigma, the prediction of least loss; see `posterior_mean`."""
     x0 = posterior_mean(x_t, alpha, sigma, latents, member)
     alpha, sigma = (value.view(-1, *[1] * (x_t.ndim - 1)) for value in (alpha, sigma))
     return (x_t - alpha * x0) / sigma

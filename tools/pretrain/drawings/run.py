@@ -7,6 +7,7 @@ import torch
 
 from dpdmd.models.load import load_adapter
 from dpdmd.store.tensors import read_tensors, write_tensors
+from tools.pretrain.drawings import card
 from tools.pretrain.drawings.autoencoder import train_autoencoder
 from tools.pretrain.drawings.denoiser import train_denoiser
 from tools.pretrain.drawings.pipeline import new_pipeline
@@ -14,9 +15,9 @@ from tools.pretrain.drawings.text_encoders import new_tokenizer, train_text_enco
 from tools.pretrain.run import logger
 
 STAGES = ("autoencoder", "text", "unet", "assemble", "card")
-NUM_STEPS = {"encoder": 1500, "decoder": 6000, "text": 500, "unet": 6000}
+NUM_STEPS = {"encoder": 1500, "decoder": 6000, "text": 500, "unet": 7500}
 BATCH_SIZE = {"autoencoder": 16, "text": 128, "unet": 128}
-LEARNING_RATES = (6e-3, 3e-3)  # of Muon and AdamW
+LEARNING_RATES = (1.2e-2, 5e-3)  # of Muon and AdamW
 TIME_SHIFT = 1.5
 FOLDER = "teacher"
 
@@ -48,6 +49,8 @@ def pretrain_drawings(out: str | Path, *, stage: str = "all", seed: int = 0, sca
         _train_unet(parts, steps["unet"], seed, log)
     if "assemble" in todo:
         assemble(parts, teacher)
+    if "card" in todo:
+        card.write_card(teacher, parts / "log.jsonl", seed, max(2, round(scale * card.IMAGES_PER_PROMPT)))
     return out
 
 
