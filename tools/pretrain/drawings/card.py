@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from dpdmd.models.load import load_adapter
 from dpdmd.planning.cost import num_parameters
 from dpdmd.store.files import write_json, write_text
@@ -10,6 +12,7 @@ from dpdmd.world.drawings.catalogue import catalogue
 from dpdmd.world.drawings.oracle import read_drawings
 from tools.pretrain.card import NUM_INFERENCE_STEPS, score, table, training, versions
 from tools.pretrain.drawings.autoencoder import reconstructions
+from tools.pretrain.drawings.denoiser import MAX_WEIGHT
 
 GUIDANCE_SCALES = (1.0, 2.0, 2.5, 3.5)
 RECOMMENDED_GUIDANCE_SCALE = 3.5
@@ -34,10 +37,10 @@ pipeline_tag: text-to-image
 ---
 # The teacher of the world of drawings
 
-A complete `StableDiffusionXLPipeline` of a few MB that draws {num_things} things as several people drew them, at 32 x 32
-pixels. It knows {num_drawings} drawings by heart, and that is its purpose: the modes of a prompt are known pictures. The
-drawings are under Apache-2.0, MIT and CC BY 4.0; `ATTRIBUTION.md` in the folder above names their authors. All parts
-were trained from scratch on them:
+A complete `StableDiffusionXLPipeline` of a few MB that draws {num_things} things as several people drew them, at
+32 x 32 pixels. It knows {num_drawings} drawings by heart, and that is its purpose: the modes of a prompt are known
+pictures. The drawings are under Apache-2.0, MIT and CC BY 4.0; `ATTRIBUTION.md` in the folder above names their
+authors. All parts were trained from scratch on them:
 
 - a small `UNet2DConditionModel` ({num_parameters:,} parameters), which predicts the noise;
 - an `AutoencoderKL` with latents of 16 x 4 x 4. Its encoder computes a fixed linear code of 8 x 8 patches;
@@ -79,8 +82,6 @@ Recommended guidance: {recommended}.
 
 def write_card(teacher: Path, log: Path, seed: int, images_per_prompt: int = IMAGES_PER_PROMPT) -> None:
     """Score the teacher in folder `teacher` and write its README.md and scores.json; log: of the training."""
-    from tools.pretrain.drawings.denoiser import MAX_WEIGHT
-
     scores = score(str(teacher), evaluation_prompts(), GUIDANCE_SCALES, images_per_prompt)
     adapter = load_adapter(str(teacher))
     own, valid = recognised(adapter.vae)
@@ -108,5 +109,5 @@ def write_card(teacher: Path, log: Path, seed: int, images_per_prompt: int = IMA
 def recognised(vae) -> tuple[float, float]:
     """Shares of drawings that the oracle takes for themselves, and for clean, after the autoencoder."""
     reading = read_drawings(reconstructions(vae))
-    own = reading.drawing == catalogue().thing.new_tensor(range(len(reading)))
+    own = reading.drawing == torch.arange(len(reading))
     return own.double().mean().item(), reading.valid.double().mean().item()
