@@ -32,7 +32,7 @@ STAGES = ("encoder", "decoder", "text_encoder_1", "text_encoder_2", "unet")
 CARD = """\
 ---
 library_name: diffusers
-license: other
+license: [apache-2.0, mit, cc-by-4.0]
 pipeline_tag: text-to-image
 ---
 # The teacher of the world of drawings

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from dpdmd.models.load import load_adapter
+from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import read_tensors, write_tensors
 from tools.pretrain.drawings import card
 from tools.pretrain.drawings.autoencoder import train_autoencoder
@@ -73,8 +74,15 @@ def _train_unet(parts: Path, num_steps: int, seed: int, log) -> None:
 
 
 def assemble(parts: Path, out: Path) -> None:
-    """Write the trained components as a stock pipeline folder, all of them in half precision."""
+    """Write the trained components as a stock pipeline folder, all of them in half precision.
+
+    transformers loads weights in the dtype that their configuration names, diffusers in fp32. The text encoders'
+    therefore names fp32, so that all parts load alike.
+    """
     pipeline = new_pipeline(parts)
     pipeline.unet.load_state_dict(read_tensors(parts / "unet.safetensors"))
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out, safe_serialization=True)
+    for name in ("text_encoder", "text_encoder_2"):
+        config = out / name / "config.json"
+        write_json(config, {**read_json(config), "dtype": "float32"})
