@@ -1,6 +1,7 @@
 """Stage 1: an AutoencoderKL whose encoder computes the fixed latents, and whose decoder draws sharply from them."""
 
 import copy
+import time
 
 import torch
 from diffusers import AutoencoderKL
@@ -75,7 +76,7 @@ def fit(module: nn.Module, loss_of, num_steps: int, batch_size: int, seed: int, 
     module.to(memory_format=torch.channels_last)
     ema = copy.deepcopy(module).requires_grad_(False)
     optimizers = muon_and_adamw(module, *RATES, weight_decay=0.0)
-    progress = tqdm(range(num_steps), desc=name)
+    progress, started = tqdm(range(num_steps), desc=name), time.perf_counter()
     for step in progress:
         loss = loss_of(module, batch_size, generator(seed, f"pretrain_{name}", step))
         if not torch.isfinite(loss):
@@ -87,7 +88,8 @@ def fit(module: nn.Module, loss_of, num_steps: int, batch_size: int, seed: int, 
         torch._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - decay)
         if step % 50 == 0 or step == num_steps - 1:
             progress.set_postfix(loss=f"{loss.item():.4f}")
-            log({"stage": name, "step": step, "loss": loss.item()})
+            seconds = time.perf_counter() - started
+            log({"stage": name, "step": step, "loss": loss.item(), "seconds": seconds})
     module.load_state_dict(ema.state_dict())
 
 

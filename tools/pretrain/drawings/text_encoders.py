@@ -5,6 +5,7 @@ states of a caption are, one for each hand, the principal components of the draw
 come from either encoder. The denoising network is trained afterwards, on what the encoders give.
 """
 
+import time
 from functools import cache
 
 import torch
@@ -59,19 +60,19 @@ def train_text_encoder(
     encoder = new_text_encoder(tokenizer, num_layers=3, intermediate_size=512, num_heads=4)
     tokens = tokenize(tokenizer, list(drawings_of()))
     targets = target_states().chunk(2, 2)[number - 1]
-    optimizers = muon_and_adamw(encoder, *RATES, weight_decay=0.0)
+    optimizers, started = muon_and_adamw(encoder, *RATES, weight_decay=0.0), time.perf_counter()
     for step in tqdm(range(num_steps), desc=f"text encoder {number}"):
         rng = generator(seed, f"pretrain_text_encoder_{number}", step)
         rows = torch.randperm(len(tokens), generator=rng)[:batch_size]
         output = encoder(tokens[rows], output_hidden_states=True)
         states = output.hidden_states[-2][:, -targets.shape[1] :]
-        pooled_error = F.mse_loss(output.text_embeds, targets[rows].mean(1))
-        loss = F.mse_loss(states, targets[rows]) + pooled_error
+        loss = F.mse_loss(states, targets[rows]) + F.mse_loss(output.text_embeds, targets[rows].mean(1))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss of text encoder {number} is {loss.item()} at step {step}")
         loss.backward()
         factor = learning_rate_factor(step, num_steps)
         step_optimizers(encoder, optimizers, [rate * factor for rate in RATES])
         if step % 100 == 0 or step == num_steps - 1:
-            log({"stage": f"text_encoder_{number}", "step": step, "loss": loss.item(), "pooled": pooled_error.item()})
+            seconds = time.perf_counter() - started
+            log({"stage": f"text_encoder_{number}", "step": step, "loss": loss.item(), "seconds": seconds})
     return encoder.eval().requires_grad_(False)
