@@ -15,7 +15,7 @@ from dpdmd.world.drawings.captions import EMPTY, caption, drawings_of, evaluatio
 from dpdmd.world.drawings.catalogue import catalogue
 from dpdmd.world.drawings.oracle import luma_chroma
 from tools.pretrain import card as scenes_card
-from tools.pretrain.drawings import autoencoder, card, denoiser, run
+from tools.pretrain.drawings import card, denoiser, run
 from tools.pretrain.drawings.autoencoder import fit, new_autoencoder
 from tools.pretrain.drawings.latents import drawing_latents, project
 from tools.pretrain.drawings.pipeline import new_pipeline
@@ -208,8 +208,7 @@ def test_an_interrupted_training_ends_at_the_same_weights(parts, tmp_path, monke
         assert torch.equal(value, got.state_dict()[name]), name
 
 
-def test_fitting_finds_a_linear_map(monkeypatch):
-    monkeypatch.setattr(autoencoder, "RATES", (3e-2, 3e-2))
+def test_fitting_finds_a_linear_map():
     torch.manual_seed(0)
     network, wanted = nn.Conv2d(20, 20, 1), nn.Conv2d(20, 20, 1)
 
@@ -218,7 +217,7 @@ def test_fitting_finds_a_linear_map(monkeypatch):
         return (module(x) - wanted(x)).square().mean()
 
     losses = []
-    fit(network, loss_of, 300, 16, 0, "linear map", log=lambda row: losses.append(row["loss"]))
+    fit(network, loss_of, 300, 16, 0, "linear map", rates=(3e-2, 3e-2), log=lambda row: losses.append(row["loss"]))
     assert losses[-1] < 0.01 * losses[0]
     assert (network.weight - wanted.weight).abs().max() < 0.05
 

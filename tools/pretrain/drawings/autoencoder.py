@@ -2,6 +2,9 @@
 
 import copy
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL
@@ -16,10 +19,8 @@ from tools.pretrain.denoiser import learning_rate_factor, step_optimizers
 from tools.pretrain.drawings.latents import LATENT_CHANNELS, drawing_latents, project
 from tools.pretrain.muon import muon_and_adamw
 
-MAX_NOISE = 0.25  # standard deviation; the latents have 1
-MAX_MIX = 0.25
 LOG_VARIANCE = -6.0  # of the encoder's posterior, a standard deviation of 0.05
-RATES = (4e-3, 2e-3)  # of Muon and AdamW
+RATES = (4e-3, 2e-3)  # of Muon and AdamW; half of them in the second round
 EMA_DECAY = 0.99
 
 
@@ -55,15 +56,31 @@ def encoder_loss(encoder: nn.Module, batch_size: int, rng: torch.Generator) -> T
     return F.mse_loss(mean, project(images)) + 0.01 * F.mse_loss(log_variance, torch.full_like(mean, LOG_VARIANCE))
 
 
-def decoder_loss(decoder: nn.Module, batch_size: int, rng: torch.Generator) -> Tensor:
-    """Error of the drawings that the decoder makes of imperfect latents: mean absolute, plus that of the oracle.
+@dataclass(frozen=True)
+class Corruption:
+    """What a decoder learns to ignore, since a network's latents are off.
 
-    A network's latents are a little off, so the decoder sees them with noise of a standard deviation of up to
-    MAX_NOISE, and with up to MAX_MIX of another drawing's latents.
+    noise: largest standard deviation of noise; the latents have 1. mix: largest share of another drawing's latents.
+    of_thing: how often the other drawing is one of the same thing; else it is any drawing.
     """
-    latents, images = drawing_latents(), catalogue().images
+
+    noise: float
+    mix: float
+    of_thing: float
+
+
+# Of the first round, in which the decoder learns to be sharp, and of the second.
+CORRUPTIONS = {"decoder": Corruption(0.25, 0.25, 0.0), "decoder_2": Corruption(0.7, 0.4, 0.5)}
+
+
+def decoder_loss(corruption: Corruption, decoder: nn.Module, batch_size: int, rng: torch.Generator) -> Tensor:
+    """Error of the drawings that the decoder makes of corrupted latents: mean absolute, plus that of the oracle."""
+    latents, images, thing = drawing_latents(), catalogue().images, catalogue().thing
     rows, others = (torch.randint(len(images), (batch_size,), generator=rng) for _ in range(2))
-    mix, noise = (high * torch.rand(batch_size, 1, 1, 1, generator=rng) for high in (MAX_MIX, MAX_NOISE))
+    mix, noise = (high * torch.rand(batch_size, 1, 1, 1, generator=rng) for high in (corruption.mix, corruption.noise))
+    if corruption.of_thing:
+        related = torch.multinomial((thing[rows, None] == thing).float(), 1, generator=rng).squeeze(1)
+        others = torch.where(torch.rand(batch_size, generator=rng) < corruption.of_thing, related, others)
     seen = torch.lerp(latents[rows], latents[others], mix)
     seen = seen + noise * torch.randn(seen.shape, generator=rng)
     made, wanted = decoder(seen.to(memory_format=torch.channels_last)), images[rows]
@@ -71,11 +88,21 @@ def decoder_loss(decoder: nn.Module, batch_size: int, rng: torch.Generator) -> T
     return F.l1_loss(made, wanted) + 20 * error.square().mean()
 
 
-def fit(module: nn.Module, loss_of, num_steps: int, batch_size: int, seed: int, name: str, log=print) -> None:
+def fit(
+    module: nn.Module,
+    loss_of: Callable[[nn.Module, int, torch.Generator], Tensor],
+    num_steps: int,
+    batch_size: int,
+    seed: int,
+    name: str,
+    *,
+    rates: tuple[float, float] = RATES,
+    log=print,
+) -> None:
     """Train `module` in place on loss_of(module, batch_size, generator), and leave it with averaged weights (EMA)."""
     module.to(memory_format=torch.channels_last)
     ema = copy.deepcopy(module).requires_grad_(False)
-    optimizers = muon_and_adamw(module, *RATES, weight_decay=0.0)
+    optimizers = muon_and_adamw(module, *rates, weight_decay=0.0)
     progress, started = tqdm(range(num_steps), desc=name), time.perf_counter()
     for step in progress:
         loss = loss_of(module, batch_size, generator(seed, f"pretrain_{name}", step))
@@ -83,7 +110,7 @@ def fit(module: nn.Module, loss_of, num_steps: int, batch_size: int, seed: int, 
             raise FloatingPointError(f"the loss of the {name} is {loss.item()} at step {step}")
         loss.backward()
         factor = learning_rate_factor(step, num_steps)
-        step_optimizers(module, optimizers, [rate * factor for rate in RATES])
+        step_optimizers(module, optimizers, [rate * factor for rate in rates])
         decay = min(EMA_DECAY, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - decay)
         if step % 50 == 0 or step == num_steps - 1:
@@ -94,11 +121,14 @@ def fit(module: nn.Module, loss_of, num_steps: int, batch_size: int, seed: int, 
 
 
 def train_autoencoder(num_steps: dict[str, int], batch_size: int, seed: int, log=print) -> AutoencoderKL:
-    """Train the encoder and the decoder, each on its own. num_steps: of "encoder" and "decoder"."""
+    """Train the encoder and, in two rounds, the decoder. num_steps: of "encoder", "decoder" and "decoder_2"."""
     torch.manual_seed(seed)
     vae = new_autoencoder()
-    fit(vae.encoder, encoder_loss, num_steps["encoder"], batch_size, seed, "encoder", log)
-    fit(vae.decoder, decoder_loss, num_steps["decoder"], batch_size, seed, "decoder", log)
+    fit(vae.encoder, encoder_loss, num_steps["encoder"], batch_size, seed, "encoder", log=log)
+    for name, corruption in CORRUPTIONS.items():
+        rates = RATES if name == "decoder" else (RATES[0] / 2, RATES[1] / 2)
+        loss_of = partial(decoder_loss, corruption)
+        fit(vae.decoder, loss_of, num_steps[name], batch_size, seed, name, rates=rates, log=log)
     return vae.eval().to(memory_format=torch.contiguous_format)
 
 

@@ -16,7 +16,7 @@ from tools.pretrain.drawings.text_encoders import new_tokenizer, train_text_enco
 from tools.pretrain.run import logger
 
 STAGES = ("autoencoder", "text", "unet", "assemble", "card")
-NUM_STEPS = {"encoder": 1500, "decoder": 6000, "text": 500, "unet": 7500}
+NUM_STEPS = {"encoder": 1500, "decoder": 6000, "decoder_2": 3500, "text": 500, "unet": 7500}
 BATCH_SIZE = {"autoencoder": 16, "text": 128, "unet": 128}
 LEARNING_RATES = (1.2e-2, 5e-3)  # of Muon and AdamW
 TIME_SHIFT = 1.5
