@@ -9,13 +9,15 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
-from dpdmd.method.paths import FlowPath
+from dpdmd.method.denoiser import Condition
+from dpdmd.method.grids import uniform_grid
+from dpdmd.method.paths import FlowPath, Prediction
 from dpdmd.models.load import load_adapter
 from dpdmd.world.drawings.captions import EMPTY, caption, drawings_of, evaluation_prompts
 from dpdmd.world.drawings.catalogue import catalogue
 from dpdmd.world.drawings.oracle import luma_chroma
 from tools.pretrain import card as scenes_card
-from tools.pretrain.drawings import card, denoiser, run
+from tools.pretrain.drawings import card, denoiser, finish, run
 from tools.pretrain.drawings.autoencoder import fit, new_autoencoder
 from tools.pretrain.drawings.latents import drawing_latents, project
 from tools.pretrain.drawings.pipeline import new_pipeline
@@ -220,6 +222,29 @@ def test_fitting_finds_a_linear_map():
     fit(network, loss_of, 300, 16, 0, "linear map", rates=(3e-2, 3e-2), log=lambda row: losses.append(row["loss"]))
     assert losses[-1] < 0.01 * losses[0]
     assert (network.weight - wanted.weight).abs().max() < 0.05
+
+
+def test_samples_of_an_ideal_network_are_drawings_of_their_things():
+    """Guided by exact predictions; the nearest drawing of a thing is then the sample itself."""
+    path, latents, member = FlowPath(), drawing_latents(), denoiser.membership()
+    row_of = {text: i for i, text in enumerate(drawings_of())}
+
+    def predict(network, x_t, t, cond, embedded_guidance=None):
+        x0 = posterior_mean(x_t, path.alpha(t), path.sigma(t), latents, member[cond.tensors["rows"]])
+        return Prediction(x0, (x_t - path.alpha(t)[:, None, None, None] * x0) / path.sigma(t)[:, None, None, None])
+
+    ideal = SimpleNamespace(
+        source="ideal",
+        network_name="network",
+        path=path,
+        predict=predict,
+        encode=lambda texts: Condition({"rows": torch.tensor([row_of[text] for text in texts])}),
+        stock_grid=lambda num_steps: uniform_grid(num_steps, shift=1.0),
+    )
+    made = finish.samples(ideal, nn.Linear(1, 1), 2, 12, 0)
+    meant = finish.nearest_own(made)
+    assert (catalogue().thing[meant] == torch.arange(len(catalogue().things))).all()
+    assert (made - latents[meant]).abs().max() < 0.1
 
 
 @pytest.mark.slow

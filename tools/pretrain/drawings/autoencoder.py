@@ -74,7 +74,7 @@ CORRUPTIONS = {"decoder": Corruption(0.25, 0.25, 0.0), "decoder_2": Corruption(0
 
 
 def decoder_loss(corruption: Corruption, decoder: nn.Module, batch_size: int, rng: torch.Generator) -> Tensor:
-    """Error of the drawings that the decoder makes of corrupted latents: mean absolute, plus that of the oracle."""
+    """Error (`drawing_error`) of the drawings that the decoder makes of corrupted latents."""
     latents, images, thing = drawing_latents(), catalogue().images, catalogue().thing
     rows, others = (torch.randint(len(images), (batch_size,), generator=rng) for _ in range(2))
     mix, noise = (high * torch.rand(batch_size, 1, 1, 1, generator=rng) for high in (corruption.mix, corruption.noise))
@@ -83,7 +83,11 @@ def decoder_loss(corruption: Corruption, decoder: nn.Module, batch_size: int, rn
         others = torch.where(torch.rand(batch_size, generator=rng) < corruption.of_thing, related, others)
     seen = torch.lerp(latents[rows], latents[others], mix)
     seen = seen + noise * torch.randn(seen.shape, generator=rng)
-    made, wanted = decoder(seen.to(memory_format=torch.channels_last)), images[rows]
+    return drawing_error(decoder(seen.to(memory_format=torch.channels_last)), images[rows])
+
+
+def drawing_error(made: Tensor, wanted: Tensor) -> Tensor:
+    """Mean absolute error of images, plus 20 times the mean squared one in the oracle's luma and colour differences."""
     error = luma_chroma(made) - luma_chroma(wanted)
     return F.l1_loss(made, wanted) + 20 * error.square().mean()
 

@@ -27,7 +27,7 @@ COLUMNS = (
     "total_variation_true",
     "total_variation_floor",
 )
-STAGES = ("encoder", "decoder", "decoder_2", "text_encoder_1", "text_encoder_2", "unet")
+STAGES = ("encoder", "decoder", "decoder_2", "text_encoder_1", "text_encoder_2", "unet", "decoder_3")
 
 CARD = """\
 ---

@@ -1,23 +1,27 @@
-"""Train the teacher of the drawings in stages: autoencoder, text encoders, denoising network, pipeline, card."""
+"""Train the teacher of the drawings in stages: autoencoder, text encoders, network, decoder again, pipeline, card."""
 
 import tempfile
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 
 from dpdmd.models.load import load_adapter
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import read_tensors, write_tensors
+from tools.pretrain.card import NUM_INFERENCE_STEPS
 from tools.pretrain.drawings import card
 from tools.pretrain.drawings.autoencoder import train_autoencoder
 from tools.pretrain.drawings.denoiser import train_denoiser
+from tools.pretrain.drawings.finish import finish_decoder
 from tools.pretrain.drawings.pipeline import new_pipeline
 from tools.pretrain.drawings.text_encoders import new_tokenizer, train_text_encoder
 from tools.pretrain.run import logger
 
-STAGES = ("autoencoder", "text", "unet", "assemble", "card")
-NUM_STEPS = {"encoder": 1500, "decoder": 6000, "decoder_2": 3500, "text": 500, "unet": 7500}
+STAGES = ("autoencoder", "text", "unet", "finish", "assemble", "card")
+NUM_STEPS = {"encoder": 1500, "decoder": 6000, "decoder_2": 3500, "finish": 2000, "text": 500, "unet": 7500}
 BATCH_SIZE = {"autoencoder": 16, "text": 128, "unet": 128}
+SAMPLES_PER_THING = 6  # on which the decoder is finished
 LEARNING_RATES = (1.2e-2, 5e-3)  # of Muon and AdamW
 TIME_SHIFT = 1.5
 FOLDER = "teacher"
@@ -48,6 +52,8 @@ def pretrain_drawings(out: str | Path, *, stage: str = "all", seed: int = 0, sca
                 encoder.save_pretrained(parts / f"text_encoder_{number}")
     if "unet" in todo and not (parts / "unet.safetensors").exists():
         _train_unet(parts, steps["unet"], seed, log)
+    if "finish" in todo and not (parts / "finished_vae").exists():
+        _finish(parts, steps["finish"], max(1, round(scale * SAMPLES_PER_THING)), seed, log)
     if "assemble" in todo:
         assemble(parts, teacher)
     if "card" in todo:
@@ -73,6 +79,27 @@ def _train_unet(parts: Path, num_steps: int, seed: int, log) -> None:
     write_tensors(parts / "unet.safetensors", network.state_dict())
 
 
+def _finish(parts: Path, num_steps: int, samples_per_thing: int, seed: int, log) -> None:
+    with tempfile.TemporaryDirectory() as untrained:
+        pipeline = new_pipeline(parts)
+        pipeline.save_pretrained(untrained)
+        adapter = load_adapter(untrained)
+        network = adapter.load_network().eval()
+        network.load_state_dict(read_tensors(parts / "unet.safetensors"))
+        vae = finish_decoder(
+            pipeline.vae,
+            adapter,
+            network,
+            per_thing=samples_per_thing,
+            num_inference_steps=NUM_INFERENCE_STEPS,
+            num_steps=num_steps,
+            batch_size=BATCH_SIZE["autoencoder"],
+            seed=seed,
+            log=log,
+        )
+    vae.save_pretrained(parts / "finished_vae")
+
+
 def assemble(parts: Path, out: Path) -> None:
     """Write the trained components as a stock pipeline folder, all of them in half precision.
 
@@ -80,6 +107,7 @@ def assemble(parts: Path, out: Path) -> None:
     therefore names fp32, so that all parts load alike.
     """
     pipeline = new_pipeline(parts)
+    pipeline.vae = AutoencoderKL.from_pretrained(parts / "finished_vae")
     pipeline.unet.load_state_dict(read_tensors(parts / "unet.safetensors"))
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out, safe_serialization=True)
