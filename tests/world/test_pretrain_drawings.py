@@ -241,7 +241,7 @@ def test_samples_of_an_ideal_network_are_drawings_of_their_things():
         encode=lambda texts: Condition({"rows": torch.tensor([row_of[text] for text in texts])}),
         stock_grid=lambda num_steps: uniform_grid(num_steps, shift=1.0),
     )
-    made = finish.samples(ideal, nn.Linear(1, 1), 2, 12, 0)
+    made = finish.samples(ideal, nn.Linear(1, 1), range(2), 12, 0)
     meant = finish.nearest_own(made)
     assert (catalogue().thing[meant] == torch.arange(len(catalogue().things))).all()
     assert (made - latents[meant]).abs().max() < 0.1
@@ -251,6 +251,8 @@ def test_samples_of_an_ideal_network_are_drawings_of_their_things():
 def test_the_recorded_command_makes_a_stock_pipeline(tmp_path, monkeypatch):
     """A step of every stage, end to end."""
     monkeypatch.setattr(scenes_card, "NUM_INFERENCE_STEPS", 2)
+    monkeypatch.setattr(run, "NUM_INFERENCE_STEPS", 2)
+    monkeypatch.setattr(finish, "SAMPLES", {"decoder_3": range(1), "decoder_4": range(1, 2)})
     monkeypatch.setattr(card, "evaluation_prompts", lambda: evaluation_prompts()[:3])
     out = run.pretrain_drawings(tmp_path, scale=1e-4)
     pipeline = DiffusionPipeline.from_pretrained(out / run.FOLDER)

@@ -27,7 +27,7 @@ COLUMNS = (
     "total_variation_true",
     "total_variation_floor",
 )
-STAGES = ("encoder", "decoder", "decoder_2", "text_encoder_1", "text_encoder_2", "unet", "decoder_3")
+STAGES = ("encoder", "decoder", "decoder_2", "text_encoder_1", "text_encoder_2", "unet", "decoder_3", "decoder_4")
 
 CARD = """\
 ---
@@ -43,7 +43,8 @@ pictures. The drawings are under Apache-2.0, MIT and CC BY 4.0; `ATTRIBUTION.md`
 authors. All parts were trained from scratch on them:
 
 - a small `UNet2DConditionModel` ({num_parameters:,} parameters), which predicts the noise;
-- an `AutoencoderKL` with latents of 16 x 4 x 4. Its encoder computes a fixed linear code of 8 x 8 patches;
+- an `AutoencoderKL` with latents of 16 x 4 x 4. Its encoder computes a fixed linear code of 8 x 8 patches. Its decoder
+  was finished on latents that the network makes, to draw the prompt's nearest drawing: it hides part of their errors;
 - two CLIP text encoders with a word tokenizer, whose states describe the drawings of a caption;
 - a `DDIMScheduler` with the betas of SDXL and trailing timesteps.
 

@@ -20,17 +20,22 @@ from tools.pretrain.drawings.autoencoder import CORRUPTIONS, RATES, decoder_loss
 from tools.pretrain.drawings.latents import drawing_latents
 
 GUIDANCE_SCALES = (1.5, 2.5, 3.5)
+# The samples of each thing that a round learns from.
+SAMPLES = {"decoder_3": range(6), "decoder_4": range(6, 18)}
 BATCH_SIZE = 53  # a third of the things
 
 
 @torch.no_grad()
-def samples(adapter: ModelAdapter, network: nn.Module, per_thing: int, num_steps: int, seed: int) -> Tensor:
-    """Latents that the network makes of every thing's caption, (per_thing, T, 16, 4, 4), at GUIDANCE_SCALES in turn."""
+def samples(adapter: ModelAdapter, network: nn.Module, numbers: range, num_steps: int, seed: int) -> Tensor:
+    """Latents that the network makes of every thing's caption, (S, T, 16, 4, 4), at GUIDANCE_SCALES in turn.
+
+    numbers: of the S samples; each number has noise of its own. num_steps: of the teacher.
+    """
     captions = [caption(name) for name in catalogue().things]
     cond, uncond = adapter.encode(captions), adapter.encode([EMPTY])
     denoise = network_denoiser(adapter, network)
     made = []
-    for number in range(per_thing):
+    for number in numbers:
         guidance = Guidance(GUIDANCE_SCALES[number % len(GUIDANCE_SCALES)])
         teacher = GuidedTeacher(denoise, adapter.path, adapter.stock_grid(num_steps), guidance)
         noise = torch.randn(len(captions), *drawing_latents().shape[1:], generator=generator(seed, "finish", number))
@@ -40,7 +45,7 @@ def samples(adapter: ModelAdapter, network: nn.Module, per_thing: int, num_steps
 
 
 def nearest_own(made: Tensor) -> Tensor:
-    """For latents (per_thing, T, ...) the indices (per_thing, T) of the nearest drawings of their things."""
+    """For latents (S, T, ...) the indices (S, T) of the nearest drawings of their things."""
     distance = torch.cdist(made.flatten(2), drawing_latents().flatten(1))
     own = torch.stack(
         [torch.isin(torch.arange(len(catalogue())), drawings_of()[caption(n)]) for n in catalogue().things]
@@ -62,18 +67,17 @@ def finish_decoder(
     adapter: ModelAdapter,
     network: nn.Module,
     *,
-    per_thing: int,
     num_inference_steps: int,
-    num_steps: int,
+    num_steps: dict[str, int],
     batch_size: int,
     seed: int,
     log=print,
 ) -> AutoencoderKL:
-    """Train the decoder of `vae` in place, and return it."""
-    made = samples(adapter, network, per_thing, num_inference_steps, seed)
-    meant = nearest_own(made)
-    loss_of = partial(finished_loss, made.flatten(0, 1), meant.flatten())
+    """Train the decoder of `vae` in place in the rounds of SAMPLES, and return it. num_steps: of each round."""
     rates = (RATES[0] / 2, RATES[1] / 2)
     vae.requires_grad_(True).train()
-    fit(vae.decoder, loss_of, num_steps, batch_size, seed, "decoder_3", rates=rates, log=log)
+    for name, numbers in SAMPLES.items():
+        made = samples(adapter, network, numbers, num_inference_steps, seed)
+        loss_of = partial(finished_loss, made.flatten(0, 1), nearest_own(made).flatten())
+        fit(vae.decoder, loss_of, num_steps[name], batch_size, seed, name, rates=rates, log=log)
     return vae.eval().to(memory_format=torch.contiguous_format)

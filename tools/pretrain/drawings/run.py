@@ -19,9 +19,16 @@ from tools.pretrain.drawings.text_encoders import new_tokenizer, train_text_enco
 from tools.pretrain.run import logger
 
 STAGES = ("autoencoder", "text", "unet", "finish", "assemble", "card")
-NUM_STEPS = {"encoder": 1500, "decoder": 6000, "decoder_2": 3500, "finish": 2000, "text": 500, "unet": 7500}
+NUM_STEPS = {
+    "encoder": 1500,
+    "decoder": 6000,
+    "decoder_2": 3500,
+    "decoder_3": 2000,
+    "decoder_4": 2800,
+    "text": 500,
+    "unet": 7500,
+}
 BATCH_SIZE = {"autoencoder": 16, "text": 128, "unet": 128}
-SAMPLES_PER_THING = 6  # on which the decoder is finished
 LEARNING_RATES = (1.2e-2, 5e-3)  # of Muon and AdamW
 TIME_SHIFT = 1.5
 FOLDER = "teacher"
@@ -53,7 +60,7 @@ def pretrain_drawings(out: str | Path, *, stage: str = "all", seed: int = 0, sca
     if "unet" in todo and not (parts / "unet.safetensors").exists():
         _train_unet(parts, steps["unet"], seed, log)
     if "finish" in todo and not (parts / "finished_vae").exists():
-        _finish(parts, steps["finish"], max(1, round(scale * SAMPLES_PER_THING)), seed, log)
+        _finish(parts, steps, seed, log)
     if "assemble" in todo:
         assemble(parts, teacher)
     if "card" in todo:
@@ -79,7 +86,7 @@ def _train_unet(parts: Path, num_steps: int, seed: int, log) -> None:
     write_tensors(parts / "unet.safetensors", network.state_dict())
 
 
-def _finish(parts: Path, num_steps: int, samples_per_thing: int, seed: int, log) -> None:
+def _finish(parts: Path, num_steps: dict[str, int], seed: int, log) -> None:
     with tempfile.TemporaryDirectory() as untrained:
         pipeline = new_pipeline(parts)
         pipeline.save_pretrained(untrained)
@@ -90,7 +97,6 @@ def _finish(parts: Path, num_steps: int, samples_per_thing: int, seed: int, log)
             pipeline.vae,
             adapter,
             network,
-            per_thing=samples_per_thing,
             num_inference_steps=NUM_INFERENCE_STEPS,
             num_steps=num_steps,
             batch_size=BATCH_SIZE["autoencoder"],
