@@ -180,7 +180,7 @@ def test_a_hub_id_that_cannot_be_had_is_explained_in_one_sentence(error, sentenc
     with pytest.raises(ValueError, match=sentence) as raised:
         load_adapter("some/model")
     assert str(raised.value).startswith(
-        "'some/model' is neither a built-in model ('scenes', 'scenes_eps') nor a folder; as a hub id"
+        "'some/model' is neither a built-in model ('scenes', 'scenes_eps', 'drawings') nor a folder; as a hub id"
     )
     assert "\n" not in str(raised.value)
 

@@ -75,6 +75,7 @@ def test_rounds_continue_from_the_one_before_and_are_not_repeated(tmp_path, monk
     assert times == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("transformer-*")}
 
 
-def test_the_card_sums_the_minutes_of_all_rounds():
+def test_the_card_sums_the_minutes_of_all_rounds(tmp_path):
     rows = [{"stage": "transformer", "step": i, "loss": 1.0, "seconds": s} for i, s in enumerate([0, 60, 120, 0, 60])]
-    assert card._training(rows) == "transformer 5 steps, loss 1.0000, 3 min"
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert card.training(tmp_path / "log.jsonl", ("transformer",)) == "transformer 5 steps, loss 1.0000, 3 min"

@@ -82,14 +82,16 @@ in fp16 and loaded in fp32.""",
 }
 
 
-def score(model: str, images_per_prompt: int = IMAGES_PER_PROMPT) -> dict[str, dict[str, Any]]:
+def score(
+    model: str, prompts: list[str], guidance_scales: tuple[float, ...], images_per_prompt: int
+) -> dict[str, dict[str, Any]]:
     """Compute the exact metrics of a teacher at several guidance scales, {scale: metrics}."""
     scores = {}
-    for scale in GUIDANCE_SCALES:
+    for scale in guidance_scales:
         with tempfile.TemporaryDirectory() as folder:
             generate_folder(
                 model,
-                evaluation_prompts(),
+                prompts,
                 out=folder,
                 seeds=list(range(images_per_prompt)),
                 num_inference_steps=NUM_INFERENCE_STEPS,
@@ -107,9 +109,8 @@ def write_card(teacher: Path, log: Path, network: str, seed: int, images_per_pro
     log: the training log (JSON lines), from which the card reports steps, losses and minutes.
     network: the name of the denoising network, "transformer" or "unet".
     """
-    scores = score(str(teacher), images_per_prompt)
+    scores = score(str(teacher), evaluation_prompts(), GUIDANCE_SCALES, images_per_prompt)
     adapter = load_adapter(str(teacher))
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
     write_json(teacher / "scores.json", scores)
     card = CARD.format(
         pipeline=adapter.pipeline_class.__name__,
@@ -118,37 +119,43 @@ def write_card(teacher: Path, log: Path, network: str, seed: int, images_per_pro
         num_parameters=num_parameters(adapter),
         recommended=RECOMMENDED_GUIDANCE_SCALE,
         seed=seed,
-        training=_training([row for row in rows if row["stage"] in ("autoencoder", "text_encoder", network)]),
-        versions=f"torch {version('torch')}, diffusers {version('diffusers')}, {platform.machine()}, CPU only",
+        training=training(log, ("autoencoder", "text_encoder", network)),
+        versions=versions(),
         num_inference_steps=NUM_INFERENCE_STEPS,
         num_prompts=len(evaluation_prompts()),
         num_images=images_per_prompt,
-        table=_table(scores),
+        table=table(scores, COLUMNS),
     )
     write_text(teacher / "README.md", card)
 
 
-def _training(rows: list[dict]) -> str:
-    """Summarise steps, final loss and minutes of each stage; "seconds" in the log restarts in every round."""
-    stages: dict[str, list[dict]] = {}
-    for row in rows:
-        if "step" in row:
-            stages.setdefault(row["stage"], []).append(row)
+def versions() -> str:
+    """The versions and the machine of the training."""
+    return f"torch {version('torch')}, diffusers {version('diffusers')}, {platform.machine()}, CPU only"
+
+
+def training(log: Path, stages: tuple[str, ...]) -> str:
+    """Summarise steps, final loss and minutes of these stages; "seconds" in the log restarts in every round."""
+    rows_of: dict[str, list[dict]] = {}
+    for row in map(json.loads, log.read_text().splitlines()):
+        if "step" in row and row["stage"] in stages:
+            rows_of.setdefault(row["stage"], []).append(row)
     parts = []
-    for stage, log in stages.items():
-        times = [row.get("seconds", 0.0) for row in log]
+    for stage, rows in rows_of.items():
+        times = [row.get("seconds", 0.0) for row in rows]
         ends = [now for now, later in zip(times, [*times[1:], 0.0], strict=True) if later <= now]
         minutes = f", {sum(ends) / 60:.0f} min" if sum(ends) else ""
-        loss = log[-1].get("loss", log[-1].get("reconstruction"))
-        parts.append(f"{stage.replace('_', ' ')} {log[-1]['step'] + 1} steps, loss {loss:.4f}{minutes}")
+        loss = rows[-1].get("loss", rows[-1].get("reconstruction"))
+        parts.append(f"{stage.replace('_', ' ')} {rows[-1]['step'] + 1} steps, loss {loss:.4f}{minutes}")
     return "; ".join(parts)
 
 
-def _table(scores: dict[str, dict[str, Any]]) -> str:
-    lines = [f"| guidance | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+def table(scores: dict[str, dict[str, Any]], columns: tuple[str, ...]) -> str:
+    """The Markdown table of scores by guidance scale, with their intervals."""
+    lines = [f"| guidance | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for scale, metrics in scores.items():
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             value, interval = metrics.get(column), metrics["intervals"].get(column)
             text = "-" if value is None else f"{value:.3f}"
             cells.append(text + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))

@@ -89,6 +89,19 @@ def sd3_pipeline(parts: Path) -> StableDiffusion3Pipeline:
     )
 
 
+def ddim_scheduler() -> DDIMScheduler:
+    """SDXL's betas, with trailing timesteps."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
 def sdxl_pipeline(parts: Path) -> StableDiffusionXLPipeline:
     """Build the noise-predicting pipeline: a StableDiffusionXLPipeline with SDXL's betas and trailing timesteps.
 
@@ -100,15 +113,7 @@ def sdxl_pipeline(parts: Path) -> StableDiffusionXLPipeline:
     vae.register_to_config(shift_factor=None)
     return StableDiffusionXLPipeline(
         unet=new_unet(),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            prediction_type="epsilon",
-            timestep_spacing="trailing",
-            clip_sample=False,
-            set_alpha_to_one=True,
-        ),
+        scheduler=ddim_scheduler(),
         vae=vae,
         text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder_1").eval(),
         tokenizer=tokenizer,

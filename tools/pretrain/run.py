@@ -69,7 +69,7 @@ def pretrain(out: str | Path, *, stage: str = "all", seed: int = 0, processes: i
     parts.mkdir(parents=True, exist_ok=True)
     steps = {name: max(1, round(scale * number)) for name, number in NUM_STEPS.items()}
     todo = STAGES if stage == "all" else (stage,)
-    log = _logger(parts / "log.jsonl")
+    log = logger(parts / "log.jsonl")
     if "autoencoder" in todo and not (parts / "vae").exists():
         train_autoencoder(steps["autoencoder"], BATCH_SIZE["autoencoder"], seed, log).save_pretrained(parts / "vae")
     if "text" in todo and not (parts / "text_encoder_2").exists():
@@ -93,7 +93,8 @@ def pretrain(out: str | Path, *, stage: str = "all", seed: int = 0, processes: i
     return out
 
 
-def _logger(path: Path):
+def logger(path: Path) -> Callable[[dict], None]:
+    """A function that appends a row to the JSON lines `path`, with the seconds since now."""
     started = time.time()
 
     def log(row: dict) -> None:
@@ -144,7 +145,7 @@ def _worker(
             first_step=sum(rounds[: number - 1]),
             snapshot=parts / f"{name}-snapshot.safetensors",
             name=name,
-            log=_logger(parts / "log.jsonl") if rank == 0 else lambda row: None,
+            log=logger(parts / "log.jsonl") if rank == 0 else lambda row: None,
         )
         if rank == 0:
             write_tensors(_round(parts, name, number), network.state_dict())

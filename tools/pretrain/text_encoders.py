@@ -19,9 +19,17 @@ HIDDEN_SIZE = 64
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a lower-casing word tokenizer with the captions' vocabulary; other words become <|unknown|>."""
+    """Build the word tokenizer of the scenes' captions."""
+    return word_tokenizer(all_captions(), NUM_TOKENS)
+
+
+def word_tokenizer(captions: list[str], num_tokens: int) -> PreTrainedTokenizerFast:
+    """Build a lower-casing word tokenizer with the captions' vocabulary; other words become <|unknown|>.
+
+    num_tokens: to which texts are padded.
+    """
     special = ["<|pad|>", "<|start|>", "<|unknown|>"]
-    words = sorted({word for text in all_captions() for word in text.split()})
+    words = sorted({word for text in captions for word in text.split()})
     # The end token needs the largest id: CLIP pools at the first end token, which old configs find as the largest id.
     vocabulary = {token: i for i, token in enumerate([*special, *words, "<|end|>"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
@@ -33,7 +41,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=NUM_TOKENS,
+        model_max_length=num_tokens,
         bos_token="<|start|>",
         eos_token="<|end|>",
         pad_token="<|pad|>",
@@ -41,16 +49,22 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def new_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModelWithProjection:
-    """Build an untrained two-layer CLIP text encoder; the pipeline uses its layer-1 states and pooled projection."""
+def new_text_encoder(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    num_layers: int = 2,
+    intermediate_size: int = 4 * HIDDEN_SIZE,
+    num_heads: int = 2,
+) -> CLIPTextModelWithProjection:
+    """Build an untrained CLIP text encoder; the pipeline uses the last but one layer's states and pooled projection."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN_SIZE,
-        intermediate_size=4 * HIDDEN_SIZE,
+        intermediate_size=intermediate_size,
         projection_dim=HIDDEN_SIZE,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=NUM_TOKENS,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        max_position_embeddings=tokenizer.model_max_length,
         hidden_act="gelu",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -60,8 +74,8 @@ def new_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModelWithPro
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """Token ids (B, NUM_TOKENS), exactly as in the stock pipeline."""
-    return tokenizer(texts, padding="max_length", max_length=NUM_TOKENS, truncation=True, return_tensors="pt").input_ids
+    """Token ids (B, L), exactly as in the stock pipeline; L is the tokenizer's largest length."""
+    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def factor_labels(texts: list[str]) -> dict[str, Tensor]:

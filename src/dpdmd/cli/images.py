@@ -21,8 +21,8 @@ def sample(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Built-in teacher (scenes, scenes_eps), pipeline folder, hub id or exported student; run folder (its "
-            "best student, else its newest), RUN@STEP, or the folder of a student or checkpoint.",
+            help="Built-in teacher (scenes, scenes_eps, drawings), pipeline folder, hub id or exported student; run "
+            "folder (its best student, else its newest), RUN@STEP, or the folder of a student or checkpoint.",
         ),
     ],
     out: Annotated[

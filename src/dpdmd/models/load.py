@@ -19,8 +19,9 @@ from dpdmd.models.student_file import BaseLora, StudentFile, StudentSize
 from dpdmd.store.errors import library_errors, reading
 from dpdmd.store.names import did_you_mean, local_or_hub_id
 
-# The built-in teachers: a flow and a noise-predicting model, each a folder in dpdmd.world.
-BUILT_IN = {"scenes": "teacher", "scenes_eps": "teacher_eps"}
+# The built-in teachers: a flow and a noise-predicting model of scenes, and a noise-predicting one of drawings, each a
+# folder in dpdmd.world.
+BUILT_IN = {"scenes": "teacher", "scenes_eps": "teacher_eps", "drawings": "drawings/teacher"}
 
 # All families: pipeline class -> module and adapter class.
 FAMILIES = {
@@ -85,7 +86,7 @@ def grids_of(adapter: ModelAdapter, sizes: Sequence[StudentSize]) -> dict[Latent
 def built_in_teacher(name: str = "scenes") -> Path:
     """The folder of a shipped teacher.
 
-    "scenes" is a StableDiffusion3Pipeline, "scenes_eps" a StableDiffusionXLPipeline.
+    "scenes" is a StableDiffusion3Pipeline, "scenes_eps" and "drawings" are StableDiffusionXLPipelines.
     """
     return Path(str(files("dpdmd.world") / BUILT_IN[name]))
 

@@ -17,6 +17,7 @@ from dpdmd.recipe.plan import Plan
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.settings import OF_FAMILY, Trained, settings_for
 from dpdmd.recipe.toml import override, recipe_from
+from dpdmd.world.find import WORLDS, world_of_teacher
 
 WRITTEN = "the recipe of `dpdmd new`"  # its name in messages
 COMMENTS = {
@@ -137,7 +138,7 @@ def _settings(
             adapter.guidance_scale, kind.anchor_guidance if is_flow else 1
         ),
         "objective.anchor.target": None if is_flow else "x0",
-        "data.prompts": "scenes" if model in BUILT_IN else "generic",
+        "data.prompts": world.name if (world := world_of_teacher(model)) else "generic",
         "train.num_updates": kind.num_updates,
         "train.batch_size": batch_size,
         "train.accumulation": samples // num_devices // batch_size,
@@ -211,7 +212,7 @@ def _toml(data: dict[str, Any], table: str = "") -> str:
         lines.append(f"[{table}]")
         for key, value in values.items():
             setting = tomli_w.dumps({key: value}).strip() if not isinstance(value, list) else f"{key} = {_list(value)}"
-            comment = None if value == "scenes" else COMMENTS.get(f"{table}.{key}")
+            comment = None if value in WORLDS else COMMENTS.get(f"{table}.{key}")
             lines.append(setting if comment is None else f"{setting}  # {comment}")
         lines.append("")
     text = "\n".join(lines) + ("\n" if lines else "")

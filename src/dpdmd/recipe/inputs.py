@@ -15,7 +15,7 @@ from dpdmd.store.names import did_you_mean, expanded
 SOURCES = {"data.prompts": "source", "model.loras": "path"}  # lists of tables, and what names a file in each
 AT_STEP = re.compile(r"@\d+$")  # of RUN@STEP
 # Values that name something other than a file, even where a file of that name exists.
-TEACHERS = {"scenes", "scenes_eps"}
+TEACHERS = {"scenes", "scenes_eps", "drawings"}
 RESERVED = {
     "model.teacher": TEACHERS,
     "model.loras": set(),

@@ -44,7 +44,7 @@ class ModelConfig(Section):
     """The teacher, and how it is sampled."""
 
     teacher: Place = Field(
-        min_length=1, description='Pipeline folder, hub id, or a built-in teacher ("scenes", "scenes_eps").'
+        min_length=1, description='Pipeline folder, hub id, or a built-in teacher ("scenes", "scenes_eps", "drawings").'
     )
     loras: tuple[LoraSource, ...] = Field(
         default=(),

@@ -76,7 +76,7 @@ def _prompt_values(counts: Tensor, free: float, reference: Tensor | None) -> dic
 
 WORLD = World(
     name="drawings",
-    teachers=(),
+    teachers=("drawings",),
     image_size=IMAGE_SIZE,
     captions=drawings_of,
     training_prompts=training_prompts,

@@ -1,0 +1,1 @@
+"""Training of the teacher of the world of drawings."""
