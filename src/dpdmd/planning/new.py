@@ -212,7 +212,7 @@ def _toml(data: dict[str, Any], table: str = "") -> str:
         lines.append(f"[{table}]")
         for key, value in values.items():
             setting = tomli_w.dumps({key: value}).strip() if not isinstance(value, list) else f"{key} = {_list(value)}"
-            comment = None if value in WORLDS else COMMENTS.get(f"{table}.{key}")
+            comment = None if key == "prompts" and value in WORLDS else COMMENTS.get(f"{table}.{key}")
             lines.append(setting if comment is None else f"{setting}  # {comment}")
         lines.append("")
     text = "\n".join(lines) + ("\n" if lines else "")
