@@ -1,0 +1,24 @@
+"""The recipes of the drawings: the settings found on scenes, and what students spend."""
+
+from dpdmd.models.load import load_adapter
+from dpdmd.recipe.calls import forwards_per_update
+from dpdmd.recipe.resolve import resolve
+from dpdmd.recipe.toml import load_recipe
+from dpdmd.world.find import world_of_teacher
+
+
+def test_dp_dmd_has_the_settings_of_the_noise_predicting_teacher_of_scenes():
+    ours, theirs = (load_recipe(f"{name}_dp_dmd").model_dump() for name in ("drawings", "scenes_eps"))
+    for recipe in (ours, theirs):
+        assert world_of_teacher(recipe["model"].pop("teacher")).name == recipe["data"].pop("prompts")
+        del recipe["output"]
+    assert ours == theirs
+
+
+def test_the_recipes_spend_the_forwards_that_they_state():
+    spent = []
+    for name in ("drawings_dmd", "drawings_dp_dmd"):
+        recipe = load_recipe(name)
+        forward, backward = forwards_per_update(resolve(recipe, load_adapter(recipe.model.teacher)))
+        spent.append(recipe.train.num_updates * (forward + 2 * backward))
+    assert spent == [4800, 5100]
