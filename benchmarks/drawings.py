@@ -82,7 +82,7 @@ def main() -> None:
     run_all(runs, arguments.out, **how, jobs=arguments.jobs)
     reference, *others = runs
     rows = [row_of(run, reference) for run in others if failure(run) is None]
-    write_json(RESULTS, {"rows": rows, "provenance": surroundings("python -m benchmarks.drawings")})
+    write_json(RESULTS, {"rows": rows, "provenance": surroundings()})
     shown = [run for run in others if run.arm.name in LABELS and run.seed in (None, arguments.seeds[0])]
     picture(shown, prompts).save(PICTURE, optimize=True)
     print(f"written to {RESULTS} and {PICTURE}")

@@ -7,7 +7,7 @@ import types
 from dpdmd.store.provenance import own_command
 
 
-def test_a_command_is_written_without_the_folders_of_this_machine(tmp_path, monkeypatch):
+def test_a_command_is_written_without_the_folders_of_this_machine(monkeypatch):
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/dpdmd", "train", "my.toml"])

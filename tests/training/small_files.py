@@ -1,4 +1,4 @@
-"""A full disk at the lowest level: writing more than so many bytes to any file fails."""
+"""An imitation of a full disk: files cannot grow beyond a number of bytes."""
 
 import resource
 import sys

@@ -259,6 +259,7 @@ def test_the_recorded_command_makes_a_stock_pipeline(tmp_path, monkeypatch):
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a cactus", num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 3)
     assert isinstance(pipeline.vae, AutoencoderKL)
+    assert not [path for path in (out / run.FOLDER).rglob("*.json") if str(tmp_path) in path.read_text()]
     text = (out / run.FOLDER / "README.md").read_text()
     assert "unet 1 steps" in text and "guidance | named_accuracy" in text
     with pytest.raises(ValueError, match="stage must be one of"):

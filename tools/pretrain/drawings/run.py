@@ -120,3 +120,5 @@ def assemble(parts: Path, out: Path) -> None:
     for name in ("text_encoder", "text_encoder_2"):
         config = out / name / "config.json"
         write_json(config, {**read_json(config), "dtype": "float32"})
+    config = out / "vae" / "config.json"  # in which diffusers writes where it was read from
+    write_json(config, {key: value for key, value in read_json(config).items() if key != "_name_or_path"})
