@@ -12,7 +12,13 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from tools.pretrain.text_encoders import HIDDEN_SIZE, new_tokenizer
 
@@ -89,31 +95,33 @@ def sd3_pipeline(parts: Path) -> StableDiffusion3Pipeline:
     )
 
 
-def ddim_scheduler() -> DDIMScheduler:
-    """SDXL's betas, with trailing timesteps."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="epsilon",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )
-
-
 def sdxl_pipeline(parts: Path) -> StableDiffusionXLPipeline:
-    """Build the noise-predicting pipeline: a StableDiffusionXLPipeline with SDXL's betas and trailing timesteps.
+    """Build the noise-predicting pipeline of the scenes. SDXL has no shift_factor."""
+    pipeline = noise_pipeline(parts, new_unet(), new_tokenizer())
+    pipeline.vae.register_to_config(shift_factor=None)
+    return pipeline
 
-    As for the flow, an empty negative prompt is encoded instead of being replaced by zeros. SDXL has no shift_factor.
+
+def noise_pipeline(
+    parts: Path, unet: UNet2DConditionModel, tokenizer: PreTrainedTokenizerFast
+) -> StableDiffusionXLPipeline:
+    """Build a StableDiffusionXLPipeline with SDXL's betas and trailing timesteps.
+
+    As for the flow, an empty negative prompt is encoded instead of being replaced by zeros.
     parts: folder of the trained components.
     """
-    tokenizer = new_tokenizer()
     vae = AutoencoderKL.from_pretrained(parts / "vae")
-    vae.register_to_config(shift_factor=None)
     return StableDiffusionXLPipeline(
-        unet=new_unet(),
-        scheduler=ddim_scheduler(),
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="epsilon",
+            timestep_spacing="trailing",
+            clip_sample=False,
+            set_alpha_to_one=True,
+        ),
         vae=vae,
         text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder_1").eval(),
         tokenizer=tokenizer,

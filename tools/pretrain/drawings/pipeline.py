@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from tools.pretrain.drawings.latents import LATENT_CHANNELS, LATENT_SIZE
 from tools.pretrain.drawings.text_encoders import new_tokenizer
-from tools.pretrain.pipelines import ddim_scheduler
+from tools.pretrain.pipelines import noise_pipeline
 from tools.pretrain.text_encoders import HIDDEN_SIZE
 
 
@@ -34,15 +33,4 @@ def new_unet() -> UNet2DConditionModel:
 
 def new_pipeline(parts: Path) -> StableDiffusionXLPipeline:
     """Build a StableDiffusionXLPipeline; parts: folder of the trained components. The empty prompt is encoded."""
-    tokenizer = new_tokenizer()
-    return StableDiffusionXLPipeline(
-        unet=new_unet(),
-        scheduler=ddim_scheduler(),
-        vae=AutoencoderKL.from_pretrained(parts / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder_1").eval(),
-        tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(parts / "text_encoder_2").eval(),
-        tokenizer_2=tokenizer,
-        force_zeros_for_empty_prompt=False,
-        add_watermarker=False,
-    )
+    return noise_pipeline(parts, new_unet(), new_tokenizer())
