@@ -8,14 +8,20 @@ COEFFICIENTS, NUM_ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 def orthogonalised(gradients: Tensor) -> Tensor:
-    """Matrices (N, m, n) with singular values moved to about 1, by the Newton-Schulz iteration."""
+    """Matrices (N, m, n) with singular values moved to about 1, by the Newton-Schulz iteration.
+
+    Every iterate is a polynomial of X X^T times X, so that all but the first and the last product are of (m, m), m <= n.
+    """
     a, b, c = COEFFICIENTS
     tall = gradients.shape[1] > gradients.shape[2]
     x = gradients.mT if tall else gradients
     x = x / x.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-7)
+    gram, identity = x @ x.mT, torch.eye(x.shape[1])
+    factor = identity
     for _ in range(NUM_ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        step = a * identity + b * gram + c * gram @ gram
+        factor, gram = step @ factor, step @ gram @ step
+    x = factor @ x
     return x.mT if tall else x
 
 

@@ -79,20 +79,8 @@ def silent_t5(vocab_size: int) -> T5EncoderModel:
 
 
 def sd3_pipeline(parts: Path) -> StableDiffusion3Pipeline:
-    """Build the flow: a StableDiffusion3Pipeline with scheduler shift 3. parts: folder of the trained components."""
-    tokenizer = new_tokenizer()
-    first, second = (CLIPTextModelWithProjection.from_pretrained(parts / f"text_encoder_{i}").eval() for i in (1, 2))
-    return StableDiffusion3Pipeline(
-        transformer=new_transformer(),
-        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0),
-        vae=AutoencoderKL.from_pretrained(parts / "vae"),
-        text_encoder=first,
-        tokenizer=tokenizer,
-        text_encoder_2=second,
-        tokenizer_2=tokenizer,
-        text_encoder_3=silent_t5(len(tokenizer)),
-        tokenizer_3=tokenizer,
-    )
+    """Build the flow of the scenes."""
+    return flow_pipeline(parts, new_transformer(), new_tokenizer())
 
 
 def sdxl_pipeline(parts: Path) -> StableDiffusionXLPipeline:
@@ -129,4 +117,22 @@ def noise_pipeline(
         tokenizer_2=tokenizer,
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
+    )
+
+
+def flow_pipeline(
+    parts: Path, transformer: SD3Transformer2DModel, tokenizer: PreTrainedTokenizerFast
+) -> StableDiffusion3Pipeline:
+    """Build a StableDiffusion3Pipeline with scheduler shift 3 and a silent T5. parts: folder of the trained components."""
+    first, second = (CLIPTextModelWithProjection.from_pretrained(parts / f"text_encoder_{i}").eval() for i in (1, 2))
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0),
+        vae=AutoencoderKL.from_pretrained(parts / "vae"),
+        text_encoder=first,
+        tokenizer=tokenizer,
+        text_encoder_2=second,
+        tokenizer_2=tokenizer,
+        text_encoder_3=silent_t5(len(tokenizer)),
+        tokenizer_3=tokenizer,
     )

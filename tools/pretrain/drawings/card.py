@@ -12,7 +12,6 @@ from dpdmd.world.drawings.catalogue import catalogue
 from dpdmd.world.drawings.oracle import read_drawings
 from tools.pretrain.card import NUM_INFERENCE_STEPS, score, table, training, versions
 from tools.pretrain.drawings.autoencoder import reconstructions
-from tools.pretrain.drawings.denoiser import MAX_WEIGHT
 
 GUIDANCE_SCALES = (1.0, 2.0, 2.5, 3.5)
 RECOMMENDED_GUIDANCE_SCALE = 3.5
@@ -27,7 +26,7 @@ COLUMNS = (
     "total_variation_true",
     "total_variation_floor",
 )
-STAGES = ("encoder", "decoder", "decoder_2", "text_encoder_1", "text_encoder_2", "unet", "decoder_3", "decoder_4")
+STAGES = ("encoder", "decoder", "decoder_2", "text_encoder_1", "text_encoder_2", "transformer", "decoder_3", "decoder_4")
 
 CARD = """\
 ---
@@ -37,30 +36,30 @@ pipeline_tag: text-to-image
 ---
 # The teacher of the world of drawings
 
-A complete `StableDiffusionXLPipeline` of a few MB that draws {num_things} things as several people drew them, at
+A complete `StableDiffusion3Pipeline` of a few MB that draws {num_things} things as several people drew them, at
 32 x 32 pixels. It knows {num_drawings} drawings by heart, and that is its purpose: the modes of a prompt are known
 pictures. The drawings are under Apache-2.0, MIT and CC BY 4.0; `ATTRIBUTION.md` in the folder above names their
 authors. All parts were trained from scratch on them:
 
-- a small `UNet2DConditionModel` ({num_parameters:,} parameters), which predicts the noise;
+- a small `SD3Transformer2DModel` ({num_parameters:,} parameters);
 - an `AutoencoderKL` with latents of 16 x 4 x 4. Its encoder computes a fixed linear code of 8 x 8 patches. Its decoder
   was finished on latents that the network makes, to draw the prompt's nearest drawing: it hides part of their errors;
-- two CLIP text encoders with a word tokenizer, whose states describe the drawings of a caption;
-- a `DDIMScheduler` with the betas of SDXL and trailing timesteps.
+- two CLIP text encoders with a word tokenizer, whose states describe the drawings of a caption, patch by patch;
+- a `FlowMatchEulerDiscreteScheduler` with shift 3;
+- in the slot of the T5 text encoder, an encoder whose output is exactly zero, as in stock diffusers without T5.
 
-The unconditional prompt is the encoded empty prompt. All weights are stored in fp16; the network is loaded in fp32 on a
+All weights are stored in fp16; the network is loaded in fp32 on a
 CPU.
 
 ```python
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusion3Pipeline
 
-pipe = StableDiffusionXLPipeline.from_pretrained("drawings_teacher")  # this folder
+pipe = StableDiffusion3Pipeline.from_pretrained("drawings_teacher")  # this folder
 image = pipe("a cactus", guidance_scale={recommended}, num_inference_steps=30).images[0]
 ```
 
 Trained by `python -m tools.pretrain --world drawings --out DIR` (seed {seed}), on one core: {training}. The loss of the
-network is that of regression on the exact noise, each error weighted by min(1 / alpha^2, {max_weight:g}); it would be
-zero for an ideal network. {versions}.
+network is that of regression on the exact velocity, zero for an ideal network. {versions}.
 
 Of the {num_drawings} drawings the oracle recognises {own:.4f} as themselves after encoding and decoding, and
 {valid:.3f} as clean drawings.
@@ -95,7 +94,6 @@ def write_card(teacher: Path, log: Path, seed: int, images_per_prompt: int = IMA
         recommended=RECOMMENDED_GUIDANCE_SCALE,
         seed=seed,
         training=training(log, STAGES),
-        max_weight=MAX_WEIGHT,
         versions=versions(),
         own=own,
         valid=valid,

@@ -1,4 +1,4 @@
-"""Stage 3: the denoising network, trained by regression on the noise that an ideal network predicts."""
+"""Stage 3: the denoising network, trained by regression on the velocity that an ideal network predicts."""
 
 import copy
 import time
@@ -18,10 +18,9 @@ from dpdmd.world.drawings.captions import EMPTY, GROUP_PROB, WORDINGS, drawings_
 from dpdmd.world.drawings.catalogue import catalogue
 from tools.pretrain.denoiser import EMPTY_CAPTION_PROB, MIN_TIME, learning_rate_factor, step_optimizers
 from tools.pretrain.drawings.latents import drawing_latents
-from tools.pretrain.drawings.posterior import exact_noise
+from tools.pretrain.drawings.posterior import exact_velocity
 from tools.pretrain.muon import muon_and_adamw
 
-MAX_WEIGHT = 50.0
 EMA_DECAY = 0.998
 SNAPSHOT_EVERY = 250  # steps
 
@@ -52,19 +51,17 @@ def denoising_error(
     time_shift: float,
     rng: torch.Generator,
 ) -> Tensor:
-    """Squared errors (B,) of the predicted noise to the exact one, each weighted by min(1 / alpha^2, MAX_WEIGHT).
+    """Squared errors (B,) of the predicted velocity to the exact one.
 
-    Since eps = (x_t - alpha x_0) / sigma, the weight 1 / alpha^2 = 1 + sigma^2 / alpha^2 adds the error of x_0 to that
-    of eps. prompts: (B,), rows of `cond` and of member (C, N).
+    prompts: (B,), rows of `cond` and of member (C, N).
     """
     path, latents = adapter.path, drawing_latents()
     eps = torch.randn(len(prompts), *latents.shape[1:], generator=rng)
     x0 = latents[torch.multinomial(member[prompts].float(), 1, generator=rng).squeeze(1)]
     t = sample_times(len(prompts), rng, low=MIN_TIME, high=1.0, shift=time_shift)
     x_t = add_noise(path, x0, eps, t)
-    target = exact_noise(x_t, path.alpha(t), path.sigma(t), latents, member[prompts])
-    errors = (adapter.predict(network, x_t, t, cond[prompts]).eps - target).square().mean((1, 2, 3))
-    return errors * path.alpha(t).square().reciprocal().clamp_max(MAX_WEIGHT)
+    target = exact_velocity(x_t, path.alpha(t), path.sigma(t), latents, member[prompts])
+    return (adapter.predict(network, x_t, t, cond[prompts]).velocity - target).square().mean((1, 2, 3))
 
 
 def train_denoiser(
@@ -107,7 +104,7 @@ def train_denoiser(
         if step % 50 == 0 or step == num_steps - 1:
             progress.set_postfix(loss=f"{running:.4f}")
             seconds = time.perf_counter() - started
-            log({"stage": "unet", "step": step, "loss": running, "seconds": seconds})
+            log({"stage": "transformer", "step": step, "loss": running, "seconds": seconds})
         if step % SNAPSHOT_EVERY == SNAPSHOT_EVERY - 1:
             _save(snapshot, step + 1, network, ema, optimizers)
     return ema.eval()

@@ -19,6 +19,7 @@ from dpdmd.world.drawings.oracle import luma_chroma
 PATCH = 8  # pixels
 LATENT_CHANNELS = 16
 LATENT_SIZE = 4
+PATCH_SIZE = 2  # of the denoising network, in latents
 
 
 def project(images: Tensor) -> Tensor:

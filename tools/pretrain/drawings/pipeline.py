@@ -1,36 +1,36 @@
-"""The pipeline of the drawings with an untrained U-Net and the trained autoencoder and text encoders."""
+"""The pipeline of the drawings with an untrained transformer and the trained autoencoder and text encoders."""
 
 from pathlib import Path
 
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from tools.pretrain.drawings.latents import LATENT_CHANNELS, LATENT_SIZE
+from tools.pretrain.drawings.latents import LATENT_CHANNELS, LATENT_SIZE, PATCH_SIZE
 from tools.pretrain.drawings.text_encoders import new_tokenizer
-from tools.pretrain.pipelines import noise_pipeline
+from tools.pretrain.pipelines import flow_pipeline
 from tools.pretrain.text_encoders import HIDDEN_SIZE
 
 
-def new_unet() -> UNet2DConditionModel:
-    """Build an untrained U-Net like SDXL's, with attention to the caption at 4 x 4 and at 2 x 2."""
-    time_size = 32
-    return UNet2DConditionModel(
+def new_transformer() -> SD3Transformer2DModel:
+    """Build an untrained MMDiT: four image tokens (4 x 4 latents, patch size 2), width 184, three blocks.
+
+    Without normalised queries and keys, as in Stable Diffusion 3 medium: the softmax of an ideal network's attention is
+    the sharper the less noise there is, and normalised queries know nothing of the noise.
+    """
+    return SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
+        patch_size=PATCH_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 112),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        layers_per_block=1,
-        attention_head_dim=(2, 4),  # diffusers' name for the number of heads
-        cross_attention_dim=2 * HIDDEN_SIZE,
-        use_linear_projection=True,
-        norm_num_groups=16,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=time_size,
-        projection_class_embeddings_input_dim=HIDDEN_SIZE + 6 * time_size,
+        num_layers=3,
+        attention_head_dim=46,
+        num_attention_heads=4,
+        joint_attention_dim=2 * HIDDEN_SIZE,
+        caption_projection_dim=184,
+        pooled_projection_dim=2 * HIDDEN_SIZE,
+        pos_embed_max_size=LATENT_SIZE // PATCH_SIZE,
     )
 
 
-def new_pipeline(parts: Path) -> StableDiffusionXLPipeline:
-    """Build a StableDiffusionXLPipeline; parts: folder of the trained components. The empty prompt is encoded."""
-    return noise_pipeline(parts, new_unet(), new_tokenizer())
+def new_pipeline(parts: Path) -> StableDiffusion3Pipeline:
+    """Build a StableDiffusion3Pipeline with scheduler shift 3; parts: folder of the trained components."""
+    return flow_pipeline(parts, new_transformer(), new_tokenizer())

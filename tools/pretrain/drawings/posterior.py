@@ -1,4 +1,4 @@
-"""The noise that an ideal network predicts: a world of finitely many drawings has it in closed form."""
+"""The velocity that an ideal network predicts: a world of finitely many drawings has it in closed form."""
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ def posterior_mean(x_t: Tensor, alpha: Tensor, sigma: Tensor, latents: Tensor, m
     return (weights @ flat).view_as(x_t)
 
 
-def exact_noise(x_t: Tensor, alpha: Tensor, sigma: Tensor, latents: Tensor, member: Tensor) -> Tensor:
-    """E[eps | x_t] = (x_t - alpha E[x_0 | x_t]) / sigma, the prediction of least loss; see `posterior_mean`."""
+def exact_velocity(x_t: Tensor, alpha: Tensor, sigma: Tensor, latents: Tensor, member: Tensor) -> Tensor:
+    """E[eps - x_0 | x_t] = (x_t - alpha E[x_0 | x_t]) / sigma - E[x_0 | x_t], the prediction of least loss.
+
+    Arguments as of `posterior_mean`.
+    """
     x0 = posterior_mean(x_t, alpha, sigma, latents, member)
     alpha, sigma = (value.view(-1, *[1] * (x_t.ndim - 1)) for value in (alpha, sigma))
-    return (x_t - alpha * x0) / sigma
+    return (x_t - alpha * x0) / sigma - x0

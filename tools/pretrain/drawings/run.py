@@ -18,19 +18,19 @@ from tools.pretrain.drawings.pipeline import new_pipeline
 from tools.pretrain.drawings.text_encoders import new_tokenizer, train_text_encoder
 from tools.pretrain.run import logger
 
-STAGES = ("autoencoder", "text", "unet", "finish", "assemble", "card")
+STAGES = ("autoencoder", "text", "transformer", "finish", "assemble", "card")
 NUM_STEPS = {
     "encoder": 1500,
     "decoder": 6000,
     "decoder_2": 3500,
     "decoder_3": 2000,
     "decoder_4": 2800,
-    "text": 500,
-    "unet": 7500,
+    "text": 1200,
+    "transformer": 11_000,
 }
-BATCH_SIZE = {"autoencoder": 16, "text": 128, "unet": 128}
-LEARNING_RATES = (1.2e-2, 5e-3)  # of Muon and AdamW
-TIME_SHIFT = 1.5
+BATCH_SIZE = {"autoencoder": 16, "text": 128, "transformer": 128}
+LEARNING_RATES = (1e-2, 4e-3)  # of Muon and AdamW
+TIME_SHIFT = 1.0
 FOLDER = "teacher"
 
 
@@ -57,8 +57,8 @@ def pretrain_drawings(out: str | Path, *, stage: str = "all", seed: int = 0, sca
             if not (parts / f"text_encoder_{number}").exists():
                 encoder = train_text_encoder(new_tokenizer(), number, steps["text"], BATCH_SIZE["text"], seed, log)
                 encoder.save_pretrained(parts / f"text_encoder_{number}")
-    if "unet" in todo and not (parts / "unet.safetensors").exists():
-        _train_unet(parts, steps["unet"], seed, log)
+    if "transformer" in todo and not (parts / "transformer.safetensors").exists():
+        _train_transformer(parts, steps["transformer"], seed, log)
     if "finish" in todo and not (parts / "finished_vae").exists():
         _finish(parts, steps, seed, log)
     if "assemble" in todo:
@@ -68,7 +68,7 @@ def pretrain_drawings(out: str | Path, *, stage: str = "all", seed: int = 0, sca
     return out
 
 
-def _train_unet(parts: Path, num_steps: int, seed: int, log) -> None:
+def _train_transformer(parts: Path, num_steps: int, seed: int, log) -> None:
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as untrained:
         new_pipeline(parts).save_pretrained(untrained)
@@ -76,14 +76,14 @@ def _train_unet(parts: Path, num_steps: int, seed: int, log) -> None:
         network = train_denoiser(
             adapter,
             num_steps=num_steps,
-            batch_size=BATCH_SIZE["unet"],
+            batch_size=BATCH_SIZE["transformer"],
             learning_rates=LEARNING_RATES,
             time_shift=TIME_SHIFT,
             seed=seed,
-            snapshot=parts / "unet-snapshot.safetensors",
+            snapshot=parts / "transformer-snapshot.safetensors",
             log=log,
         )
-    write_tensors(parts / "unet.safetensors", network.state_dict())
+    write_tensors(parts / "transformer.safetensors", network.state_dict())
 
 
 def _finish(parts: Path, num_steps: dict[str, int], seed: int, log) -> None:
@@ -92,7 +92,7 @@ def _finish(parts: Path, num_steps: dict[str, int], seed: int, log) -> None:
         pipeline.save_pretrained(untrained)
         adapter = load_adapter(untrained)
         network = adapter.load_network().eval()
-        network.load_state_dict(read_tensors(parts / "unet.safetensors"))
+        network.load_state_dict(read_tensors(parts / "transformer.safetensors"))
         vae = finish_decoder(
             pipeline.vae,
             adapter,
@@ -114,7 +114,7 @@ def assemble(parts: Path, out: Path) -> None:
     """
     pipeline = new_pipeline(parts)
     pipeline.vae = AutoencoderKL.from_pretrained(parts / "finished_vae")
-    pipeline.unet.load_state_dict(read_tensors(parts / "unet.safetensors"))
+    pipeline.transformer.load_state_dict(read_tensors(parts / "transformer.safetensors"))
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out, safe_serialization=True)
     for name in ("text_encoder", "text_encoder_2"):
