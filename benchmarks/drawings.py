@@ -1,21 +1,26 @@
 """Students of the teacher of drawings: how many of a prompt's drawings do they still draw?
 
-    python -m benchmarks.drawings --seeds 0 1 2 --jobs 2
+    python -m benchmarks.drawings --jobs 2                              everything: some hours on two cores
+    python -m benchmarks.drawings --arms dmd dp_dmd --seeds 0           only these students
 
-DMD and DP-DMD by their shipped recipes, with 4,800 and 5,100 forwards per sample of a batch. Each student draws 24
-prompts x 64 images, and is compared with the teacher's images of other seeds; the teacher at a third set of seeds is
-the floor. An interrupted command can be run again. Writes benchmarks/results/drawings.json and
+DMD and DP-DMD by their shipped recipes; DMD with a perceptual and an adversarial term, and DP-DMD as published, with
+the settings that they had for scenes. All spend 4,800 forwards per sample of a batch. Each student draws 24 prompts x 64
+images, and is compared with the teacher's images of other seeds; the teacher at a third set of seeds is the floor. An
+interrupted command can be run again. Writes benchmarks/results/drawings.json and
 docs/images/drawings.png: eight seeds of six prompts by the teacher and by the students of the first training seed, all
 from the same noise.
 """
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks.other_seeds import ADVERSARIAL, OF_THE_PAPER, PERCEPTUAL, budget
+from benchmarks.pareto import BEFORE
 from dpdmd.compare.arms import REFERENCE, Arm, Run, arrange
 from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import measure
@@ -24,7 +29,6 @@ from dpdmd.store.provenance import surroundings
 from dpdmd.world.find import world_named
 
 TEACHER = "drawings"
-RECIPES = {"dmd": "drawings_dmd", "dp_dmd": "drawings_dp_dmd"}
 LABELS = {"same_seeds": "Teacher, 30 steps", "dmd": "DMD, 4 steps", "dp_dmd": "DP-DMD, 4 steps"}
 # The teacher is sampled at these seeds; the students and "same_seeds" at those from 0 on.
 FIRST_SEEDS = {REFERENCE: 10_000, "floor": 20_000, "same_seeds": 0}
@@ -38,8 +42,20 @@ def all_runs(out: Path, seeds: list[int]) -> list[Run]:
     """The teacher at three sets of seeds, the reference first, then the students."""
     guided = ("--guidance-scale", "3.5", "--num-inference-steps", "30")
     teachers = [Arm(name, model=TEACHER, sampling=(*guided, "--seed", str(n))) for name, n in FIRST_SEEDS.items()]
-    quiet = {"validation.every": 0, "checkpoint.keep": 1}
-    return arrange(out, teachers, [Arm(name, recipe, quiet) for name, recipe in RECIPES.items()], seeds)
+    return arrange(out, teachers, student_arms(), seeds)
+
+
+def student_arms() -> list[Arm]:
+    """The students, with equal forwards."""
+    recipe = f"{TEACHER}_dp_dmd"
+    arms = [
+        Arm("dmd", f"{TEACHER}_dmd"),
+        Arm("dmd_perceptual", f"{TEACHER}_dmd", PERCEPTUAL),
+        Arm("dmd_adversarial", f"{TEACHER}_dmd", ADVERSARIAL),
+        Arm("dp_dmd_published", recipe, BEFORE | OF_THE_PAPER),
+        Arm("dp_dmd", recipe),
+    ]
+    return [replace(arm, overrides=budget(arm) | arm.overrides) for arm in arms]
 
 
 def row_of(run: Run, reference: Run) -> dict[str, Any]:
@@ -73,11 +89,14 @@ def main() -> None:
     """Train, sample, score, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="training seeds; default: 0 to 4")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="train only these students")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
     parser.add_argument("--out", type=Path, default=Path("runs", "drawings_students"))
     arguments = parser.parse_args()
     prompts = world_named(TEACHER).evaluation_prompts()
     runs = all_runs(arguments.out, arguments.seeds)
+    if arguments.arms:
+        runs = [run for run in runs if run.seed is None or run.arm.name in arguments.arms]
     how = {"prompts": prompts, "images_per_prompt": IMAGES_PER_PROMPT, "batch_size": 64}
     run_all(runs, arguments.out, **how, jobs=arguments.jobs)
     reference, *others = runs

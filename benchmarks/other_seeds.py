@@ -101,10 +101,10 @@ def student_arms(group: str) -> list[Arm]:
             Arm("dmd_adversarial", recipe, before | ADVERSARIAL),
             Arm("dp_dmd_published", recipe, before | OF_THE_PAPER),
         ]
-    return [replace(arm, overrides=_budget(arm) | arm.overrides) for arm in arms]
+    return [replace(arm, overrides=budget(arm) | arm.overrides) for arm in arms]
 
 
-def _budget(arm: Arm) -> dict[str, Any]:
+def budget(arm: Arm) -> dict[str, Any]:
     """As many updates as the forwards allow, and the students on the way."""
     assert arm.recipe is not None, "a student has a recipe"
     recipe = load_recipe(arm.recipe, arm.settings())

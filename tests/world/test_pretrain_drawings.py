@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, SD3Transformer2DModel
 from torch import nn
 
 from dpdmd.method.denoiser import Condition
@@ -21,7 +21,7 @@ from tools.pretrain.drawings import card, denoiser, finish, run
 from tools.pretrain.drawings.autoencoder import fit, new_autoencoder
 from tools.pretrain.drawings.latents import drawing_latents, project
 from tools.pretrain.drawings.pipeline import new_pipeline
-from tools.pretrain.drawings.posterior import exact_noise, posterior_mean
+from tools.pretrain.drawings.posterior import exact_velocity, posterior_mean
 from tools.pretrain.drawings.text_encoders import new_tokenizer, target_states, train_text_encoder
 from tools.pretrain.muon import Muon, muon_and_adamw, orthogonalised
 from tools.pretrain.text_encoders import HIDDEN_SIZE, tokenize
@@ -36,8 +36,13 @@ def parts(tmp_path_factory):
         encoder = train_text_encoder(new_tokenizer(), number, 1, 2, 0, log=lambda row: None)
         encoder.save_pretrained(folder / f"text_encoder_{number}")
     whole = new_pipeline(folder)
-    config = {**whole.unet.config, "block_out_channels": (16, 16), "attention_head_dim": (1, 1)}
-    whole.unet = UNet2DConditionModel.from_config(config)
+    config = {
+        **whole.transformer.config,
+        "attention_head_dim": 12,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 24,
+    }
+    whole.transformer = SD3Transformer2DModel.from_config(config)
     whole.save_pretrained(folder / "pipeline")
     return folder
 
@@ -60,20 +65,20 @@ def test_latents_are_linear_in_the_image():
     assert torch.allclose(mixed, torch.lerp(*drawing_latents()[:2], 0.3)[None], atol=1e-5)
 
 
-def test_the_exact_noise_follows_bayes_rule():
+def test_the_exact_velocity_follows_bayes_rule():
     """Against posterior weights by Gaussian densities, in double precision and drawing by drawing."""
     rng = torch.Generator().manual_seed(0)
     latents, x_t = torch.randn(5, 2, 2, 1, generator=rng), torch.randn(3, 2, 2, 1, generator=rng)
     alpha, sigma = torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0.4, 0.8, 0.99])
     member = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 1, 0]]).bool()
-    noise = exact_noise(x_t, alpha, sigma, latents, member)
+    velocity = exact_velocity(x_t, alpha, sigma, latents, member)
     for b in range(3):
         own = latents[member[b]].double().flatten(1)
         density = torch.distributions.Normal(float(alpha[b]) * own, float(sigma[b]))
         joint = density.log_prob(x_t[b].double().flatten()).sum(1).exp()
         mean = (joint / joint.sum()) @ own
-        expected = (x_t[b].double().flatten() - alpha[b] * mean) / sigma[b]
-        assert torch.allclose(noise[b].flatten().double(), expected, atol=1e-5)
+        expected = (x_t[b].double().flatten() - alpha[b] * mean) / sigma[b] - mean
+        assert torch.allclose(velocity[b].flatten().double(), expected, atol=1e-5)
 
 
 def test_the_posterior_mean_is_the_only_drawing_or_the_nearest_one_without_noise():
@@ -169,24 +174,22 @@ def test_membership_is_what_a_caption_may_mean():
         assert row.nonzero().squeeze(1).tolist() == drawings.tolist()
 
 
-def test_the_error_of_an_ideal_network_is_zero_and_of_another_weighted():
-    """A network that is off by one everywhere has the mean weight as its error."""
+def test_the_error_of_an_ideal_network_is_zero_and_of_another_its_square():
     path, member, latents = FlowPath(), denoiser.membership(), drawing_latents()
 
     def adapter(offset):
         def predict(network, x_t, t, rows):
-            eps = exact_noise(x_t, path.alpha(t), path.sigma(t), latents, member[rows])
-            seen.append(path.alpha(t).square().reciprocal().clamp_max(denoiser.MAX_WEIGHT))
-            return SimpleNamespace(eps=eps + offset)
+            exact = exact_velocity(x_t, path.alpha(t), path.sigma(t), latents, member[rows])
+            return SimpleNamespace(velocity=exact + offset)
 
         return SimpleNamespace(path=path, predict=predict)
 
-    prompts, seen = torch.arange(0, 500, 25), []
-    for offset in (0.0, 1.0):
+    prompts = torch.arange(0, 500, 25)
+    for offset in (0.0, 1.0, -2.0):
         rng = torch.Generator().manual_seed(0)
         cond = torch.arange(len(member))
         errors = denoiser.denoising_error(adapter(offset), nn.Identity(), prompts, cond, member, 1.5, rng)
-        assert torch.allclose(errors, offset * seen[-1], rtol=1e-3, atol=1e-5)
+        assert torch.allclose(errors, torch.tensor(offset**2), rtol=1e-3, atol=1e-5)
 
 
 def test_an_interrupted_training_ends_at_the_same_weights(parts, tmp_path, monkeypatch):
@@ -261,6 +264,6 @@ def test_the_recorded_command_makes_a_stock_pipeline(tmp_path, monkeypatch):
     assert isinstance(pipeline.vae, AutoencoderKL)
     assert not [path for path in (out / run.FOLDER).rglob("*.json") if str(tmp_path) in path.read_text()]
     text = (out / run.FOLDER / "README.md").read_text()
-    assert "unet 1 steps" in text and "guidance | named_accuracy" in text
+    assert "transformer 1 steps" in text and "guidance | named_accuracy" in text
     with pytest.raises(ValueError, match="stage must be one of"):
         run.pretrain_drawings(tmp_path, stage="features")

@@ -17,7 +17,7 @@ from tools.pretrain.card import NUM_INFERENCE_STEPS, RECOMMENDED_GUIDANCE_SCALE
 STOCK = {
     "scenes": (StableDiffusion3Pipeline, 28, 7.0),
     "scenes_eps": (StableDiffusionXLPipeline, 50, 5.0),
-    "drawings": (StableDiffusionXLPipeline, 50, 5.0),
+    "drawings": (StableDiffusion3Pipeline, 28, 7.0),
 }
 MAX_BYTES = {"scenes": 16 * 2**20, "scenes_eps": 16 * 2**20, "drawings": 12_000_000}
 

@@ -10,7 +10,7 @@ COEFFICIENTS, NUM_ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 def orthogonalised(gradients: Tensor) -> Tensor:
     """Matrices (N, m, n) with singular values moved to about 1, by the Newton-Schulz iteration.
 
-    Every iterate is a polynomial of X X^T times X, so that all but the first and the last product are of (m, m), m <= n.
+    Every iterate is a polynomial of X X^T times X: all products but the first and the last are of (m, m), m <= n.
     """
     a, b, c = COEFFICIENTS
     tall = gradients.shape[1] > gradients.shape[2]

@@ -123,7 +123,7 @@ def noise_pipeline(
 def flow_pipeline(
     parts: Path, transformer: SD3Transformer2DModel, tokenizer: PreTrainedTokenizerFast
 ) -> StableDiffusion3Pipeline:
-    """Build a StableDiffusion3Pipeline with scheduler shift 3 and a silent T5. parts: folder of the trained components."""
+    """Build a StableDiffusion3Pipeline with scheduler shift 3 and a silent T5; parts: of the trained components."""
     first, second = (CLIPTextModelWithProjection.from_pretrained(parts / f"text_encoder_{i}").eval() for i in (1, 2))
     return StableDiffusion3Pipeline(
         transformer=transformer,

@@ -37,6 +37,7 @@ def new_autoencoder() -> AutoencoderKL:
         norm_num_groups=8,
         sample_size=32,
         scaling_factor=1.0,
+        shift_factor=0.0,
         use_quant_conv=False,
         use_post_quant_conv=False,
         mid_block_add_attention=False,

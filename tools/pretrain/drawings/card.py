@@ -26,7 +26,16 @@ COLUMNS = (
     "total_variation_true",
     "total_variation_floor",
 )
-STAGES = ("encoder", "decoder", "decoder_2", "text_encoder_1", "text_encoder_2", "transformer", "decoder_3", "decoder_4")
+STAGES = (
+    "encoder",
+    "decoder",
+    "decoder_2",
+    "text_encoder_1",
+    "text_encoder_2",
+    "transformer",
+    "decoder_3",
+    "decoder_4",
+)
 
 CARD = """\
 ---
