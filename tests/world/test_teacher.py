@@ -19,7 +19,7 @@ STOCK = {
     "scenes_eps": (StableDiffusionXLPipeline, 50, 5.0),
     "drawings": (StableDiffusion3Pipeline, 28, 7.0),
 }
-MAX_BYTES = {"scenes": 16 * 2**20, "scenes_eps": 16 * 2**20, "drawings": 12_000_000}
+MAX_BYTES = {"scenes": 8_000_000, "scenes_eps": 10_000_000, "drawings": 12_000_000}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

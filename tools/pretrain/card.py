@@ -44,6 +44,8 @@ trained from scratch on scenes rendered on the fly, without external data:
 - two CLIP text encoders with a word tokenizer;
 - {remarks}
 
+All weights are stored in fp16 and loaded in fp32 on a CPU.
+
 ```python
 from diffusers import {pipeline}
 
@@ -77,8 +79,7 @@ a `FlowMatchEulerDiscreteScheduler` with shift 3;
     "unet": """\
 a `DDIMScheduler` with the betas of SDXL and trailing timesteps.
 
-The network predicts the noise. The unconditional prompt is the encoded empty prompt. The network's weights are stored
-in fp16 and loaded in fp32.""",
+The network predicts the noise. The unconditional prompt is the encoded empty prompt.""",
 }
 
 

@@ -6,6 +6,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -20,6 +21,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from dpdmd.store.files import read_json, write_json
 from tools.pretrain.text_encoders import HIDDEN_SIZE, new_tokenizer
 
 LATENT_SIZE = 8
@@ -136,3 +138,17 @@ def flow_pipeline(
         text_encoder_3=silent_t5(len(tokenizer)),
         tokenizer_3=tokenizer,
     )
+
+
+def save_in_half_precision(pipeline: DiffusionPipeline, out: Path) -> None:
+    """Write a pipeline whose weights are stored in fp16, half as large, and loaded in fp32 on a CPU.
+
+    transformers loads weights in the dtype that their configuration names, diffusers in fp32. The text encoders'
+    therefore names fp32, so that all parts load alike.
+    """
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(out, safe_serialization=True)
+    for config in out.glob("text_encoder*/config.json"):
+        write_json(config, {**read_json(config), "dtype": "float32"})
+    config = out / "vae" / "config.json"  # in which diffusers writes where it was read from
+    write_json(config, {key: value for key, value in read_json(config).items() if key != "_name_or_path"})

@@ -35,7 +35,6 @@ class Teacher:
         at half the learning rate of the previous round. Every finished round is saved, so an interruption loses at most
         one.
     learning_rates: of Muon and AdamW. time_shift: shift of the noise levels in training; 1 = uniform.
-    saved_dtype: dtype of the network's weights in the folder, which is shipped with the package.
     """
 
     pipeline: Callable[[Path], DiffusionPipeline]
@@ -44,13 +43,12 @@ class Teacher:
     batch_size: int
     learning_rates: tuple[float, float]
     time_shift: float
-    saved_dtype: torch.dtype = torch.float32
 
 
 # The keys are the component names of the denoising networks, which are also the names of their stages.
 TEACHERS = {
     "transformer": Teacher(sd3_pipeline, "teacher", (11_500, 10_000), 192, (6e-3, 3e-3), 1.5),
-    "unet": Teacher(sdxl_pipeline, "teacher_eps", (8_000,), 128, (6e-3, 6e-3), 1.0, torch.float16),
+    "unet": Teacher(sdxl_pipeline, "teacher_eps", (8_000,), 128, (6e-3, 6e-3), 1.0),
 }
 STAGES = ("autoencoder", "text", *TEACHERS, "assemble", "features", "card")
 
@@ -157,5 +155,4 @@ def assemble(parts: Path, name: str, out: Path) -> None:
     """Write the trained components as a stock pipeline folder."""
     pipeline = TEACHERS[name].pipeline(parts)
     getattr(pipeline, name).load_state_dict(read_tensors(_trained(parts, name)))
-    getattr(pipeline, name).to(TEACHERS[name].saved_dtype)
-    pipeline.save_pretrained(out, safe_serialization=True)
+    save_in_half_precision(pipeline, out)

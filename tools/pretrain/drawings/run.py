@@ -7,7 +7,6 @@ import torch
 from diffusers import AutoencoderKL
 
 from dpdmd.models.load import load_adapter
-from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import read_tensors, write_tensors
 from tools.pretrain.card import NUM_INFERENCE_STEPS
 from tools.pretrain.drawings import card
@@ -16,6 +15,7 @@ from tools.pretrain.drawings.denoiser import train_denoiser
 from tools.pretrain.drawings.finish import finish_decoder
 from tools.pretrain.drawings.pipeline import new_pipeline
 from tools.pretrain.drawings.text_encoders import new_tokenizer, train_text_encoder
+from tools.pretrain.pipelines import save_in_half_precision
 from tools.pretrain.run import logger
 
 STAGES = ("autoencoder", "text", "transformer", "finish", "assemble", "card")
@@ -107,18 +107,8 @@ def _finish(parts: Path, num_steps: dict[str, int], seed: int, log) -> None:
 
 
 def assemble(parts: Path, out: Path) -> None:
-    """Write the trained components as a stock pipeline folder, all of them in half precision.
-
-    transformers loads weights in the dtype that their configuration names, diffusers in fp32. The text encoders'
-    therefore names fp32, so that all parts load alike.
-    """
+    """Write the trained components as a stock pipeline folder."""
     pipeline = new_pipeline(parts)
     pipeline.vae = AutoencoderKL.from_pretrained(parts / "finished_vae")
     pipeline.transformer.load_state_dict(read_tensors(parts / "transformer.safetensors"))
-    pipeline.to(torch.float16)
-    pipeline.save_pretrained(out, safe_serialization=True)
-    for name in ("text_encoder", "text_encoder_2"):
-        config = out / name / "config.json"
-        write_json(config, {**read_json(config), "dtype": "float32"})
-    config = out / "vae" / "config.json"  # in which diffusers writes where it was read from
-    write_json(config, {key: value for key, value in read_json(config).items() if key != "_name_or_path"})
+    save_in_half_precision(pipeline, out)
