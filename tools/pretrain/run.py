@@ -18,7 +18,7 @@ from tools.pretrain.autoencoder import train_autoencoder
 from tools.pretrain.card import IMAGES_PER_PROMPT, write_card
 from tools.pretrain.denoiser import latent_cache, train_denoiser
 from tools.pretrain.features import train_features
-from tools.pretrain.pipelines import sd3_pipeline, sdxl_pipeline
+from tools.pretrain.pipelines import save_in_half_precision, sd3_pipeline, sdxl_pipeline
 from tools.pretrain.text_encoders import new_tokenizer, train_text_encoder
 
 NUM_SCENES = 120_000
