@@ -28,7 +28,16 @@ from dpdmd.store.provenance import surroundings
 from dpdmd.world.find import world_named
 
 TEACHER = "drawings"
-LABELS = {"same_seeds": "Teacher, 30 steps", "dmd": "DMD, 4 steps", "dp_dmd": "DP-DMD, 4 steps"}
+LABELS = {
+    "floor": "teacher at a third set of seeds (floor)",
+    "same_seeds": "teacher at the students' seeds",
+    "dmd": "DMD",
+    "dmd_perceptual": "DMD + perceptual",
+    "dmd_adversarial": "DMD + adversarial",
+    "dp_dmd_published": "DP-DMD as published",
+    "dp_dmd": "**DP-DMD**",
+}
+COLUMNS = {"same_seeds": "Teacher, 30 steps", "dmd": "DMD, 4 steps", "dp_dmd": "DP-DMD, 4 steps"}  # of the picture
 # The teacher is sampled at these seeds; the students and "same_seeds" at those from 0 on.
 FIRST_SEEDS = {REFERENCE: 10_000, "floor": 20_000, "same_seeds": 0}
 IMAGES_PER_PROMPT = 64
@@ -73,7 +82,7 @@ def picture(runs: Sequence[Run], prompts: list[str]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for column, run in enumerate(runs):
         left = GAP + column * (block + GAP)
-        draw.text((left, GAP // 2), LABELS[run.arm.name], font=ImageFont.load_default(20), fill="#1b1f24")
+        draw.text((left, GAP // 2), COLUMNS[run.arm.name], font=ImageFont.load_default(20), fill="#1b1f24")
         for row, index in enumerate(chosen):
             top = GAP + TITLE + row * line
             draw.text((left, top + 6), prompts[index], font=ImageFont.load_default(14), fill="#424a53")
@@ -101,7 +110,7 @@ def main() -> None:
     reference, *others = runs
     rows = [row_of(run, reference) for run in others if failure(run) is None]
     write_json(RESULTS, {"rows": rows, "provenance": surroundings()})
-    shown = [run for run in others if run.arm.name in LABELS and run.seed in (None, arguments.seeds[0])]
+    shown = [run for run in others if run.arm.name in COLUMNS and run.seed in (None, arguments.seeds[0])]
     picture(shown, prompts).save(PICTURE, optimize=True)
     print(f"written to {RESULTS} and {PICTURE}")
 
