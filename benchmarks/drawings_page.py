@@ -11,8 +11,7 @@ from typing import Any
 
 from benchmarks.drawings import FIRST_SEEDS, LABELS, RESULTS, TEACHER
 from benchmarks.pareto_page import cell, fill, markdown
-from dpdmd.compare.summary import PROMPTS, summarise_runs
-from dpdmd.evaluate.metrics import metric_of
+from dpdmd.compare.summary import PROMPTS, summarise, summarise_runs
 from dpdmd.models.load import built_in_teacher
 from dpdmd.store.files import read_json, write_text
 
@@ -48,6 +47,7 @@ def students_table(rows: list[dict[str, Any]]) -> str:
     for name, label in LABELS.items():
         if own := [row for row in rows if row["arm"] == name]:
             summary = summarise_runs([row["metrics"] | {"intervals": row["intervals"]} for row in own])
+            summary["modes_share"] = summarise([row["metrics"]["modes_share"] for row in own])
             seeds = "" if name in FIRST_SEEDS else str(len(own))
             lines.append([label, seeds, *(cell(summary.get(key), digits) for key, (_, digits) in COLUMNS.items())])
     return markdown(["model", "seeds", *(heading for heading, _ in COLUMNS.values())], lines)
