@@ -100,7 +100,7 @@ def test_scores_are_told_in_words_and_diversity_comes_first():
     assert found[2:4] == ["Diversity", "  diversity kept    89 %  [83 %, 94 %]"]
     text = "\n".join(found)
     assert "  Frechet distance  0.215  (lower is better)" in text and "left out: KID: one image" in text
-    assert "clean scenes      95 %  (higher is better)" in text and "Other\n  new score         3.00" in text
+    assert "clean images      95 %  (higher is better)" in text and "Other\n  new score         3.00" in text
     assert not re.search(r"[a-z]_[a-z]|frechet_reliable", text)
     assert found[-2:] == ["Diversity", "  diversity kept  50 %"]
 

@@ -18,7 +18,7 @@ from dpdmd.world.find import world_named
 
 logger = logging.getLogger(__name__)
 
-IN_WORDS = """The demo distils the built-in teacher, which draws in 30 steps, into students of 4 steps: one by
+IN_WORDS = """The demo distils a built-in teacher, which draws in 30 steps, into students of 4 steps: one by
 DMD, which tends to draw the same image for every seed, and one by DP-DMD, which is made to keep its
 teacher's diversity. Then all of them draw {prompts} prompts with {seeds} seeds each, and a page shows how they compare.
 It takes about four minutes on two CPU cores. Stop it with Ctrl-C; the same command goes on from there.
@@ -36,10 +36,10 @@ def demo_arms(seed: int = 0, updates: int | None = None) -> list[Arm]:
     """
     overrides = {"train.seed": seed} | ({} if updates is None else {"train.num_updates": updates})
     return [
-        Arm(REFERENCE, model="scenes"),
-        Arm(FEW_STEPS, model="scenes", sampling=("--num-inference-steps", str(NUM_FEW_STEPS))),
-        Arm("dmd", "scenes_dmd", overrides),
-        Arm("dp_dmd", "scenes_dp_dmd", overrides),
+        Arm(REFERENCE, model=WORLD),
+        Arm(FEW_STEPS, model=WORLD, sampling=("--num-inference-steps", str(NUM_FEW_STEPS))),
+        Arm("dmd", f"{WORLD}_dmd", overrides),
+        Arm("dp_dmd", f"{WORLD}_dp_dmd", overrides),
     ]
 
 

@@ -57,13 +57,13 @@ def test_a_difference_whose_interval_spans_zero_is_not_settled():
         return arm(label, diversity_share=0.9, validity=sum(values) / len(values), per_prompt=rows)
 
     close = told(dmd=scored("DMD", [0.9, 0.8, 0.7, 0.9]), dp_dmd=scored("DP-DMD", [0.8, 0.9, 0.8, 0.8]))
-    (remark,) = (text for text in close.remarks if "clean scenes" in text)
+    (remark,) = (text for text in close.remarks if "clean images" in text)
     assert (
-        "Whether DP-DMD or DMD is ahead in clean scenes is not settled by these prompts: 0.0 percentage points"
+        "Whether DP-DMD or DMD is ahead in clean images is not settled by these prompts: 0.0 percentage points"
         in remark
     )
     apart = told(dmd=scored("DMD", [0.5, 0.4, 0.3, 0.5]), dp_dmd=scored("DP-DMD", [0.8, 0.9, 0.8, 0.8]))
-    assert not any("clean scenes" in text for text in apart.remarks)
+    assert not any("clean images" in text for text in apart.remarks)
     assert "no difference" not in str([close, apart])
 
 

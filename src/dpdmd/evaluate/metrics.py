@@ -207,8 +207,8 @@ METRICS = (
     ),
     Metric(
         "validity",
-        "clean scenes",
-        "Share of images that are a clean scene of the built-in world.",
+        "clean images",
+        "Share of images that are clean scenes or drawings of the built-in world, and no blends or blurs.",
         "percent",
         HIGHER,
         QUALITY,

@@ -101,7 +101,7 @@ def overdriven(arm: ArmReport, teacher: ArmReport | None) -> bool:
 
 def _quality(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str | None:
     sentences = []
-    for key, what in (("named_accuracy", "What a prompt names is drawn right"), ("validity", "A clean scene is drawn")):
+    for key, what in (("named_accuracy", "What a prompt names is drawn right"), ("validity", "A clean image is drawn")):
         parts = [
             f"{percent(arm.metrics[key])} of the time by {arm.label}"
             for arm in students.values()
@@ -131,7 +131,7 @@ def _scores(arms: dict[str, ArmReport], students: dict[str, ArmReport]) -> str |
 def _quality_verdict(a: ArmReport, b: ArmReport) -> str | None:
     metrics = (
         ("named_accuracy", "follows the prompt better than", "in following the prompt"),
-        ("validity", "draws more clean scenes than", "in drawing clean scenes"),
+        ("validity", "draws more clean images than", "in drawing clean images"),
         *((key, f"has a better {metric_of(key).heading} than", f"in {metric_of(key).heading}") for key in SCORES),
     )
     gaps = [(difference(a, b, key), key, more, where) for key, more, where in metrics]
