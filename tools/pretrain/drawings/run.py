@@ -26,7 +26,7 @@ NUM_STEPS = {
     "decoder_3": 2000,
     "decoder_4": 2800,
     "text": 1200,
-    "transformer": 6500,
+    "transformer": 5600,
 }
 BATCH_SIZE = {"autoencoder": 16, "text": 128, "transformer": 128}
 LEARNING_RATES = (1e-2, 4e-3)  # of Muon and AdamW
