@@ -154,7 +154,7 @@ def _further_sizes(arm: ArmReport) -> dict[str, ArmReport]:
     """An arm at each further size that it was scored at, or that its validation drew."""
     assert arm.folder is not None, "a run is in a folder"
     scored = arm.metrics.get("further_sizes")
-    scored = scored if isinstance(scored, dict) else {}
+    scored = {size: own for size, own in scored.items() if SIZE.fullmatch(size)} if isinstance(scored, dict) else {}
     seen = {
         path.name for path in (arm.folder / "validation").glob("*x*") if path.is_dir() and SIZE.fullmatch(path.name)
     }
