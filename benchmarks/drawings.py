@@ -18,8 +18,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.other_seeds import ADVERSARIAL, OF_THE_PAPER, PERCEPTUAL, budget
-from benchmarks.pareto import BEFORE
+from benchmarks.other_seeds import ADVERSARIAL, PERCEPTUAL, budget
+from benchmarks.pareto import PUBLISHED
 from dpdmd.compare.arms import REFERENCE, Arm, Run, arrange
 from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import measure
@@ -60,7 +60,7 @@ def student_arms() -> list[Arm]:
         Arm("dmd", f"{TEACHER}_dmd"),
         Arm("dmd_perceptual", f"{TEACHER}_dmd", PERCEPTUAL),
         Arm("dmd_adversarial", f"{TEACHER}_dmd", ADVERSARIAL),
-        Arm("dp_dmd_published", recipe, BEFORE | OF_THE_PAPER),
+        Arm("dp_dmd_published", PUBLISHED, {"model.teacher": TEACHER, "data.prompts": TEACHER}),
         Arm("dp_dmd", recipe),
     ]
     return [replace(arm, overrides=budget(arm) | arm.overrides) for arm in arms]
