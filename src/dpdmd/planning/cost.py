@@ -127,7 +127,8 @@ def moved_bytes(plan: Plan, sizes: NetworkSizes) -> int:
     """Bytes of an offloaded state that are on the device at a time, in a step: both moments of the largest weight."""
     if not is_offloaded(plan):
         return 0
-    return 2 * BYTES * max(sizes.adapter_largest if role in plan.lora.roles else sizes.largest for role in TRAINED_ROLES)
+    largest = (sizes.adapter_largest if role in plan.lora.roles else sizes.largest for role in TRAINED_ROLES)
+    return 2 * BYTES * max(largest)
 
 
 def checkpoint_bytes(plan: Plan, sizes: NetworkSizes) -> int:

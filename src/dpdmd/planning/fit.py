@@ -82,8 +82,9 @@ def savings(
     """Settings that lower the need, cumulative, until it fits a device of `memory` bytes or none is left.
 
     The setting that costs least is taken first; at the end the optimiser is AdamW again and the micro-batch raised
-    again as far as it fits, and as few blocks are recomputed as memory allows. Settings that save nothing, or that the recipe's other settings exclude,
-    are left out. plan_with: the plan with further settings. count: a plan's `memory_need`. num_blocks: of the network.
+    again as far as it fits, and as few blocks are recomputed as memory allows. Settings that save nothing, or that the
+    recipe's other settings exclude, are left out. plan_with: the plan with further settings. count: a plan's
+    `memory_need`. num_blocks: of the network.
     """
     found: list[tuple[Settings, Need]] = []
     plan, available = plan_with(()), memory - reserve(memory)

@@ -311,10 +311,10 @@ class TrainConfig(Section):
     )
     optimiser: Literal["adamw", "adamw_8bit", "adamw_offloaded", "adafactor"] = Field(
         default="adamw",
-        description="adamw_8bit: moments in 8 bits (bitsandbytes), a quarter of the memory. adamw_offloaded: moments in "
-        "the CPU's memory, copied to the device and back in every update. adafactor: statistics of "
-        "rows and columns instead of moments, nearly no memory; its learning rates are relative to the size of the "
-        "weights it changes, 1e-3 or so.",
+        description="adamw_8bit: moments in 8 bits (bitsandbytes), a quarter of the memory. adamw_offloaded: moments "
+        "in the CPU's memory, copied to the device and back in every update. adafactor: statistics of rows and columns "
+        "instead of moments, nearly no memory; its learning rates are relative to the size of the weights it changes, "
+        "1e-3 or so.",
     )
     learning_rate: float = Field(default=1e-5, gt=0, le=bounds.RATE, description="Learning rate of the student.")
     fake_learning_rate: float | None = Field(
