@@ -2,12 +2,13 @@
 
     python -m benchmarks.memory
 
-Each combination trains a random network of 50 to 300 million parameters in a process of its own: a published
+Each combination trains a random network of 50 to 120 million parameters in a process of its own: a published
 configuration with fewer or narrower layers, and random embeddings of 77 tokens. Measured is the most that the process
-has by itself in its second update, above what it had before it loaded the model (`benchmarks.sharding.own_bytes`), and
-the pages of the model's files that it has read. What it had before includes the libraries: an update of the built-in
-teacher has used all of them. glibc returns what is freed to the kernel at once (MALLOC_MMAP_THRESHOLD_), so that
-fragmentation, for which the plan leaves some memory free, is not measured. Linux only.
+has by itself in an update, above what it had before it loaded the model (`benchmarks.sharding.own_bytes`), and the
+pages of the model's files that it has read. What it had before includes the libraries: an update of the built-in
+teacher has used all of them. A step with gradients of zero has made the optimisers' state. glibc returns what is freed
+to the kernel at once (MALLOC_MMAP_THRESHOLD_), so that fragmentation, for which the plan leaves some memory free, is
+not measured. Linux only.
 """
 
 import argparse
@@ -31,11 +32,11 @@ from benchmarks.bf16_products import are_slow, products_in_fp32
 from benchmarks.cycle import merged
 from benchmarks.full_size_phases import PROMPTS, opened
 from benchmarks.pareto_page import fill, markdown
-from benchmarks.random_pipeline import write_pipeline
+from benchmarks.random_pipeline import write_weights
 from benchmarks.sharding import PeakMemory, own_bytes
 from benchmarks.trainers import new_trainer
 from dpdmd.method.denoiser import Condition
-from dpdmd.models.base import ModelAdapter
+from dpdmd.models.base import ModelAdapter, empty_network
 from dpdmd.models.load import load_adapter, published_models
 from dpdmd.planning.cost import num_parameters
 from dpdmd.planning.fit import memory_need
@@ -46,6 +47,7 @@ from dpdmd.store.files import read_json, write_json, write_text
 from dpdmd.store.provenance import surroundings
 from dpdmd.training.parts import build_parts
 from dpdmd.training.trainer import Trainer
+from dpdmd.training.updater import Updater
 
 RESULTS, PAGE = Path("benchmarks", "results", "memory.json"), Path("docs", "performance.md")
 NUM_TOKENS = 77  # of a prompt
@@ -55,7 +57,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "sd3": (
         "stabilityai/stable-diffusion-3.5-medium",
         {
-            "num_layers": 4,
+            "num_layers": 3,
             "num_attention_heads": 12,
             "caption_projection_dim": 768,
             "pos_embed_max_size": 64,
@@ -65,18 +67,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "sdxl": (
         "stabilityai/stable-diffusion-xl-base-1.0",
         {
-            "block_out_channels": [128, 256, 512],
-            "attention_head_dim": [2, 4, 8],
+            "block_out_channels": [96, 192, 384],
+            "attention_head_dim": [2, 3, 6],
             "transformer_layers_per_block": [1, 1, 2],
         },
     ),
-    "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", {"block_out_channels": [160, 320, 320, 640]}),
-    "pixart": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", {"num_layers": 4}),
+    "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", {"block_out_channels": [128, 256, 256, 512]}),
+    "pixart": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", {"num_layers": 3}),
     "flux": (
         "black-forest-labs/FLUX.1-dev",
-        {"num_layers": 3, "num_single_layers": 6, "num_attention_heads": 6},
+        {"num_layers": 2, "num_single_layers": 4, "num_attention_heads": 6},
     ),
-    "sana": ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", {"num_layers": 2}),
+    "sana": ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", {"num_layers": 1}),
 }
 BF16 = {"train": {"precision": "bf16"}}
 ADAPTERS = merged(BF16, {"lora": {"roles": ["student", "fake_score"], "rank": 64}})
@@ -91,7 +93,7 @@ class Combination:
 
     family: str
     settings: dict[str, Any] = field(default_factory=dict)
-    size: int = 256
+    size: int = 128
 
 
 COMBINATIONS = {
@@ -105,13 +107,13 @@ COMBINATIONS = {
     "all weights, one random step, batch of 4": Combination(
         "sd3", {"train": {"random_step": True, "batch_size": 4}, "student": {"num_steps": 4}}
     ),
-    "adapters": Combination("sd3", merged(ADAPTERS, BF16_BASE), 512),
+    "adapters": Combination("sd3", merged(ADAPTERS, BF16_BASE), 256),
     "adapters on fp8": Combination("sd3", merged(ADAPTERS, FP8_BASE)),
     "adapters on fp8, recomputed, batch of 2": Combination(
         "sd3", merged(ADAPTERS, FP8_BASE, RECOMPUTED, {"train": {"batch_size": 2}})
     ),
     "U-Net, all weights": Combination("sdxl"),
-    "U-Net, adapters, recomputed": Combination("sdxl", merged(ADAPTERS, BF16_BASE, RECOMPUTED), 512),
+    "U-Net, adapters, recomputed": Combination("sdxl", merged(ADAPTERS, BF16_BASE, RECOMPUTED), 256),
     "small U-Net, all weights, moving average, batch of 2": Combination(
         "sd15", merged(EMA, {"train": {"batch_size": 2}})
     ),
@@ -126,17 +128,22 @@ COMBINATIONS = {
 
 
 def write_teacher(family: str, out: Path, changes: dict[str, Any] | None = None) -> None:
-    """The random pipeline of a family in the folder `out`. changes: to its configuration; default: those above."""
+    """A family's network with random weights in the folder `out`.
+
+    changes: to its published configuration; default: those of FAMILIES.
+    """
     model, smaller = FAMILIES[family]
-    configurations = out.parent / f"{out.name}-configurations"
-    shutil.copytree(published_models()[model], configurations)
-    (config,) = (path for name in ("transformer", "unet") if (path := configurations / name / "config.json").exists())
+    shutil.copytree(published_models()[model], out)
+    (config,) = (path for name in ("transformer", "unet") if (path := out / name / "config.json").exists())
     write_json(config, read_json(config) | (smaller if changes is None else changes))
-    write_pipeline(load_adapter(str(configurations)), out)
+    network = empty_network(load_adapter(str(out)))
+    write_weights(network, config.parent, "diffusion_pytorch_model", seed=0)
+    index = read_json(out / "model_index.json")
+    write_json(out / "model_index.json", index | {config.parent.name: ["diffusers", type(network).__name__]})
 
 
 def recipe_of(combination: Combination, teacher: Path | str, work: Path) -> Recipe:
-    """A run of two updates of two student steps, with an anchor of one teacher step."""
+    """Two student steps, and an anchor of one teacher step: every kind of call that an update has, each few times."""
     (work / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     model = {"teacher": str(teacher), "height": combination.size, "width": combination.size}
     base = {
@@ -144,7 +151,7 @@ def recipe_of(combination: Combination, teacher: Path | str, work: Path) -> Reci
         "student": {"num_steps": 2},
         "objective": {"name": "dp_dmd", "anchor": {"coarse_steps": 1}},
         "data": {"prompts": str(work / "prompts.txt"), "cache": str(work / "cache")},
-        "train": {"num_updates": 2, "batch_size": 1, "fake_updates": 1, "reuse_samples": "student"},
+        "train": {"num_updates": 1, "batch_size": 1, "fake_updates": 1, "reuse_samples": "student"},
         "validation": {"every": 0},
         "output": {"folder": str(work / "run")},
     }
@@ -175,7 +182,7 @@ def mapped_bytes(folder: Path) -> int:
 
 
 def measure(combination: Combination, teacher: Path, work: Path) -> dict[str, Any]:
-    """The peak of the second update in this process, and the plan's."""
+    """The peak of an update in this process, and the plan's."""
     with products_in_fp32() if are_slow() else nullcontext():
         scenes = Combination("scenes", combination.settings, size=32)
         new_trainer(recipe_of(scenes, "scenes", work)).iterate()
@@ -185,7 +192,8 @@ def measure(combination: Combination, teacher: Path, work: Path) -> dict[str, An
         short_texts(adapter)
         plan = resolve(recipe_of(combination, teacher, work), adapter)
         trainer = Trainer(plan, build_parts(plan, adapter))
-        trainer.iterate()
+        for updater in trainer.updaters.values():
+            make_state(updater)
         _give_back()
         settled = own_bytes()
         with PeakMemory() as memory:
@@ -203,6 +211,14 @@ def measure(combination: Combination, teacher: Path, work: Path) -> dict[str, An
         "stays": need.state,
         "seconds": seconds,
     }
+
+
+def make_state(updater: Updater) -> None:
+    """Let an optimiser have its state, by a step that changes nothing."""
+    for parameter in updater.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    updater.optimizer.step()
+    updater.optimizer.zero_grad(set_to_none=True)
 
 
 def _give_back() -> None:
