@@ -4,11 +4,11 @@
 
 Each combination trains a random network of 50 to 120 million parameters in a process of its own: a published
 configuration with fewer or narrower layers, and random embeddings of 77 tokens. Measured is the most that the process
-has by itself in an update, above what it had before it loaded the model (`benchmarks.sharding.own_bytes`), and the
-pages of the model's files that it has read. What it had before includes the libraries: an update of the built-in
-teacher has used all of them. A step with gradients of zero has made the optimisers' state. glibc returns what is freed
-to the kernel at once (MALLOC_MMAP_THRESHOLD_), so that fragmentation, for which the plan leaves some memory free, is
-not measured. Linux only.
+has by itself in an update, above what it had before it loaded the model (`benchmarks.sharding.own_bytes`). What it had
+before includes the libraries: an update of the built-in teacher has used all of them. Frozen weights have been copied
+out of their files, and a step with gradients of zero has made the optimisers' state. glibc returns what is freed to the
+kernel at once (MALLOC_MMAP_THRESHOLD_), so that fragmentation, for which the plan leaves some memory free, is not
+measured. Linux only.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.bf16_products import are_slow, products_in_fp32
 from benchmarks.cycle import merged
@@ -170,15 +171,10 @@ def short_texts(adapter: ModelAdapter) -> None:
     adapter.blank_condition = shorter  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def mapped_bytes(folder: Path) -> int:
-    """Bytes of the files in a folder that are in the memory of this process as they are on disk."""
-    total, is_ours = 0, False
-    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
-        if not line[0].isupper():  # the head of a mapping
-            is_ours = str(folder) in line
-        elif is_ours and line.startswith("Rss:"):
-            total += 1024 * int(line.split()[1])
-    return total
+def out_of_files(network: nn.Module) -> None:
+    """Copy weights out of their files, which stay mapped into memory on a CPU, as a move to a device does."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def measure(combination: Combination, teacher: Path, work: Path) -> dict[str, Any]:
@@ -192,6 +188,7 @@ def measure(combination: Combination, teacher: Path, work: Path) -> dict[str, An
         short_texts(adapter)
         plan = resolve(recipe_of(combination, teacher, work), adapter)
         trainer = Trainer(plan, build_parts(plan, adapter))
+        out_of_files(trainer.network("teacher"))
         for updater in trainer.updaters.values():
             make_state(updater)
         _give_back()
@@ -199,15 +196,14 @@ def measure(combination: Combination, teacher: Path, work: Path) -> dict[str, An
         with PeakMemory() as memory:
             trainer.iterate()
         seconds = time.perf_counter() - started
-    mapped = mapped_bytes(teacher)
     need = memory_need(plan, adapter)
-    measured = settled - before + memory.added + mapped
+    measured = settled - before + memory.added
     return {
         "parameters": num_parameters(adapter),
         "measured": measured,
         "planned": need.total,
         "ratio": need.total / measured,
-        "settled": settled - before + mapped,
+        "settled": settled - before,
         "stays": need.state,
         "seconds": seconds,
     }
