@@ -70,6 +70,10 @@ def test_the_losses_of_every_family_ask_for_no_value(family, folder, target):
     prompts = EncodedPrompts(PROMPTS, partial(encoded, adapter), ["", "fog and rain"] if target == "x0" else None)
     layout = {"seed": 0, "batch_size": 2, "accumulation": 1, "fake_updates": 1, "rank": 0, "num_processes": 1}
     source = BatchSource(prompts, plan.latent_shape, device=META, **layout)
+    with torch.no_grad():  # at its first call a network may move tables of positions
+        first = source.micro_batch("student", 0, 0)
+        for role in ("student", "teacher", "fake_score"):
+            getattr(denoisers, role)(first.noise, first.levels.to(META), first.cond)
     with Copies() as copies:
         batch = source.micro_batch("student", 0, 0)
         loss = student_loss(denoisers, plan, batch)

@@ -40,8 +40,8 @@ class Fp8Linear(nn.Linear):
 
 
 def decoded(codes: Tensor, scale: Tensor) -> Tensor:
-    """The weight that codes (rows, columns) and powers of two (rows, 1) stand for, in bf16."""
-    return codes.to(torch.bfloat16).mul_(scale)
+    """The weight that codes (rows, columns) and powers of two (rows, 1) stand for, in bf16, and no larger tensor."""
+    return codes.to(torch.bfloat16).mul_(scale.bfloat16())  # by one in fp32 a CPU would multiply in fp32
 
 
 class _Product(torch.autograd.Function):
