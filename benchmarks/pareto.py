@@ -45,6 +45,7 @@ BEFORE = {
     "objective.anchor.every": 2,
     "objective.anchor.fraction": 1.0,
     "train.fake_updates": 5,
+    "train.ida_decay": 1.0,
     "train.reuse_samples": True,
     "train.schedule": "constant",
 }
