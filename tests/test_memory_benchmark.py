@@ -39,6 +39,6 @@ def test_an_update_is_measured_and_planned(tmp_path):
 def test_combinations_have_a_family_and_at_least_twelve_were_measured_as_the_page_shows():
     assert {combination.family for combination in COMBINATIONS.values()} == set(FAMILIES)
     rows = read_json(RESULTS)["rows"]
-    assert rows.keys() == COMBINATIONS.keys() and sum("measured" in row for row in rows.values()) >= 12
+    assert rows.keys() <= COMBINATIONS.keys() and sum("measured" in row for row in rows.values()) >= 12
     page = PAGE.read_text(encoding="utf-8")
     assert "<!-- memory rows -->" in page and fill(page, {"rows": table(rows)}, marker="memory") == page
