@@ -5,12 +5,10 @@
 The model is a random SD3 whose blocks hold nearly all weights. Bytes are those that one process sends in one student
 update and its fake-score update, as `torch.distributed.tensor.debug.CommDebugMode` sees the collective operations: of a
 gathering (k - 1) / k of the whole in a group of k, as much of a reduction that scatters, twice that of another (ring
-algorithms). Memory is what a process itself has at the peak of starting, and of an update, above what it had
-before it started; `dpdmd plan --gpus` is asked for the latter as well.
+algorithms). Memory is what a process itself has at the peak of starting above what it had before.
 """
 
 import argparse
-import gc
 import json
 import multiprocessing
 import os
@@ -28,7 +26,6 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cycle import PROMPTS, merged, our_trainer, save_model
-from dpdmd.planning.fit import memory_need
 from dpdmd.store.files import write_json
 from dpdmd.store.provenance import surroundings
 
@@ -110,8 +107,7 @@ def own_bytes() -> int:
 
 
 def measure(model: Path, work: Path, settings: dict, number: int, start_only: bool) -> dict[str, Any]:
-    """One process's part of an arm: bytes sent in an update, and memory of starting and of an update."""
-    before = own_bytes()
+    """One process's part of an arm: bytes sent in an update after the first, and memory of starting."""
     with PeakMemory() as memory:
         trainer = our_trainer(model, work, settings, batch_size=1)
     network = sum(p.numel() for p in trainer.roles.modules["teacher"].parameters())
@@ -122,18 +118,12 @@ def measure(model: Path, work: Path, settings: dict, number: int, start_only: bo
         started = time.perf_counter()
         trainer.iterate()
         seconds = time.perf_counter() - started
-    gc.collect()
-    settled = own_bytes()
-    with PeakMemory() as update:
-        trainer.iterate()
     return {
         "parameters": network,
         "processes": number,
         "bytes_sent": {f"{name} in {size}": count for (name, size), count in sorted(traffic.sent.items())},
         "collectives": {str(op): count for op, count in traffic.get_comm_counts().items()},
         "start_bytes": memory.added,
-        "update_bytes": settled - before + update.added,
-        "planned_bytes": memory_need(trainer.plan, trainer.parts.adapter, number).total,
         "seconds": seconds,
     }
 
@@ -179,8 +169,6 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=6)
     args = parser.parse_args()
     rows = {}
-    if not args.start_only:
-        os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back to the kernel
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         save_model(model, width=args.width, num_blocks=args.blocks, latent_size=16)
@@ -192,10 +180,7 @@ def main() -> None:
             sent = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in rows[name]["bytes_sent"].items())
             start = rows[name]["start_bytes"] / 2**20
             size = f"{rows[name]['parameters']:,} parameters"
-            peaks = "".join(
-                f", {key} {rows[name][f'{key}_bytes'] / 2**20:.0f}" for key in ("update", "planned") if sent
-            )
-            print(f"{name}: {size}; MiB sent per update: {sent}; starting {start:.0f} MiB{peaks}", flush=True)
+            print(f"{name}: {size}; MiB sent per update: {sent}; starting {start:.0f} MiB", flush=True)
     if args.json:
         write_json(args.json, {"arms": rows, "setup": surroundings()})
 
