@@ -21,7 +21,7 @@ from benchmarks.random_pipeline import folder_bytes
 from dpdmd.evaluate.generate import sample_latents
 from dpdmd.method.denoiser import Condition
 from dpdmd.method.randomness import generator
-from dpdmd.models.attached_lora import takes_lora
+from dpdmd.models.attached_lora import network_takes_lora
 from dpdmd.models.base import ModelAdapter, decoder
 from dpdmd.models.identity import part_identities
 from dpdmd.models.load import load_adapter, load_sampler
@@ -225,7 +225,7 @@ def export(work: Work, adapter: ModelAdapter, memory: Memory) -> dict[str, Any]:
 
 def export_lora(work: Work, adapter: ModelAdapter, memory: Memory) -> dict[str, Any]:
     """The adapter alone; {} where stock diffusers has no loader for it."""
-    return _exported(work, memory, "export_lora", lora=True) if takes_lora(adapter) else {}
+    return _exported(work, memory, "export_lora", lora=True) if network_takes_lora(adapter) else {}
 
 
 def _exported(work: Work, memory: Memory, name: str, *, lora: bool) -> dict[str, Any]:

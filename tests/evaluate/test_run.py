@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from dpdmd.evaluate.diversity import pairwise_diversity
-from dpdmd.evaluate.manifest import ImageEntry, write_manifest
+from dpdmd.evaluate.in_words import lines
+from dpdmd.evaluate.manifest import ImageEntry, read_manifest, write_manifest
 from dpdmd.evaluate.run import evaluate_folder
 from dpdmd.method.randomness import generator
-from dpdmd.store.png import write_png
+from dpdmd.store.png import read_png, write_png
 from dpdmd.vision.perceptual import PerceptualDistance
 from dpdmd.world.captions import named_factors
 from dpdmd.world.features import load_scene_features
@@ -34,6 +35,18 @@ def _folder(path, images, first_seed=0):
             entries.append(ImageEntry(prompt, first_seed + j, file))
     write_manifest(path, entries)
     return path
+
+
+def _network(folder):
+    """A random vision model that sees images of any size."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+    settings = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +116,7 @@ def test_the_prompts_that_lost_most_are_listed_first(teacher, truth, tmp_path):
 
 
 def test_further_networks_give_the_same_metrics_under_their_names(teacher, collapsed, tmp_path):
-    from transformers import Dinov2Config, Dinov2Model
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "net")
-    settings = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (tmp_path / "net" / "preprocessor_config.json").write_text(json.dumps(settings))
-    name, cache = str(tmp_path / "net"), tmp_path / "cache"
+    name, cache = _network(tmp_path / "net"), tmp_path / "cache"
     both = evaluate_folder(collapsed, reference=teacher, features=["scenes", name], cache=cache)
     alone = evaluate_folder(collapsed, reference=teacher, features=name, cache=cache)
     first = evaluate_folder(collapsed, reference=teacher)
@@ -245,3 +251,46 @@ def test_images_of_the_wrong_prompt_and_gray_ones_count_as_such(tmp_path, truth)
     assert rows[PROMPTS[0]]["named_accuracy"] == 0.0 and rows[PROMPTS[0]]["validity"] == 1.0
     assert rows[PROMPTS[1]]["validity"] == 0.0 and rows[PROMPTS[1]]["effective_modes"] is None
     assert metrics["validity"] == 0.5
+
+
+def test_images_of_two_sizes_are_scored_as_two_folders_would_be(teacher, truth, tmp_path):
+    """The second size is the first one's images without their outer rows, of seeds of its own."""
+    network = _network(tmp_path / "net")
+    folders = {}
+    for name, images in (("teacher", truth), ("student", {p: i[:3].repeat(3, 1, 1, 1) for p, i in truth.items()})):
+        wide = {prompt: own[:4, :, 4:-4] for prompt, own in images.items()}
+        alone = _folder(tmp_path / name / "alone", images), _folder(tmp_path / name / "wide", wide, first_seed=100)
+        entries = []
+        for part in alone:
+            for entry in read_manifest(part).images:
+                write_png(tmp_path / name / f"{part.name}-{entry.file}", read_png(part / entry.file))
+                entries.append(ImageEntry(entry.prompt, entry.seed, f"{part.name}-{entry.file}"))
+        write_manifest(tmp_path / name, entries)
+        folders[name] = alone
+    mixed = evaluate_folder(tmp_path / "student", reference=tmp_path / "teacher", features=network)
+    (first, wide), (of_teacher, wide_of_teacher) = folders["student"], folders["teacher"]
+    pairs = [(wide, wide_of_teacher)]
+    paired = evaluate_folder(first, reference=of_teacher, further_sizes=pairs, features=network)
+    assert mixed == paired
+    assert mixed.pop("image_size") == "32x32" and set(mixed["further_sizes"]) == {"24x32"}
+    assert mixed.pop("further_sizes")["24x32"] == evaluate_folder(wide, reference=wide_of_teacher, features=network)
+    assert mixed == evaluate_folder(first, reference=of_teacher, features=network)
+    printed = "\n".join(lines(paired))
+    assert printed.startswith("images of 2 sizes (height x width), each scored by itself")
+    assert "32x32 pixels: 3 prompts, 9 images each" in printed and "24x32 pixels: 3 prompts, 4 images each" in printed
+
+
+def test_sizes_that_cannot_be_compared_are_refused(truth, tmp_path):
+    wide = {prompt: images[:, :, 4:-4] for prompt, images in truth.items()}
+    small = _folder(tmp_path / "small", truth)
+    with pytest.raises(ValueError, match="must have images of other sizes, two have 32x32"):
+        evaluate_folder(small, further_sizes=[(small, small)])
+    lost = dict(wide)
+    lost[PROMPTS[2]] = truth[PROMPTS[2]]
+    mixed = _folder(tmp_path / "mixed", lost)
+    with pytest.raises(ValueError, match=r"has some of 24x32 pixels .* has none"):
+        evaluate_folder(mixed, reference=small)
+    (tmp_path / "mixed" / "1-0.png").unlink()
+    write_png(tmp_path / "mixed" / "1-0.png", truth[PROMPTS[1]][0])
+    with pytest.raises(ValueError, match="same number of images of 24x32 pixels, got 8 for 'one blue cross' and 9"):
+        evaluate_folder(mixed)

@@ -92,7 +92,7 @@ def test_evaluate_takes_a_run_and_draws_student_and_teacher_for_the_same_prompts
     tmp_path, monkeypatch, capsys
 ):
     run = dpdmd.train(recipe_of(tmp_path / "run"), progress=False).folder
-    images, reference = draw_student_and_teacher(f"{run}@1", ["a red circle"], images_per_prompt=2)
+    [(images, reference)] = draw_student_and_teacher(f"{run}@1", ["a red circle"], images_per_prompt=2)
     assert (images, reference) == (run / "evaluation" / "step-000001", run / "evaluation" / "teacher")
     first, second = (read_json(folder / "manifest.json")["images"] for folder in (images, reference))
     assert [(i["prompt"], i["seed"]) for i in first] == [(i["prompt"], i["seed"]) for i in second]

@@ -10,7 +10,10 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from snippets import drawn_by_card, pixels
 from trainers import new_trainer, train
 
+import dpdmd
 from dpdmd.evaluate.generate import generate_folder
+from dpdmd.evaluate.run import evaluate_folder
+from dpdmd.evaluate.samples import read_samples
 from dpdmd.models.load import load_adapter
 from dpdmd.models.student_file import StudentFile
 from dpdmd.planning.cost import describe
@@ -19,6 +22,9 @@ from dpdmd.publish.export import export_run
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import dump_recipe, load_recipe
+from dpdmd.report.build import report_from_runs
+from dpdmd.report.runs import at_size, read_runs
+from dpdmd.report.validation import films
 from dpdmd.store.jsonl import read_rows
 from dpdmd.store.tensors import read_tensors
 
@@ -161,3 +167,24 @@ def test_what_cannot_have_several_sizes_is_refused(sd3_folder, tmp_path):
         resolve(load_recipe(tmp_path / "recipe.toml", ["model.sizes=[[32, 48], [32, 31]]"]), adapter)
     with pytest.raises(ValueError, match=r"model\.sizes: dmd_adversarial has networks or samples that are of one size"):
         resolve(load_recipe(tmp_path / "recipe.toml", ["objective.name=dmd_adversarial"]), adapter)
+
+
+def test_evaluate_and_report_cover_every_size(sd3_folder, tmp_path):
+    recipe = make_recipe(sd3_folder, tmp_path, SIZES[:2], validation={"every": 4, "num_seeds": 1})
+    run = train(recipe, load_adapter(sd3_folder), progress=False)
+    metrics = dpdmd.evaluate_run(run, images_per_prompt=2, out=run / "metrics.json")
+    first, second = run / "evaluation", run / "evaluation" / "48x32"
+    for folder, size in ((first, SIZES[0]), (second, SIZES[1])):
+        for name in ("step-000004", "teacher"):
+            assert {image.shape[1:] for image in read_samples(folder / name).images()} == {size}
+    scored = evaluate_folder(second / "step-000004", reference=second / "teacher")
+    assert metrics["image_size"] == "32x48" and metrics["further_sizes"]["48x32"] == scored
+    arms = read_runs([run])
+    arm, of_teacher = arms["run"].sizes["48x32"], at_size(arms, "48x32")["teacher"]
+    assert arm.metrics["saturation"] == scored["saturation"] and list(arm.pictures) == [4]
+    assert (arm.samples, of_teacher.samples) == (second / "step-000004", second / "teacher")
+    assert arms["run"].samples == first / "step-000004"
+    page = report_from_runs([run], tmp_path / "report.html").read_text()
+    assert "All of this is about images of 32x48 pixels" in page and "<h3>48x32 pixels</h3>" in page
+    assert [film.label for film in films(arms)] == ["run, 32x48 pixels", "run, 48x32 pixels"]
+    assert page.count('id="size-1-') == len(PROMPTS)

@@ -12,6 +12,7 @@ from dpdmd.method.grids import Grid, uniform_grid
 from dpdmd.method.paths import FlowPath, VPPath
 from dpdmd.method.rollout import StudentKind
 from dpdmd.publish.comfyui import FAMILIES, MOST_NOISE, noise_levels, settings, trained_shift, why_none, workflow
+from dpdmd.publish.comfyui_layout import TABLES
 
 # The outputs of each class of node, by the node documentation of ComfyUI.
 OUTPUTS = {
@@ -57,10 +58,9 @@ def flow(pipeline, *, shift=3.0, num_steps=4, grid=None, path=FLOW, is_lora=True
 @pytest.mark.parametrize("grid", [None, Grid((1.0, 0.8, 0.3, 0.1, 0.0))])
 @pytest.mark.parametrize("pipeline", FAMILIES)
 def test_every_link_leads_to_an_output_of_its_type_and_every_node_is_used(pipeline, grid, is_lora, kind):
-    if not (is_lora or FAMILIES[pipeline].reads_network):
-        assert flow(pipeline, grid=grid, is_lora=is_lora, kind=kind) is None
-        return
-    nodes = flow(pipeline, grid=grid, is_lora=is_lora, kind=kind, v_prediction=pipeline == "StableDiffusionXLPipeline")
+    assert (flow(pipeline, grid=grid, is_lora=is_lora, kind=kind) is None) == (pipeline in TABLES and not is_lora)
+    is_v = pipeline == "StableDiffusionXLPipeline"
+    nodes = flow(pipeline, grid=grid, is_lora=is_lora, kind=kind, v_prediction=is_v, one_file=True)
     used = {"saved"}
     for node in nodes.values():
         for name, value in node["inputs"].items():
@@ -179,8 +179,9 @@ def test_luminas_prompt_comes_after_its_system_prompt():
 
 
 def test_what_comfyui_does_not_draw_by_itself_has_no_workflow_and_a_reason():
-    for pipeline in ("SanaPipeline", "LongCatImagePipeline"):
-        assert flow(pipeline) is None and flow(pipeline, is_lora=False) is None
-    assert "no nodes" in why_none("SanaPipeline") and "time embedding" in why_none("LongCatImagePipeline")
-    assert flow("Krea2Pipeline", is_lora=False) is None and "--lora" in why_none("Krea2Pipeline")
+    assert flow("SanaPipeline") is None and flow("SanaPipeline", is_lora=False) is None
+    assert "no nodes" in why_none("SanaPipeline")
+    assert flow("Krea2Pipeline", is_lora=False) is None and "--one-file" in why_none("Krea2Pipeline")
+    network = flow("Krea2Pipeline", is_lora=False, one_file=True)["network"]
+    assert network["inputs"]["unet_name"] == "comfyui_student.safetensors"
     assert flow("ErnieImagePipeline", is_lora=False)["network"]["inputs"]["unet_name"] == "student.safetensors"

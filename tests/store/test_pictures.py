@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from dpdmd.data.images import read_image
-from dpdmd.store.pictures import natural_key, pictures_in, read_picture
+from dpdmd.store.pictures import natural_key, picture_size, pictures_in, read_picture
 from dpdmd.store.png import read_png, write_png
 
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
@@ -211,3 +211,13 @@ def test_a_kind_of_picture_that_is_not_read_is_named_and_not_passed_over(name, t
         (tmp_path / file).touch()
     with pytest.raises(ValueError, match=rf"{name} is a picture of a kind that is not read"):
         pictures_in(tmp_path)
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+def test_the_size_in_a_header_is_that_of_the_picture(tmp_path, orientation):
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    Image.new("RGB", (7, 5)).save(tmp_path / "a.jpg", exif=exif)
+    width, height = read_picture(tmp_path / "a.jpg").size
+    assert picture_size(tmp_path / "a.jpg") == (height, width)

@@ -189,9 +189,9 @@ def evaluate(
     """Score the diversity and quality of a folder of images.
 
     With --reference, diversity is also reported as a share of the reference's. Of a run the student's images are drawn
-    first, and its teacher's as the reference.
+    first, and its teacher's as the reference. Images of several sizes are scored size by size.
     """
-    images, reference, run = _images(folder, reference, prompts, images_per_prompt)
+    (images, reference), further, run = _images(folder, reference, prompts, images_per_prompt)
     out = out or (run or Path()) / "metrics.json"
     if no_cache and cache is not None:
         raise ValueError("--cache and --no-cache exclude each other; give only one of them")
@@ -203,6 +203,7 @@ def evaluate(
     metrics = evaluate_folder(
         images,
         reference=reference,
+        further_sizes=further,
         features=features or "auto",
         perceptual=perceptual,
         quality=quality or [],
@@ -225,8 +226,8 @@ def _with_speed(metrics: dict[str, Any], run: Path) -> dict[str, Any]:
 
 def _images(
     folder: str, reference: Path | None, prompts: Path | None, images_per_prompt: int
-) -> tuple[Path, Path | None, Path | None]:
-    """The folder of images to score, its reference, and the run, of which both are drawn."""
+) -> tuple[tuple[Path, Path | None], list[tuple[Path, Path]], Path | None]:
+    """The folder of images to score and its reference, those of further sizes, and the run, of which all are drawn."""
     from dpdmd.models.find import find_student, located
 
     given = Path(folder)
@@ -234,15 +235,15 @@ def _images(
     if not is_student or (given / "manifest.json").is_file():
         if prompts is not None:
             raise ValueError(f"--prompts is for a run, whose images are drawn; {folder} is a folder of images")
-        return given, reference, None
+        return (given, reference), [], None
     if reference is not None:
         raise ValueError("--reference is for a folder of images; of a run the teacher's are drawn")
     from dpdmd.data.prompts import read_prompts
     from dpdmd.training.judge import draw_student_and_teacher
 
     texts = None if prompts is None else list(dict.fromkeys(read_prompts(prompts)))
-    images, of_teacher = draw_student_and_teacher(located(folder), texts, images_per_prompt=images_per_prompt)
-    return images, of_teacher, images.parents[1]
+    first, *further = draw_student_and_teacher(located(folder), texts, images_per_prompt=images_per_prompt)
+    return first, further, first[0].parents[1]
 
 
 @app.command(

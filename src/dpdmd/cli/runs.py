@@ -150,7 +150,8 @@ def export(
         bool,
         typer.Option(
             "--one-file",
-            help="Write a network of up to 20 GB as one file, for ComfyUI. Default: files of at most 10 GB.",
+            help="For ComfyUI: write a network of up to 20 GB as one file, and comfyui_student.safetensors where "
+            "ComfyUI reads another layout. Default: files of at most 10 GB.",
         ),
     ] = False,
     link: Annotated[

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import EllipsisType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -15,9 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dpdmd.distributed.environment import number_from
 from dpdmd.distributed.processes import on_all_processes
+from dpdmd.distributed.sharding import Sharding
 from dpdmd.method.roles import ROLES, TRAINED_ROLES, Roles
-
-Sharding = bool | Literal["machine"]  # train.shard
 
 
 def replicate(roles: Roles, accelerator: Accelerator) -> None:

@@ -11,7 +11,20 @@ COUNTS = ("num_prompts", "images_per_prompt")
 
 
 def lines(metrics: dict[str, Any]) -> list[str]:
-    """Every metric with its interval under the heading of its group, of further networks too, and what was left out."""
+    """Every metric with its interval under the heading of its group, of further networks too, and what was left out.
+
+    Of several sizes each has its own.
+    """
+    further_sizes = metrics.get("further_sizes", {})
+    if not further_sizes:
+        return _of_one_size(metrics)
+    found = [f"images of {1 + len(further_sizes)} sizes (height x width), each scored by itself"]
+    for size, own in ((metrics["image_size"], metrics), *further_sizes.items()):
+        found += ["", f"{size} pixels: {_of_one_size(own)[0]}", *_of_one_size(own)[1:]]
+    return found
+
+
+def _of_one_size(metrics: dict[str, Any]) -> list[str]:
     prompts, images = (metrics.get(count, "?") for count in COUNTS)
     found = [f"{prompts} prompts, {images} images each; in brackets 95 % intervals over prompts"]
     found += _lines(metrics)

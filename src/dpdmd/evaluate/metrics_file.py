@@ -20,6 +20,8 @@ class MetricsFile(State):
     skipped: dict[str, str] | None = None
     provenance: dict[str, Any] | None = None
     further_features: dict[str, dict[str, Any]] | None = None
+    image_size: str | None = None
+    further_sizes: dict[str, dict[str, Any]] | None = None
     values: dict[str, list[float | None]] | None = None
     frechet_reliable: bool | None = None
 

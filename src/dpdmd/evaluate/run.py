@@ -1,13 +1,14 @@
-"""Score a folder of images: everything that is measured, as one dict of plain numbers."""
+"""Score folders of images: everything that is measured, as one dict of plain numbers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dpdmd.evaluate.folder_features import folder_features
-from dpdmd.evaluate.samples import Samples, read_reference, read_samples
+from dpdmd.evaluate.samples import Samples, read_reference, samples_by_size
 from dpdmd.evaluate.scorers.features import feature_scores
 from dpdmd.evaluate.scorers.perceptual import distance_for, perceptual_scores
 from dpdmd.evaluate.scorers.quality import quality_scores
@@ -15,16 +16,28 @@ from dpdmd.evaluate.scorers.saturation import saturation
 from dpdmd.evaluate.scorers.world import world_of, world_scores
 from dpdmd.evaluate.scores import Scores, together
 from dpdmd.store.files import require_writable, write_json
+from dpdmd.store.pictures import Size, size_name
 from dpdmd.store.provenance import versions
 from dpdmd.vision.features import DEFAULT_MODEL, OF_WORLDS, FeatureExtractor, Features, load_extractor
 from dpdmd.vision.quality.load import load_quality, quality_weights, require_known
 from dpdmd.world.base import World
 
 
+@dataclass(frozen=True)
+class _Group:
+    """The images of one size of a folder, their reference, and the built-in world that both are of."""
+
+    size: Size
+    samples: Samples
+    teacher: Samples | None
+    world: World | None
+
+
 def evaluate_folder(
     folder: str | Path,
     *,
     reference: str | Path | None = None,
+    further_sizes: Sequence[tuple[str | Path, str | Path]] = (),
     features: str | Sequence[str] = "auto",
     perceptual: str | None = None,
     quality: Sequence[str] = (),
@@ -34,8 +47,11 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Score the images of a folder, also against a reference: the teacher's images of the same prompts.
 
+    Images of several sizes are scored size by size, against the reference's of the same size: the metrics are those of
+    the first size, which is "image_size", and those of the others are under "further_sizes", both named HEIGHTxWIDTH.
     reference: images of the same seeds, or of other seeds, as `read_reference` chooses them; which is recorded in
     "provenance" as "reference_seeds", "same" or "other".
+    further_sizes: folders of images of other sizes, each with its reference.
     features: "scenes", the folder or hub id of a transformers vision model, or "auto". "auto" is the world's own
     network for the captions of a built-in world at its size, else DINOv3 if the local hub cache has it, else nothing,
     and then the feature metrics are "skipped". The first of several networks is the main one; the metrics of the others
@@ -47,27 +63,60 @@ def evaluate_folder(
     Returns "num_prompts", "images_per_prompt", the metrics that each scorer of `evaluate.scorers` documents,
     "intervals" over prompts, "per_prompt", "skipped" (what was left out and why) and "provenance". The same input gives
     the same output. docs/evaluation.md defines the metrics.
-    Raises ValueError like `read_samples`, `read_reference`, `load_extractor` and `load_quality`, and OSError when `out`
-    cannot be written.
+    Raises ValueError like `samples_by_size`, `read_reference`, `load_extractor` and `load_quality`, for two folders
+    with images of one size, and OSError when `out` cannot be written.
     """
     if out is not None:
         require_writable(out)
     require_known(quality)
-    samples = read_samples(folder)
-    teacher = read_reference(reference, samples) if reference is not None else None
+    groups = [group for pair in ((folder, reference), *further_sizes) for group in _groups(*pair)]
+    names = [size_name(group.size) for group in groups]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the folders of further sizes must have images of other sizes, two have {repeated[0]}")
     # Report missing weights before hours of scoring, not after them.
     if perceptual is not None:
-        distance_for(samples, perceptual)
+        for group in groups:
+            distance_for(group.samples, perceptual)
     weights = {text: quality_weights(text) for text in quality}
-    world = world_of(samples)
-    if teacher is not None and world_of(teacher) is not world:
-        world = None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     cache = None if cache is None else Path(cache)
+    networks = [features] if isinstance(features, str) else list(features)
 
+    scored = [_scored(group, networks, perceptual, weights, device=device, cache=cache) for group in groups]
+    metrics = scored[0]
+    if len(scored) > 1:
+        metrics |= {"image_size": names[0], "further_sizes": dict(zip(names[1:], scored[1:], strict=True))}
+    if out is not None:
+        write_json(out, metrics)
+    return metrics
+
+
+def _groups(folder: str | Path, reference: str | Path | None) -> list[_Group]:
+    """The images of a folder by size. A folder of one size may have a reference of another."""
+    sizes, groups = samples_by_size(folder), []
+    for size, samples in sizes.items():
+        only = size if len(sizes) > 1 else None
+        teacher = read_reference(reference, samples, only) if reference is not None else None
+        world = world_of(samples)
+        if teacher is not None and world_of(teacher) is not world:
+            world = None
+        groups.append(_Group(size, samples, teacher, world))
+    return groups
+
+
+def _scored(
+    group: _Group,
+    networks: list[str],
+    perceptual: str | None,
+    weights: dict[str, Any],
+    *,
+    device: str,
+    cache: Path | None,
+) -> dict[str, Any]:
+    """All metrics of images of one size. networks: names of feature networks; weights: those of each quality score."""
+    samples, teacher = group.samples, group.teacher
     scores = [saturation(samples)]
-    names = [features] if isinstance(features, str) else list(features)
-    extractors = [choose_extractor(name, world, device) for name in names]
+    extractors = [choose_extractor(name, group.world, device) for name in networks]
     main, skipped = extractors[0]
     scores.append(Scores(skipped=skipped))
     by_name = {
@@ -82,8 +131,8 @@ def evaluate_folder(
     for text, found in weights.items():
         # The scorer has no name here, so that its memory is free before the next one is loaded.
         scores.append(quality_scores(samples, teacher, load_quality(text, device=device, weights=found), cache=cache))
-    if world is not None:
-        scores.append(world_scores(world, samples, teacher))
+    if group.world is not None:
+        scores.append(world_scores(group.world, samples, teacher))
     metrics: dict[str, Any] = {"num_prompts": len(samples.prompts), "images_per_prompt": samples.images_per_prompt}
     metrics |= together(samples.prompts, scores)
     if by_name:
@@ -93,8 +142,6 @@ def evaluate_folder(
         metrics["provenance"]["reference_seeds"] = "same" if teacher.seeds == samples.seeds else "other"
     for score in scores:
         metrics["provenance"] |= score.sources
-    if out is not None:
-        write_json(out, metrics)
     return metrics
 
 

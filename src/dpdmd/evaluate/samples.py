@@ -9,12 +9,13 @@ from torch import Tensor
 
 from dpdmd.evaluate.manifest import ImageEntry, read_manifest
 from dpdmd.store.digests import sha256_of
+from dpdmd.store.pictures import Size, picture_size, size_name
 from dpdmd.store.png import read_png
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The images of a folder in a fixed order: prompt by prompt, within a prompt by rising seed."""
+    """Images of a folder in a fixed order: prompt by prompt, within a prompt by rising seed."""
 
     folder: Path
     prompts: list[str]
@@ -42,22 +43,50 @@ class Samples:
 
 
 def read_samples(folder: str | Path) -> Samples:
-    """The images of a folder.
+    """The images of a folder, whatever their sizes.
 
     Raises ValueError like `read_manifest`, and when prompts have different numbers of images.
     """
     return _samples(folder, read_manifest(folder).by_prompt())
 
 
-def read_reference(folder: str | Path, samples: Samples) -> Samples:
+def samples_by_size(folder: str | Path) -> dict[Size, Samples]:
+    """The images of a folder by their size, in the order of its prompts; images of one size are scored together.
+
+    Raises ValueError like `read_manifest`, for a broken image, and when the prompts of a size have different numbers of
+    images.
+    """
+    sizes: dict[Size, dict[str, list[ImageEntry]]] = {}
+    for prompt, entries in read_manifest(folder).by_prompt().items():
+        for entry in entries:
+            groups = sizes.setdefault(picture_size(Path(folder) / entry.file), {})
+            groups.setdefault(prompt, []).append(entry)
+    return {
+        size: _samples(folder, groups, f" of {size_name(size)} pixels" if len(sizes) > 1 else "")
+        for size, groups in sizes.items()
+    }
+
+
+def read_reference(folder: str | Path, samples: Samples, size: Size | None = None) -> Samples:
     """The teacher's images of the same prompts: those of the same seeds, or as many of other seeds.
 
     Other seeds do not favour a student that redraws the teacher's very images from the same noise. Seeds beyond those
-    needed are ignored.
+    needed are ignored. size: of the images that are looked at, for samples that are one size of several; default: all.
     Raises ValueError like `read_samples`, when a prompt is missing on either side, when the folder has only some of the
     seeds, and when it has too few images.
     """
     groups = read_manifest(folder).by_prompt()
+    if size is not None:
+        groups = {
+            prompt: [entry for entry in entries if picture_size(Path(folder) / entry.file) == size]
+            for prompt, entries in groups.items()
+        }
+        groups = {prompt: entries for prompt, entries in groups.items() if entries}
+        if not groups:
+            raise ValueError(
+                f"the reference must have images of the same sizes: {samples.folder} has some of {size_name(size)} "
+                f"pixels (height x width), {folder} has none"
+            )
     ours, theirs = set(samples.prompts), set(groups)
     for missing, where in ((ours - theirs, folder), (theirs - ours, samples.folder)):
         if missing:
@@ -74,12 +103,12 @@ def _have_seeds_in_common(seeds: list[int], entries: list[ImageEntry]) -> bool:
     return not set(seeds).isdisjoint(entry.seed for entry in entries)
 
 
-def _samples(folder: str | Path, groups: dict[str, list[ImageEntry]]) -> Samples:
+def _samples(folder: str | Path, groups: dict[str, list[ImageEntry]], of_size: str = "") -> Samples:
     counts = {prompt: len(entries) for prompt, entries in groups.items()}
     if len(set(counts.values())) > 1:
         few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         raise ValueError(
-            f"{folder}: every prompt needs the same number of images, "
+            f"{folder}: every prompt needs the same number of images{of_size}, "
             f"got {counts[few]} for {few!r} and {counts[many]} for {many!r}"
         )
     files = [Path(folder) / entry.file for entries in groups.values() for entry in entries]

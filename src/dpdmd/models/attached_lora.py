@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import torch
 from diffusers import StableDiffusion3Pipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -55,6 +56,12 @@ def lora_format(adapter: ModelAdapter) -> Any:
 def takes_lora(adapter: ModelAdapter) -> bool:
     """Whether the family's stock pipeline can load a LoRA."""
     return hasattr(adapter.pipeline_class, "load_lora_weights")
+
+
+def network_takes_lora(adapter: ModelAdapter) -> bool:
+    """Whether stock diffusers can load a LoRA into the family's network, by its pipeline or by the network itself."""
+    stock = getattr(diffusers, adapter.network_class.__name__, None)  # ours may have methods that the stock class lacks
+    return takes_lora(adapter) or hasattr(stock, "load_lora_adapter")
 
 
 def attach_lora(adapter: ModelAdapter, network: nn.Module, source: str, name: str, what: str) -> Attached:

@@ -1,6 +1,7 @@
 """LoRA adapters as stock diffusers and peft know them: configured, saved, published, merged."""
 
 import json
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from dpdmd.models.base import ModelAdapter
 from dpdmd.models.lora_fit import require_applied
 from dpdmd.models.student_file import LORA_FILE
 from dpdmd.store.tensors import read_metadata, read_tensors, safetensors_errors
+
+logger = logging.getLogger(__name__)
 
 UP = "lora_B.weight"
 
@@ -116,11 +119,15 @@ def merge_lora(adapter: ModelAdapter, network: nn.Module, folder: Path) -> None:
 def read_updates(adapter: ModelAdapter, source: str, what: str) -> dict[str, Update]:
     """{layer of the network: update} of a LoRA, a .safetensors file, a folder or a hub id; reads no network.
 
-    what: the LoRA in messages. Raises ValueError when it cannot be read or nothing of it fits, and for a DoRA.
+    what: the LoRA in messages. Its parts for other networks are left out, with a warning. Raises ValueError when it
+    cannot be read or nothing of it fits, and for a DoRA.
     """
     network = network_without_weights(adapter)
     attached = attach_lora(adapter, network, source, "read", what)
     require_applied(len(attached.layers), attached.given, what, adapter.source)
+    if attached.others:
+        name = adapter.network_name
+        logger.warning("%s: %d tensors are not for the %s and are left out", what, len(attached.others), name)
     if attached.is_dora:
         raise ValueError(f"{what} is a DoRA, whose update depends on the weights")
     return updates_of(attached, "read")

@@ -1,21 +1,16 @@
 """Start a LoRA student from a LoRA: an earlier run's, or somebody's, in any form that stock diffusers reads."""
 
-import logging
 import re
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from dpdmd.models.attached_lora import Update, adapted_layers, attach_lora, network_without_weights, updates_of
+from dpdmd.models.attached_lora import Update, adapted_layers
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
-from dpdmd.models.lora_fit import require_applied
+from dpdmd.models.lora import read_updates
 from dpdmd.models.student_file import LORA_FILE
-
-logger = logging.getLogger(__name__)
-
-NAME = "start"
 
 
 def require_lora(source: str) -> None:
@@ -39,23 +34,10 @@ def read_lora(adapter: ModelAdapter, source: str) -> dict[str, Update]:
     Raises ValueError when it cannot be read or does not fit, and for a DoRA.
     """
     student = find_student(source)
-    place, what = source if student is None else str(student / LORA_FILE), f"student.start: the LoRA {source}"
-    network = network_without_weights(adapter)
-    attached = attach_lora(adapter, network, place, NAME, what)
-    require_applied(len(attached.layers), attached.given, what, adapter.source)
-    if attached.others:
-        logger.warning(
-            "student.start: %d tensors of %s are not for the %s and are left out",
-            len(attached.others),
-            source,
-            adapter.network_name,
-        )
-    if attached.is_dora:
-        raise ValueError(
-            f"student.start: {source} is a DoRA, whose update depends on the weights; it cannot be a start"
-        )
-    updates = {place: _trimmed(update) for place, update in updates_of(attached, NAME).items()}
-    return {place: update for place, update in updates.items() if update.rank}
+    place = source if student is None else str(student / LORA_FILE)
+    found = read_updates(adapter, place, f"student.start: the LoRA {source}")
+    updates = {layer: _trimmed(update) for layer, update in found.items()}
+    return {layer: update for layer, update in updates.items() if update.rank}
 
 
 @torch.no_grad()

@@ -177,6 +177,7 @@ def metrics_section(metrics: dict[str, Any]) -> str:
     features = metrics["provenance"].get("features")
     lines = [
         f"{metrics['num_prompts']} prompts, {metrics['images_per_prompt']} images each, "
+        + (f"of {code(str(metrics['image_size']))} pixels (height x width), " if "image_size" in metrics else "")
         + (f"features of {code(str(features))}" if features else "no features, so diversity was not measured")
         + f". Intervals are {100 * LEVEL:g} % bootstrap intervals over prompts, of this one training run. They do not "
         "show how another training seed would differ.",

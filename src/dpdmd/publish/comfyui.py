@@ -15,18 +15,17 @@ import torch
 from dpdmd.method.grids import Grid
 from dpdmd.method.paths import FlowPath, Path
 from dpdmd.method.rollout import StudentKind
+from dpdmd.publish.comfyui_layout import COMFYUI_FILE, TABLES
 
 WORKFLOW_FILE = "comfyui_workflow.json"
 NONE = "There is no workflow for ComfyUI of this kind of model."
 # Why, where more is known.
 REASONS = {
     "SanaPipeline": "ComfyUI has no nodes of its own for this kind of model.",
-    "LongCatImagePipeline": "ComfyUI does not read the time embedding of a network of this kind as diffusers saves it: "
-    "draw it in diffusers.",
 }
 UNREADABLE = (
-    "There is no workflow: ComfyUI reads a network of this kind in its authors' layout only, and not as diffusers "
-    "saves it. A LoRA of `dpdmd export --lora` works there."
+    "There is no workflow: ComfyUI does not read a network of this kind as diffusers saves it. "
+    "`dpdmd export --one-file` also writes it as ComfyUI reads it, and a LoRA of `dpdmd export --lora` works there."
 )
 TABLE = 1000  # noise levels that the `simple` scheduler picks from
 MOST_NOISE = 4518.76  # sigma / alpha that stands for pure noise of a schedule that ends there (zero SNR)
@@ -40,15 +39,13 @@ class Family:
 
     text_encoders: class and inputs of the node that loads them. sampling: class of the node that shifts; None for a
     family without a shift. latent: class of the node that makes the empty image. prompt: class of the node that encodes
-    the prompt, the name of that input, and its other inputs. reads_network: whether ComfyUI reads a network as
-    diffusers saves it, which a merged export is.
+    the prompt, the name of that input, and its other inputs.
     """
 
     text_encoders: tuple[str, dict[str, str]]
     sampling: str | None
     latent: str = "EmptySD3LatentImage"
     prompt: tuple[str, str, dict[str, str]] = ("CLIPTextEncode", "text", {})
-    reads_network: bool = True
 
 
 CHECKPOINT = "CheckpointLoaderSimple"  # loads a network, its text encoders and its autoencoder
@@ -64,11 +61,9 @@ def _checkpoint(name: str) -> tuple[str, dict[str, str]]:
 
 # The values of inputs are names of files as ComfyUI's own templates have them; a user chooses their own.
 FAMILIES = {
-    "ChromaPipeline": Family(_clip("t5xxl_fp16", "chroma"), "ModelSamplingFlux", reads_network=False),
+    "ChromaPipeline": Family(_clip("t5xxl_fp16", "chroma"), "ModelSamplingFlux"),
     "ErnieImagePipeline": Family(_clip("ministral-3-3b", "flux2"), "ModelSamplingSD3", "EmptyFlux2LatentImage"),
-    "Flux2KleinPipeline": Family(
-        _clip("qwen_3_4b", "flux2"), "ModelSamplingFlux", "EmptyFlux2LatentImage", reads_network=False
-    ),
+    "Flux2KleinPipeline": Family(_clip("qwen_3_4b", "flux2"), "ModelSamplingFlux", "EmptyFlux2LatentImage"),
     "FluxPipeline": Family(
         (
             "DualCLIPLoader",
@@ -76,12 +71,12 @@ FAMILIES = {
         ),
         "ModelSamplingFlux",
     ),
-    "Krea2Pipeline": Family(_clip("qwen3vl_4b", "krea2"), "ModelSamplingFlux", reads_network=False),
+    "Krea2Pipeline": Family(_clip("qwen3vl_4b", "krea2"), "ModelSamplingFlux"),
+    "LongCatImagePipeline": Family(_clip("qwen_2.5_vl_7b", "longcat_image"), "ModelSamplingFlux"),
     "Lumina2Pipeline": Family(
         _checkpoint("lumina_2"),
         "ModelSamplingAuraFlow",
         prompt=("CLIPTextEncodeLumina2", "user_prompt", {"system_prompt": "superior"}),
-        reads_network=False,
     ),
     "PixArtSigmaPipeline": Family(_clip("t5xxl_fp16", "pixart"), None, "EmptyLatentImage"),
     "QwenImagePipeline": Family(_clip("qwen_2.5_vl_7b", "qwen_image"), "ModelSamplingAuraFlow"),
@@ -132,6 +127,7 @@ def workflow(
     prompt: str,
     embedded_guidance: float | None,
     is_lora: bool,
+    one_file: bool = False,
     v_prediction: bool = False,
     zero_snr: bool = False,
     loras: Sequence[tuple[str, float]] = (),
@@ -139,15 +135,17 @@ def workflow(
     """The workflow of a student; None for one that ComfyUI does not draw by itself (`why_none`).
 
     pipeline: name of the stock pipeline's class. is_uniform: the number of steps alone gives the grid. size: height
-    and width in pixels. is_lora: the export is a LoRA for its base, otherwise a network. v_prediction, zero_snr: of a
-    noise schedule. loras: (name, weight) of those that the exported one needs beside it. Files are named
-    `student.safetensors` and `base.safetensors`.
+    and width in pixels. is_lora: the export is a LoRA for its base, otherwise a network. one_file: of a network,
+    whether it also leaves as ComfyUI reads it, where that is another layout. v_prediction, zero_snr: of a noise
+    schedule. loras: (name, weight) of those that the exported one needs beside it. Files are named
+    `student.safetensors`, or COMFYUI_FILE in another layout, and `base.safetensors`.
     """
     family = FAMILIES.get(pipeline)
-    if family is None or not (is_lora or family.reads_network):
+    if family is None or not (is_lora or one_file or pipeline not in TABLES):
         return None
     height, width = size
-    nodes = _loaders(family, is_lora=is_lora, loras=loras)
+    file = COMFYUI_FILE if pipeline in TABLES and not is_lora else "student.safetensors"
+    nodes = _loaders(family, file, is_lora=is_lora, loras=loras)
     model = nodes.pop("_model")
     is_simple = is_uniform and TABLE % grid.num_steps == 0
     sampling = _sampling_node(family.sampling, grid, size, is_simple=is_simple) or (
@@ -255,7 +253,7 @@ def _sampling(flow: Workflow) -> list[str]:
     ]
 
 
-def _loaders(family: Family, *, is_lora: bool, loras: Sequence[tuple[str, float]]) -> dict[str, Any]:
+def _loaders(family: Family, file: str, *, is_lora: bool, loras: Sequence[tuple[str, float]]) -> dict[str, Any]:
     """The nodes that load files, and under _model, _clip and _vae the outputs that the rest takes from them."""
     encoders, inputs = family.text_encoders
     nodes: dict[str, Any] = {"texts": {"class_type": encoders, "inputs": dict(inputs)}}
@@ -265,12 +263,12 @@ def _loaders(family: Family, *, is_lora: bool, loras: Sequence[tuple[str, float]
         nodes["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": "vae.safetensors"}}
         outputs = {"_clip": ["texts", 0], "_vae": ["vae", 0]}
     if "_model" not in outputs or not is_lora:
-        name = "base.safetensors" if is_lora else "student.safetensors"
+        name = "base.safetensors" if is_lora else file
         nodes["network"] = {"class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
         outputs["_model"] = ["network", 0]
     named = {f"teacher_lora_{i}": lora for i, lora in enumerate(loras, start=1)}
     if is_lora:
-        named["lora"] = ("student.safetensors", 1.0)
+        named["lora"] = (file, 1.0)
     for node, (name, weight) in named.items():
         lora = {"model": outputs["_model"], "lora_name": name, "strength_model": weight}
         nodes[node] = {"class_type": "LoraLoaderModelOnly", "inputs": lora}

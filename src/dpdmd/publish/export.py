@@ -11,7 +11,7 @@ import torch
 
 from dpdmd.evaluate.manifest import ManifestFile
 from dpdmd.method.grids import Grid
-from dpdmd.models.attached_lora import takes_lora
+from dpdmd.models.attached_lora import network_takes_lora
 from dpdmd.models.base import ModelAdapter
 from dpdmd.models.find import find_student
 from dpdmd.models.load import grids_of, load_adapter, load_sampler
@@ -82,7 +82,8 @@ def export_run(
     alone: with `lora`, leave out the teacher's LoRAs; the card says how to load them beside it.
     dtype: of the network's or the LoRA's weights, "fp32", "bf16" or "fp16"; default: the one that the base is stored
         in. A LoRA whose base is a hub id that is not on this machine keeps the dtype that it was trained in.
-    one_file: write a network of up to 20 GB as one file, a larger one in files of that size; otherwise of 10 GB.
+    one_file: write a network of up to 20 GB as one file, a larger one in files of that size; otherwise of 10 GB. Where
+        ComfyUI reads another layout than diffusers', also write comfyui_student.safetensors.
     link: hard-link the files that the student shares with its base (text encoders, autoencoder) instead of copying
         them: no disk space, but what edits one edits the other.
     metrics: output of `dpdmd evaluate` for the card; default: the run's metrics.json, if it exists.
@@ -108,7 +109,7 @@ def export_run(
     if metrics is None and (student.run / "metrics.json").is_file():
         metrics = student.run / "metrics.json"
     scores = None if metrics is None else read_metrics(metrics)
-    flow = _workflow(student)
+    flow = _workflow(student, one_file=one_file)
     with atomic_folder(out) as folder:
         if lora:
             loras = () if alone else student.info.loras_to_merge(student.student)
@@ -152,7 +153,7 @@ def _student(run: str | Path, *, is_lora: bool, is_alone: bool) -> Exported:
     if is_alone and not info.loras_to_merge(student):
         raise ValueError(f"{run}: there is no LoRA of its teacher to leave out (--alone)")
     adapter, grid = load_adapter(info.base), Grid(info.grid)
-    if is_lora and not takes_lora(adapter):
+    if is_lora and not network_takes_lora(adapter):
         raise ValueError(
             f"{run}: a {adapter.pipeline_class.__name__} of stock diffusers cannot load a LoRA; export it without "
             "--lora, which merges it into the network"
@@ -180,7 +181,7 @@ def _dtype(student: Exported, name: str | None) -> torch.dtype | None:
     return student.adapter.stored_dtype
 
 
-def _workflow(student: Exported) -> Workflow | None:
+def _workflow(student: Exported, *, one_file: bool) -> Workflow | None:
     info, adapter = student.info, student.adapter
     return workflow(
         adapter.pipeline_class.__name__,
@@ -192,6 +193,7 @@ def _workflow(student: Exported) -> Workflow | None:
         prompt=_example_prompt(student.run),
         embedded_guidance=info.embedded_guidance,
         is_lora=student.is_lora,
+        one_file=one_file,
         v_prediction=adapter.prediction_space == "v",
         zero_snr=getattr(adapter, "scheduler_config", {}).get("rescale_betas_zero_snr", False),
         loras=[(public_name(lora.path), lora.weight) for lora in info.base_loras] if student.is_alone else (),

@@ -14,6 +14,7 @@ from dpdmd.models.lora import published_lora
 from dpdmd.models.parts import local_folder
 from dpdmd.models.pipeline_files import parts_of
 from dpdmd.models.student_file import LORA_FILE, BaseLora
+from dpdmd.publish.comfyui_layout import COMFYUI_FILE, TABLES, in_comfyui_layout
 from dpdmd.store.files import read_json, write_json
 from dpdmd.store.tensors import write_tensors
 
@@ -27,8 +28,9 @@ def write_pipeline(
 ) -> None:
     """Write the base's pipeline to the folder `out`, with its denoising network and scheduler replaced.
 
-    network: a diffusers model. link: hard-link the files of the other components instead of copying them. one_file:
-    write a network of up to 20 GB as one file, which diffusers otherwise splits into files of at most 10 GB.
+    network: a diffusers model. link: hard-link the files of the other components instead of copying them. one_file: for
+    ComfyUI, write a network of up to 20 GB as one file, which diffusers otherwise splits into files of at most 10 GB,
+    and the whole network once more where ComfyUI reads another layout.
     """
     base = local_folder(adapter.source)
     index = read_json(base / "model_index.json")
@@ -37,6 +39,9 @@ def write_pipeline(
         if name not in replaced:
             shutil.copytree(base / name, out / name, copy_function=_link if link else shutil.copyfile)
     network.save_pretrained(out / adapter.network_name, **({"max_shard_size": ONE_FILE} if one_file else {}))
+    pipeline = adapter.pipeline_class.__name__
+    if one_file and pipeline in TABLES:
+        write_tensors(out / COMFYUI_FILE, in_comfyui_layout(pipeline, network.state_dict()))
     scheduler.save_pretrained(out / "scheduler")
     index |= {"scheduler": ["diffusers", type(scheduler).__name__], **adapter.exported_options}
     write_json(out / "model_index.json", index)

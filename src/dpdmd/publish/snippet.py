@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from dpdmd.models.attached_lora import takes_lora
 from dpdmd.models.base import RENEW_NOISE, ModelAdapter
-from dpdmd.models.student_file import BaseLora
+from dpdmd.models.student_file import LORA_FILE, BaseLora
 
 SNIPPET = """\
 import torch
@@ -45,7 +46,7 @@ def snippet(
         imports = f"{lora_scheduler}, {pipeline}"
         load = [
             f"pipe = {pipeline}.from_pretrained({public_name(adapter.source)!r}, {to}",
-            *_load_loras(place, loras),
+            *_load_loras(adapter, place, loras),
             f'pipe.scheduler = {lora_scheduler}.from_pretrained({place!r}, subfolder="scheduler")',
         ]
     call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
@@ -59,8 +60,11 @@ def snippet(
     )
 
 
-def _load_loras(place: str, loras: Sequence[BaseLora]) -> list[str]:
+def _load_loras(adapter: ModelAdapter, place: str, loras: Sequence[BaseLora]) -> list[str]:
     """The lines that load the LoRA at `place`, and those of the teacher beside it."""
+    if not takes_lora(adapter):  # and a teacher has none
+        network = adapter.network_name
+        return [f"pipe.{network}.load_lora_adapter({place!r}, prefix={network!r}, weight_name={LORA_FILE!r})"]
     if not loras:
         return [f"pipe.load_lora_weights({place!r})"]
     names = ["student", *(f"teacher_{i}" for i in range(1, len(loras) + 1))]

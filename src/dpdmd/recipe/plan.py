@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path as FilePath
 from typing import Any, Literal
 
+from dpdmd.distributed.sharding import Sharding
 from dpdmd.method.grids import Grid
 from dpdmd.method.guidance import Guidance
 from dpdmd.method.losses import Space
@@ -114,7 +115,7 @@ class ComputePlan:
     blocks are recomputed, or how many of the first ones."""
 
     in_bf16: bool
-    shard: bool | Literal["machine"]
+    shard: Sharding
     gradient_checkpointing: bool | int
     compile: bool
 

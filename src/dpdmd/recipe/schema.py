@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dpdmd.distributed.sharding import Sharding
 from dpdmd.recipe import bounds
 from dpdmd.recipe.model_keys import ModelConfig
 from dpdmd.recipe.section import Place, Section
@@ -347,7 +348,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="Number format of network calls; weights, losses and optimisers stay in fp32."
     )
-    shard: bool | Literal["machine"] = Field(
+    shard: Sharding = Field(
         default=False,
         description="Spread every network over the processes (FSDP2) instead of copying it to each (DDP). true: over "
         'all of them. "machine": over those of each machine, with a replica on every machine (HSDP).',

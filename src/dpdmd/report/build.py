@@ -18,9 +18,10 @@ from dpdmd.report.plots import trade_off_plots, training_plots
 from dpdmd.report.prompts import prompt_data, prompt_table_rows
 from dpdmd.report.provenance import provenance_facts, provenance_files
 from dpdmd.report.runs import ArmReport, encodable, is_number, read_runs
+from dpdmd.report.sizes import all_numbers, further_sizes, of_which_size
 from dpdmd.report.spreadsheet import download
 from dpdmd.report.summary import answers, unreliable_frechet
-from dpdmd.report.tables import make_tables, table_rows
+from dpdmd.report.tables import make_tables
 from dpdmd.report.terms import Terms
 from dpdmd.report.validation import films
 from dpdmd.report.verdict import verdict
@@ -86,7 +87,9 @@ def _content(
     sources: list[Path],
 ) -> dict[str, Any]:
     """What the template shows, section by section."""
-    chosen, colours, script = leads(arms), arm_colours(arms), _resource("page.js")
+    sizes = further_sizes(arms)
+    everyone = arms | {name: arm for size in sizes for name, arm in size.arms.items() if name not in arms}
+    chosen, colours, script = leads(arms), arm_colours(everyone), _resource("page.js")
     galleries, tables, prompts = prompt_galleries(arms), make_tables(arms), prompt_data(arms, colours)
     first = [of_prompt for of_prompt in galleries if of_prompt.reason] or galleries[:6]
     return {
@@ -104,20 +107,21 @@ def _content(
         "verdict": verdict(arms, chosen),
         "numbers": large_numbers(arms, chosen),
         "picture": picture(arms, chosen),
-        "design": comparison.sentences if comparison else [],
+        "design": comparison.sentences if comparison else of_which_size(arms, sizes),
         "trade_off": trade_off_plots(arms, comparison),
         "trained": [name for name, arm in arms.items() if arm.log],
         "films": films(arms),
         "curves": training_plots(arms, comparison),
         "chosen": first,
         "others": [of_prompt for of_prompt in galleries if of_prompt not in first],
+        "sizes": sizes,
         "num_prompts": _num_prompts(arms),
         "prompts": prompts,
         "prompts_csv": download("prompts", prompt_table_rows(arms)) if prompts else None,
         "tables": tables,
         "answers": answers(arms),
         "notes": _notes(arms, comparison),
-        "tables_csv": download("numbers", table_rows(tables, arms)) if tables else None,
+        "tables_csv": download("numbers", all_numbers(tables, arms, sizes)) if tables else None,
         "commands": commands(arms, sources),
         "facts": provenance_facts(arms),
         "provenance": provenance_files(arms, provenance),

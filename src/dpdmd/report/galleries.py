@@ -92,8 +92,10 @@ def deciding_arm(arms: dict[str, ArmReport]) -> ArmReport | None:
     return next((arms[name] for name in names if name in arms and shares_of(arms[name].metrics)), None)
 
 
-def prompt_galleries(arms: dict[str, ArmReport], *, most_bytes: int = MOST_BYTES) -> list[PromptGalleries]:
-    """Galleries of the chosen prompts, then of others in their order, up to MOST_PROMPTS prompts and `most_bytes`.
+def prompt_galleries(
+    arms: dict[str, ArmReport], *, most_prompts: int = MOST_PROMPTS, most_bytes: int = MOST_BYTES
+) -> list[PromptGalleries]:
+    """Galleries of the chosen prompts, then of others in their order, up to `most_prompts` and `most_bytes`.
 
     When the chosen ones exceed this, the most and the least collapsed of them are kept.
     """
@@ -108,7 +110,7 @@ def prompt_galleries(arms: dict[str, ArmReport], *, most_bytes: int = MOST_BYTES
     found: dict[str, PromptGalleries] = {}
     weight = 0
     with ThreadPoolExecutor(4) as pool:
-        for prompt in order[:MOST_PROMPTS]:
+        for prompt in order[:most_prompts]:
             galleries = [
                 Gallery(
                     name,

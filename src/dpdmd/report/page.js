@@ -51,7 +51,7 @@ zoom.addEventListener("close", () => shown.focus());
 
 // Every prompt: one metric at a time, sorted; the first part until the reader asks for all.
 const FIRST = 50;
-const sections = [...document.querySelectorAll(".by-prompt .prompt")].map(section => {
+const sections = [...document.querySelectorAll(".by-prompt:not(.other-sizes) .prompt")].map(section => {
   const prompt = section.querySelector("h3").textContent;
   return {section, prompt, text: prompt.toLowerCase()};
 });

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from dpdmd.report.status import Status, status_of
 from dpdmd.store.files import read_json, read_text
 from dpdmd.store.jsonl import read_rows
 from dpdmd.store.names import did_you_mean, expanded
+from dpdmd.store.pictures import picture_size, size_name
 from dpdmd.store.state import checked
 
 LABELS = {
@@ -27,6 +29,7 @@ LABELS = {
     "dp_dmd": "DP-DMD",
     "dmd_adversarial": "DMD + adversarial",
 }
+SIZE = re.compile(r"[0-9]+x[0-9]+")  # HEIGHTxWIDTH
 SETTINGS_FILES = ("recipe.toml", "provenance.json")
 # Of a run: where `dpdmd evaluate RUN` draws images of its students and of its teacher.
 EVALUATION, TEACHER = "evaluation", "teacher"
@@ -42,7 +45,7 @@ class ArmReport:
     folder: of the run; samples: its folder of images; images: the manifest of this folder; metrics: as
     `evaluate_folder` writes them, with whatever else was measured, such as seconds and peak_memory_bytes; log: one dict
     per student update, then one per validation; pictures: {student updates: picture of a validation}; settings:
-    {file name: text}; status: how far a training came.
+    {file name: text}; status: how far a training came; sizes: the same of each further size of images, by its name.
     """
 
     label: str
@@ -54,6 +57,7 @@ class ArmReport:
     pictures: dict[int, Path] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     status: Status | None = None
+    sizes: dict[str, "ArmReport"] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -131,8 +135,8 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
         found["intervals"] = intervals
     texts = {name: folder / name for name in SETTINGS_FILES if (folder / name).is_file()}
     log = read_rows(folder / "metrics.jsonl")
-    samples, images = _samples_in(folder, {row["prompt"] for row in per_prompt(found)})
-    return ArmReport(
+    samples, images = _samples_in([folder / "samples", folder, *_drawn(folder / EVALUATION)], found)
+    arm = ArmReport(
         label=label,
         folder=folder,
         samples=samples,
@@ -143,6 +147,32 @@ def read_arm(folder: str | Path, label: str, *, metrics: dict[str, Any] | None =
         settings={name: read_text(path)[:LONGEST_SETTINGS] for name, path in texts.items()},
         status=status_of(folder, log),
     )
+    return replace(arm, sizes=_further_sizes(arm))
+
+
+def _further_sizes(arm: ArmReport) -> dict[str, ArmReport]:
+    """An arm at each further size that it was scored at, or that its validation drew."""
+    assert arm.folder is not None, "a run is in a folder"
+    scored = arm.metrics.get("further_sizes")
+    scored = {size: own for size, own in scored.items() if SIZE.fullmatch(size)} if isinstance(scored, dict) else {}
+    seen = {
+        path.name for path in (arm.folder / "validation").glob("*x*") if path.is_dir() and SIZE.fullmatch(path.name)
+    }
+    sizes = {}
+    for size in [*scored, *sorted(seen - set(scored))]:
+        metrics = scored.get(size, {}) | {"image_size": size}
+        places = [*_drawn(arm.folder / EVALUATION / size), *([arm.samples] if arm.samples else [])]
+        samples, images = _samples_in(places, metrics) if size in scored else (None, None)
+        pictures = _pictures(arm.folder / "validation" / size)
+        sizes[size] = replace(arm, samples=samples, images=images, metrics=metrics, pictures=pictures, status=None)
+    return sizes
+
+
+def at_size(arms: dict[str, ArmReport], size: str) -> dict[str, ArmReport]:
+    """The arms at one of their further sizes, those that were scored at it, with their teacher."""
+    found = {name: arm.sizes[size] for name, arm in arms.items() if size in arm.sizes}
+    scored = {name: arm for name, arm in found.items() if set(arm.metrics) - {"image_size"}}
+    return _with_teacher(scored) if scored else {}
 
 
 def recipe_of(arm: ArmReport) -> dict[str, Any]:
@@ -158,17 +188,32 @@ def _intervals(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
     return list(found.items()) if isinstance(found, dict) else []
 
 
-def _samples_in(folder: Path, scored: set[str]) -> tuple[Path | None, Manifest | None]:
-    """The images of a run: in samples/, in the folder itself, or those that `dpdmd evaluate RUN` drew last.
+def _samples_in(places: list[Path], metrics: dict[str, Any]) -> tuple[Path | None, Manifest | None]:
+    """The images of a run in the first of these folders that has all prompts of which there are metrics, else any.
 
-    scored: prompts of which there are metrics. The first place that has all of them is taken, else the first place.
+    Where the metrics name a size, those of this size alone.
     """
-    drawn = [path.parent for path in (folder / EVALUATION).glob(f"step-*/{MANIFEST_NAME}")]
-    drawn.sort(key=lambda path: ((path / MANIFEST_NAME).stat().st_mtime_ns, path.name), reverse=True)
-    places = [path for path in (folder / "samples", folder, *drawn) if (path / MANIFEST_NAME).exists()]
-    found = [(path, read_manifest(path)) for path in places[: None if scored else 1]]
+    scored, size = {row["prompt"] for row in per_prompt(metrics)}, metrics.get("image_size")
+    places = [path for path in places if (path / MANIFEST_NAME).exists()]
+    found = [(path, _of_size(path, size)) for path in places[: None if scored else 1]]
+    found = [(path, images) for path, images in found if images.images]
     whole = [(path, images) for path, images in found if scored <= {entry.prompt for entry in images.images}]
     return next(iter([*whole, *found]), (None, None))
+
+
+def _of_size(folder: Path, size: Any) -> Manifest:
+    """The images of a folder, those of one size if there is one."""
+    manifest = read_manifest(folder)
+    if size is None:
+        return manifest
+    images = [entry for entry in manifest.images if size_name(picture_size(folder / entry.file)) == size]
+    return replace(manifest, images=images)
+
+
+def _drawn(folder: Path) -> list[Path]:
+    """Where `dpdmd evaluate RUN` drew images of a student, the last first."""
+    drawn = [path.parent for path in folder.glob(f"step-*/{MANIFEST_NAME}")]
+    return sorted(drawn, key=lambda path: ((path / MANIFEST_NAME).stat().st_mtime_ns, path.name), reverse=True)
 
 
 def _pictures(folder: Path) -> dict[int, Path]:
@@ -179,8 +224,9 @@ def _pictures(folder: Path) -> dict[int, Path]:
 
 def _teacher_of(arm: ArmReport) -> ArmReport | None:
     """The teacher as `dpdmd evaluate RUN` drew and scored it; None where it did neither."""
-    samples = arm.folder / EVALUATION / TEACHER if arm.folder else None
-    images = read_manifest(samples) if samples and (samples / MANIFEST_NAME).exists() else None
+    size, evaluation = arm.metrics.get("image_size"), arm.folder / EVALUATION if arm.folder else None
+    places = [evaluation / place / TEACHER for place in (size or "", "")] if evaluation else []
+    samples, images = _samples_in(places, {"image_size": size})
     metrics = {key.removeprefix(REFERENCE): value for key, value in arm.metrics.items() if key.startswith(REFERENCE)}
     metrics = {key: value for key, value in metrics.items() if is_number(value)}
     rows = [

@@ -29,23 +29,37 @@ class FilmPicture:
 
 
 def films(arms: dict[str, ArmReport]) -> list[Film]:
-    """A film for each arm that has pictures of its validation."""
-    return [_film(name, arm) for name, arm in arms.items() if arm.pictures]
+    """A film for each arm that has pictures of its validation, and for each size of an arm of several."""
+    return [
+        _film(name, arm, size)
+        for name, of_arm in arms.items()
+        for size, arm in [(_first_size(of_arm), of_arm), *of_arm.sizes.items()]
+        if arm.pictures
+    ]
 
 
-def _film(name: str, arm: ArmReport) -> Film:
+def _first_size(arm: ArmReport) -> str:
+    """The size of its own pictures, if there are others: that of its scores which is none of the further sizes."""
+    parts = [key.split("/") for row in arm.log for key in row if arm.sizes and key.startswith("validation/")]
+    return next((part[1] for part in parts if len(part) == 3 and part[1] not in arm.sizes), "")
+
+
+def _film(name: str, arm: ArmReport, size: str) -> Film:
+    """size: which scores and which label; "" for that of a run of one size."""
     steps = list(arm.pictures)
     if len(steps) > MOST_PICTURES:
         steps = [steps[round(i * (len(steps) - 1) / (MOST_PICTURES - 1))] for i in range(MOST_PICTURES)]
     rows = {row.get("step"): row for row in arm.log if "validation/diversity_share" in row}
     pictures = [
-        FilmPicture(step, _caption(rows.get(step, {})), data_url(arm.pictures[step], LARGEST_EDGE)) for step in steps
+        FilmPicture(step, _caption(rows.get(step, {}), size), data_url(arm.pictures[step], LARGEST_EDGE))
+        for step in steps
     ]
-    return Film(name, arm.label, pictures)
+    return Film(name, f"{arm.label}, {size} pixels" if size else arm.label, pictures)
 
 
-def _caption(row: dict) -> str:
-    share, quality = row.get("validation/diversity_share"), row.get("validation/quality")
+def _caption(row: dict, size: str) -> str:
+    keys = [f"validation/{size}/{key}" if size else f"validation/{key}" for key in ("diversity_share", "quality")]
+    share, quality = map(row.get, keys)
     parts = [f"diversity {percent(share)}"] if is_number(share) else []
     parts += [f"quality {percent(quality)}"] if is_number(quality) else []
     return ", ".join(parts).replace(" %", "\u00a0%")

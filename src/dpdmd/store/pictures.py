@@ -17,9 +17,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", 
 NOT_READ = (".heic", ".heif", ".jxl", ".jp2", ".tga", ".ppm", ".psd", ".svg", ".dng")
 # Folders that an operating system or a file server makes for itself.
 NOT_OURS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
+Size = tuple[int, int]  # height and width in pixels
 WHITE = (255, 255, 255)
 # What is decoded, whatever a file's name says. Pillow would give some other formats to programs such as Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+# EXIF's tag of how a camera was held, and its values for one that lay on its side.
+ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)
 SRGB_GAMMA = 0.45455  # what a PNG says whose values are as a screen shows them
 
 
@@ -38,6 +41,28 @@ def read_picture(path: str | Path) -> "Image":
     what = f"{path} is not a readable image"
     with library_errors(what, "replace it or remove it from the folder"), Image.open(path, formats=FORMATS) as image:
         return _as_rgb(ImageOps.exif_transpose(image))
+
+
+def picture_size(path: str | Path) -> Size:
+    """Height and width in pixels of a picture file as `read_picture` reads it; only its header is read.
+
+    Raises ValueError like `read_picture`.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"no such file: {path}")
+    what = f"{path} is not a readable image"
+    with library_errors(what, "replace it or remove it from the folder"), Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        lies = image.getexif().get(ORIENTATION) in LYING
+    return (width, height) if lies else (height, width)
+
+
+def size_name(size: Size) -> str:
+    """HEIGHTxWIDTH, as folders and metrics of one of several sizes are called."""
+    return f"{size[0]}x{size[1]}"
 
 
 def _as_rgb(image: "Image") -> "Image":

@@ -2,7 +2,8 @@
 
 RUN/evaluation/teacher/         the teacher's images
 RUN/evaluation/step-000300/     those of the student after 300 updates
-RUN/speed.json                  how long each takes for an image
+RUN/evaluation/832x1216/        the same of each further size of a run of several
+RUN/speed.json                  how long each takes for an image, of the first size
 """
 
 from collections.abc import Sequence
@@ -27,11 +28,12 @@ FOLDER = "evaluation"
 
 def draw_student_and_teacher(
     model: str | Path, prompts: list[str] | None = None, *, images_per_prompt: int = 9, batch_size: int = 32
-) -> tuple[Path, Path]:
-    """Draw the student that `model` names and its teacher, sampled as in training; returns their folders of images.
+) -> list[tuple[Path, Path]]:
+    """Draw the student that `model` names and its teacher at every size of the run, sampled as in training.
 
     model: a run, RUN@STEP, or a student or checkpoint in a run. prompts: default: those of the run's validation. Images
-    that are there already are kept. Raises ValueError for what is no student of a run.
+    that are there already are kept. Returns the folders of the student's and of the teacher's images of each size.
+    Raises ValueError for what is no student of a run.
     """
     student = find_student(located(model))
     run = None if student is None else next((path for path in student.absolute().parents if is_run(path)), None)
@@ -40,22 +42,22 @@ def draw_student_and_teacher(
     recipe = load_recipe(run)
     plan = resolve(recipe, teacher_adapter(recipe.model))
     texts = prompts or plan.validation.prompts or default_prompts(training_prompts(plan.data.prompts, plan.data.column))
-    out = run / FOLDER
-    folders = out / f"step-{StudentFile.read(student).updates:06d}", out / "teacher"
-    height, width = plan.image_size or (None, None)
-    seeds = list(range(images_per_prompt))
-    options = {"batch_size": batch_size, "height": height, "width": width}
-    of_teacher = {
+    name, seeds, folders = f"step-{StudentFile.read(student).updates:06d}", list(range(images_per_prompt)), []
+    of_teacher: dict[str, Any] = {
         "num_inference_steps": plan.teacher.grid.num_steps,
         "guidance_scale": plan.teacher.guidance.scale,
         "negative_prompt": plan.teacher.negative_prompt or None,
         "loras": teacher_loras(recipe.model),
-        **options,
     }
-    generate_folder(str(student), list(texts), out=folders[0], seeds=seeds, **options)
-    generate_folder(plan.teacher.source, list(texts), out=folders[1], seeds=seeds, **of_teacher)
-    openers = partial(open_model, str(student), **options), partial(open_model, plan.teacher.source, **of_teacher)
-    measure_speed(*openers, list(texts), run)
+    sizes = [size.image_size or (None, None) for size in plan.sizes]
+    options = [{"batch_size": batch_size, "height": height, "width": width} for height, width in sizes]
+    for (height, width), at_size in zip(sizes, options, strict=True):
+        out = run / FOLDER if not folders else run / FOLDER / f"{height}x{width}"
+        generate_folder(str(student), list(texts), out=out / name, seeds=seeds, **at_size)
+        generate_folder(plan.teacher.source, list(texts), out=out / "teacher", seeds=seeds, **of_teacher, **at_size)
+        folders.append((out / name, out / "teacher"))
+    of_student = partial(open_model, str(student), **options[0])
+    measure_speed(of_student, partial(open_model, plan.teacher.source, **of_teacher, **options[0]), list(texts), run)
     return folders
 
 
@@ -68,11 +70,11 @@ def evaluate_run(
     quality: Sequence[str] = (),
     out: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Draw a run's student and its teacher, and score the student's images against the teacher's.
+    """Draw a run's student and its teacher, and score the student's images against the teacher's, at every size.
 
     model, prompts, images_per_prompt: as for `draw_student_and_teacher`; RUN/evaluation keeps the images. features,
     quality, out and the scores that are returned: as for `dpdmd.evaluate.run.evaluate_folder`.
     """
-    student, teacher = draw_student_and_teacher(model, prompts, images_per_prompt=images_per_prompt)
+    (student, teacher), *further = draw_student_and_teacher(model, prompts, images_per_prompt=images_per_prompt)
     options: dict[str, Any] = {"features": features, "quality": quality, "out": out}
-    return evaluate_folder(student, reference=teacher, **options, cache=cache_folder("images"))
+    return evaluate_folder(student, reference=teacher, further_sizes=further, **options, cache=cache_folder("images"))
