@@ -25,13 +25,13 @@ class OffloadedAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step(parameter, group)
+                    self._step(parameter, parameter.grad, group)
                     devices.add(parameter.device)
         for device in devices:
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()  # a checkpoint reads them on the CPU
 
-    def _step(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+    def _step(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
@@ -40,7 +40,7 @@ class OffloadedAdamW(torch.optim.AdamW):
         beta1, beta2 = group["betas"]
         adamw(
             [parameter],
-            [parameter.grad],
+            [gradient],
             [first],
             [second],
             [],
