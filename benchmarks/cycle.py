@@ -32,6 +32,7 @@ from dpdmd.planning.memory import LiveBytes
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import write_json
 from dpdmd.store.provenance import surroundings
+from dpdmd.training.offloaded_adamw import OffloadedAdamW
 from dpdmd.training.trainer import Trainer
 from tools.pretrain.autoencoder import new_autoencoder
 from tools.pretrain.pipelines import silent_t5
@@ -120,8 +121,9 @@ def our_trainer(model: Path, work: Path, settings: dict, batch_size: int) -> Tra
 
 
 def resident(trainer: Trainer) -> list[nn.Module | torch.optim.Optimizer]:
-    """The networks and optimisers of our trainer that stay on the device."""
-    return [*trainer.roles.modules.values(), *(updater.optimizer for updater in trainer.updaters.values())]
+    """The networks and optimisers of our trainer that stay on the device, without what is offloaded to the CPU."""
+    optimisers = [updater.optimizer for updater in trainer.updaters.values()]
+    return [*trainer.roles.modules.values(), *(o for o in optimisers if not isinstance(o, OffloadedAdamW))]
 
 
 def num_bytes(parts: list[nn.Module | torch.optim.Optimizer]) -> int:

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node=2 -m benchmarks.gpu processes --out benchmarks/results/gpu
 
     cycle           a cycle against the reference's schedule: samples per second, share of the card's bf16 peak
-    memory          peak of an update in four layouts, against what `dpdmd plan` says
+    memory          peak and seconds of an update in six layouts, against what `dpdmd plan` says
     recomputing     no blocks, half of them and all of them recomputed: seconds and peak
     compile         with and without train.compile: seconds, and the largest difference of the student's samples
     processes       copies and shares: seconds per update, and the bytes that are sent; start it by torchrun
@@ -50,8 +50,10 @@ SHARED = {"lora": {"roles": ["student", "fake_score"], "rank": 64}, "model": {"d
 LAYOUTS = {
     "copies": CHECKPOINTED,
     "copies, 8-bit moments": merged(CHECKPOINTED, {"train": {"optimiser": "adamw_8bit"}}),
+    "copies, offloaded moments": merged(CHECKPOINTED, {"train": {"optimiser": "adamw_offloaded"}}),
     "copies, Adafactor": merged(CHECKPOINTED, {"train": {"optimiser": "adafactor"}}),
     "one backbone": merged(CHECKPOINTED, SHARED),
+    "one backbone in fp8": merged(CHECKPOINTED, SHARED, {"model": {"dtype": "fp8"}}),
 }
 
 
@@ -146,14 +148,15 @@ def cycle(setting: Setting) -> dict[str, Any]:
 
 
 def memory(setting: Setting) -> dict[str, Any]:
-    """Peaks of an update, and the plan's."""
+    """Peaks of an update, the plan's, and seconds: what is moved or converted costs some."""
 
     def measure(settings: dict) -> dict[str, Any]:
         trainer = setting.trainer(settings, {"validation": {"every": 0}})
         trainer.iterate()
         planned = memory_need(trainer.plan, trainer.parts.adapter)
         measured = peak_bytes_of(trainer)
-        return {"measured": measured, "planned": planned.total, "ratio": planned.total / measured}
+        row = {"measured": measured, "planned": planned.total, "ratio": planned.total / measured}
+        return row | {"seconds": timed(trainer.iterate)}
 
     return arms(LAYOUTS, measure)
 

@@ -84,7 +84,7 @@ class PeakMemory:
     """
 
     def __enter__(self):
-        self._before = self._peak = _own_bytes()
+        self._before = self._peak = own_bytes()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -92,15 +92,16 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._ended.wait(1e-3):
-            self._peak = max(self._peak, _own_bytes())
+            self._peak = max(self._peak, own_bytes())
 
     def __exit__(self, *error) -> None:
         self._ended.set()
         self._thread.join()
-        self.added = max(self._peak, _own_bytes()) - self._before
+        self.added = max(self._peak, own_bytes()) - self._before
 
 
-def _own_bytes() -> int:
+def own_bytes() -> int:
+    """Bytes that this process has by itself, without pages of files (Linux)."""
     status = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon:"))
 

@@ -4,8 +4,9 @@ import pytest
 from trainers import new_trainer
 
 from dpdmd.method.roles import TRAINED_ROLES
-from dpdmd.planning.cost import NetworkSizes, _discriminator, state_bytes
+from dpdmd.planning.cost import NetworkSizes, _discriminator, checkpoint_bytes, describe, moved_bytes, state_bytes
 from dpdmd.recipe.calls import forwards_per_update
+from dpdmd.recipe.resolve import resolve
 
 
 def counted(monkeypatch, adapter) -> dict[str, int]:
@@ -123,6 +124,21 @@ def test_a_student_of_random_steps_takes_the_announced_number_on_average(
     forward, backward = forwards_per_update(trainer.plan)
     assert calls["all"] / 60 / recipe.train.batch_size == pytest.approx(forward, rel=0.05)
     assert calls["graph"] / 60 / recipe.train.batch_size == pytest.approx(backward, rel=0.05)
+
+
+@pytest.mark.parametrize("roles", [[], ["fake_score"]], ids=["copies", "mixed"])
+def test_offloaded_moments_are_in_a_checkpoint_and_not_on_the_device(roles, adapter, make_recipe):
+    lora = {"roles": roles, "rank": 3, "targets": ["first", "second"]}
+    here, away = (
+        resolve(make_recipe(train={"optimiser": name}, lora=lora), adapter) for name in ("adamw", "adamw_offloaded")
+    )
+    sizes = NetworkSizes(1000, 4000, adapter=100, state=8000, adapter_state=800, largest=600, adapter_largest=60)
+    moments = 2 * 8000 - 7200 * len(roles)
+    assert sum(state_bytes(here, sizes).values()) - sum(state_bytes(away, sizes).values()) == moments
+    assert checkpoint_bytes(here, sizes) == checkpoint_bytes(away, sizes) > moments
+    assert (moved_bytes(here, sizes), moved_bytes(away, sizes)) == (0, 8 * 600)
+    assert "AdamW moments" in describe(here, adapter) and "in the CPU's" not in describe(here, adapter)
+    assert "GiB, in the CPU's" in describe(away, adapter)
 
 
 @pytest.mark.parametrize("roles", [[], ["fake_score"], ["student", "fake_score"]], ids=["copies", "mixed", "shared"])

@@ -21,9 +21,13 @@ def plan_of(settings: tuple[str, ...]) -> SimpleNamespace:
     if kept.get("model.dtype") in ("int8", "nf4") and "lora.roles" not in kept:
         raise ValueError("needs lora.roles")
     kept.pop("train.precision", None)
+    optimiser = kept.get("train.optimiser", "adamw")
+    if optimiser == "adamw":
+        kept.pop("train.optimiser", None)
     batch_size = int(kept.get("train.batch_size", 4))
     data = SimpleNamespace(batch_size=batch_size, accumulation=32 // batch_size, samples_per_prompt=1)
-    return SimpleNamespace(settings=kept, data=data)
+    lora = SimpleNamespace(roles=("student", "fake_score") if "lora.roles" in kept else ())
+    return SimpleNamespace(settings=kept, data=data, lora=lora, optimiser=SimpleNamespace(optimiser=optimiser))
 
 
 def need_of(plan: SimpleNamespace) -> Need:
@@ -33,7 +37,8 @@ def need_of(plan: SimpleNamespace) -> Need:
     recomputed = {"true": NUM_BLOCKS, "false": 0}.get(text := kept.get("train.gradient_checkpointing", "false"))
     activations = (20 - (int(text) if recomputed is None else recomputed)) * plan.data.batch_size
     gradients = 2 if "lora.roles" in kept else 60
-    return Need((weights + 3 * gradients) * GIB, max(activations, gradients) * GIB)
+    moments = {"adamw": 2, "adamw_8bit": 0.5, "adamw_offloaded": 0}[plan.optimiser.optimiser]
+    return Need(round((weights + (1 + moments) * gradients) * GIB), max(activations, gradients) * GIB)
 
 
 def found(memory: float) -> list[tuple[tuple[str, ...], float]]:
@@ -45,7 +50,9 @@ def blocks(number: int) -> tuple[str]:
     return (f"train.gradient_checkpointing={number}",)
 
 
-ALL_BUT_ADAPTERS = [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260)]
+EIGHT_BIT, OFFLOADED, ADAMW = ((f"train.optimiser=adamw{kind}",) for kind in ("_8bit", "_offloaded", ""))
+IN_BF16 = [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260)]
+ALL_BUT_ADAPTERS = [*IN_BF16, (EIGHT_BIT, 170), (OFFLOADED, 140)]
 
 
 @pytest.mark.parametrize(
@@ -53,10 +60,14 @@ ALL_BUT_ADAPTERS = [((CHECKPOINTING,), 280), (("model.dtype=bf16",), 260)]
     [
         (400, []),
         # 20 of weights, 180 of what is trained, 60 of gradients: another batch would change nothing.
-        (270, [*ALL_BUT_ADAPTERS, (blocks(3), 268)]),
-        (55, [*ALL_BUT_ADAPTERS, ((LORA,), 46), (blocks(13), 54)]),
-        (40, [*ALL_BUT_ADAPTERS, ((LORA,), 46), (BATCH_1, 31), (BATCH_2, 36), (blocks(13), 40)]),
-        (34, [*ALL_BUT_ADAPTERS, ((LORA,), 46), (BATCH_1, 31), (blocks(12), 34)]),
+        (270, [*IN_BF16, (blocks(3), 268)]),
+        (181, [*IN_BF16, (EIGHT_BIT, 170), (blocks(3), 178)]),
+        (141, [*ALL_BUT_ADAPTERS, (blocks(5), 140)]),
+        # With adapters the moments may stay on the device.
+        (55, [*ALL_BUT_ADAPTERS, ((LORA,), 42), (ADAMW, 46), (blocks(13), 54)]),
+        (43, [*ALL_BUT_ADAPTERS, ((LORA,), 42)]),
+        (40, [*ALL_BUT_ADAPTERS, ((LORA,), 42), (BATCH_1, 27), (ADAMW, 31), (BATCH_2, 36), (blocks(13), 40)]),
+        (34, [*ALL_BUT_ADAPTERS, ((LORA,), 42), (BATCH_1, 27), (ADAMW, 31), (blocks(12), 34)]),
     ],
 )
 def test_what_costs_least_comes_first_and_no_more_than_it_takes(memory, expected):
@@ -84,10 +95,26 @@ def test_as_few_blocks_are_recomputed_as_memory_allows(memory, number, need):
 def test_every_setting_that_saves_something_is_taken_where_nothing_is_enough():
     steps = found(1)
     assert [settings for settings, _ in steps] == [
-        (CHECKPOINTING,), ("model.dtype=bf16",), (LORA,), BATCH_1, ("model.dtype=int8",), ("model.dtype=nf4",)
+        (CHECKPOINTING,), ("model.dtype=bf16",), EIGHT_BIT, OFFLOADED, (LORA,), BATCH_1, ("model.dtype=int8",),
+        ("model.dtype=nf4",),
     ]  # fmt: skip
     totals = [total for _, total in steps]
     assert totals == sorted(totals, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "roles"), [("adafactor", ()), ("adamw_8bit", ()), ("adamw", ("student", "fake_score"))]
+)
+def test_an_optimiser_that_was_chosen_stays_and_so_does_that_of_adapters(optimiser, roles):
+    def load(settings: tuple[str, ...]) -> SimpleNamespace:
+        asked.extend(settings)
+        plan = plan_of(settings)
+        plan.optimiser, plan.lora = SimpleNamespace(optimiser=optimiser), SimpleNamespace(roles=roles)
+        return plan
+
+    asked: list[str] = []
+    savings(load, lambda plan: Need(GIB, GIB - len(plan.settings)), GIB, NUM_BLOCKS)
+    assert "model.dtype=bf16" in asked and not any("optimiser" in setting for setting in asked)
 
 
 def test_samples_of_one_prompt_stay_together():

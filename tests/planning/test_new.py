@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpdmd import cli
 from dpdmd.models.load import load_adapter, planning_adapter
-from dpdmd.planning.fit import GIB, memory_need
+from dpdmd.planning.fit import GIB, Need, memory_need
 from dpdmd.planning.hours import (
     SHARE,
     call_operations,
@@ -19,6 +19,7 @@ from dpdmd.planning.hours import (
     update_operations,
     validation_share,
 )
+from dpdmd.planning.new import new_recipe
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.toml import load_recipe, recipe_from, shipped_recipes
 
@@ -80,6 +81,24 @@ def test_new_for_several_devices_shards_the_networks_and_shares_the_samples(dpdm
     assert code == 0 and f"{each.total / GIB:.2f} GiB per device: fits" in plan
     code, _, err = dpdmd("new", "scenes", "--gpus", 3, "--out", "three.toml")
     assert code == 2 and "3 devices cannot share the 32 samples of an update evenly" in err
+
+
+@pytest.mark.parametrize(("gib", "optimiser"), [(60, "adamw_8bit"), (30, "adamw_offloaded")])
+def test_new_changes_the_optimiser_for_who_wants_all_weights_and_else_takes_adapters(gib, optimiser, monkeypatch):
+    """As if only AdamW's moments were large."""
+    moments = {"adamw": 80, "adamw_8bit": 20, "adamw_offloaded": 0}
+
+    def count(plan):
+        return Need(GIB if plan.lora.roles else (20 + moments[plan.optimiser.optimiser]) * GIB, GIB)
+
+    monkeypatch.setattr("dpdmd.planning.new.counter", lambda *_: count)
+    adapter = planning_adapter("scenes")
+    default, wanted = (
+        new_recipe("scenes", adapter, memory=gib * GIB, name="my", trained=trained) for trained in (None, "all")
+    )
+    assert default.fits and default.plan.lora.roles and "optimiser" not in default.text
+    assert wanted.fits and not wanted.plan.lora.roles and wanted.plan.optimiser.optimiser == optimiser
+    assert f'optimiser = "{optimiser}"  # moments take less of the device' in wanted.text
 
 
 def test_every_comment_of_new_is_on_a_key_and_the_text_says_what_its_settings_say(dpdmd, tmp_path):

@@ -1,5 +1,6 @@
 """train.optimiser: what each optimiser's state takes, and that a resumed one goes on to the bit."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from dpdmd.method.randomness import generator
 from dpdmd.recipe.optimisers import missing_optimiser, optimiser_bytes
 from dpdmd.recipe.plan import OptimiserPlan
 from dpdmd.store.tensors import read_tensors
+from dpdmd.training import offloaded_adamw
 from dpdmd.training.optimisers import load_optimizer, new_optimiser, optimizer_tensors
 from dpdmd.training.run.checkpoint import Checkpoint, save_checkpoint
 
@@ -26,7 +28,7 @@ PLAN = OptimiserPlan(
     max_grad_norm=1.0,
     ema_decay=0.0,
 )
-NAMES = ["adamw", "adamw_8bit", "adafactor"]
+NAMES = ["adamw", "adamw_8bit", "adamw_offloaded", "adafactor"]
 
 
 @pytest.fixture(params=NAMES)
@@ -102,7 +104,58 @@ def test_a_run_resumes_with_every_optimiser(name, make_recipe, adapter):
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
-@pytest.mark.parametrize("name", ["adamw_8bit", "adafactor"])
+class Device:
+    """Stands for a device: `to` copies as one would, and counts what of it is there at a time."""
+
+    def __init__(self):
+        self.now = self.most = self.copies = 0
+
+    def to(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        copy = tensor.clone()
+        self.now, self.copies = self.now + copy.nbytes, self.copies + 1
+        self.most = max(self.most, self.now)
+        weakref.finalize(copy, self._free, copy.nbytes)
+        return copy
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def test_offloaded_moments_are_on_the_device_one_weight_at_a_time_and_train_to_the_same_bits(monkeypatch):
+    device = Device()
+    monkeypatch.setattr(offloaded_adamw, "to_device", device.to)
+    results = []
+    for name in ("adamw", "adamw_offloaded"):
+        parameters = dict(new_network().named_parameters())
+        optimiser = new_optimiser(list(parameters.values()), replace(PLAN, optimiser=name), 1e-2)
+        steps(optimiser, parameters, 0, 4)
+        results.append(parameters | optimizer_tensors(optimiser, parameters))
+    plain, offloaded = results
+    assert plain.keys() == offloaded.keys() and all(torch.equal(plain[key], offloaded[key]) for key in plain)
+    largest = max(p.nbytes for p in new_network().parameters())
+    assert device.copies == 4 * 2 * len(parameters) and device.now == 0 and device.most == 2 * largest
+
+
+def test_offloaded_moments_are_in_the_memory_of_the_cpu_wherever_weights_are():
+    moment = offloaded_adamw.OffloadedAdamW.blank(torch.empty(3, 5, device="meta"))
+    assert moment.device.type == "cpu" and moment.shape == (3, 5)
+
+
+def test_a_run_with_offloaded_moments_ends_with_the_bits_of_one_without_and_may_go_on_as_one(make_recipe, adapter):
+    recipes = {
+        name: make_recipe(name, train={"optimiser": name, "num_updates": 2}) for name in ("adamw", "adamw_offloaded")
+    }
+    runs = [train(recipe, adapter, progress=False) for recipe in recipes.values()]
+    more = make_recipe("adamw", train={"optimiser": "adamw_offloaded", "num_updates": 4})
+    whole = make_recipe("whole", train={"num_updates": 4})
+    students = [read_tensors(run / "student" / "student.safetensors") for run in runs]
+    assert all(torch.equal(students[0][key], students[1][key]) for key in students[0])
+    runs = [train(whole, adapter, progress=False), train(more, adapter, resume=True, progress=False)]
+    students = [read_tensors(run / "student" / "student.safetensors") for run in runs]
+    assert all(torch.equal(students[0][key], students[1][key]) for key in students[0])
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "adamw_offloaded", "adafactor"])
 def test_statistics_of_whole_weights_and_shares_of_them_exclude_each_other(name, make_recipe):
     with pytest.raises(ValidationError, match=f'train.optimiser "{name}" and train.shard exclude each other'):
         make_recipe(train={"optimiser": name, "shard": True})

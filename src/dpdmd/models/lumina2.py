@@ -79,9 +79,11 @@ class Lumina2Adapter(StockAdapter):
     ) -> Prediction:
         """Convert the transformer's negated velocity to a prediction.
 
-        The network counts the tokens of a mask, for which it would wait for a GPU, so it is given one on the CPU.
+        The network counts the tokens of a mask, for which it would wait for a GPU, so it is given one on the CPU. Its
+        tables of positions are no buffers: where they are moved with it, it does not copy them in every call.
         """
         stock: Any = getattr(network, "module", network)  # without its wrapper for several processes
+        stock.rope_embedder.freqs_cis = [to_device(table, x_t.device) for table in stock.rope_embedder.freqs_cis]
         for block in stock.context_refiner:
             if not block._forward_pre_hooks:
                 block.register_forward_pre_hook(_mask_to_device)

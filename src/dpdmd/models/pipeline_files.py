@@ -132,5 +132,5 @@ def require_unquantised(config: dict[str, Any], source: str, part: str) -> None:
         method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else "unknown"
         raise InputError(
             f"{source}: its {part} is stored quantised ({method}), which can be neither trained nor read here; use the "
-            'model as it was before: model.dtype = "int8" or "nf4" quantises it while it is loaded'
+            'model as it was before: model.dtype = "int8", "fp8" or "nf4" quantises it while it is loaded'
         )

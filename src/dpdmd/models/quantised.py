@@ -1,4 +1,4 @@
-"""Quantise a frozen network to 8 or 4 bits per weight to train LoRA adapters on it (`model.dtype` "int8" and "nf4").
+"""Quantise a frozen network to 8 or 4 bits per weight to train LoRA adapters on it (`model.dtype` int8, fp8 and nf4).
 
 Only the linear layers of the blocks are quantised, which hold most of the weights; all other weights are in bf16.
 """
@@ -9,8 +9,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-# model.dtype -> the package it requires; the extra of dpdmd with the name of the dtype installs it.
-PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
+from dpdmd.models.fp8 import Fp8Linear
+
+# model.dtype -> the package it requires, if any; the extra of dpdmd with the name of the dtype installs it.
+PACKAGES: dict[str, str | None] = {"int8": "torchao", "fp8": None, "nf4": "bitsandbytes"}
 NF4_BLOCK, NF4_SCALES_BLOCK = 64, 256  # weights per scale; scales per scale of scales (double quantisation)
 MIDDLE = "mid_block"  # the middle block of a U-Net, which belongs to none of its block lists
 
@@ -26,13 +28,13 @@ def missing_package(dtype: str) -> str | None:
 def quantise(network: nn.Module, dtype: str, block_lists: tuple[str, ...], device: torch.device | str = "cpu") -> None:
     """Freeze a network and quantise it in place, layer by layer on `device`; all other weights become bf16.
 
-    dtype: "int8" (torchao, one scale per row) or "nf4" (bitsandbytes, one scale per block of 64 weights, with the
-    scales quantised as well; arXiv 2305.14314).
+    dtype: "int8" (torchao, one scale per row), "fp8" (`Fp8Linear`) or "nf4" (bitsandbytes, one scale per block of 64
+    weights, with the scales quantised as well; arXiv 2305.14314).
     block_lists: names of the network's attributes that hold its blocks.
     """
     nn.Module.to(network.requires_grad_(False), torch.bfloat16)  # the override in diffusers would warn
     for name, layer in list(block_layers(network, block_lists)):
-        layer = _to_int8(layer, device) if dtype == "int8" else _to_nf4(layer, device)
+        layer = {"int8": _to_int8, "fp8": _to_fp8, "nf4": _to_nf4}[dtype](layer, device)
         # Autocast does not apply to quantised layers: without the cast they would compute in the dtype of their input.
         layer.register_forward_pre_hook(_in_bf16)
         network.set_submodule(name, layer)
@@ -55,6 +57,8 @@ def weight_bytes(shape: tuple[int, int], dtype: str) -> int:
     rows, number = shape[0], shape[0] * shape[1]
     if dtype == "int8":
         return number + rows * (4 + 1)  # per row: a 4-byte scale and a 1-byte zero point (always zero)
+    if dtype == "fp8":
+        return number + rows * 4
     scales = -(-number // NF4_BLOCK)
     tables = 4 * (16 + 256 + 1)  # fp32 code books of weights and scales, and the mean of the scales
     return -(-number // 2) + scales + 4 * -(-scales // NF4_SCALES_BLOCK) + tables
@@ -66,6 +70,10 @@ def _to_int8(layer: nn.Linear, device: torch.device | str) -> nn.Linear:
     # set_inductor_config=True would change torch.compile's settings for the whole process.
     quantize_(layer, Int8WeightOnlyConfig(set_inductor_config=False), device=device)
     return layer
+
+
+def _to_fp8(layer: nn.Linear, device: torch.device | str) -> nn.Linear:
+    return Fp8Linear(layer.to(device))
 
 
 def _to_nf4(layer: nn.Linear, device: torch.device | str) -> nn.Linear:

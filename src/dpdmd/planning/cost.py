@@ -1,7 +1,7 @@
 """The cost of a run: bytes per device and on disk, and the whole plan in words."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from dpdmd.method.roles import TRAINED_ROLES
 from dpdmd.models.base import ModelAdapter, empty_network, network_blocks
 from dpdmd.models.quantised import block_layers, weight_bytes
 from dpdmd.recipe.calls import forwards_per_update
-from dpdmd.recipe.optimisers import STATES, optimiser_bytes
+from dpdmd.recipe.optimisers import OFFLOADED, STATES, optimiser_bytes
 from dpdmd.recipe.plan import Plan
 
 BYTES = 4  # fp32: trained weights, their gradients and moments
@@ -23,7 +23,7 @@ class NetworkSizes:
     """Numbers in the denoising network: parameters, those of one adapter (0 when no role trains one), buffers.
 
     frozen: bytes of the teacher, with its weights in `model.dtype`. state, adapter_state: bytes of the optimiser's
-    state for a whole network and for an adapter.
+    state for a whole network and for an adapter. largest, adapter_largest: numbers of their largest tensors.
     """
 
     network: int
@@ -32,6 +32,8 @@ class NetworkSizes:
     buffers: int = 0
     state: int = 0
     adapter_state: int = 0
+    largest: int = 0
+    adapter_largest: int = 0
 
 
 def network_sizes(plan: Plan, adapter: ModelAdapter) -> NetworkSizes:
@@ -44,13 +46,14 @@ def network_sizes(plan: Plan, adapter: ModelAdapter) -> NetworkSizes:
     size, buffers = _count(network.parameters()), _count(network.buffers())
     frozen = frozen_bytes(network, plan.teacher.dtype, adapter.block_lists)
     configs = lora_configs(plan.lora, adapter, network)
+    whole = NetworkSizes(size, frozen, buffers=buffers, state=state, largest=_largest(network.parameters()))
     if not configs:
-        return NetworkSizes(size, frozen, buffers=buffers, state=state)
+        return whole
     with torch.device("meta"):
         roles = make_roles(network, lora={"student": next(iter(configs.values()))})
     own = list(roles.parameters("student").values())
     adapter_state = optimiser_bytes((tuple(p.shape) for p in own), optimiser)
-    return NetworkSizes(size, frozen, _count(own), buffers, state, adapter_state)
+    return replace(whole, adapter=_count(own), adapter_state=adapter_state, adapter_largest=_largest(own))
 
 
 def frozen_bytes(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -> int:
@@ -90,6 +93,10 @@ def _count(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
+def _largest(tensors: Iterable[Tensor]) -> int:
+    return max((tensor.numel() for tensor in tensors), default=0)
+
+
 def state_bytes(plan: Plan, sizes: NetworkSizes) -> dict[str, int]:
     """Bytes that stay on every device, by part, without activations, text encoders, autoencoder and discriminator head.
 
@@ -101,19 +108,35 @@ def state_bytes(plan: Plan, sizes: NetworkSizes) -> dict[str, int]:
         "teacher": sizes.frozen,
         **{role.replace("_", " "): BYTES * (number + tables[role]) for role, number in trained.items()},
         "gradients": BYTES * max(trained.values()),
-        STATES[plan.optimiser.optimiser]: sum(
-            sizes.adapter_state if role in plan.lora.roles else sizes.state for role in TRAINED_ROLES
-        ),
+        STATES[plan.optimiser.optimiser]: 0 if is_offloaded(plan) else moment_bytes(plan, sizes),
         "moving average": BYTES * trained["student"] if plan.optimiser.ema_decay else 0,
     }
+
+
+def moment_bytes(plan: Plan, sizes: NetworkSizes) -> int:
+    """Bytes of the optimisers' state, wherever it is."""
+    return sum(sizes.adapter_state if role in plan.lora.roles else sizes.state for role in TRAINED_ROLES)
+
+
+def is_offloaded(plan: Plan) -> bool:
+    """Whether the optimisers' state is in the CPU's memory."""
+    return plan.optimiser.optimiser == OFFLOADED
+
+
+def moved_bytes(plan: Plan, sizes: NetworkSizes) -> int:
+    """Bytes of an offloaded state that are on the device at a time, in a step: both moments of the largest weight."""
+    if not is_offloaded(plan):
+        return 0
+    largest = (sizes.adapter_largest if role in plan.lora.roles else sizes.largest for role in TRAINED_ROLES)
+    return 2 * BYTES * max(largest)
 
 
 def checkpoint_bytes(plan: Plan, sizes: NetworkSizes) -> int:
     """Bytes of a checkpoint: trained weights, the optimiser's state, the moving average; a LoRA for stock tools."""
     state = state_bytes(plan, sizes)
     lora = BYTES * sizes.adapter if "student" in plan.lora.roles else 0
-    optimiser = STATES[plan.optimiser.optimiser]
-    return lora + sum(state[part] for part in ("student", "fake score", optimiser, "moving average"))
+    kept = sum(state[part] for part in ("student", "fake score", "moving average"))
+    return lora + kept + moment_bytes(plan, sizes)
 
 
 def embedding_bytes(plan: Plan, adapter: ModelAdapter) -> int:
@@ -152,7 +175,8 @@ def describe(plan: Plan, adapter: ModelAdapter) -> str:
         f"process; {plan.budget.num_updates} updates{seconds}",
         "memory": f"{sum(memory.values()) / 2**30:.2f} GiB per device and activations ("
         + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if size)
-        + ")",
+        + ")"
+        + (f"; AdamW moments, {moment_bytes(plan, sizes) / 2**30:.2f} GiB, in the CPU's" if is_offloaded(plan) else ""),
         "disk": f"{checkpoint_bytes(plan, sizes) / 2**30:.2f} GiB per checkpoint, {plan.checkpoint.keep + 1} of "
         "them while one is written",
     }

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from dpdmd.models.base import ModelAdapter
-from dpdmd.planning.cost import gathered_bytes, network_sizes, state_bytes
+from dpdmd.planning.cost import gathered_bytes, moved_bytes, network_sizes, state_bytes
 from dpdmd.planning.memory import peak_bytes, picture_bytes
 from dpdmd.recipe.plan import DataPlan, Plan
 
 GIB = 2**30
 Settings = tuple[str, ...]  # the values of --set
 CHECKPOINTING = ("train.gradient_checkpointing=true",)
+ADAMW = ("train.optimiser=adamw",)
+OPTIMISERS = (("train.optimiser=adamw_8bit",), ("train.optimiser=adamw_offloaded",))
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def memory_need(plan: Plan, adapter: ModelAdapter, num_devices: int = 1) -> Need
     """The need of one process of `num_devices`, among which `train.shard` divides what stays and gradients,
     at the largest of the sizes.
 
-    A fused AdamW step needs no memory but gradients and moments.
+    A fused AdamW step needs no memory but gradients and moments; offloaded ones come for one weight at a time.
     """
     plan = plan.largest
     sizes = network_sizes(plan, adapter)
@@ -47,6 +49,7 @@ def memory_need(plan: Plan, adapter: ModelAdapter, num_devices: int = 1) -> Need
         # With accumulation all gradients are there from the first moment to the last.
         accumulating = replace(plan, data=replace(plan.data, accumulation=max(2, plan.data.accumulation)))
         update = peak_bytes(accumulating, adapter) - gradients + gradients // number + gathered_bytes(adapter)
+    update = max(update, gradients // number + moved_bytes(plan, sizes))
     peaks = {"in an update": update, "in drawing validation pictures": picture_bytes(plan, adapter)}
     when = max(peaks, key=lambda name: peaks[name])
     return Need(sum(state.values()) // number, peaks[when], when)
@@ -78,9 +81,10 @@ def savings(
 ) -> list[tuple[Settings, Need]]:
     """Settings that lower the need, cumulative, until it fits a device of `memory` bytes or none is left.
 
-    The setting that costs least is taken first; at the end the micro-batch is raised again as far as it fits, and as
-    few blocks are recomputed as memory allows. Settings that save nothing, or that the recipe's other settings exclude,
-    are left out. plan_with: the plan with further settings. count: a plan's `memory_need`. num_blocks: of the network.
+    The setting that costs least is taken first; at the end the optimiser is AdamW again and the micro-batch raised
+    again as far as it fits, and as few blocks are recomputed as memory allows. Settings that save nothing, or that the
+    recipe's other settings exclude, are left out. plan_with: the plan with further settings. count: a plan's
+    `memory_need`. num_blocks: of the network.
     """
     found: list[tuple[Settings, Need]] = []
     plan, available = plan_with(()), memory - reserve(memory)
@@ -94,7 +98,7 @@ def savings(
         return None if changed.settings == plan.settings else (changed, count(changed))
 
     sizes = _batch_sizes(plan.data)
-    left = _switches(sizes)
+    left = _switches(sizes, plan)
     while need.total > available:
         for settings in left:
             tried = try_on(settings)
@@ -105,8 +109,10 @@ def savings(
         left.remove(settings)
         plan, need = tried
         found.append((settings, need))
-    if any(taken == sizes[-1] for taken, _ in found):
-        for settings in sizes[:-1]:
+    given_back = [[ADAMW]] if any(taken in OPTIMISERS for taken, _ in found) else []
+    given_back += [sizes[:-1]] if any(taken == sizes[-1] for taken, _ in found) else []
+    for choices in given_back:
+        for settings in choices:
             tried = try_on(settings)
             if tried is not None and tried[1].total <= available:
                 found.append((settings, tried[1]))
@@ -147,16 +153,19 @@ def _fewest(
     return best
 
 
-def _switches(batch_sizes: list[Settings]) -> list[Settings]:
-    """Settings that save memory, cheapest first: they cost time, teacher precision, student capacity, pictures.
+def _switches(batch_sizes: list[Settings], plan: Plan) -> list[Settings]:
+    """Settings that save memory, cheapest first: they cost time, precision, student capacity, pictures.
 
-    nf4 comes last, since int8 is nearer to the teacher's own weights.
+    nf4 comes last, since int8 is nearer to the teacher's own weights. AdamW's moments count where all weights of a role
+    are trained: they take 8 bits, or if that is too much stay in the CPU's memory, at the price of time.
     """
+    moments = OPTIMISERS if plan.optimiser.optimiser == "adamw" and len(set(plan.lora.roles)) < 2 else ()
     return [
         ("train.precision=bf16",),
         CHECKPOINTING,
         batch_sizes[-1],
         ("model.dtype=bf16",),
+        *moments,
         ('lora.roles=["student", "fake_score"]',),
         ("model.dtype=int8",),
         ("validation.every=0",),

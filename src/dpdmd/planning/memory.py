@@ -309,7 +309,7 @@ def _stand_in(network: nn.Module, dtype: str, block_lists: tuple[str, ...]) -> N
     nn.Module.to(network, torch.bfloat16)
     for _, layer in block_layers(network, block_lists):
         layer.weight = nn.Parameter(torch.empty(layer.weight.shape, dtype=torch.int8, device=META), requires_grad=False)
-        product = _int8_linear if dtype == "int8" else _nf4_linear
+        product = _int8_linear if dtype == "int8" else _linear_of_codes
         layer.forward = partial(product, layer)  # pyright: ignore[reportAttributeAccessIssue]  # blocks call it by position
 
 
@@ -318,11 +318,11 @@ def _int8_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return product * torch.empty(len(layer.weight), dtype=product.dtype, device=META)
 
 
-def _nf4_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return _Nf4Product.apply(x.to(torch.bfloat16), layer.weight)
+def _linear_of_codes(layer: nn.Linear, x: Tensor) -> Tensor:
+    return _ProductOfCodes.apply(x.to(torch.bfloat16), layer.weight)
 
 
-class _Nf4Product(torch.autograd.Function):
+class _ProductOfCodes(torch.autograd.Function):
     """x W^T; the weight is converted to bf16 for it, and again in the backward pass."""
 
     @staticmethod

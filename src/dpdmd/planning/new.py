@@ -40,6 +40,7 @@ COMMENTS = {
     "train.reuse_samples": "the fake score learns the samples that the student's update drew",
     "train.shard": "spreads every network over the devices",
     "train.schedule": "the learning rate falls to zero",
+    "train.optimiser": "moments take less of the device's memory: in 8 bits, or offloaded to the CPU's",
     "train.random_step": "trains one random step of each sample: fewer calls, less memory",
     "train.gradient_checkpointing": "recomputes the first blocks, as many as it takes to fit",
     "lora.roles": "adapters on one frozen backbone; without them all weights of two copies are trained",
@@ -83,6 +84,8 @@ def new_recipe(
         def plan_with(further: Settings, data=data, kind=kind) -> Plan:
             if kind == "all" and any(text.startswith("lora.") for text in further):
                 raise ValueError("all weights are to be trained")
+            if trained is None and any(text.startswith("train.optimiser") for text in further):
+                raise ValueError("another optimiser is for who wants all weights to be trained")
             return resolve(recipe_from(deepcopy(data), further, where=WRITTEN), adapter)
 
         state = state_bytes(

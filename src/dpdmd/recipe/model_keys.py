@@ -52,10 +52,10 @@ class ModelConfig(Section):
         description="LoRAs that are merged into its network, so that together they are the teacher: "
         '[{path = "style.safetensors", weight = 0.8}]. Default: none.',
     )
-    dtype: Literal["fp32", "bf16", "int8", "nf4"] = Field(
+    dtype: Literal["fp32", "bf16", "int8", "fp8", "nf4"] = Field(
         default="fp32",
-        description="Number format of the teacher's frozen weights; trained weights are always fp32. int8 (torchao) "
-        "and nf4 (4 bits, bitsandbytes) require adapters for both roles.",
+        description="Number format of the teacher's frozen weights; trained weights are always fp32. int8 "
+        "(torchao), fp8 and nf4 (4 bits, bitsandbytes) require adapters for both roles.",
     )
     height: int | None = Field(
         default=None, ge=1, le=bounds.SIDE, description="Image height in pixels. Default: the teacher's."

@@ -5,10 +5,16 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Literal
 
-Optimiser = Literal["adamw", "adamw_8bit", "adafactor"]
+Optimiser = Literal["adamw", "adamw_8bit", "adamw_offloaded", "adafactor"]
 # -> the package it requires; the extra of dpdmd with this name installs it.
 PACKAGES = {"adamw_8bit": "bitsandbytes"}
-STATES = {"adamw": "AdamW moments", "adamw_8bit": "8-bit moments", "adafactor": "Adafactor statistics"}
+STATES = {
+    "adamw": "AdamW moments",
+    "adamw_8bit": "8-bit moments",
+    "adamw_offloaded": "AdamW moments",
+    "adafactor": "Adafactor statistics",
+}
+OFFLOADED = "adamw_offloaded"  # its state is in the CPU's memory
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256  # numbers of a tensor that is quantised; numbers per scale
 TABLES_8BIT = 2 * 4 * 256  # bytes of the fp32 code books of both moments
 

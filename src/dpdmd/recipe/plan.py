@@ -34,7 +34,7 @@ class TeacherPlan:
     source: str
     grid: Grid
     guidance: Guidance
-    dtype: Literal["fp32", "bf16", "int8", "nf4"]
+    dtype: Literal["fp32", "bf16", "int8", "fp8", "nf4"]
     negative_prompt: str = ""
 
     def negative(self, own: str | None) -> str:

@@ -15,7 +15,7 @@ from dpdmd.recipe.model_keys import ModelConfig
 from dpdmd.recipe.section import Place, Section
 
 NO_CACHE = "none"  # value of data.cache
-QUANTISED = ("int8", "nf4")  # values of model.dtype
+QUANTISED = ("int8", "fp8", "nf4")  # values of model.dtype
 OBJECTIVES = ("dmd", "dp_dmd", "dmd_perceptual", "dmd_adversarial")
 
 
@@ -310,11 +310,12 @@ class TrainConfig(Section):
         description="Backpropagate through one randomly chosen step after the anchored one instead of through the "
         "whole rollout: fewer calls, less memory. Re-noising students always do.",
     )
-    optimiser: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
+    optimiser: Literal["adamw", "adamw_8bit", "adamw_offloaded", "adafactor"] = Field(
         default="adamw",
-        description="adamw_8bit: moments in 8 bits (bitsandbytes), a quarter of the memory. adafactor: statistics of "
-        "rows and columns instead of moments, nearly no memory; its learning rates are relative to the size of the "
-        "weights it changes, 1e-3 or so.",
+        description="adamw_8bit: moments in 8 bits (bitsandbytes), a quarter of the memory. adamw_offloaded: moments "
+        "in the CPU's memory, copied to the device and back in every update. adafactor: statistics of rows and columns "
+        "instead of moments, nearly no memory; its learning rates are relative to the size of the weights it changes, "
+        "1e-3 or so.",
     )
     learning_rate: float = Field(default=1e-5, gt=0, le=bounds.RATE, description="Learning rate of the student.")
     fake_learning_rate: float | None = Field(
@@ -481,8 +482,8 @@ class Recipe(Section):
         train, name = self.train, self.train.optimiser
         if name != "adamw" and train.shard:
             raise ValueError(
-                f'train.optimiser "{name}" and train.shard exclude each other: its statistics are of whole weights; '
-                'use "adamw", whose moments are spread as well'
+                f'train.optimiser "{name}" and train.shard exclude each other: its state is of whole weights; use '
+                '"adamw", whose moments are spread as well'
             )
         if name == "adafactor" and train.betas != TrainConfig.model_fields["betas"].default:
             raise ValueError(f'train.optimiser "adafactor" has no betas, got train.betas = {list(train.betas)}')

@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 from dpdmd.recipe.optimisers import missing_optimiser
 from dpdmd.recipe.plan import OptimiserPlan
+from dpdmd.training.offloaded_adamw import MOMENTS, OffloadedAdamW
 from dpdmd.training.run.checkpoint import Checkpoint
 
 STEP = "step"
 
 
 def new_optimiser(parameters: list[nn.Parameter], plan: OptimiserPlan, learning_rate: float) -> torch.optim.Optimizer:
-    """The optimiser of some parameters: AdamW, bitsandbytes' AdamW with moments in 8 bits, or torch's Adafactor.
+    """The optimiser of some parameters: AdamW, with moments in the CPU's memory or (bitsandbytes') in 8 bits, or
+    torch's Adafactor.
 
     Raises ValueError if a package is missing.
     """
@@ -26,7 +28,8 @@ def new_optimiser(parameters: list[nn.Parameter], plan: OptimiserPlan, learning_
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, lr=learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True)
+    kind = OffloadedAdamW if plan.optimiser == "adamw_offloaded" else torch.optim.AdamW
+    return kind(parameters, lr=learning_rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -51,11 +54,14 @@ def load_optimizer(
     optimizer.state.clear()
     blanks: dict[str, Tensor] = {}
     for flat, (shape, dtype) in checkpoint.described(name).items():
-        _, _, owner = flat.partition("/")
+        key, _, owner = flat.partition("/")
         if owner not in parameters:
             raise ValueError(f"the stored optimiser state has {owner!r}, which the network has not")
         parameter = parameters[owner].detach()
         # Moments are sharded like their parameter. Steps are scalars, which fused AdamW keeps on the same device.
+        if isinstance(optimizer, OffloadedAdamW) and key in MOMENTS:
+            blanks[flat] = optimizer.blank(parameter)
+            continue
         is_like = shape == parameter.shape
         options: dict[str, Any] = {"dtype": dtype, "device": parameter.device}
         blanks[flat] = torch.empty_like(parameter, **options) if is_like else torch.empty(shape, **options)

@@ -15,6 +15,7 @@ from typing import Any
 
 from dpdmd.distributed.processes import on_all_processes, on_main_process
 from dpdmd.models.student_file import STUDENT_FILE
+from dpdmd.recipe.optimisers import OFFLOADED
 from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.toml import flatten, load_recipe, recipe_keys
 from dpdmd.store.files import remove_folder, require_place, require_writable, write_json, write_text
@@ -57,9 +58,12 @@ FREE_KEYS = (
 def binding_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings {dotted key: value} that a resumed run must not change; what it reads is compared by content."""
     free = (*FREE_KEYS, *BY_CONTENT)
-    return {
+    bound = {
         key: value for key, value in settings.items() if key.partition(".")[0] not in FREE_SECTIONS and key not in free
     }
+    if bound.get("train.optimiser") == OFFLOADED:
+        bound["train.optimiser"] = "adamw"  # the same numbers in another place
+    return bound
 
 
 def binding_digest(settings: dict[str, Any], schema: type[Recipe] = Recipe) -> str:
