@@ -36,7 +36,7 @@ def test_it_fits_a_screen_or_two():
 def test_links_and_pictures_are_absolute_and_those_of_ours_exist():
     targets = re.findall(r"\]\(([^)]+)\)", README)
     assert all(target.startswith("https://") for target in targets)
-    paths = [match[1] for target in targets if (match := OURS.fullmatch(target))]
+    paths = [match[1].split("#")[0] for target in targets if (match := OURS.fullmatch(target))]
     assert [path for path in paths if not (ROOT / path).exists()] == []
     assert {"docs/images/drawings.png", "LICENSE", "CONTRIBUTING.md"} <= set(paths)
 
