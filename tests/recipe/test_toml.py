@@ -130,6 +130,11 @@ def test_all_mistakes_are_reported_at_once(recipe_file):
         assert part in str(error.value)
 
 
+def test_a_mistake_across_sections_is_said_without_an_empty_key(recipe_file):
+    with pytest.raises(ValueError, match=r'one problem:\n  model\.dtype "fp8" needs train\.precision "bf16"'):
+        load_recipe(recipe_file(GOOD), ["model.dtype=fp8"])
+
+
 def test_a_section_that_is_missing_names_its_required_key(recipe_file):
     with pytest.raises(ValueError, match=r"data.prompts is required") as error:
         load_recipe(recipe_file('[model]\nteacher = "x"\n[output]\nfolder = "y"\n'))

@@ -311,7 +311,7 @@ def _problem(details: ErrorDetails) -> str:
         meaning = f"; {why}{meaning}"
     rule = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
     if kind == "value_error" and isinstance(details["input"], dict):
-        return f"{key}: {rule}"
+        return f"{key}: {rule}" if key else rule  # no key: the rule is about keys of several sections, and names them
     nearest = ""
     if kind == "literal_error" and field is not None:
         names = difflib.get_close_matches(
