@@ -1,5 +1,6 @@
 """What a training will cost, in words: the answer of `dpdmd plan` and of `dpdmd train --dry-run`."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.schema import Recipe
 from dpdmd.recipe.teacher import teacher_adapter
 from dpdmd.recipe.toml import changed_recipe, load_recipe
+
+logger = logging.getLogger(__name__)
 
 
 def costs(
@@ -33,6 +36,7 @@ def costs(
     prompts = training_prompts(settings.data.sources, settings.data.column)
     adapter = teacher_adapter(settings.model, planning=True)
     device = device_memory() if memory is None else round(memory * GIB)
+    logger.info("Counting what a training of %s needs; a large model takes a minute.", settings.model.teacher)
 
     def plan_with(further: Settings) -> Plan:
         return resolve(changed_recipe(settings, further), adapter)
