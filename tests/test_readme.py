@@ -38,7 +38,7 @@ def test_links_and_pictures_are_absolute_and_those_of_ours_exist():
     assert all(target.startswith("https://") for target in targets)
     paths = [match[1].split("#")[0] for target in targets if (match := OURS.fullmatch(target))]
     assert [path for path in paths if not (ROOT / path).exists()] == []
-    assert {"docs/images/drawings.png", "LICENSE", "CONTRIBUTING.md"} <= set(paths)
+    assert {"docs/images/demo.png", "LICENSE", "CONTRIBUTING.md"} <= set(paths)
 
 
 def test_it_prints_the_two_commands_that_set_up_everything_and_how_to_go_on():
