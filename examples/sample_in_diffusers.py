@@ -3,8 +3,9 @@
     python examples/sample_in_diffusers.py
 
 Distils the built-in teacher in 5 updates, exports the student to runs/sample_in_diffusers/pipeline and draws one image
-with diffusers alone, in about a minute on a CPU. Expect "largest difference from dpdmd's own image: 0 of 255" (or 1,
-from rounding): the same seed gives the same image. The README.md of every export says how to sample it.
+with diffusers alone, in about a minute on a CPU. Expect "largest difference from dpdmd's own image: 1 of 255" (0 to 2:
+the export has half precision, as the teacher's files do): the same seed gives the same image. The README.md of every
+export says how to sample it.
 
 An export is never overwritten: remove runs/sample_in_diffusers before you run this again.
 """

@@ -193,8 +193,8 @@ def test_evaluate_passes_its_arguments_on_and_prints_figures_with_intervals(run,
     monkeypatch.setenv("DPDMD_CACHE", str(tmp_path))
     code, out, _ = run("evaluate", "images", "--reference", "teacher", "--out", tmp_path / "m.json")
     options = {
-        "reference": Path("teacher"), "features": "auto", "perceptual": None, "quality": [], "out": tmp_path / "m.json",
-        "cache": tmp_path / "images",
+        "reference": Path("teacher"), "further_sizes": [], "features": "auto", "perceptual": None, "quality": [],
+        "out": tmp_path / "m.json", "cache": tmp_path / "images",
     }  # fmt: skip
     assert code == 0 and seen == {"args": (Path("images"),), "options": options}
     assert "Diversity\n  diversity  0.25  [0.20, 0.30]\nleft out: kid: too few\n\nMeasured with other:" in out

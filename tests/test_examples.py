@@ -100,8 +100,8 @@ def test_a_recipe_can_name_the_objective_of_the_example(monkeypatch):
 def test_stock_diffusers_draws_the_students_image(run, tmp_path):
     lines = run("sample_in_diffusers")
     assert (tmp_path / "runs" / "sample_in_diffusers" / "image.png").is_file()
-    # Rounding to 8 bits may fall either way where the two programs differ in the last digit of a float.
-    assert lines[-1] in [f"largest difference from dpdmd's own image: {level} of 255" for level in (0, 1)]
+    # The export has the teacher's fp16 on disk, the run fp32: rounded to 8 bits, few levels of difference are left.
+    assert lines[-1] in [f"largest difference from dpdmd's own image: {level} of 255" for level in (0, 1, 2)]
 
 
 @pytest.mark.slow

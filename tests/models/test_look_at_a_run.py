@@ -21,7 +21,7 @@ KINDS = {
     "all weights": [],
     "averaged": ["train.ema_decay=0.5"],
     "LoRA": ['lora.roles=["student", "fake_score"]', "lora.rank=2"],
-    "averaged LoRA": ["lora.roles=student", "lora.rank=2", "train.ema_decay=0.5"],
+    "averaged LoRA": ["lora.roles=student", "lora.rank=2", "train.ema_decay=0.5", "train.ida_decay=1"],
 }
 
 

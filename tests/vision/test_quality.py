@@ -76,7 +76,7 @@ def test_scores_are_kept_by_image_prompt_weights_and_version(tmp_path, monkeypat
 
 def test_unknown_names_are_reported_before_anything_is_scored(tmp_path, monkeypatch):
     folder = _folder(tmp_path / "images")
-    monkeypatch.setattr("dpdmd.evaluate.run.read_samples", lambda *_: pytest.fail("began to score"))
+    monkeypatch.setattr("dpdmd.evaluate.run.samples_by_size", lambda *_: pytest.fail("began to score"))
     with pytest.raises(ValueError, match="there is no quality score 'prettiness'"):
         evaluate_folder(folder, quality=["prettiness"])
     with pytest.raises(ValueError, match="clip_score is given twice"):

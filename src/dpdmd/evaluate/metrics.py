@@ -208,7 +208,7 @@ METRICS = (
     Metric(
         "validity",
         "clean images",
-        "Share of images that are clean scenes or drawings of the built-in world, and no blends or blurs.",
+        "Share of images that are a clean scene or drawing, no blend or blur, of the built-in world.",
         "percent",
         HIGHER,
         QUALITY,

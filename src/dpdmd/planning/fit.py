@@ -207,7 +207,9 @@ def describe_fit(need: Need, memory: int, found: list[tuple[Settings, Need]]) ->
         quoted = " ".join(f"--set {shlex.quote(setting)}" for setting in taken)
         lines.append(f"  with {quoted}: {smaller.total / GIB:.2f} GiB, {_verdict(smaller, available)}")
     if found and found[-1][1].total <= available:
-        lines.append(f"so add {' '.join(settings.values())}")
+        # Other optimisers are only proposed for AdamW: back at it, the recipe's own is meant.
+        chosen = [text for text in settings.values() if text != f"--set {ADAMW[0]}"]
+        lines.append(f"so add {' '.join(chosen)}")
     elif need.total > available:
         lines.append(
             "not on one such device: take a smaller model.height and model.width, or several devices and train.shard"
