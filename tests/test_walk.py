@@ -145,6 +145,7 @@ def test_the_pages_commands_lead_from_a_model_to_a_published_student(make, tmp_p
     base = str(Path("my_model").absolute())
     for export in ("my_student", "my_student_merged"):
         drawn = drawn_by_card(Path(export).absolute(), base)
-        assert np.array_equal(drawn, pixels(Path("ours"))[0]), export
+        ours = pixels(Path("ours"))[0].astype(int)  # rounding to 8 bits may fall either way in the last digit of a float
+        assert np.abs(drawn.astype(int) - ours).max() <= 1, export
         with walk.transcript.open("a", encoding="utf-8") as file:
-            file.write(f"{export}, drawn by its card's call in stock diffusers: every value as `dpdmd sample` has it\n")
+            file.write(f"{export}, drawn by its card's call in stock diffusers: every value within 1 of 255 of `dpdmd sample`'s\n")
