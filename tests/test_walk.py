@@ -114,7 +114,7 @@ def test_the_pages_commands_lead_from_a_model_to_a_published_student(make, tmp_p
     recipe = Path("my_student.toml")
     assert 'prompts = "generic"' in recipe.read_text()
     recipe.write_text(recipe.read_text().replace('prompts = "generic"', 'prompts = "prompts.txt"'))
-    # Stock pipelines of flows give their scheduler no generator: only a deterministic student can be drawn bit for bit.
+    # Stock pipelines of flows give their scheduler no generator: only a deterministic student can be drawn alike.
     settings = SIZES if make is single_file_sdxl else [*SIZES, "student.kind=ode"]
     sizes = [word for setting in settings for word in ("--set", setting)]
     assert "validation: 8 pictures" in walk.step("plan", *sizes)
@@ -145,7 +145,7 @@ def test_the_pages_commands_lead_from_a_model_to_a_published_student(make, tmp_p
     base = str(Path("my_model").absolute())
     for export in ("my_student", "my_student_merged"):
         drawn = drawn_by_card(Path(export).absolute(), base)
-        ours = pixels(Path("ours"))[0].astype(int)  # rounding to 8 bits may fall either way in the last digit of a float
+        ours = pixels(Path("ours"))[0].astype(int)  # rounded to 8 bits, which may fall either way
         assert np.abs(drawn.astype(int) - ours).max() <= 1, export
         with walk.transcript.open("a", encoding="utf-8") as file:
-            file.write(f"{export}, drawn by its card's call in stock diffusers: every value within 1 of 255 of `dpdmd sample`'s\n")
+            file.write(f"{export}, drawn by its card's call in stock diffusers: within 1 of 255 of `dpdmd sample`\n")
