@@ -2,12 +2,14 @@
 
     python -m benchmarks.drawings --jobs 2                              everything: some hours on two cores
     python -m benchmarks.drawings --arms dmd dp_dmd --seeds 0           only these students
+    python -m benchmarks.drawings --arms dp_dmd_ode --seeds 0           another setting of DP-DMD (SETTINGS)
 
 DMD and DP-DMD by their shipped recipes; DMD with a perceptual or an adversarial term, and DP-DMD as published, with the
 settings that they had for scenes. All spend 4,800 forwards per sample of a batch. Each student draws 24 prompts x 64
 images, and is compared with the teacher's images of other seeds; the teacher at a third set of seeds is the floor. An
-interrupted command can be run again. Writes benchmarks/results/drawings.json and docs/images/drawings.png: eight seeds
-of six prompts by the teacher and by the students of the first training seed, all from the same noise.
+interrupted command can be run again, and rows of students that are not asked for stay in the results. Writes
+benchmarks/results/drawings.json and docs/images/drawings.png: eight seeds of six prompts by the teacher and by the
+students of the first training seed, all from the same noise.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from benchmarks.pareto import PUBLISHED
 from dpdmd.compare.arms import REFERENCE, Arm, Run, arrange
 from dpdmd.compare.commands import failure, run_all
 from dpdmd.compare.measure import measure
-from dpdmd.store.files import write_json
+from dpdmd.store.files import read_json, write_json
 from dpdmd.store.provenance import surroundings
 from dpdmd.world.find import world_named
 
@@ -36,6 +38,15 @@ LABELS = {
     "dmd_adversarial": "DMD + adversarial",
     "dp_dmd_published": "DP-DMD as published",
     "dp_dmd": "**DP-DMD**",
+}
+# DP-DMD with other settings than those that carried over from scenes: only run when --arms names them.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dp_dmd_half_rate": {"train.learning_rate": 2.5e-4},
+    "dp_dmd_double_rate": {"train.learning_rate": 1e-3},
+    "dp_dmd_all_anchored": {"objective.anchor.fraction": 1.0},
+    "dp_dmd_weight_2": {"objective.anchor.weight": 2.0},
+    "dp_dmd_ode": {"student.kind": "ode"},
+    "dp_dmd_tau_shift_1": {"objective.tau_shift": 1.0},
 }
 COLUMNS = {"same_seeds": "Teacher, 30 steps", "dmd": "DMD, 4 steps", "dp_dmd": "DP-DMD, 4 steps"}  # of the picture
 # The teacher is sampled at these seeds; the students and "same_seeds" at those from 0 on.
@@ -54,7 +65,7 @@ def all_runs(out: Path, seeds: list[int]) -> list[Run]:
 
 
 def student_arms() -> list[Arm]:
-    """The students, with equal forwards."""
+    """The students, with equal forwards; those of SETTINGS last."""
     recipe = f"{TEACHER}_dp_dmd"
     arms = [
         Arm("dmd", f"{TEACHER}_dmd"),
@@ -62,6 +73,7 @@ def student_arms() -> list[Arm]:
         Arm("dmd_adversarial", f"{TEACHER}_dmd", ADVERSARIAL),
         Arm("dp_dmd_published", PUBLISHED, {"model.teacher": TEACHER, "data.prompts": TEACHER}),
         Arm("dp_dmd", recipe),
+        *(Arm(name, recipe, settings) for name, settings in SETTINGS.items()),
     ]
     return [replace(arm, overrides=budget(arm) | arm.overrides) for arm in arms]
 
@@ -71,6 +83,13 @@ def row_of(run: Run, reference: Run) -> dict[str, Any]:
     (metrics,) = measure([run], reference)
     numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
     return {"arm": run.arm.name, "seed": run.seed, "metrics": numbers, "intervals": metrics["intervals"]}
+
+
+def with_those_before(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These rows, and those in the results of which there is no new one."""
+    before = read_json(RESULTS)["rows"] if RESULTS.is_file() else []
+    new = {(row["arm"], row["seed"]) for row in rows}
+    return [row for row in before if (row["arm"], row["seed"]) not in new] + rows
 
 
 def picture(runs: Sequence[Run], prompts: list[str]) -> Image.Image:
@@ -103,16 +122,18 @@ def main() -> None:
     arguments = parser.parse_args()
     prompts = world_named(TEACHER).evaluation_prompts()
     runs = all_runs(arguments.out, arguments.seeds)
-    if arguments.arms:
-        runs = [run for run in runs if run.seed is None or run.arm.name in arguments.arms]
+    chosen = arguments.arms or [name for name in LABELS if name not in SETTINGS]
+    runs = [run for run in runs if run.seed is None or run.arm.name in chosen]
     how = {"prompts": prompts, "images_per_prompt": IMAGES_PER_PROMPT, "batch_size": 64}
     run_all(runs, arguments.out, **how, jobs=arguments.jobs)
     reference, *others = runs
     rows = [row_of(run, reference) for run in others if failure(run) is None]
-    write_json(RESULTS, {"rows": rows, "provenance": surroundings()})
+    write_json(RESULTS, {"rows": with_those_before(rows), "provenance": surroundings()})
+    print(f"written to {RESULTS}")
     shown = [run for run in others if run.arm.name in COLUMNS and run.seed in (None, arguments.seeds[0])]
-    picture(shown, prompts).save(PICTURE, optimize=True)
-    print(f"written to {RESULTS} and {PICTURE}")
+    if {run.arm.name for run in shown} == set(COLUMNS):
+        picture(shown, prompts).save(PICTURE, optimize=True)
+        print(f"written to {PICTURE}")
 
 
 if __name__ == "__main__":
