@@ -34,6 +34,15 @@ def test_with_exact_scores_it_says_diversity_quality_and_speed():
     )
 
 
+def test_it_says_how_far_both_students_are_from_the_teacher_where_that_can_be_relied_on():
+    near, far = student(frechet=0.19), arm("DMD", diversity_share=0.84, validity=0.95, frechet=1.08)
+    found = told(teacher=TEACHER, dmd=far, dp_dmd=near).sentence
+    assert "its Frechet distance to the teacher's pictures is 0.19 (DMD: 1.08), and it draws in" in found
+    for unreliable in (student(frechet=0.19, frechet_reliable=False), student()):
+        assert "Frechet" not in told(teacher=TEACHER, dmd=far, dp_dmd=unreliable).sentence
+    assert "Frechet" not in told(teacher=TEACHER, dp_dmd=near).sentence
+
+
 def test_less_is_called_less_and_more_is_not_praised():
     found = told(teacher=TEACHER, dmd=DMD, dp_dmd=student(0.8, 0.87, 0.93))
     assert found.sentence.startswith("DP-DMD keeps 87 % of the teacher's diversity (DMD: 49 %), ")

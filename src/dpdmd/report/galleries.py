@@ -12,6 +12,7 @@ from dpdmd.evaluate.manifest import ImageEntry
 from dpdmd.evaluate.words import percent
 from dpdmd.report.leads import DMD, leads
 from dpdmd.report.runs import ArmReport, is_number, per_prompt, shares_of, students_of
+from dpdmd.report.summary import unreliable_frechet
 from dpdmd.store.files import atomic_path
 from dpdmd.store.pictures import read_picture
 
@@ -147,7 +148,7 @@ def write_overview_png(path: str | Path, arms: dict[str, ArmReport], *, prompts:
     if not blocks or not arms or any(len(row) < len(arms) for row in blocks.values()):
         raise ValueError("an overview needs prompts of which every arm has images")
     edge = next(iter(blocks.values()))[0].width
-    margin, gap, header, title = 24, 28, 58, 34
+    margin, gap, header, title = 24, 28, 78, 34
     width = 2 * margin + len(arms) * edge + (len(arms) - 1) * gap
     height = margin + header + len(blocks) * (title + edge + 14) + margin
     sheet = Image.new("RGB", (width, height), "white")
@@ -156,10 +157,8 @@ def write_overview_png(path: str | Path, arms: dict[str, ArmReport], *, prompts:
     for column, (name, arm) in enumerate(arms.items()):
         left = margin + column * (edge + gap)
         draw.text((left, margin), arm.label, font=heading, fill="#1b1f24")
-        share = arm.metrics.get("diversity_share")
-        if share is not None and name != "teacher":
-            note = f"{percent(share)} of the teacher's diversity"
-            draw.text((left, margin + 30), note, font=ImageFont.load_default(15), fill="#656d76")
+        for line, note in enumerate(_notes(arm) if name != "teacher" else []):
+            draw.text((left, margin + 30 + 20 * line), note, font=ImageFont.load_default(15), fill="#656d76")
     for row, (prompt, images) in enumerate(blocks.items()):
         top = margin + header + row * (title + edge + 14)
         draw.text((margin, top + 6), prompt, font=text, fill="#424a53")
@@ -167,6 +166,13 @@ def write_overview_png(path: str | Path, arms: dict[str, ArmReport], *, prompts:
             sheet.paste(image, (margin + column * (edge + gap), top + title))
     with atomic_path(path) as temporary:
         sheet.save(temporary, optimize=True)
+
+
+def _notes(arm: ArmReport) -> list[str]:
+    """What an overview says of a student: how much it varies, and whether that is what its teacher draws."""
+    share, distance = arm.metrics.get("diversity_share"), arm.metrics.get("frechet")
+    notes = [] if share is None else [f"{percent(share)} of the teacher's diversity"]
+    return notes if distance is None or unreliable_frechet(arm) else [*notes, f"Frechet distance {distance:.2f}"]
 
 
 def _block(arm: ArmReport, entries: list[ImageEntry]) -> "Image | None":

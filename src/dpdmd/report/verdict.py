@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from dpdmd.evaluate.metrics import metric_of
-from dpdmd.evaluate.words import joined, percent, signed, times, written
+from dpdmd.evaluate.words import joined, percent, signed, times, writer, written
 from dpdmd.report.commands import score_command
 from dpdmd.report.differences import by_seed, difference
 from dpdmd.report.leads import ENOUGH, Leads
 from dpdmd.report.runs import ArmReport, is_number
-from dpdmd.report.summary import SCORES, overdriven
+from dpdmd.report.summary import SCORES, overdriven, unreliable_frechet
 
 # What may stand for quality, the best first: exact scores, people's taste as predicted, nearness to the teacher.
 QUALITY = ("validity", *SCORES, "precision")
@@ -37,6 +37,7 @@ def verdict(arms: dict[str, ArmReport], leads: Leads) -> Verdict:
         for clause in (
             _diversity(student, rival, teacher) if has_diversity else None,
             _quality(student, rival, teacher),
+            _nearness(student, rival),
             _speed(student, teacher),
         )
         if clause
@@ -99,6 +100,18 @@ def _quality(student: ArmReport, rival: ArmReport | None, teacher: ArmReport | N
     if key in OF_PICTURES:
         return f"{own} of {{whose}} pictures {OF_PICTURES[key]}{aside}"
     return f"{{whose}} {metric.heading} is {own}{aside}"
+
+
+def _nearness(student: ArmReport, rival: ArmReport | None) -> str | None:
+    """How far pictures are from the teacher's: a student may vary as much as its teacher, and draw other things."""
+    if rival is None or unreliable_frechet(student) or unreliable_frechet(rival):
+        return None
+    own, other = (arm.metrics.get("frechet") for arm in (student, rival))
+    if not is_number(own) or not is_number(other):
+        return None
+    metric = metric_of("frechet")
+    write = writer(metric.style, [own, other])
+    return f"{{whose}} {metric.heading} to the teacher's pictures is {write(own)} ({rival.name}: {write(other)})"
 
 
 def _speed(student: ArmReport, teacher: ArmReport | None) -> str | None:
