@@ -5,7 +5,7 @@
 
 Every student has 4 steps and spends the same number of forwards (a backward pass counts as two) per sample, so that a
 cheaper cycle gets more updates. Each draws 24 prompts x 64 images; the reference are the teacher's images of other
-seeds, and the teacher's images of a third set of seeds are the floor of every distance.
+seeds. The teacher's images of four further sets of seeds, the students' among them, are the floor of every distance.
 
     flow    the teacher "scenes"
     noise   the teacher "scenes_eps"
@@ -39,8 +39,9 @@ RESULTS = Path("benchmarks", "results", "other_seeds.json")
 GROUPS = {"flow": "scenes", "noise": "scenes_eps"}
 FORWARDS = 4800  # of the denoising networks per sample of a batch and training
 IMAGES, STUDENT_POINTS = 64, 4
-FLOOR = "floor"
-FIRST_SEEDS = {REFERENCE: 10000, FLOOR: 20000}
+# Of each set of the teacher's images: one set alone is a poor measure of its diversity and of the floors.
+FIRST_SEEDS = {REFERENCE: 10000, "floor": 20000, "floor_0": 0, "floor_30000": 30000, "floor_40000": 40000}
+FLOORS = tuple(FIRST_SEEDS)[1:]
 # Arms whose student of seed 0 is also scored before the end.
 ON_THE_WAY = ("dmd_falling_rate", "dp_dmd_before", "dp_dmd")
 # What the recipes were before they had the settings that these results led to.
@@ -95,6 +96,8 @@ def student_arms(group: str) -> list[Arm]:
         arms += [
             Arm("dp_dmd_ode", recipe, unaligned | {"student.kind": "ode"}),
             Arm("dp_dmd_weight_0.05", recipe, unaligned | {"objective.anchor.weight": 0.05}),
+            Arm("dp_dmd_anchor_3", recipe, {"objective.anchor.guidance_scale": 3.0}),
+            Arm("dp_dmd_anchor_3.25", recipe, {"objective.anchor.guidance_scale": 3.25}),
             Arm("dp_dmd_every_2", recipe, unaligned | {"objective.anchor.every": 2, "objective.anchor.fraction": 1.0}),
             Arm("dmd_perceptual", "scenes_dmd_perceptual"),
             Arm("dmd_adversarial", "scenes_dmd_adversarial"),
@@ -125,7 +128,7 @@ def budget(arm: Arm) -> dict[str, Any]:
 
 
 def teacher_arms(group: str) -> list[Arm]:
-    """The reference and the floor: the teacher at two further sets of seeds."""
+    """The reference and the floors: the teacher at several sets of seeds."""
     guided = ("--guidance-scale", "3.5", "--num-inference-steps", "30")
     return [Arm(name, model=GROUPS[group], sampling=(*guided, "--seed", str(n))) for name, n in FIRST_SEEDS.items()]
 

@@ -7,12 +7,13 @@ Reads benchmarks/results/other_seeds.json; rewrites the text between the markers
 """
 
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.other_seeds import FLOOR, FORWARDS, ON_THE_WAY, RESULTS, Row
+from benchmarks.other_seeds import FLOORS, FORWARDS, ON_THE_WAY, RESULTS, Row
 from benchmarks.pareto_page import cell, fill, markdown
 from dpdmd.compare.summary import summarise, summarise_runs
 from dpdmd.evaluate.intervals import LEVEL
@@ -21,8 +22,9 @@ from dpdmd.store.files import read_json, write_text
 
 PAGES = Path("docs", "results.md"), Path("README.md")
 PICTURE = Path("docs", "images", "forwards.png")
+FLOOR = "teacher"
 LABELS = {
-    FLOOR: "teacher at a third set of seeds (floor)",
+    FLOOR: "teacher at four further sets of seeds (floor)",
     "dmd": "DMD",
     "dmd_half_rate": "DMD, half the learning rate",
     "dmd_falling_rate": "DMD, learning rate along a cosine",
@@ -31,6 +33,8 @@ LABELS = {
     "dp_dmd_published": "DP-DMD as published",
     "dp_dmd_before": "DP-DMD, the recipe before",
     "dp_dmd_unaligned": "DP-DMD, fake score not aligned",
+    "dp_dmd_anchor_3": "**DP-DMD**, anchor guided by 3",
+    "dp_dmd_anchor_3.25": "**DP-DMD**, anchor guided by 3.25",
     "dp_dmd_ode": "the same, deterministic steps alone",
     "dp_dmd_weight_0.05": "the same, anchor's weight 0.05",
     "dp_dmd_every_2": "the same, anchor in every second update",
@@ -66,9 +70,29 @@ NUM_RESAMPLES = 4000
 
 
 def final(rows: list[Row], arm: str) -> list[Row]:
-    """The rows of an arm at its end, by seed."""
-    own = [row for row in rows if row["arm"] == arm and row["forwards"] is None]
-    return sorted(own, key=lambda row: row["seed"] or 0)
+    """The rows of an arm at its end, by seed; of the teacher those of all sets of its images but the reference."""
+    names = FLOORS if arm == FLOOR else (arm,)
+    own = [row for row in rows if row["arm"] in names and row["forwards"] is None]
+    return sorted(own, key=lambda row: (row["seed"] or 0, row["arm"]))
+
+
+def with_teachers_mean(rows: list[Row]) -> list[Row]:
+    """The same rows with the share of the diversity that the teacher has on average over all sets of its images.
+
+    In the results it is the share of the reference's, which is one set.
+    """
+    floors = [row["metrics"] for row in final(rows, FLOOR)]
+    reference = floors[0]["diversity"] / floors[0]["diversity_share"]
+    factor = reference / mean([reference, *(metrics["diversity"] for metrics in floors)])
+    key = "diversity_share"
+    return [
+        row
+        | {
+            "metrics": row["metrics"] | {key: factor * row["metrics"][key]},
+            "intervals": row["intervals"] | {key: [factor * bound for bound in row["intervals"][key]]},
+        }
+        for row in rows
+    ]
 
 
 def summaries(rows: list[Row], arm: str) -> dict[str, Any]:
@@ -76,12 +100,12 @@ def summaries(rows: list[Row], arm: str) -> dict[str, Any]:
     return summarise_runs([row["metrics"] | {"intervals": row["intervals"]} for row in final(rows, arm)])
 
 
-def clean_difference(ours: list[Row], teacher: Row) -> tuple[float, float, float]:
-    """Clean scenes minus the teacher's, with a 95 % interval over training seeds and prompts.
+def clean_difference(ours: list[Row], teacher: list[Row]) -> tuple[float, float, float]:
+    """Clean scenes minus the mean of the teacher's rows, with a 95 % interval over training seeds and prompts.
 
     Both are resampled, seeds and prompts independently; of a prompt, student and teacher stay together.
     """
-    differences = np.array([row["clean"] for row in ours]) - np.array(teacher["clean"])
+    differences = np.array([row["clean"] for row in ours]) - np.mean([row["clean"] for row in teacher], axis=0)
     rng = np.random.default_rng(0)
     means = [
         differences[np.ix_(*(rng.integers(0, n, n) for n in differences.shape))].mean() for _ in range(NUM_RESAMPLES)
@@ -101,7 +125,7 @@ def at_modes_of(ours: Row, other: Row) -> float:
 
 def table(rows: list[Row]) -> str:
     """All arms that have results."""
-    (teacher,) = final(rows, FLOOR)
+    teacher = final(rows, FLOOR)
     lines = []
     for name, label in LABELS.items():
         if not (own := final(rows, name)):
@@ -139,9 +163,9 @@ def picture(rows: list[Row]) -> Figure:
     """What the students of seed 0 were worth, over the forwards that were spent on them."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
-    (floor,) = final(rows, FLOOR)
+    floors = final(rows, FLOOR)
     for axis, (key, title) in zip(axes, PANELS.items(), strict=True):
-        axis.axhline(floor["metrics"][key], color="gray", label="teacher, other seeds")
+        axis.axhline(mean(row["metrics"][key] for row in floors), color="gray", label="teacher, other seeds")
         for name in ON_THE_WAY:
             own = [row for row in rows if row["arm"] == name and row["seed"] == 0]
             points = sorted((row["forwards"] or FORWARDS, row["metrics"][key]) for row in own)
@@ -155,7 +179,7 @@ def picture(rows: list[Row]) -> Figure:
 
 def sections(content: dict[str, Any]) -> dict[str, str]:
     """{name: Markdown} of all tables."""
-    flow, noise = content["rows"]["flow"], content["rows"]["noise"]
+    flow, noise = (with_teachers_mean(content["rows"][group]) for group in ("flow", "noise"))
     return {
         "flow": table(flow),
         "noise": table(noise),
@@ -170,7 +194,7 @@ def main() -> None:
     texts = sections(content)
     for page in PAGES:
         write_text(page, fill(page.read_text(encoding="utf-8"), texts, "other_seeds"))
-    picture(content["rows"]["flow"]).savefig(PICTURE, dpi=130)
+    picture(with_teachers_mean(content["rows"]["flow"])).savefig(PICTURE, dpi=130)
     print(f"written: {', '.join(map(str, PAGES))}, {PICTURE}")
 
 

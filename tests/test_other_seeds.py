@@ -5,8 +5,28 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.other_seeds import FORWARDS, GROUPS, RESULTS, record, recorded, settings, student_arms, teacher_arms
-from benchmarks.other_seeds_page import LABELS, PAGES, at_modes_of, clean_difference, fill, final, picture, sections
+from benchmarks.other_seeds import (
+    FLOORS,
+    FORWARDS,
+    GROUPS,
+    RESULTS,
+    record,
+    recorded,
+    settings,
+    student_arms,
+    teacher_arms,
+)
+from benchmarks.other_seeds_page import (
+    LABELS,
+    PAGES,
+    at_modes_of,
+    clean_difference,
+    fill,
+    final,
+    picture,
+    sections,
+    with_teachers_mean,
+)
 from dpdmd.compare.arms import Run, arrange
 from dpdmd.models.load import load_adapter
 from dpdmd.recipe.calls import forwards_per_update
@@ -40,7 +60,7 @@ def test_the_results_are_of_the_settings_of_now(group, content):
     runs = arrange(Path("none"), teacher_arms(group), student_arms(group), list(range(5)))
     ours = [run for run in runs if run.arm.name == "dp_dmd" and recorded(content["rows"][group], run)]
     assert len(ours) == len(final(content["rows"][group], "dp_dmd")) >= 3
-    assert {row["arm"] for row in content["rows"][group]} <= LABELS.keys()
+    assert {row["arm"] for row in content["rows"][group]} <= LABELS.keys() | set(FLOORS)
 
 
 def test_a_run_is_recorded_once_and_only_with_its_settings(tmp_path):
@@ -57,12 +77,30 @@ def test_a_run_is_recorded_once_and_only_with_its_settings(tmp_path):
 
 
 def test_clean_scenes_minus_the_teachers():
-    teacher = {"clean": [1.0, 0.5]}
+    teacher = [{"clean": [1.0, 0.6]}, {"clean": [1.0, 0.4]}]
     mean, low, high = clean_difference([{"clean": [0.9, 0.4]}, {"clean": [0.8, 0.3]}], teacher)
     assert mean == pytest.approx(-0.15) and low == pytest.approx(-0.2) and high == pytest.approx(-0.1)
     # A prompt's own difficulty cancels, as student and teacher stay together; prompts that differ in it widen.
     _, low, high = clean_difference([{"clean": [0.9, 0.5]}], teacher)
     assert (low, high) == (pytest.approx(-0.1), pytest.approx(0.0))
+
+
+def test_diversity_is_a_share_of_the_teachers_mean_over_all_sets_of_its_images():
+    def row(arm, diversity, share):
+        metrics = {"diversity": diversity, "diversity_share": share}
+        return {
+            "arm": arm,
+            "seed": None,
+            "forwards": None,
+            "metrics": metrics,
+            "intervals": {"diversity_share": [share] * 2},
+        }
+
+    # The reference has .2, the teacher on average (.2 + .3 + .4) / 3 = .3.
+    rows = [row("floor", 0.3, 1.5), row("floor_0", 0.4, 2.0), row("dp_dmd", 0.27, 1.35)]
+    shares = [found["metrics"]["diversity_share"] for found in with_teachers_mean(rows)]
+    assert shares == pytest.approx([1.0, 4 / 3, 0.9])
+    assert with_teachers_mean(rows)[2]["intervals"]["diversity_share"] == pytest.approx([0.9, 0.9])
 
 
 def test_clean_scenes_at_the_modes_of_another():
