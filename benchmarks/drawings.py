@@ -41,6 +41,7 @@ LABELS = {
 }
 # DP-DMD with other settings than those that carried over from scenes: only run when --arms names them.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "dp_dmd_anchor_3": {"objective.anchor.guidance_scale": 3.0},
     "dp_dmd_half_rate": {"train.learning_rate": 2.5e-4},
     "dp_dmd_double_rate": {"train.learning_rate": 1e-3},
     "dp_dmd_all_anchored": {"objective.anchor.fraction": 1.0},
