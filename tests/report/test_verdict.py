@@ -117,6 +117,18 @@ def test_a_run_that_nobody_scored_is_told_by_its_validation_and_says_how_to_scor
     assert told(run=ArmReport("x")).sentence == "x has not been scored yet."
 
 
+def test_a_size_that_nobody_scored_is_told_by_its_own_validation():
+    row = {"step": 30, "validation/diversity_share": 0.96, "validation/quality": 0.65}
+    row |= {"validation/24x40/diversity_share": 0.85, "validation/24x40/quality": 0.56}
+    of_size = ArmReport("run", log=[row], metrics={"image_size": "24x40"})
+    assert (
+        "after 30 updates, run kept 85 % of the teacher's diversity and had a quality of 56 %"
+        in told(run=of_size).sentence
+    )
+    of_one = ArmReport("run", log=[row], metrics={"image_size": "32x32"})
+    assert "run kept 96 % of the teacher's diversity" in told(run=of_one).sentence
+
+
 def test_the_three_numbers_have_intervals_and_what_is_better():
     arms = {"teacher": TEACHER, "dmd": DMD, "dp_dmd": student(seconds_per_image=0.1, reference_seconds_per_image=1.52)}
     diversity, quality, speed = large_numbers(arms, leads(arms))

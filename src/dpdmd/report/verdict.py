@@ -1,6 +1,7 @@
 """The verdict: how it went, in one sentence of plain words, and what that sentence does not settle."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from dpdmd.evaluate.metrics import metric_of
 from dpdmd.evaluate.words import joined, percent, signed, times, writer, written
@@ -179,12 +180,21 @@ def _without_scores(student: ArmReport, teacher: ArmReport | None) -> Verdict:
     """A verdict from the validation of a training that nobody has scored, or that there is none."""
     command = score_command(student, teacher)
     how = [f"To score it: {command}"] if command else []
-    rows = [row for row in student.log if is_number(row.get("validation/diversity_share"))]
-    if not rows:
+    seen = [(row["step"], found) for row in student.log if (found := _validated(student, row))]
+    if not seen:
         return Verdict(f"{student.name} has not been scored yet.", how)
-    row = rows[-1]
-    parts = [f"kept {percent(row['validation/diversity_share'])} of the teacher's diversity"]
-    if is_number(row.get("validation/quality")):
-        parts.append(f"had a quality of {percent(row['validation/quality'])}")
-    sentence = f"In its last validation, after {row['step']:,} updates, {student.name} {joined(parts)}."
+    step, found = seen[-1]
+    parts = [f"kept {percent(found['diversity_share'])} of the teacher's diversity"]
+    if is_number(found.get("quality")):
+        parts.append(f"had a quality of {percent(found['quality'])}")
+    sentence = f"In its last validation, after {step:,} updates, {student.name} {joined(parts)}."
     return Verdict(sentence, ["Validation looks at few pictures, drawn while it trained.", *how])
+
+
+def _validated(arm: ArmReport, row: dict[str, Any]) -> dict[str, Any]:
+    """What a line of the log says of a validation, at the arm's own size if it has several; {} if it says nothing."""
+    size = arm.metrics.get("image_size")
+    for start in (f"validation/{size}/", "validation/"):
+        if is_number(row.get(f"{start}diversity_share")):
+            return {key.removeprefix(start): value for key, value in row.items() if key.startswith(start)}
+    return {}
