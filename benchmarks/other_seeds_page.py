@@ -33,11 +33,11 @@ LABELS = {
     "dp_dmd_published": "DP-DMD as published",
     "dp_dmd_before": "DP-DMD, the recipe before",
     "dp_dmd_unaligned": "DP-DMD, fake score not aligned",
-    "dp_dmd_anchor_3": "**DP-DMD**, anchor guided by 3",
-    "dp_dmd_anchor_3.25": "**DP-DMD**, anchor guided by 3.25",
     "dp_dmd_ode": "the same, deterministic steps alone",
     "dp_dmd_weight_0.05": "the same, anchor's weight 0.05",
     "dp_dmd_every_2": "the same, anchor in every second update",
+    "dp_dmd_anchor_3": "**DP-DMD**, anchor guided by 3",
+    "dp_dmd_anchor_3.5": "**DP-DMD**, anchor guided by 3.5, as the teacher",
     "dp_dmd_teacher_first": "**DP-DMD**, the teacher in place of step 1",
     "dp_dmd": "**DP-DMD**",
 }
