@@ -9,7 +9,7 @@ Reads the teacher's scores.json and benchmarks/results/drawings.json; rewrites t
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drawings import FIRST_SEEDS, LABELS, RESULTS, TEACHER
+from benchmarks.drawings import FIRST_SEEDS, LABELS, RESULTS, SETTINGS, TEACHER
 from benchmarks.pareto_page import cell, fill, markdown
 from dpdmd.compare.summary import PROMPTS, summarise, summarise_runs
 from dpdmd.models.load import built_in_teacher
@@ -41,10 +41,10 @@ def teacher_table(scores: dict[str, dict[str, Any]]) -> str:
     return markdown(["guidance", *TEACHER_COLUMNS.values()], lines)
 
 
-def students_table(rows: list[dict[str, Any]]) -> str:
-    """All arms that have results, in the order of LABELS."""
+def students_table(rows: list[dict[str, Any]], labels: dict[str, str] = LABELS) -> str:
+    """All of these arms that have results."""
     lines = []
-    for name, label in LABELS.items():
+    for name, label in labels.items():
         if own := [row for row in rows if row["arm"] == name]:
             summary = summarise_runs([row["metrics"] | {"intervals": row["intervals"]} for row in own])
             summary["modes_share"] = summarise([row["metrics"]["modes_share"] for row in own])
@@ -53,10 +53,20 @@ def students_table(rows: list[dict[str, Any]]) -> str:
     return markdown(["model", "seeds", *(heading for heading, _ in COLUMNS.values())], lines)
 
 
+def settings_table(rows: list[dict[str, Any]]) -> str:
+    """What other settings made of DP-DMD's student of the first training seed."""
+    labels = {"dp_dmd": "the recipe"} | {
+        name: ", ".join(f"`{key}` = {value}" for key, value in settings.items()) for name, settings in SETTINGS.items()
+    }
+    return students_table([row for row in rows if row["seed"] == 0], labels)
+
+
 def main() -> None:
+    rows = read_json(RESULTS)["rows"]
     texts = {
         "teacher": teacher_table(read_json(built_in_teacher(TEACHER) / "scores.json")),
-        "students": students_table(read_json(RESULTS)["rows"]),
+        "students": students_table(rows),
+        "settings": settings_table(rows),
     }
     for page in PAGES:
         write_text(page, fill(page.read_text(encoding="utf-8"), texts, "drawings"))
