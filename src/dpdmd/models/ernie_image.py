@@ -52,7 +52,7 @@ class ErnieImageAdapter(Flux2LatentsAdapter):
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
         """`prompt_embeds` (B, L, D) and `mask` (B, L), 1 = token; L is the length of the longest prompt."""
-        tokens = [row.cpu() for row in self.texts.encode_prompt(list(prompts), torch.device("cpu"))]
+        tokens = [row.cpu() for row in self.texts.encode_prompt(list(prompts), self.texts.device)]
         mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in tokens], batch_first=True)
         return Condition({"prompt_embeds": pad_sequence(tokens, batch_first=True), "mask": mask})
 
