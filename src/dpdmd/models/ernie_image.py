@@ -14,7 +14,7 @@ from dpdmd.models import parts
 from dpdmd.models.flux2_latents import Flux2LatentsAdapter
 from dpdmd.store.errors import InputError
 
-NUM_TOKENS = 512  # for which memory is planned: the stock pipeline cuts prompts only where its tokenizer does
+NUM_TOKENS = 2048  # to which the public models' tokenizers cut prompts; memory is planned for them
 VARIANCE_FLOOR = 1e-5  # which the stock pipeline adds, whatever its autoencoder's configuration says
 
 
