@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 
 from benchmarks.other_seeds import FLOORS, FORWARDS, ON_THE_WAY, RESULTS, Row
 from benchmarks.pareto_page import cell, fill, markdown
-from dpdmd.compare.summary import summarise, summarise_runs
+from dpdmd.compare.summary import Summary, summarise, summarise_runs
 from dpdmd.evaluate.intervals import LEVEL
 from dpdmd.evaluate.metrics import metric_of
 from dpdmd.store.files import read_json, write_text
 
 PAGES = Path("docs", "results.md"), Path("README.md")
 PICTURE = Path("docs", "images", "forwards.png")
-FLOOR = "teacher"
+FLOOR, OURS = "teacher", "dp_dmd"
 LABELS = {
     FLOOR: "teacher at four further sets of seeds (floor)",
     "dmd": "DMD",
@@ -33,13 +33,13 @@ LABELS = {
     "dp_dmd_published": "DP-DMD as published",
     "dp_dmd_before": "DP-DMD, the recipe before",
     "dp_dmd_unaligned": "DP-DMD, fake score not aligned",
-    "dp_dmd_anchor_3": "**DP-DMD**, anchor guided by 3",
-    "dp_dmd_anchor_3.25": "**DP-DMD**, anchor guided by 3.25",
     "dp_dmd_ode": "the same, deterministic steps alone",
     "dp_dmd_weight_0.05": "the same, anchor's weight 0.05",
     "dp_dmd_every_2": "the same, anchor in every second update",
+    "dp_dmd_anchor_3": "**DP-DMD**, anchor guided by 3",
+    "dp_dmd_anchor_3.5": "**DP-DMD**, anchor guided by 3.5, as the teacher",
     "dp_dmd_teacher_first": "**DP-DMD**, the teacher in place of step 1",
-    "dp_dmd": "**DP-DMD**",
+    OURS: "**DP-DMD**",
 }
 COLUMNS = {
     "diversity_share": 2,
@@ -51,10 +51,10 @@ COLUMNS = {
 }
 README_LABELS = {
     FLOOR: "teacher, other seeds",
-    "dmd_falling_rate": "DMD",
+    "dmd_half_rate": "DMD",
     "dmd_perceptual": "DMD + perceptual",
     "dmd_adversarial": "DMD + adversarial",
-    "dp_dmd": "**DP-DMD**",
+    OURS: "**DP-DMD**",
 }
 README_COLUMNS = {
     "diversity_share": "diversity kept",
@@ -123,6 +123,25 @@ def at_modes_of(ours: Row, other: Row) -> float:
     return float(weights @ (rates[0] - rates[1]) / weights.sum())
 
 
+def paired(rows: list[Row], other: str) -> list[tuple[Row, list[Row]]]:
+    """Each row of DP-DMD with the rows of another arm that it is compared with.
+
+    They are the one of its training seed, without which it is left out, or all of the teacher's.
+    """
+    theirs = final(rows, other)
+    found = [
+        (own, [row for row in theirs if other == FLOOR or row["seed"] == own["seed"]]) for own in final(rows, OURS)
+    ]
+    return [(own, compared) for own, compared in found if compared]
+
+
+def difference(rows: list[Row], other: str, key: str) -> Summary | None:
+    """A metric of DP-DMD minus another arm's, paired by training seed; None where no seed has both."""
+    return summarise(
+        [own["metrics"][key] - mean(row["metrics"][key] for row in compared) for own, compared in paired(rows, other)]
+    )
+
+
 def table(rows: list[Row]) -> str:
     """All arms that have results."""
     teacher = final(rows, FLOOR)
@@ -142,13 +161,21 @@ def table(rows: list[Row]) -> str:
     return markdown(["arm", "seeds", *headings, "forwards per update"], lines)
 
 
+def differences(rows: list[Row]) -> str:
+    """DP-DMD minus the teacher and each other arm, paired by training seed."""
+    lines = []
+    for name, label in LABELS.items():
+        if name != OURS and (number := len(paired(rows, name))):
+            lines.append([label, str(number), *(cell(difference(rows, name, key), 3) for key in COLUMNS)])
+    return markdown(["DP-DMD minus", "seeds", *(metric_of(key).heading for key in COLUMNS)], lines)
+
+
 def modes(rows: list[Row]) -> str:
     """DP-DMD's clean scenes minus each DMD's, at the modes of that DMD, paired by seed."""
     lines = []
     for name in ("dmd", "dmd_half_rate", "dmd_falling_rate"):
-        pairs = [(a, b) for a in final(rows, "dp_dmd") for b in final(rows, name) if a["seed"] == b["seed"]]
-        if pairs:
-            lines.append([LABELS[name], str(len(pairs)), cell(summarise([at_modes_of(*pair) for pair in pairs]), 3)])
+        if found := [at_modes_of(own, dmd) for own, (dmd,) in paired(rows, name)]:
+            lines.append([LABELS[name], str(len(found)), cell(summarise(found), 3)])
     return markdown(["DP-DMD minus", "seeds", "clean scenes at its modes"], lines)
 
 
@@ -183,6 +210,8 @@ def sections(content: dict[str, Any]) -> dict[str, str]:
     return {
         "flow": table(flow),
         "noise": table(noise),
+        "flow_differences": differences(flow),
+        "noise_differences": differences(noise),
         "flow_modes": modes(flow),
         "noise_modes": modes(noise),
         "readme": readme(flow),

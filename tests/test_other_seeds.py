@@ -17,10 +17,13 @@ from benchmarks.other_seeds import (
     teacher_arms,
 )
 from benchmarks.other_seeds_page import (
+    COLUMNS,
     LABELS,
     PAGES,
     at_modes_of,
     clean_difference,
+    difference,
+    differences,
     fill,
     final,
     picture,
@@ -109,6 +112,30 @@ def test_clean_scenes_at_the_modes_of_another():
     # a: .5 - .9 with weight 10, b: 1 - 2/3 with weight 30; c and d are drawn by one alone.
     assert at_modes_of(ours, other) == pytest.approx((10 * -0.4 + 30 / 3) / 40)
     assert at_modes_of(other, other) == 0
+
+
+def test_differences_are_paired_by_the_training_seeds_that_both_have():
+    def row(arm, seed, value, forwards=None):
+        return {"arm": arm, "seed": seed, "forwards": forwards, "metrics": dict.fromkeys(COLUMNS, value)}
+
+    rows = [row("dp_dmd", seed, value) for seed, value in ((2, 0.7), (0, 0.5), (1, 0.6), (3, 9.0))]
+    rows += [row("dp_dmd_before", seed, value) for seed, value in ((0, 0.4), (1, 0.2), (2, 0.4), (4, 7.0))]
+    rows += [row("dmd", 3, 8.0), row("dp_dmd_before", 3, 5.0, forwards=1200.0)]
+    rows += [row("floor", None, 0.1), row("floor_0", None, 0.3)]
+    summary = difference(rows, "dp_dmd_before", "recall")
+    # Of seeds 0 to 2 the differences are .1, .4 and .3: t_2(0.975) = 4.302653, and their variance is 7 / 300.
+    half = 4.302653 * (7 / 300 / 3) ** 0.5
+    assert summary["values"] == pytest.approx([0.1, 0.4, 0.3]) and summary["mean"] == pytest.approx(0.8 / 3)
+    assert (summary["low"], summary["high"]) == pytest.approx((0.8 / 3 - half, 0.8 / 3 + half))
+    # The teacher has no training seed: its mean, .2, is compared with every student.
+    assert difference(rows, "teacher", "recall")["values"] == pytest.approx([0.3, 0.4, 0.5, 8.8])
+    assert difference(rows, "dmd_perceptual", "recall") is None
+    lines = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:3] for line in differences(rows).splitlines()[2:]}
+    assert lines == {
+        LABELS["teacher"]: ["4", "2.500 ± 6.684"],
+        LABELS["dmd"]: ["1", "1.000"],
+        LABELS["dp_dmd_before"]: ["3", "0.267 ± 0.379"],
+    }
 
 
 def test_the_picture_can_be_drawn(content, tmp_path):
