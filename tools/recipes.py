@@ -43,7 +43,7 @@ FAMILIES = {
     "sd21": ("stabilityai/stable-diffusion-2-1", 48, 1),
     "pixart_sigma": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 48, 1),
     "longcat_image": ("meituan-longcat/LongCat-Image", 80, 8),
-    "ernie_image": ("baidu/ERNIE-Image", 80, 8),
+    "ernie_image": ("baidu/ERNIE-Image", 80, 16),
     "chroma": ("lodestones/Chroma1-HD", 80, 16),
 }
 RECIPES = {

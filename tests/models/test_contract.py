@@ -455,6 +455,24 @@ def test_a_renoising_step_is_the_stock_schedulers(teacher, randn):
     assert_close(seen[1], stock, atol=1e-6, rtol=1e-6)
 
 
+def test_prompts_are_given_to_text_encoders_on_the_device_that_these_were_moved_to(folder):
+    """Of a training on a GPU; here on a device without values, so that no call of an encoder is made."""
+    adapter = load_adapter(folder)
+    adapter.texts.to("meta")
+    encoders = [part for part in adapter.texts.components.values() if isinstance(part, nn.Module)]
+    given = []
+
+    def look(encoder, args, named):
+        given.extend(value for value in (*args, *named.values()) if isinstance(value, torch.Tensor))
+        raise InterruptedError
+
+    for encoder in encoders:
+        encoder.register_forward_pre_hook(look, with_kwargs=True)
+    with pytest.raises(InterruptedError):
+        adapter.encode(PROMPTS)
+    assert given and all(tensor.is_meta for tensor in given)
+
+
 def test_prompts_that_a_text_encoder_cuts_are_counted(teacher):
     tokenizers_ = tokenizers(teacher.adapter.texts, teacher.adapter.token_limits)
     assert set(tokenizers_) == {name for name, _ in teacher.adapter.token_limits}

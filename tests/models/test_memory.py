@@ -24,6 +24,24 @@ MIXED = {"roles": ["student"], "rank": 4}
 CHECKPOINTED = {"gradient_checkpointing": True}
 ACCUMULATED = {"accumulation": 3}
 LORA = 'lora.roles=["student", "fake_score"]'
+# Published numbers of parameters.
+PARAMETERS = {
+    "stabilityai/stable-diffusion-3.5-medium": 2_243_171_520,
+    "stabilityai/stable-diffusion-xl-base-1.0": 2_567_463_684,
+    "black-forest-labs/FLUX.1-dev": 11_901_408_320,
+    "Efficient-Large-Model/Sana_1600M_1024px_diffusers": 1_604_462_752,
+    "Qwen/Qwen-Image": 20_430_401_088,
+    "Tongyi-MAI/Z-Image": 6_154_908_736,
+    "black-forest-labs/FLUX.2-klein-base-4B": 3_875_544_576,
+    "krea/Krea-2-Raw": 12_820_073_036,
+    "Alpha-VLLM/Lumina-Image-2.0": 2_609_769_152,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": 859_520_964,
+    "stabilityai/stable-diffusion-2-1": 865_910_724,
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": 610_856_096,
+    "meituan-longcat/LongCat-Image": 6_270_668_864,
+    "baidu/ERNIE-Image": 8_033_490_048,
+    "lodestones/Chroma1-HD": 8_899_983_424,
+}
 
 
 @pytest.fixture
@@ -165,26 +183,7 @@ def test_pictures_need_the_autoencoder_and_what_one_image_takes(folder, recipe):
     assert picture_bytes(resolve(recipe(validation={"every": 0}), adapter), adapter) == 0
 
 
-@pytest.mark.parametrize(
-    ("model", "number"),
-    [
-        ("stabilityai/stable-diffusion-3.5-medium", 2_243_171_520),
-        ("stabilityai/stable-diffusion-xl-base-1.0", 2_567_463_684),
-        ("black-forest-labs/FLUX.1-dev", 11_901_408_320),
-        ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", 1_604_462_752),
-        ("Qwen/Qwen-Image", 20_430_401_088),
-        ("Tongyi-MAI/Z-Image", 6_154_908_736),
-        ("black-forest-labs/FLUX.2-klein-base-4B", 3_875_544_576),
-        ("krea/Krea-2-Raw", 12_820_073_036),
-        ("Alpha-VLLM/Lumina-Image-2.0", 2_609_769_152),
-        ("stable-diffusion-v1-5/stable-diffusion-v1-5", 859_520_964),
-        ("stabilityai/stable-diffusion-2-1", 865_910_724),
-        ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 610_856_096),
-        ("meituan-longcat/LongCat-Image", 6_270_668_864),
-        ("baidu/ERNIE-Image", 8_033_490_048),
-        ("lodestones/Chroma1-HD", 8_899_983_424),
-    ],
-)
+@pytest.mark.parametrize(("model", "number"), PARAMETERS.items())
 def test_published_configurations_make_networks_of_the_published_size(model, number):
     assert num_parameters(planning_adapter(model)) == number
 

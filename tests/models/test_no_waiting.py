@@ -48,8 +48,7 @@ class Copies(TorchDispatchMode):
     the functions of others.
     """
 
-    # ERNIE-Image's positions without values, which exist on this device only, and Chroma's own zeros in every call.
-    ALLOWED = ("ernie_image.py", "transformer_chroma.py")
+    ALLOWED = ("transformer_chroma.py",)  # Chroma's own zeros in every call
 
     def __init__(self):
         super().__init__()

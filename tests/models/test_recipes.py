@@ -11,7 +11,7 @@ from dpdmd.evaluate.generate import generate_folder
 from dpdmd.models.load import load_adapter, planning_adapter
 from dpdmd.planning.cost import describe
 from dpdmd.planning.fit import GIB
-from dpdmd.planning.new import new_recipe
+from dpdmd.planning.new import COMMENTS, new_recipe
 from dpdmd.publish.export import export_run
 from dpdmd.recipe.resolve import resolve
 from dpdmd.recipe.settings import settings_for
@@ -70,8 +70,9 @@ def test_a_shipped_recipe_is_what_new_writes_from_the_table_of_settings(name):
     assert recipe.lora.roles == (() if trained == "all" else ("student", "fake_score"))
     # A picture is left out only where the autoencoder does not fit beside the rest.
     assert recipe.validation.every in (kind.validation_every, 0)
-    head = (FOLDER / f"{name}.toml").read_text()
-    assert f"of {memory} GiB" in head.partition("\n")[0] and re.search(r"GiB( on each)?, which fits: ", head)
+    text = (FOLDER / f"{name}.toml").read_text()
+    assert f"of {memory} GiB" in text.partition("\n")[0] and re.search(r"GiB( on each)?, which fits: ", text)
+    assert {line.partition("  # ")[2] for line in text.splitlines()} <= {"", *COMMENTS.values()}
 
 
 @pytest.mark.parametrize("name", TINY)

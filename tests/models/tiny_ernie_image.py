@@ -11,7 +11,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from torch import Tensor
-from transformers import Mistral3Config, Mistral3Model
+from transformers import Ministral3Config, Ministral3ForCausalLM, Mistral3Config, Mistral3Model
 
 from dpdmd.models.base import LatentShape
 from tools.pretrain.text_encoders import new_tokenizer
@@ -21,12 +21,16 @@ GUIDANCE_SCALE = 4.0
 IMAGE_SIZE = (16, 24)
 
 
-def save(folder: Path, *, dynamic_shift: bool = False) -> None:
-    """A random pipeline folder without a language model that rewrites prompts."""
+def save(
+    folder: Path, *, dynamic_shift: bool = False, shift_terminal: float | None = None, patch_size: int = 1
+) -> None:
+    """A random pipeline folder with a language model that rewrites prompts unless the call says not to.
+
+    dynamic_shift, shift_terminal: of the scheduler. patch_size: of the network.
+    """
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     text = {
-        "model_type": "mistral",
         "vocab_size": len(tokenizer),
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -36,6 +40,8 @@ def save(folder: Path, *, dynamic_shift: bool = False) -> None:
         "head_dim": 8,
         "initializer_range": 0.5,
         "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
     }
     vision = {
         "model_type": "pixtral",
@@ -52,6 +58,7 @@ def save(folder: Path, *, dynamic_shift: bool = False) -> None:
         ffn_hidden_size=64,
         in_channels=16,
         out_channels=16,
+        patch_size=patch_size,
         text_in_dim=16,
         rope_axes_dim=(4, 2, 2),
     )
@@ -70,10 +77,16 @@ def save(folder: Path, *, dynamic_shift: bool = False) -> None:
     vae.bn.running_var.copy_(torch.linspace(0.5, 3.0, 16))
     ErnieImagePipeline(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic_shift),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0, use_dynamic_shifting=dynamic_shift, shift_terminal=shift_terminal
+        ),
         vae=vae,
-        text_encoder=Mistral3Model(Mistral3Config(text_config=text, vision_config=vision)).eval(),
+        text_encoder=Mistral3Model(
+            Mistral3Config(text_config={"model_type": "mistral", **text}, vision_config=vision)
+        ).eval(),
         tokenizer=tokenizer,
+        pe=Ministral3ForCausalLM(Ministral3Config(**text)).eval(),
+        pe_tokenizer=tokenizer,
     ).save_pretrained(folder)
 
 

@@ -9,15 +9,12 @@ import torch
 from tiny_adapter import TinyAdapter
 from trainers import train
 
+from dpdmd.models.load import FAMILIES
 from dpdmd.recipe.schema import Recipe
 
 # Imported once, in the process that all others are forked from.
-NAMES = [
-    *("sd3", "sdxl", "sana", "z_image", "flux", "qwen_image"),
-    *("flux2_klein", "krea2", "lumina2", "stable_diffusion", "pixart_sigma", "longcat_image", "ernie_image", "chroma"),
-]
-FAMILIES = [f"dpdmd.models.{name}" for name in NAMES]
-PRELOADED = ["torch.distributed.checkpoint", "accelerate", "peft", "tiny_adapter", "dpdmd.training.loop", *FAMILIES]
+PRELOADED = ["torch.distributed.checkpoint", "accelerate", "peft", "tiny_adapter", "dpdmd.training.loop"]
+PRELOADED += [module for module, _ in FAMILIES.values()]
 
 
 def train_tiny(recipe: Recipe, resume: bool = False) -> None:

@@ -133,6 +133,12 @@ class TinyAdapter:
     def uniform_grid(self, num_steps, latent_shape=None, *, shift=3.0):
         return uniform_grid(num_steps, shift=shift)
 
+    def sized_scheduler(self, kind, grids):
+        """None: it is never exported."""
+
+    def call_arguments(self, scheduler, grid, embedded_guidance=None):
+        return {"sigmas": list(grid.times[:-1])}
+
 
 class PictureAdapter(TinyAdapter):
     """The same with pictures of 32 x 32 pixels, by an autoencoder that has weights, and a folder with a network."""

@@ -181,7 +181,10 @@ class ModelAdapter(Protocol):
         ...
 
     def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """Arguments with which the stock pipeline and its `student_scheduler` sample a student on `grid`, unguided."""
+        """Arguments with which the stock pipeline and its `student_scheduler` sample a student on `grid`, unguided.
+
+        Raises ValueError for a grid that they cannot draw.
+        """
         ...
 
     def renewal_code(self, num_steps: int) -> str:

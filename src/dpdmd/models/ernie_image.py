@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from dpdmd.method.denoiser import Condition
-from dpdmd.method.grids import Grid
 from dpdmd.method.paths import Prediction, from_velocity
 from dpdmd.models import parts
 from dpdmd.models.flux2_latents import Flux2LatentsAdapter
 from dpdmd.store.errors import InputError
 
-NUM_TOKENS = 512  # for which memory is planned: the stock pipeline cuts prompts only where its tokenizer does
+NUM_TOKENS = 2048  # to which the public models' tokenizers cut prompts; memory is planned for them
 VARIANCE_FLOOR = 1e-5  # which the stock pipeline adds, whatever its autoencoder's configuration says
 
 
@@ -24,6 +23,7 @@ class ErnieImageAdapter(Flux2LatentsAdapter):
 
     By default the stock pipeline has a language model, if it has one, rewrite every prompt. Neither teacher nor student
     does. Its call takes no sigmas and no shift for the size: a student's grid is one that its scheduler draws alone.
+    ERNIE-Image-Turbo, which is already distilled, needs guidance_scale 1 and 8 steps.
     """
 
     pipeline_class = ErnieImagePipeline
@@ -42,6 +42,8 @@ class ErnieImageAdapter(Flux2LatentsAdapter):
             raise InputError(
                 f"{source}: ERNIE-Image needs a scheduler with a fixed shift; use_dynamic_shifting is not supported"
             )
+        if (patch_size := self.network_config["patch_size"]) != 1:
+            raise InputError(f"{source}: an ERNIE-Image network with patch_size {patch_size} is not supported")
 
     @cached_property
     def texts(self) -> Any:
@@ -52,7 +54,7 @@ class ErnieImageAdapter(Flux2LatentsAdapter):
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
         """`prompt_embeds` (B, L, D) and `mask` (B, L), 1 = token; L is the length of the longest prompt."""
-        tokens = [row.cpu() for row in self.texts.encode_prompt(list(prompts), torch.device("cpu"))]
+        tokens = [row.cpu() for row in self.texts.encode_prompt(list(prompts), self.texts.device)]
         mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in tokens], batch_first=True)
         return Condition({"prompt_embeds": pad_sequence(tokens, batch_first=True), "mask": mask})
 
@@ -66,9 +68,9 @@ class ErnieImageAdapter(Flux2LatentsAdapter):
         self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition, embedded_guidance: float | None = None
     ) -> Prediction:
         """Convert the transformer's velocity to a prediction."""
-        if x_t.is_meta:
-            stock: Any = getattr(network, "module", network)  # without its wrapper for several processes
-            _place_without_values(stock.pos_embed)
+        if x_t.is_meta:  # where torch has no autocast, which the stock module switches off
+            places: Any = getattr(network, "module", network).pos_embed  # without its wrapper for several processes
+            places.forward = lambda ids: ids.new_empty(*ids.shape[:2], 1, places.dim)
         velocity = network(
             hidden_states=x_t,
             timestep=1000 * t,
@@ -82,20 +84,6 @@ class ErnieImageAdapter(Flux2LatentsAdapter):
         """The first tokens; blocks return (N, B, D)."""
         return output[: x_t.shape[2:].numel()].transpose(0, 1)
 
-    def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """The number of steps, and no guidance. Raises ValueError for a grid that the scheduler does not draw."""
-        arguments = super().call_arguments(scheduler, grid)
-        if "sigmas" in arguments:
-            raise ValueError(f"ERNIE-Image's stock call takes no sigmas and cannot draw the grid {grid.times}")
-        return arguments
-
     def lora_names(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:
         """diffusers' names of the modules after the prefix of ComfyUI, of which older versions know no other."""
         return {f"diffusion_model.{name}": tensor for name, tensor in layers.items()}
-
-
-def _place_without_values(pos_embed: nn.Module) -> None:
-    """Let positions be computed where tensors have no values, and torch therefore no autocast to switch off."""
-    if not pos_embed._forward_hooks:
-        pos_embed.register_forward_pre_hook(lambda _, args: (torch.zeros(args[0].shape),))
-        pos_embed.register_forward_hook(lambda _, args, places: places.to("meta"))

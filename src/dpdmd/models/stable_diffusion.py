@@ -44,7 +44,7 @@ class StableDiffusionAdapter(UNetAdapter):
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
         """`prompt_embeds` (B, 77, D)."""
-        embeds, _ = self.texts.encode_prompt(list(prompts), "cpu", 1, do_classifier_free_guidance=False)
+        embeds, _ = self.texts.encode_prompt(list(prompts), self.texts.device, 1, do_classifier_free_guidance=False)
         return Condition({"prompt_embeds": embeds.cpu().clone()})
 
     def blank_condition(self, num_prompts: int) -> Condition:

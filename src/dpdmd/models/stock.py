@@ -26,10 +26,9 @@ from dpdmd.store.errors import InputError
 class StockAdapter:
     """A `models.base.ModelAdapter` except for `encode`, `blank_condition` and `predict`.
 
-    By default, the model is a flow with plain guidance.
-    A family sets `pipeline_class`, `network_class`, `vae_class`, `guidance_scale`, `num_inference_steps`,
-    `token_limits`, `lora_targets` and `block_lists`. It sets `feature_lists` if some of its blocks do not process image
-    tokens.
+    By default, the model is a flow with plain guidance. A family writes these three methods, and sets `pipeline_class`,
+    `network_class`, `vae_class`, `guidance_scale`, `num_inference_steps`, `token_limits`, `lora_targets` and
+    `block_lists`. It sets `feature_lists` if some of its blocks do not process image tokens.
 
     network_config, vae_config, scheduler_config: the JSON configurations saved with the components.
     unguided: arguments of the stock pipeline that turn its classifier-free guidance off.
@@ -94,7 +93,11 @@ class StockAdapter:
     @property
     def takes_negative_prompt(self) -> bool:
         """Whether the stock pipeline's call has a negative prompt."""
-        return "negative_prompt" in inspect.signature(self.pipeline_class.__call__).parameters
+        return self._takes("negative_prompt")
+
+    def _takes(self, argument: str) -> bool:
+        """Whether the stock pipeline's call has an argument of this name."""
+        return argument in inspect.signature(self.pipeline_class.__call__).parameters
 
     @cached_property
     def vae(self) -> Any:
@@ -231,12 +234,21 @@ class StockAdapter:
         return flow_scheduler.drawn_grid(scheduler, num_steps, pipeline_gives_sigmas=self.pipeline_gives_sigmas, mu=mu)
 
     def call_arguments(self, scheduler: Any, grid: Grid, embedded_guidance: float | None = None) -> dict[str, Any]:
-        """The number of steps if the scheduler draws the grid by itself, else the grid's sigmas; no guidance."""
+        """The number of steps if the scheduler draws the grid by itself, else the grid's sigmas; no guidance.
+
+        Raises ValueError for a grid that has to be given to a stock pipeline that takes none.
+        """
         gives = self.pipeline_gives_sigmas
         if scheduler.config.use_dynamic_shifting or flow_scheduler.same_grid(
             flow_scheduler.drawn_grid(scheduler, grid.num_steps, pipeline_gives_sigmas=gives), grid
         ):
             return {"num_inference_steps": grid.num_steps} | self.unguided
+        if not self._takes("sigmas"):
+            name, times = self.pipeline_class.__name__, ", ".join(f"{time:.4g}" for time in grid.times)
+            raise InputError(
+                f"{self.source}: the call of a {name} of stock diffusers takes no sigmas, and its scheduler alone does "
+                f'not draw the student\'s grid {times}; use student.grid = "uniform"'
+            )
         return {"sigmas": list(grid.times[:-1])} | self.unguided
 
     def renewal_code(self, num_steps: int) -> str:

@@ -129,7 +129,8 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
 def _sizes(recipe: Recipe, adapter: ModelAdapter, build: ObjectiveFunction, scale: float) -> tuple[SizePlan, ...]:
     """What depends on the size of the images, at each of the recipe's.
 
-    Raises ValueError for several sizes with an objective, or with grids, that are for one.
+    Raises ValueError for several sizes with an objective, or with grids, that are for one, and for a student's grid
+    that the stock pipeline cannot draw, which would otherwise be found by the export.
     """
     model = recipe.model
     weights = [size.weight for size in model.sizes] or [1.0]
@@ -137,15 +138,16 @@ def _sizes(recipe: Recipe, adapter: ModelAdapter, build: ObjectiveFunction, scal
         _sized(recipe, adapter, build, scale, size=size, share=weight / sum(weights))
         for size, weight in zip(model.image_sizes, weights, strict=True)
     )
-    if len(sizes) == 1:
-        return sizes
-    objective = sizes[0].objective
-    if objective.discriminator or objective.num_pairs or any(term.network is not None for term in objective.terms):
+    objective, first_grid = sizes[0].objective, sizes[0].student_grid
+    if len(sizes) > 1 and (
+        objective.discriminator or objective.num_pairs or any(term.network is not None for term in objective.terms)
+    ):
         raise ValueError(
             f"model.sizes: {recipe.objective.name} has networks or samples that are of one size; name one size, or an "
             "objective such as dp_dmd"
         )
-    adapter.sized_scheduler(recipe.student.kind, {size.latent_shape: size.student_grid for size in sizes})
+    grids = {size.latent_shape: size.student_grid for size in sizes}
+    adapter.call_arguments(adapter.sized_scheduler(recipe.student.kind, grids), first_grid)
     return sizes
 
 
