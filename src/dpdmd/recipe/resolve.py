@@ -80,8 +80,8 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         )
     if train.ida_decay < 1 and len({"student", "fake_score"} & set(recipe.lora.roles)) == 1:
         raise ValueError(
-            "train.ida_decay moves the fake score towards the student, and lora.roles gives an adapter to only one of "
-            "them: name both, or set train.ida_decay = 1"
+            f"train.ida_decay = {train.ida_decay:g} moves the fake score towards the student, and lora.roles = "
+            f"{list(recipe.lora.roles)} gives an adapter to only one of them: name both, or set train.ida_decay = 1"
         )
     build = objective or find_objective(keys.name)
     sizes = _sizes(recipe, adapter, build, scale)
@@ -132,7 +132,7 @@ def _sizes(recipe: Recipe, adapter: ModelAdapter, build: ObjectiveFunction, scal
     Raises ValueError for several sizes with an objective, or with grids, that are for one.
     """
     model = recipe.model
-    weights = [size.weight for size in model.sizes] or [1.0]
+    weights = [size.weight for size in model.sizes or ()] or [1.0]
     sizes = tuple(
         _sized(recipe, adapter, build, scale, size=size, share=weight / sum(weights))
         for size, weight in zip(model.image_sizes, weights, strict=True)
