@@ -46,11 +46,7 @@ FLOORS = tuple(FIRST_SEEDS)[1:]
 ON_THE_WAY = ("dmd_falling_rate", "dp_dmd_before", "dp_dmd")
 # What the recipes were before they had the settings that these results led to.
 ANCHOR_BEFORE = {"flow": 2.5, "noise": 3.5}
-# What they were before the fake score was aligned to the student, when the flow's anchor was guided a little less.
-UNALIGNED: dict[str, dict[str, Any]] = {
-    "flow": {"train.ida_decay": 1.0, "objective.anchor.guidance_scale": 3.25},
-    "noise": {"train.ida_decay": 1.0},
-}
+UNALIGNED = {"train.ida_decay": 1.0}  # and before the fake score was aligned to the student
 # The rivals' settings of the flow's recipes, and the published ones of benchmarks/published.toml, for another teacher.
 PERCEPTUAL = {
     "objective.name": "dmd_perceptual",
@@ -81,7 +77,6 @@ Row = dict[str, Any]
 def student_arms(group: str) -> list[Arm]:
     """The students of a group, with equal forwards."""
     recipe = f"{GROUPS[group]}_dp_dmd"
-    unaligned = UNALIGNED[group]
     before = BEFORE | {"objective.anchor.guidance_scale": ANCHOR_BEFORE[group]}
     dmd = before | {"objective.name": "dmd"}
     arms = [
@@ -90,15 +85,15 @@ def student_arms(group: str) -> list[Arm]:
         Arm("dmd_falling_rate", recipe, dmd | {"train.schedule": "cosine"}),
         Arm("dp_dmd_before", recipe, before),
         Arm("dp_dmd", recipe),
-        Arm("dp_dmd_unaligned", recipe, unaligned),
+        Arm("dp_dmd_unaligned", recipe, UNALIGNED),
     ]
     if group == "flow":
         arms += [
-            Arm("dp_dmd_ode", recipe, unaligned | {"student.kind": "ode"}),
-            Arm("dp_dmd_weight_0.05", recipe, unaligned | {"objective.anchor.weight": 0.05}),
+            Arm("dp_dmd_ode", recipe, UNALIGNED | {"student.kind": "ode"}),
+            Arm("dp_dmd_weight_0.05", recipe, UNALIGNED | {"objective.anchor.weight": 0.05}),
             Arm("dp_dmd_anchor_3", recipe, {"objective.anchor.guidance_scale": 3.0}),
-            Arm("dp_dmd_anchor_3.25", recipe, {"objective.anchor.guidance_scale": 3.25}),
-            Arm("dp_dmd_every_2", recipe, unaligned | {"objective.anchor.every": 2, "objective.anchor.fraction": 1.0}),
+            Arm("dp_dmd_anchor_3.5", recipe, {"objective.anchor.guidance_scale": 3.5}),
+            Arm("dp_dmd_every_2", recipe, UNALIGNED | {"objective.anchor.every": 2, "objective.anchor.fraction": 1.0}),
             Arm("dmd_perceptual", "scenes_dmd_perceptual"),
             Arm("dmd_adversarial", "scenes_dmd_adversarial"),
             Arm("dp_dmd_published", PUBLISHED),

@@ -37,7 +37,7 @@ LABELS = {
     "dp_dmd_weight_0.05": "the same, anchor's weight 0.05",
     "dp_dmd_every_2": "the same, anchor in every second update",
     "dp_dmd_anchor_3": "**DP-DMD**, anchor guided by 3",
-    "dp_dmd_anchor_3.25": "**DP-DMD**, anchor guided by 3.25",
+    "dp_dmd_anchor_3.5": "**DP-DMD**, anchor guided by 3.5, as the teacher",
     "dp_dmd_teacher_first": "**DP-DMD**, the teacher in place of step 1",
     OURS: "**DP-DMD**",
 }
@@ -51,7 +51,7 @@ COLUMNS = {
 }
 README_LABELS = {
     FLOOR: "teacher, other seeds",
-    "dmd_falling_rate": "DMD",
+    "dmd_half_rate": "DMD",
     "dmd_perceptual": "DMD + perceptual",
     "dmd_adversarial": "DMD + adversarial",
     OURS: "**DP-DMD**",

@@ -317,11 +317,12 @@ def recipe_overrides(tmp_path) -> list[str]:
     return [f"{key}={value}" for key, value in (small | places).items()] + ["validation.every=0"]
 
 
-def test_the_recipe_differs_from_dmds_in_the_objective_alone():
+def test_the_recipe_differs_from_dmds_in_the_objective_and_its_learning_rate_alone():
     dmd, perceptual = (flatten(load_recipe(name)) for name in ("scenes_dmd", "scenes_dmd_perceptual"))
     different = {key for key in dmd if dmd[key] != perceptual[key]}
     assert {key for key in different if not key.startswith("objective.perceptual.")} == {
         "objective.name",
+        "train.learning_rate",
         "output.folder",
     }
 

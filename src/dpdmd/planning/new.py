@@ -30,6 +30,7 @@ COMMENTS = {
     "student.kind": "which steps add fresh noise: all (renoise), or the one before the last (renoise_last)",
     "objective.anchor.weight": "lambda; more keeps more diversity",
     "objective.anchor.fraction": "of the samples of each update; the others cost no teacher steps",
+    "objective.anchor.guidance_scale": "of the steps to the anchor; below the teacher's it keeps more diversity",
     "objective.anchor.target": "for networks that predict noise",
     "data.prompts": "captions to begin with; name a file with prompts like those that the student will be given",
     "train.batch_size": "samples per micro-batch",
@@ -136,6 +137,9 @@ def _settings(
         "objective.tau_shift": kind.tau_shift if kind.tau_shift != 1 else None,
         "objective.anchor.weight": kind.anchor_weight,
         "objective.anchor.fraction": kind.anchor_fraction if kind.anchor_fraction < 1 else None,
+        "objective.anchor.guidance_scale": _anchor_guidance(
+            adapter.guidance_scale, kind.anchor_guidance if is_flow else 1
+        ),
         "objective.anchor.target": None if is_flow else "x0",
         "data.prompts": world.name if (world := world_of_teacher(model)) else "generic",
         "train.num_updates": kind.num_updates,
@@ -165,6 +169,11 @@ def _settings(
         if value is not None:
             table[last] = value
     return {section: table for section, table in data.items() if table}
+
+
+def _anchor_guidance(scale: float, share: float) -> float | None:
+    """The guidance scale of the anchor, at least 1; None where it is the teacher's."""
+    return None if share == 1 or scale == 1 else round(max(1.0, share * scale), 4)
 
 
 def _head(

@@ -20,7 +20,8 @@ class TrainingSettings:
     """The numbers of one kind; their names are those of the recipe's keys.
 
     batch_size, accumulation: samples per micro-batch, and micro-batches per update. anchor_weight: of a network that
-    predicts velocity, compared in velocity, and of one that predicts eps or v, compared in x0.
+    predicts velocity, compared in velocity, and of one that predicts eps or v, compared in x0. anchor_guidance: the
+    anchor's guidance scale as a share of the teacher's, of a network that predicts velocity; of others it is 1.
     """
 
     precision: Literal["fp32", "bf16"]
@@ -38,14 +39,15 @@ class TrainingSettings:
     tau_shift: float
     anchor_weight: float
     anchor_fraction: float
+    anchor_guidance: float
     validation_every: int
     checkpoint_every: int
 
 
 # What makes a cycle cheap, measured on both built-in teachers (benchmarks/other_seeds.py, docs/results.md): the anchor
 # holds the modes, so that one fake-score update is enough, on samples that are there anyway, and half of the samples
-# need an anchor. The fake score is drawn to the student, so that it lags less, and the anchor is guided as the teacher
-# is. Noise renewed before the last step makes images cleaner.
+# need an anchor. The fake score is drawn to the student, so that it lags less. A flow's anchor is guided a little less
+# than its teacher, since the later steps cost a little diversity. Noise renewed before the last step makes images cleaner.
 _CHEAP = {
     "student_kind": "renoise_last",
     "fake_updates": 1,
@@ -53,6 +55,7 @@ _CHEAP = {
     "reuse_samples": "student",
     "schedule": "cosine",
     "anchor_fraction": 0.5,
+    "anchor_guidance": 13 / 14,
 }
 # The rest as in arXiv 2602.03139, except for the anchor's weight: with one fake-score update a weight of 0.05 left a
 # student twice as far from its teacher as 1 did (one seed, docs/negative-results.md). For noise prediction it loses a
