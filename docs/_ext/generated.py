@@ -16,6 +16,7 @@ from sphinx.application import Sphinx
 import dpdmd
 import dpdmd.method
 from dpdmd.recipe import schema
+from dpdmd.recipe.section import Section
 from dpdmd.recipe.toml import recipe_keys
 
 # Headings of the public names, by the module that defines them; others come last.
@@ -155,7 +156,7 @@ def _type(annotation: Any) -> str:
     """A type as a reader of TOML would call it."""
     if hasattr(annotation, "__metadata__"):  # Annotated
         return _type(annotation.__origin__)
-    if annotation is schema.PromptSource:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return "table"
     args = [a for a in get_args(annotation) if a is not type(None)]
     if get_origin(annotation) is Literal:

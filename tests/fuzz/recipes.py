@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
-from dpdmd.recipe.schema import OBJECTIVES
+from dpdmd.recipe.objective_keys import OBJECTIVES
 from dpdmd.recipe.toml import recipe_keys
 
 FIELDS = dict(recipe_keys())

@@ -158,7 +158,7 @@ def test_what_cannot_have_several_sizes_is_refused(sd3_folder, tmp_path):
     )
     for override, message in (
         ("model.sizes=[[32, 48], [32, 48]]", "sizes must differ"),
-        ("model.height=32", "set height and width, or neither"),
+        ("model.height=32", "set sizes, or height and width, not both"),
         ("model.sizes=[[32]]", r"model\.sizes"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -8,8 +8,8 @@ from dpdmd.method.guidance import Guidance
 from dpdmd.method.objective import Objective
 from dpdmd.method.paths import FlowPath
 from dpdmd.method.terms.perceptual import Pictures
+from dpdmd.recipe.objective_keys import AnchorConfig, ObjectiveConfig
 from dpdmd.recipe.objectives import SHIPPED, ObjectiveSetting, find_objective, name_of, num_anchor_steps
-from dpdmd.recipe.schema import AnchorConfig, ObjectiveConfig
 
 STUDENT_GRID, TEACHER_GRID = uniform_grid(4, shift=3), uniform_grid(30, shift=3)
 

@@ -110,6 +110,30 @@ def test_overrides_win_and_an_empty_one_restores_the_default(recipe_file):
         ("train.batch_size=true", "train.batch_size should be a valid integer, got True"),
         ("train.betas=[0.9, 1.0]", "train.betas.1 should be less than 1, got 1.0"),
         ("model.height=32", "model: set height and width, or neither, got height 32 and width None"),
+        (
+            'model.sizes=["512x512"]',
+            r"model\.sizes\.0 should be \[height, width\] in pixels.*, got '512x512'$",
+        ),
+        ("model.sizes=[[32, 32, 32]]", r"model\.sizes\.0 should be \[height, width\] .*, got \[32, 32, 32\]$"),
+        ("model.sizes=[]", r"model\.sizes must not be empty, got \[\] \(Several sizes \[height, width\]"),
+        (
+            "model.sizes=[{height=32, width=32, wight=2}]",
+            r"did you mean weight\? .* has: height, width, weight",
+        ),
+        ("model.loras=[3]", r"model\.loras\.0 should be a name, or {path = .*, got 3$"),
+        ("model.loras=[{weight = 2}]", r"model\.loras\.0\.path is required \(A \.safetensors file"),
+        ("data.prompts=[3]", r"one problem:\n  data\.prompts\.0 should be a name, or {source = .*, got 3$"),
+        ("data.prompts=3", r"one problem:\n  data\.prompts should be a valid string, or a list, got 3"),
+        ("lora.targets=[]", r"lora\.targets must not be empty, got \[\]"),
+        ("validation.prompts=[1]", r"one problem:\n  validation\.prompts\.0 should be a valid string, got 1"),
+        ("train.betas=0.9", r"train\.betas should be a list, got 0\.9"),
+        ("train.betas=[0.1, 0.2, 0.3]", r"train\.betas should have at most 2 values, not 3"),
+        ("objective.anchor=3", r"objective\.anchor should be a table, got 3"),
+        (
+            "train.shard=mashine",
+            r"train\.shard should be true or false, or 'machine'.* did you mean 'machine'\?",
+        ),
+        ("train.reuse_samples=3", r"one problem:\n  train\.reuse_samples should be true or false, or 'student', got 3"),
         ("objective.tau_low=0.99", "objective: tau_low must be below tau_high, got 0.99 and 0.98"),
         ("train.seed", r"'train.seed': an override reads section.key=value"),
         ("seed=1", "an override reads section.key=value"),
@@ -124,10 +148,58 @@ def test_a_mistake_is_named_with_what_came_and_what_is_allowed(recipe_file, over
 
 def test_all_mistakes_are_reported_at_once(recipe_file):
     text = '[model]\nteacher = "scenes"\n[train]\nseed = "x"\nstep = 1\n[student]\nnum_steps = 0\n'
-    with pytest.raises(ValueError, match="cannot be used, 6 problems:") as error:
+    with pytest.raises(ValueError, match=r"recipe\.toml cannot be used, 5 problems:") as error:
         load_recipe(recipe_file(text), ["oops"])
     for part in ("'oops'", "train.seed", "train.step", "student.num_steps", "data.prompts", "output.folder"):
         assert part in str(error.value)
+
+
+def test_an_override_is_blamed_for_what_the_file_alone_does_not_do(recipe_file):
+    good, bad = recipe_file(GOOD), GOOD + "[train]\nseed = 'x'\n"
+    for overrides, head in (
+        (["train.step=1"], "the override 'train.step=1' cannot be used, one problem:"),
+        (["oops", "train.seed=1"], "the override 'oops' cannot be used, one problem:"),
+        # What excludes each other is named as a whole; what has no part in it is not.
+        (
+            ["model.sizes=[[32, 32]]", "model.height=32", "train.seed=1"],
+            "the overrides 'model.sizes=[[32, 32]]', 'model.height=32' cannot be used, one problem:",
+        ),
+        (["data.samples_per_prompt=3"], "the override 'data.samples_per_prompt=3' cannot be used, one problem:"),
+        (["model.teacher="], "the override 'model.teacher=' cannot be used, one problem:"),
+    ):
+        with pytest.raises(ValueError) as error:
+            load_recipe(good, overrides)
+        assert str(error.value).splitlines()[0] == head and str(good) not in str(error.value)
+    path = recipe_file(bad)
+    with pytest.raises(ValueError) as error:
+        load_recipe(path, ["train.step=1", "train.warmup=2"])
+    heads = [line for line in str(error.value).splitlines() if not line.startswith("  ")]
+    assert heads == [
+        f"{path} cannot be used, one problem:",
+        "the override 'train.step=1' cannot be used, one problem:",
+    ]
+    assert load_recipe(path, ["train.seed=3"]).train.seed == 3
+
+
+def test_sizes_and_one_size_exclude_each_other_in_one_sentence_that_says_how_to_choose(recipe_file):
+    path = recipe_file(GOOD.replace("[data]", "height = 32\nwidth = 48\n[data]"))
+    message = (
+        r"model: set sizes, or height and width, not both, got sizes \[\[32, 32\]\], height 32 and width 48; an "
+        r"override without a value, such as model\.height=, takes a key out$"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_recipe(path, ["model.sizes=[[32, 32]]"])
+    recipe = load_recipe(path, ["model.sizes=[[32, 32]]", "model.height=", "model.width="])
+    assert recipe.model.image_sizes == ((32, 32),)
+
+
+def test_a_run_that_began_with_an_empty_list_of_sizes_has_one_size(tmp_path):
+    text = GOOD.replace("[data]", "sizes = []\n[data]")
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"recipe\.toml cannot be used, .*\n  model\.sizes must not be empty"):
+        load_recipe(tmp_path / "recipe.toml")
+    (tmp_path / "provenance.json").write_text("{}")
+    assert load_recipe(tmp_path).model.image_sizes == ((None, None),)
 
 
 def test_a_mistake_across_sections_is_said_without_an_empty_key(recipe_file):
@@ -173,14 +245,16 @@ def test_removed_keys_at_their_old_defaults_change_nothing_and_are_named_in_one_
     old = {key: default for key, default in reading.REMOVED.items() if default is not None} | {
         "train.samples_per_prompt": 1
     }
-    path = recipe_file(GOOD)
+    path = recipe_file(GOOD + "[train]\ntime_jitter = 0.0\n")
+    overrides = [f"{key}={json.dumps(default)}" for key, default in old.items() if key != "train.time_jitter"]
     with caplog.at_level("WARNING", logger="dpdmd"):
         for _ in range(2):  # a run reads its recipe several times
-            found = load_recipe(path, [f"{key}={json.dumps(default)}" for key, default in old.items()])
-    assert found == load_recipe(path)
+            found = load_recipe(path, overrides)
+    assert found == load_recipe(recipe_file(GOOD))
+    without_effect = "names keys that dpdmd 0.2.0 no longer has, at their old defaults, which changes nothing"
     assert caplog.messages == [
-        f"{path} names keys that dpdmd 0.2.0 no longer has, at their old defaults, which changes nothing: "
-        + ", ".join(old)
+        f"{path} {without_effect}: train.time_jitter",
+        f"an override {without_effect}: " + ", ".join(key for key in old if key != "train.time_jitter"),
     ]
 
 

@@ -69,5 +69,7 @@ def test_the_fake_score_is_aligned_after_each_iteration(make_recipe, adapter, de
 
 
 def test_an_adapter_cannot_be_aligned_to_a_whole_network(make_recipe, adapter):
-    with pytest.raises(ValueError, match="gives an adapter to only one of them"):
-        resolve(make_recipe(train={"ida_decay": 0.9}, lora={"roles": ["student"]}), adapter)
+    for role in ("student", "fake_score"):
+        message = rf"train\.ida_decay = 0\.9 .*lora\.roles = \['{role}'\] .*: name both, or set train\.ida_decay = 1$"
+        with pytest.raises(ValueError, match=message):
+            resolve(make_recipe(train={"ida_decay": 0.9}, lora={"roles": [role]}), adapter)

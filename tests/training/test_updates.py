@@ -9,9 +9,9 @@ from trainers import new_trainer
 
 from dpdmd.method.denoiser import concatenate
 from dpdmd.method.objective import Objective
+from dpdmd.recipe.objective_keys import ObjectiveConfig
 from dpdmd.recipe.objectives import SHIPPED, ObjectiveSetting
 from dpdmd.recipe.resolve import resolve
-from dpdmd.recipe.schema import ObjectiveConfig
 from dpdmd.training.data import MicroBatch
 from dpdmd.training.updater import rate_factor
 from dpdmd.training.updates import MicroLoss, draw_samples, fake_score_loss, student_loss

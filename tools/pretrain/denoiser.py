@@ -37,12 +37,17 @@ def latent_cache(vae: AutoencoderKL, num_scenes: int, seed: int) -> tuple[Scenes
     return scenes, torch.cat(parts).contiguous()
 
 
-def learning_rate_factor(step: int, num_steps: int, warmup: int = 100) -> float:
-    """Learning rate schedule: linear warm-up, constant, then a cosine decay to zero over the last 60 % of the steps."""
+def learning_rate_factor(
+    step: int, num_steps: int, *, warmup: int = 100, constant: float = 0.4, falls_from: float = 1.0
+) -> float:
+    """Factor of the learning rates: linear warm-up, 1 for the share `constant` of the steps, then a cosine decay from
+    `falls_from` to zero."""
     if step < warmup:
         return (step + 1) / warmup
-    start = 0.4 * num_steps
-    return 1.0 if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / (num_steps - start)))
+    start = constant * num_steps
+    if step < start:
+        return 1.0
+    return falls_from * 0.5 * (1 + math.cos(math.pi * (step - start) / (num_steps - start)))
 
 
 def new_optimizers(network: nn.Module, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:

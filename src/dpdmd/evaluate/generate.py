@@ -109,6 +109,77 @@ def sampling_grid(
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """A model, and how it is sampled: along `grid`, guided by `guidance_scale` away from `negative_prompt`.
+
+    first: a teacher that replaces the student's first step (a hybrid).
+    """
+
+    sampler: Sampler
+    grid: Grid
+    guidance_scale: float
+    negative_prompt: str
+    first: Teacher | None = None
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the negative prompt may count."""
+        return self.first is not None or self.guidance_scale > 1
+
+
+def choose_sampling(
+    sampler: Sampler,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    *,
+    teacher_first: bool = False,
+) -> Sampling:
+    """How to sample a model: as it says itself where a setting is None.
+
+    teacher_first: the student's teacher replaces its first step and takes the three settings.
+    Raises ValueError for a number of steps, a guidance scale or a negative prompt that the model cannot have.
+    """
+    first = load_teacher(sampler, num_inference_steps, guidance_scale) if teacher_first else None
+    grid = sampling_grid(sampler, None if first else num_inference_steps, sampler.latent_shape())
+    scale = sampler.guidance_scale if guidance_scale is None or first else guidance_scale
+    Guidance(scale)  # raises for a bad scale before anything is written
+    if negative_prompt:
+        _require_negative_prompt(sampler, scale if first is None else first.guidance_scale)
+    return Sampling(
+        sampler, grid, scale, sampler.negative_prompt if negative_prompt is None else negative_prompt, first
+    )
+
+
+def new_draw(sampling: Sampling, device: torch.device, batch_size: int) -> Draw:
+    """What draws (prompt, seed) pairs on a device, to which the networks are moved."""
+    sampler, first, shape = sampling.sampler, sampling.first, sampling.sampler.latent_shape()
+    sampler.network.to(device)
+    if first is not None:
+        first.network.to(device)
+    decode = decoder(sampler.adapter)
+
+    def draw(jobs: list[tuple[str, int]]) -> Iterator[Tensor]:
+        uncond = encoded(sampler.adapter, [sampling.negative_prompt], negative=True).to(device)
+        for cond, seeds in _encoded_batches(sampler, jobs, batch_size):
+            latents = sample_latents(
+                sampler,
+                cond.to(device),
+                uncond.expand(len(seeds)),
+                seeds,
+                shape,
+                grid=sampling.grid,
+                guidance_scale=sampling.guidance_scale,
+                first=first,
+                device=device,
+            )
+            with torch.no_grad():
+                yield from decode(latents).cpu()
+
+    return draw
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A model that is ready to draw.
 
@@ -190,21 +261,17 @@ def open_model(
     sampler = load_sampler(model, base=base, loras=loras)
     if height is not None or width is not None:
         sampler = replace(sampler, image_size=(height, width))
-    shape = sampler.latent_shape()
-    first = load_teacher(sampler, num_inference_steps, guidance_scale) if teacher_first else None
-    grid = sampling_grid(sampler, None if first else num_inference_steps, shape)
-    scale = sampler.guidance_scale if guidance_scale is None or first else guidance_scale
-    Guidance(scale)  # raises for a bad scale before anything is written
-    away = sampler.negative_prompt if negative_prompt is None else negative_prompt
-    if negative_prompt:
-        _require_negative_prompt(sampler, scale if first is None else first.guidance_scale)
+    sampling = choose_sampling(
+        sampler, num_inference_steps, guidance_scale, negative_prompt, teacher_first=teacher_first
+    )
+    student = sampler if teacher_first else None
     settings: dict[str, Any] = {
         "model": model,
-        "identity": on_main_process(lambda: _identity(model, loras, sampler if first else None, base)),
+        "identity": on_main_process(lambda: _identity(model, loras, student, base)),
         "base": base,
-        "num_inference_steps": grid.num_steps,
-        "guidance_scale": scale,
-        "grid": list(grid.times),
+        "num_inference_steps": sampling.grid.num_steps,
+        "guidance_scale": sampling.guidance_scale,
+        "grid": list(sampling.grid.times),
         "image_size": None if height is None and width is None else [height, width],
         DEFAULTS: [
             name
@@ -214,36 +281,15 @@ def open_model(
     }
     if loras:
         settings["loras"] = [lora.model_dump() for lora in loras]
-    if away and (first is not None or scale > 1):
-        settings["negative_prompt"] = away
-    if first is not None:
+    if sampling.negative_prompt and sampling.is_guided:
+        settings["negative_prompt"] = sampling.negative_prompt
+    if (first := sampling.first) is not None:
         settings["teacher_first"] = {
             "num_inference_steps": first.grid.num_steps, "guidance_scale": first.guidance_scale
         }  # fmt: skip
-        first.network.to(device)
     for note in sampler.adapter.notes if sampler.grid is None else []:
         logger.info("%s: %s", model, note)
-    sampler.network.to(device)
-    decode = decoder(sampler.adapter)
-
-    def draw(jobs: list[tuple[str, int]]) -> Iterator[Tensor]:
-        uncond = encoded(sampler.adapter, [away], negative=True).to(device)
-        for cond, batch in _encoded_batches(sampler, jobs, batch_size):
-            latents = sample_latents(
-                sampler,
-                cond.to(device),
-                uncond.expand(len(batch)),
-                batch,
-                shape,
-                grid=grid,
-                guidance_scale=scale,
-                first=first,
-                device=device,
-            )
-            with torch.no_grad():
-                yield from decode(latents).cpu()
-
-    return Drawing(draw, settings)
+    return Drawing(new_draw(sampling, device, batch_size), settings)
 
 
 @torch.no_grad()
@@ -258,21 +304,13 @@ def sample(model: str | Path, prompts: list[str], *, seeds: Sequence[int] = (0,)
     require_different(prompts, list(seeds), batch_size)
     require_neutral_environment()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sampler = load_sampler(str(model))
-    shape = sampler.latent_shape()
-    grid, scale = sampling_grid(sampler, None, shape), sampler.guidance_scale
-    sampler.network.to(device)
-    away = encoded(sampler.adapter, [sampler.negative_prompt], negative=True)
-    uncond, decode = away.to(device), decoder(sampler.adapter)
+    draw = new_draw(choose_sampling(load_sampler(str(model))), device, batch_size)
     images = []
-    for cond, batch in _encoded_batches(sampler, [(p, seed) for p in prompts for seed in seeds], batch_size):
-        expanded = uncond.expand(len(batch))
-        options = {"grid": grid, "guidance_scale": scale, "device": device}
-        latents = sample_latents(sampler, cond.to(device), expanded, batch, shape, **options)
-        images.append(decode(latents).clamp(-1, 1).cpu())
-        if not images[-1].isfinite().all():
+    for image in draw([(prompt, seed) for prompt in prompts for seed in seeds]):
+        if not image.isfinite().all():
             raise FloatingPointError(f"{model} draws images that are not finite")
-    return torch.cat(images)
+        images.append(image.clamp(-1, 1))
+    return torch.stack(images)
 
 
 def _require_negative_prompt(sampler: Sampler, guidance_scale: float) -> None:

@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 
@@ -15,7 +16,6 @@ from dpdmd.recipe.plan import DataPlan, Plan
 GIB = 2**30
 Settings = tuple[str, ...]  # the values of --set
 CHECKPOINTING = ("train.gradient_checkpointing=true",)
-ADAMW = ("train.optimiser=adamw",)
 OPTIMISERS = (("train.optimiser=adamw_8bit",), ("train.optimiser=adamw_offloaded",))
 
 
@@ -81,10 +81,10 @@ def savings(
 ) -> list[tuple[Settings, Need]]:
     """Settings that lower the need, cumulative, until it fits a device of `memory` bytes or none is left.
 
-    The setting that costs least is taken first; at the end the optimiser is AdamW again and the micro-batch raised
-    again as far as it fits, and as few blocks are recomputed as memory allows. Settings that save nothing, or that the
-    recipe's other settings exclude, are left out. plan_with: the plan with further settings. count: a plan's
-    `memory_need`. num_blocks: of the network.
+    The setting that costs least is taken first. At the end another optimiser is left out again if later settings do
+    without it, the micro-batch raised again as far as it fits, and as few blocks recomputed as memory allows. Settings
+    that save nothing, or that the recipe's other settings exclude, are left out. plan_with: the plan with further
+    settings. count: a plan's `memory_need`. num_blocks: of the network.
     """
     found: list[tuple[Settings, Need]] = []
     plan, available = plan_with(()), memory - reserve(memory)
@@ -92,7 +92,7 @@ def savings(
 
     def try_on(settings: Settings) -> tuple[Plan, Need] | None:
         try:
-            changed = plan_with((*(setting for taken, _ in found for setting in taken), *settings))
+            changed = plan_with((*chain.from_iterable(taken for taken, _ in found), *settings))
         except ValueError:
             return None
         return None if changed.settings == plan.settings else (changed, count(changed))
@@ -109,10 +109,13 @@ def savings(
         left.remove(settings)
         plan, need = tried
         found.append((settings, need))
-    given_back = [[ADAMW]] if any(taken in OPTIMISERS for taken, _ in found) else []
-    given_back += [sizes[:-1]] if any(taken == sizes[-1] for taken, _ in found) else []
-    for choices in given_back:
-        for settings in choices:
+    kept = [taken for taken, _ in found if taken not in OPTIMISERS]
+    if len(kept) < len(found):
+        plans = [plan_with(tuple(chain.from_iterable(kept[: i + 1]))) for i in range(len(kept))]
+        if plans and count(plans[-1]).total <= available:
+            plan, found = plans[-1], [(taken, count(each)) for taken, each in zip(kept, plans, strict=True)]
+    if any(taken == sizes[-1] for taken, _ in found):
+        for settings in sizes[:-1]:
             tried = try_on(settings)
             if tried is not None and tried[1].total <= available:
                 found.append((settings, tried[1]))
@@ -207,9 +210,7 @@ def describe_fit(need: Need, memory: int, found: list[tuple[Settings, Need]]) ->
         quoted = " ".join(f"--set {shlex.quote(setting)}" for setting in taken)
         lines.append(f"  with {quoted}: {smaller.total / GIB:.2f} GiB, {_verdict(smaller, available)}")
     if found and found[-1][1].total <= available:
-        # Other optimisers are only proposed for AdamW: back at it, the recipe's own is meant.
-        chosen = [text for text in settings.values() if text != f"--set {ADAMW[0]}"]
-        lines.append(f"so add {' '.join(chosen)}")
+        lines.append(f"so add {' '.join(settings.values())}")
     elif need.total > available:
         lines.append(
             "not on one such device: take a smaller model.height and model.width, or several devices and train.shard"

@@ -1,7 +1,6 @@
 """A complete recipe for a model, which fits a device: what `dpdmd new` writes, and what the shipped recipes are."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def new_recipe(
                 raise ValueError("all weights are to be trained")
             if trained is None and any(text.startswith("train.optimiser") for text in further):
                 raise ValueError("another optimiser is for who wants all weights to be trained")
-            return resolve(recipe_from(deepcopy(data), further, where=WRITTEN), adapter)
+            return resolve(recipe_from(data, further, where=WRITTEN), adapter)
 
         state = state_bytes(
             plan_with(("model.dtype=bf16", "train.precision=bf16")), network_sizes(plan_with(()), adapter)

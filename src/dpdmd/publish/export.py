@@ -2,7 +2,7 @@
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,7 @@ def export_run(
     or if `lora` is set for a student without a LoRA or with a DoRA, or together with `one_file` or `link`.
     """
     out = Path(out)
-    if lora and (one_file or link):
-        raise ValueError("--one-file and --link are about a whole pipeline; leave them out with --lora")
-    if alone and not lora:
-        raise ValueError("--alone is about a LoRA: give --lora as well; a whole pipeline contains its teacher's LoRAs")
-    if dtype not in (None, *DTYPES):
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if license is not None:
-        require_licence(license)
+    _require_options(lora=lora, alone=alone, dtype=dtype, one_file=one_file, link=link, license=license)
     student = _student(run, is_lora=lora, is_alone=alone)
     if os.path.lexists(out):
         raise ValueError(f"{out} exists already; give a new folder")
@@ -119,23 +112,44 @@ def export_run(
             write_pipeline(student.adapter, network, student.scheduler, folder, link=link, one_file=one_file)
         if flow is not None:
             write_json(folder / WORKFLOW_FILE, flow)
-        parts = CardParts(
-            name=(repo_id or out.name).rpartition("/")[2],
-            base=public_name(student.info.base),
-            hub_base=None if Path(student.adapter.source).is_dir() else student.adapter.source,
-            snippet=_snippet(student, repo_id or out.name, weights),
-            licence={"license": license} if license else base_licence(student.adapter.source),
-            metrics=scores,
-            facts=_facts(student),
-            comfyui=None if flow is None else settings(flow),
-            why_no_comfyui=why_none(student.adapter.pipeline_class.__name__),
-            picture=write_picture(student.run, student.places, student.info.updates, folder / PICTURE_FILE),
-            recipe=_recipe(student),
-            lora_licences={public_name(own.path): lora_licence(own.path) for own in student.info.base_loras},
-        )
-        write_text(folder / "README.md", model_card(student.info, parts))
+        parts = _card_parts(student, repo_id or out.name, weights, flow, license)
+        picture = write_picture(student.run, student.places, student.info.updates, folder / PICTURE_FILE)
+        write_text(folder / "README.md", model_card(student.info, replace(parts, metrics=scores, picture=picture)))
         student.info.model_copy(update={"contains_loras": not alone and bool(student.info.base_loras)}).write(folder)
     return out
+
+
+def _require_options(
+    *, lora: bool, alone: bool, dtype: str | None, one_file: bool, link: bool, license: str | None
+) -> None:
+    """Raises ValueError for options of `export_run` that exclude each other or do not exist."""
+    if lora and (one_file or link):
+        raise ValueError("--one-file and --link are about a whole pipeline; leave them out with --lora")
+    if alone and not lora:
+        raise ValueError("--alone is about a LoRA: give --lora as well; a whole pipeline contains its teacher's LoRAs")
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if license is not None:
+        require_licence(license)
+
+
+def _card_parts(
+    student: Exported, place: str, weights: torch.dtype | None, flow: Workflow | None, license: str | None
+) -> CardParts:
+    """The model card without scores and picture. place: folder or hub id from which its snippet loads the student."""
+    source = student.adapter.source
+    return CardParts(
+        name=place.rpartition("/")[2],
+        base=public_name(student.info.base),
+        hub_base=None if Path(source).is_dir() else source,
+        snippet=_snippet(student, place, weights),
+        licence={"license": license} if license else base_licence(source),
+        facts=_facts(student),
+        comfyui=None if flow is None else settings(flow),
+        why_no_comfyui=why_none(student.adapter.pipeline_class.__name__),
+        recipe=_recipe(student),
+        lora_licences={public_name(own.path): lora_licence(own.path) for own in student.info.base_loras},
+    )
 
 
 def _student(run: str | Path, *, is_lora: bool, is_alone: bool) -> Exported:

@@ -63,8 +63,9 @@ class ModelConfig(Section):
     width: int | None = Field(
         default=None, ge=1, le=bounds.SIDE, description="Image width in pixels. Default: the teacher's."
     )
-    sizes: tuple[ImageSize, ...] = Field(
-        default=(),
+    sizes: tuple[ImageSize, ...] | None = Field(
+        default=None,
+        min_length=1,
         max_length=bounds.STEPS,
         description="Several sizes [height, width] in pixels instead of one: [[1024, 1024], [832, 1216]], or with "
         "shares of the updates [{height = 1024, width = 1024, weight = 2}, ...]. Each update has one of them. Default: "
@@ -96,16 +97,19 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _both_sides(self):
+        sides = [[size.height, size.width] for size in self.sizes or ()]
+        if sides and (self.height, self.width) != (None, None):
+            raise ValueError(
+                f"set sizes, or height and width, not both, got sizes {sides}, height {self.height} and width "
+                f"{self.width}; an override without a value, such as model.height=, takes a key out"
+            )
         if (self.height is None) != (self.width is None):
             raise ValueError(f"set height and width, or neither, got height {self.height} and width {self.width}")
-        sides = [(size.height, size.width) for size in self.sizes]
-        if sides and self.height is not None:
-            raise ValueError(f"set sizes, or height and width, not both, got {sides} and {self.height} x {self.width}")
-        if len(set(sides)) < len(sides):
+        if any(sides.count(size) > 1 for size in sides):
             raise ValueError(f"sizes must differ, got {sides}")
         return self
 
     @property
     def image_sizes(self) -> tuple[tuple[int | None, int | None], ...]:
         """(height, width) of every size; (None, None) for the teacher's own."""
-        return tuple((size.height, size.width) for size in self.sizes) or ((self.height, self.width),)
+        return tuple((size.height, size.width) for size in self.sizes or ()) or ((self.height, self.width),)

@@ -22,7 +22,7 @@ from dpdmd.method.terms.adversarial import Adversarial
 from dpdmd.method.terms.anchor import DiversityAnchor
 from dpdmd.method.terms.dmd import Dmd
 from dpdmd.method.terms.perceptual import Perceptual, Pictures
-from dpdmd.recipe.schema import AnchorConfig, ObjectiveConfig
+from dpdmd.recipe.objective_keys import AnchorConfig, ObjectiveConfig
 from dpdmd.vision.perceptual import PerceptualDistance
 
 

@@ -62,27 +62,11 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         raise ValueError("the adapter must have the LoRAs of the recipe: make it by recipe.teacher.teacher_adapter")
     if objective is not None:
         recipe = recipe.model_copy(update={"objective": keys.model_copy(update={"name": name_of(objective)})})
-    if recipe.student.kind == "renoise_last" and adapter.callback is None:
-        raise ValueError(
-            f'student.kind "renoise_last": a {adapter.pipeline_class.__name__} of stock diffusers takes no callback '
-            'that could renew the noise between its steps; use "ode" or "renoise"'
-        )
     start = recipe.student.start and located(recipe.student.start)
-    if start and "student" in recipe.lora.roles:
-        require_lora(start)
+    _require_possible(recipe, adapter, start)
     scale = _guidance_scale(model, adapter)
     embedded = _embedded_guidance(model, recipe.student, train, adapter)
     _require_negative_prompts(model, recipe.data, scale, adapter)
-    if adapter.loras and train.shard:
-        raise ValueError(
-            "train.shard reads the weights of the teacher's files, into which model.loras are not merged; merge them "
-            "first: in diffusers fuse_lora(), unload_lora_weights() and save_pretrained()"
-        )
-    if train.ida_decay < 1 and len({"student", "fake_score"} & set(recipe.lora.roles)) == 1:
-        raise ValueError(
-            "train.ida_decay moves the fake score towards the student, and lora.roles gives an adapter to only one of "
-            "them: name both, or set train.ida_decay = 1"
-        )
     build = objective or find_objective(keys.name)
     sizes = _sizes(recipe, adapter, build, scale)
     first = sizes[0]
@@ -126,6 +110,31 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
     return plan
 
 
+def _require_possible(recipe: Recipe, adapter: ModelAdapter, start: str | None) -> None:
+    """Raises ValueError for what the model, or another setting of the recipe, rules out.
+
+    start: the place of what the student starts from.
+    """
+    train, roles = recipe.train, recipe.lora.roles
+    if recipe.student.kind == "renoise_last" and adapter.callback is None:
+        raise ValueError(
+            f'student.kind "renoise_last": a {adapter.pipeline_class.__name__} of stock diffusers takes no callback '
+            'that could renew the noise between its steps; use "ode" or "renoise"'
+        )
+    if start and "student" in roles:
+        require_lora(start)
+    if adapter.loras and train.shard:
+        raise ValueError(
+            "train.shard reads the weights of the teacher's files, into which model.loras are not merged; merge them "
+            "first: in diffusers fuse_lora(), unload_lora_weights() and save_pretrained()"
+        )
+    if train.ida_decay < 1 and len({"student", "fake_score"} & set(roles)) == 1:
+        raise ValueError(
+            f"train.ida_decay = {train.ida_decay:g} moves the fake score towards the student, and lora.roles = "
+            f"{list(roles)} gives an adapter to only one of them: name both, or set train.ida_decay = 1"
+        )
+
+
 def _sizes(recipe: Recipe, adapter: ModelAdapter, build: ObjectiveFunction, scale: float) -> tuple[SizePlan, ...]:
     """What depends on the size of the images, at each of the recipe's.
 
@@ -133,7 +142,7 @@ def _sizes(recipe: Recipe, adapter: ModelAdapter, build: ObjectiveFunction, scal
     that the stock pipeline cannot draw, which would otherwise be found by the export.
     """
     model = recipe.model
-    weights = [size.weight for size in model.sizes] or [1.0]
+    weights = [size.weight for size in model.sizes or ()] or [1.0]
     sizes = tuple(
         _sized(recipe, adapter, build, scale, size=size, share=weight / sum(weights))
         for size, weight in zip(model.image_sizes, weights, strict=True)

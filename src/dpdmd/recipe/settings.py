@@ -47,7 +47,8 @@ class TrainingSettings:
 # What makes a cycle cheap, measured on both built-in teachers (benchmarks/other_seeds.py, docs/results.md): the anchor
 # holds the modes, so that one fake-score update is enough, on samples that are there anyway, and half of the samples
 # need an anchor. The fake score is drawn to the student, so that it lags less. A flow's anchor is guided a little less
-# than its teacher, since the later steps cost a little diversity. Noise renewed before the last step makes images cleaner.
+# than its teacher, since the later steps cost a little diversity. Noise renewed before the last step makes images
+# cleaner.
 _CHEAP = {
     "student_kind": "renoise_last",
     "fake_updates": 1,

@@ -1,11 +1,11 @@
-"""Recipes as TOML files: read strictly, overridden, written, described; mistakes in words."""
+"""Recipes as TOML files: read strictly, overridden, written, described."""
 
 import difflib
 import json
 import logging
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Any, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
-from dpdmd.recipe.bounds import UPDATES, WITHOUT_END, reason
+from dpdmd.recipe.bounds import UPDATES, WITHOUT_END
 from dpdmd.recipe.inputs import SOURCES, look_up_inputs, with_absolute_inputs
+from dpdmd.recipe.mistakes import in_words, refusal, short
 from dpdmd.recipe.schema import Recipe
 from dpdmd.store.files import read_text
 from dpdmd.store.names import did_you_mean, expanded
@@ -25,7 +25,6 @@ from dpdmd.store.names import did_you_mean, expanded
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 2**20  # of a recipe
-LONGEST_KEY, LONGEST_PATH = 100, 10  # of what messages repeat and compare
 RUN_RECIPE, RUN_PROVENANCE = "recipe.toml", "provenance.json"  # files of a run folder
 
 # Keys of earlier versions: their default there, at which a recipe may still name them, and what became of them.
@@ -47,7 +46,7 @@ REMOVED: dict[str, Any] = {
 MOVED = {"train.samples_per_prompt": "data.samples_per_prompt"}
 
 
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, the shipped recipe of that name or the recipe of a run folder, with overrides on top.
 
     An override reads `section.key=value`. A value is TOML ("1e-4", "[0.3, 0.9]", "true"); what is not TOML is taken as
@@ -68,27 +67,66 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         look_up_inputs(data, path.parent)
     if path.name == RUN_RECIPE and is_run(path.parent):
         data["output"] = {**data.get("output", {}), "folder": str(path.parent)}
+        model = data.get("model")
+        if isinstance(model, dict) and model.get("sizes") == []:  # so runs began whose recipe had one size
+            del model["sizes"]
     return recipe_from(data, overrides, where=str(path))
 
 
-def recipe_from(data: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), *, where: str) -> Recipe:
-    """The recipe of parsed TOML, which is changed, with overrides on top; see `load_recipe`. where: for messages."""
-    problems = [problem for text in overrides if (problem := override(data, text))]
-    problems += _take_out_old_keys(data, where)
+def recipe_from(data: dict[str, Any], overrides: Sequence[str] = (), *, where: str) -> Recipe:
+    """The recipe of parsed TOML with overrides on top; see `load_recipe`. where: what messages call the TOML.
+
+    A problem that the TOML does not have without its overrides is said to be theirs.
+    """
+    try:
+        text = json.dumps(data, default=str)
+        changed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(refusal(where, [_unreadable(error)])) from None
+    mistaken = [problem for one in overrides if (problem := override(changed, one))]
+    recipe, problems, without_effect = _read(changed)
+    overridden = {one.partition("=")[0].strip() for one in overrides}
+    _warn_of([key for key in without_effect if key not in overridden], where)
+    _warn_of([key for key in without_effect if key in overridden], "an override")
+    if recipe is not None and not mistaken:
+        return with_absolute_inputs(recipe)
+    own = _read(json.loads(text))[1] if overrides else problems
+    found = [problem for problem in problems if problem in own]
+    theirs = mistaken + [problem for problem in problems if problem not in own]
+    blamed = [(where, found), (_named(overrides, theirs), theirs)]
+    raise ValueError("\n".join(refusal(what, of_it) for what, of_it in blamed if of_it))
+
+
+def _read(data: dict[str, Any]) -> tuple[Recipe | None, list[str], list[str]]:
+    """The recipe of parsed TOML, which is changed, or None with what is wrong; and old keys that have no effect."""
+    problems, without_effect = _take_out_old_keys(data)
     _make_lists(data)
     train = data.get("train")
     if isinstance(train, dict) and train.get("num_updates") == WITHOUT_END and train.get("max_seconds") is not None:
         train["num_updates"] = UPDATES
+    recipe = None
     try:
         # Strict JSON takes lists for tuples and whole numbers for floats, but no "4" or true for a number.
         recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        problems += list(dict.fromkeys(_problem(details) for details in error.errors()))
+        problems += in_words(error.errors(), dict(recipe_keys()))
     except (ValueError, RecursionError) as error:
-        problems.append(f"a value of it cannot be read ({error})")
-    if problems:
-        raise ValueError("\n  ".join([f"{where} cannot be used, {_count(len(problems))}:", *problems]))
-    return with_absolute_inputs(recipe)
+        problems.append(_unreadable(error))
+    return (None if problems else recipe), problems, without_effect
+
+
+def _unreadable(error: Exception) -> str:
+    return f"a value of it cannot be read ({error})"
+
+
+def _named(overrides: Sequence[str], problems: list[str]) -> str:
+    """The overrides that the problems are about, as they were given; all of them if there is none such."""
+    # A problem is about the key in it, or about all keys of the section before its colon.
+    sections = tuple(f"{problem.partition(':')[0]}." for problem in problems)
+    keys = {one: one.partition("=")[0].strip() or one for one in overrides}
+    about = [one for one, key in keys.items() if key.startswith(sections) or any(key in text for text in problems)]
+    named = about or list(keys)
+    return f"the override{'s' if len(named) > 1 else ''} {', '.join(map(short, named))}"
 
 
 def changed_recipe(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
@@ -127,11 +165,9 @@ def _is_list(field: FieldInfo) -> bool:
     return any(get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis for kind in kinds)
 
 
-def _take_out_old_keys(data: dict, where: str) -> list[str]:
-    """Take keys of earlier versions out of `data`; returns what is wrong with those that are not at their default.
-
-    Those that are change nothing: the recipe is used, after one warning that names them.
-    """
+def _take_out_old_keys(data: dict) -> tuple[list[str], list[str]]:
+    """Take keys of earlier versions out of `data`; returns what is wrong with those that are not at their default, and
+    the names of those that are, which change nothing."""
     problems, without_effect = [], []
     for key, default in REMOVED.items():
         found = _pop(data, key)
@@ -152,12 +188,15 @@ def _take_out_old_keys(data: dict, where: str) -> list[str]:
             problems.append(f"{key} is called {now} since dpdmd 0.2.0; rename it, got {found!r}")
         else:
             without_effect.append(key)
-    if without_effect:
+    return problems, without_effect
+
+
+def _warn_of(old_keys: list[str], where: str) -> None:
+    if old_keys:
         _warn_once(
             f"{where} names keys that dpdmd 0.2.0 no longer has, at their old defaults, which changes nothing: "
-            f"{', '.join(without_effect)}"
+            f"{', '.join(old_keys)}"
         )
-    return problems
 
 
 @cache
@@ -207,7 +246,7 @@ def find_recipe(name: str | Path) -> Path:
     Raises ValueError with the nearest names.
     """
     if "\0" in str(name) or len(str(name)) > 4096:
-        raise ValueError(f"{_short(str(name))} is no name that a file can have")
+        raise ValueError(f"{short(str(name))} is no name that a file can have")
     path, shipped = Path(expanded(name)), shipped_recipes()
     if path.is_file() or (path.exists() and not path.is_dir()):
         return path
@@ -261,7 +300,7 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
         value: Any = recipe
         for part in key.split("."):
             value = getattr(value, part)
-        if (key in SOURCES or key == "model.sizes") and not isinstance(value, str):
+        if (key in SOURCES or key == "model.sizes") and isinstance(value, tuple):
             value = tuple(entry.model_dump() for entry in value)
         values[key] = value
     return values
@@ -291,59 +330,3 @@ def _parse(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return parsed["value"] if set(parsed) == {"value"} else text
-
-
-def _problem(details: ErrorDetails) -> str:
-    """One validation error in words."""
-    parts = [str(part) for part in details["loc"]]
-    key, kind = ".".join(parts), details["type"]
-    fields = dict(recipe_keys())
-    if kind == "extra_forbidden":
-        return _unknown_key(parts, details["input"], list(fields))
-    field = fields.get(key) or fields.get(".".join(parts[:-1]))
-    meaning = f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
-    if kind == "missing":
-        inside = [name for name in fields if name.startswith(f"{key}.") and fields[name].is_required()]
-        return f"{', '.join(inside) or key} is required{meaning}"
-    if kind in ("less_than_equal", "less_than") and (
-        why := reason(details.get("ctx", {})["lt" if kind == "less_than" else "le"])
-    ):
-        meaning = f"; {why}{meaning}"
-    rule = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    if kind == "value_error" and isinstance(details["input"], dict):
-        return f"{key}: {rule}" if key else rule  # no key: the rule is about keys of several sections, and names them
-    nearest = ""
-    if kind == "literal_error" and field is not None:
-        names = difflib.get_close_matches(
-            str(details["input"])[:LONGEST_KEY], map(str, get_args(field.annotation)), n=1
-        )
-        nearest = f"; did you mean {names[0]!r}?" if names else ""
-    return f"{key} {rule}, got {_short(details['input'])}{nearest}{meaning}"
-
-
-def _unknown_key(parts: list[str], value: Any, known: list[str]) -> str:
-    *table, name = parts
-    prefix = "".join(f"{part}." for part in table)
-    allowed = list(dict.fromkeys(key.removeprefix(prefix).split(".")[0] for key in known if key.startswith(prefix)))
-    elsewhere = [key for key in known if key.rpartition(".")[2] == name]
-    name, parts = name[:LONGEST_KEY], [part[:LONGEST_KEY] for part in parts[:LONGEST_PATH]]
-    close = [prefix + match for match in difflib.get_close_matches(name, allowed, n=1)]
-    tails = {key.rpartition(".")[2]: key for key in known}
-    far = [tails[match] for match in difflib.get_close_matches(name, tails, n=1)]
-    nearest = next(iter(elsewhere + close + far), None)
-    where = f"[{'.'.join(table)}] has" if table else "sections are"
-    hint = f"; did you mean {nearest}?" if nearest else ";"
-    came = "" if isinstance(value, dict) else f", got {_short(value)}"
-    return f"{'.'.join(parts)} is not a key of a recipe{came}{hint} {where}: {', '.join(allowed)}"
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of more digits than Python writes
-        return "a number of thousands of digits"
-    return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def _count(number: int) -> str:
-    return "one problem" if number == 1 else f"{number} problems"

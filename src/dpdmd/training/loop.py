@@ -65,52 +65,67 @@ def run_training(
     accelerator = new_accelerator()
     with run.removed_on_failure():
         run.require_shared()
-        parts = build_parts(plan, adapter, accelerator)
-        trainer = Trainer(plan, parts)
-        checkpoint = latest_checkpoint(run.checkpoints) if resume else None
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
-
-        def begin() -> int:
-            run.prepare(plan.recipe_toml, overwrite=overwrite)
-            run.write_provenance(facts(plan, parts), {**setup(plan, parts), "changed": changed}, from_step=trainer.step)
-            run.forget_after(trainer.step)
-            cut_after(run.scores, trainer.step)
-            return cut_after(run.metrics, trainer.step)
-
-        last_step = on_main_process(begin)
-    logger.info(describe(plan, parts))
-    for message in [*notes, *parts.notes]:
+        trainer = Trainer(plan, build_parts(plan, adapter, accelerator))
+        last_step = _begin(trainer, run, changed, resume=resume, overwrite=overwrite)
+    logger.info(describe(plan, trainer.parts))
+    for message in [*notes, *trainer.parts.notes]:
         logger.info("note: %s", message)
-    if resume and checkpoint:
+    if resume and trainer.step:
         logger.info("resuming %s after step %d", run.root, trainer.step)
     elif resume:
         logger.info("%s has no checkpoint: step 0", run.root)
     is_main = accelerator.is_main_process
     with open_trackers(
-        plan.output.trackers, plan.settings, run, step=trainer.step, last_step=last_step or 0, is_main_process=is_main
+        plan.output.trackers, plan.settings, run, step=trainer.step, last_step=last_step, is_main_process=is_main
     ) as trackers:
-        try:
-            try:
-                _loop(trainer, run, trackers, progress=progress, callbacks=callbacks)
-            except Exception:
-                trainer.saving.wait()  # the last checkpoint of a run that fails is kept as well
-                raise
-        except FloatingPointError as caught:
-            error = _blamed_rightly(caught, trainer)
-            if is_main:
-                run.write_failure(trainer.step, error)
-            raise error from None
-        try:
-            trainer.write_student(run.student)
-        except OSError as error:
-            raise OSError(
-                f"could not write the student: {error.strerror or error}. The last checkpoint has it; make room, then "
-                "--resume writes it"
-            ) from error
+        _train(trainer, run, trackers, progress=progress, callbacks=callbacks)
     if rows := on_main_process(lambda: read_rows(run.scores)):
         logger.info(time_in_words(rows))
     return run.root
+
+
+def _begin(trainer: Trainer, run: RunFolder, changed: dict[str, list[Any]], *, resume: bool, overwrite: bool) -> int:
+    """Restore the last checkpoint when resuming, and make the folder ready; returns the last step of the log before.
+
+    changed: settings that differ from when the run was last started.
+    """
+    plan, parts = trainer.plan, trainer.parts
+    checkpoint = latest_checkpoint(run.checkpoints) if resume else None
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+
+    def begin() -> int:
+        run.prepare(plan.recipe_toml, overwrite=overwrite)
+        run.write_provenance(facts(plan, parts), {**setup(plan, parts), "changed": changed}, from_step=trainer.step)
+        run.forget_after(trainer.step)
+        cut_after(run.scores, trainer.step)
+        return cut_after(run.metrics, trainer.step)
+
+    return on_main_process(begin) or 0
+
+
+def _train(
+    trainer: Trainer, run: RunFolder, trackers: Trackers, *, progress: bool, callbacks: Sequence[Callback]
+) -> None:
+    """Iterate to the end and write the student; a loss that is not finite leaves its reason in failure.json."""
+    try:
+        try:
+            _loop(trainer, run, trackers, progress=progress, callbacks=callbacks)
+        except Exception:
+            trainer.saving.wait()  # the last checkpoint of a run that fails is kept as well
+            raise
+    except FloatingPointError as caught:
+        error = _blamed_rightly(caught, trainer)
+        if trainer.accelerator.is_main_process:
+            run.write_failure(trainer.step, error)
+        raise error from None
+    try:
+        trainer.write_student(run.student)
+    except OSError as error:
+        raise OSError(
+            f"could not write the student: {error.strerror or error}. The last checkpoint has it; make room, then "
+            "--resume writes it"
+        ) from error
 
 
 def _blamed_rightly(error: FloatingPointError, trainer: Trainer) -> FloatingPointError:

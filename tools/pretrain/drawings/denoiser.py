@@ -1,7 +1,6 @@
 """Stage 3: the denoising network, trained by regression on the velocity that an ideal network predicts."""
 
 import copy
-import math
 import time
 from pathlib import Path
 
@@ -17,13 +16,15 @@ from dpdmd.store.tensors import read_metadata, read_tensors, write_tensors
 from dpdmd.training.optimisers import optimizer_tensors
 from dpdmd.world.drawings.captions import EMPTY, GROUP_PROB, WORDINGS, drawings_of
 from dpdmd.world.drawings.catalogue import catalogue
-from tools.pretrain.denoiser import EMPTY_CAPTION_PROB, MIN_TIME, step_optimizers
+from tools.pretrain.denoiser import EMPTY_CAPTION_PROB, MIN_TIME, learning_rate_factor, step_optimizers
 from tools.pretrain.drawings.latents import drawing_latents
 from tools.pretrain.drawings.posterior import exact_velocity
 from tools.pretrain.muon import muon_and_adamw
 
 EMA_DECAY = 0.998
 SNAPSHOT_EVERY = 250  # steps
+# At the full rate the loss falls fast, and rises again after some 1,600 steps.
+SCHEDULE = {"constant": 0.36, "falls_from": 0.5}
 
 
 def membership() -> Tensor:
@@ -65,17 +66,6 @@ def denoising_error(
     return (adapter.predict(network, x_t, t, cond[prompts]).velocity - target).square().mean((1, 2, 3))
 
 
-def rate_factor(step: int, num_steps: int, warmup: int = 100) -> float:
-    """Factor of the learning rates: warm-up, constant for 36 % of the steps, then a cosine decay from a half to zero.
-
-    At the full rate the loss falls fast, and rises again after some 1,600 steps.
-    """
-    start = 0.36 * num_steps
-    if step < start:
-        return min(1.0, (step + 1) / warmup)
-    return 0.25 * (1 + math.cos(math.pi * (step - start) / (num_steps - start)))
-
-
 def train_denoiser(
     adapter: ModelAdapter,
     *,
@@ -108,7 +98,7 @@ def train_denoiser(
         if not torch.isfinite(loss):
             raise FloatingPointError(f"pretraining loss is {loss.item()} at step {step}")
         loss.backward()
-        factor = rate_factor(step, num_steps)
+        factor = learning_rate_factor(step, num_steps, **SCHEDULE)
         step_optimizers(network, optimizers, [rate * factor for rate in learning_rates])
         decay = min(EMA_DECAY, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
