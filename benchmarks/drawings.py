@@ -4,12 +4,12 @@
     python -m benchmarks.drawings --arms dmd dp_dmd --seeds 0           only these students
     python -m benchmarks.drawings --arms dp_dmd_ode --seeds 0           another setting of DP-DMD (CHANGED)
 
-DMD and DP-DMD by their shipped recipes, and DP-DMD with the settings that it had for scenes; DMD with a perceptual or an
-adversarial term, and DP-DMD as published, with the settings that they had for scenes. All spend 4,800 forwards per sample
-of a batch. Each student draws 24 prompts x 64 images, and is compared with the teacher's images of other seeds; the teacher
-at a third set of seeds is the floor. An interrupted command can be run again, and rows of students that are not asked for
-stay in the results. Writes benchmarks/results/drawings.json and docs/images/drawings.png: eight seeds of six prompts by the
-teacher and by the students of the first training seed, all from the same noise.
+DMD and DP-DMD by their shipped recipes, and DP-DMD with the settings that it had for scenes; DMD with a perceptual or
+an adversarial term, and DP-DMD as published, with the settings that they had for scenes. All spend 4,800 forwards per
+sample of a batch. Each student draws 24 prompts x 64 images, and is compared with the teacher's images of other
+seeds; the teacher at a third set of seeds is the floor. An interrupted command can be run again, and rows of students
+that are not asked for stay in the results. Writes benchmarks/results/drawings.json and docs/images/drawings.png:
+eight seeds of six prompts by the teacher and by the students of the first training seed, all from the same noise.
 """
 
 import argparse
