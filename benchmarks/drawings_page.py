@@ -9,7 +9,7 @@ Reads the teacher's scores.json and benchmarks/results/drawings.json; rewrites t
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drawings import FIRST_SEEDS, LABELS, RESULTS, SETTINGS, TEACHER
+from benchmarks.drawings import CHANGED, FIRST_SEEDS, LABELS, RESULTS, TEACHER
 from benchmarks.pareto_page import cell, fill, markdown
 from dpdmd.compare.summary import PROMPTS, summarise, summarise_runs
 from dpdmd.models.load import built_in_teacher
@@ -54,10 +54,11 @@ def students_table(rows: list[dict[str, Any]], labels: dict[str, str] = LABELS) 
 
 
 def settings_table(rows: list[dict[str, Any]]) -> str:
-    """What other settings made of DP-DMD's student of the first training seed."""
-    labels = {"dp_dmd": "the recipe"} | {
-        name: ", ".join(f"`{key}` = {value}" for key, value in settings.items()) for name, settings in SETTINGS.items()
+    """DP-DMD's students of the first training seed: by the settings of scenes, and by changes of them."""
+    changes = {
+        name: ", ".join(f"`{key}` = {value}" for key, value in change.items()) for name, change in CHANGED.items()
     }
+    labels = {"dp_dmd_of_scenes": "the settings for scenes"} | changes | {"dp_dmd": "the recipe: the first two changes"}
     return students_table([row for row in rows if row["seed"] == 0], labels)
 
 

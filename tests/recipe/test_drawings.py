@@ -7,11 +7,14 @@ from dpdmd.recipe.toml import load_recipe
 from dpdmd.world.find import world_of_teacher
 
 
-def test_dp_dmd_has_the_settings_of_the_flow_of_scenes():
+def test_dp_dmd_has_the_settings_of_the_flow_of_scenes_but_for_two_that_were_found_on_drawings():
     ours, theirs = (load_recipe(f"{name}_dp_dmd").model_dump() for name in ("drawings", "scenes"))
     for recipe in (ours, theirs):
         assert world_of_teacher(recipe["model"].pop("teacher")).name == recipe["data"].pop("prompts")
         del recipe["output"]
+    assert (ours["train"].pop("learning_rate"), theirs["train"].pop("learning_rate")) == (2.5e-4, 5e-4)
+    scales = [recipe["objective"]["anchor"].pop("guidance_scale") for recipe in (ours, theirs)]
+    assert scales == [3.0, 3.25]
     assert ours == theirs
 
 
