@@ -171,3 +171,9 @@ def test_the_bounds_need_no_library():
     code = "import sys, dpdmd.recipe.bounds; print(sorted({'torch', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
     assert all(bounds.reason(limit) for limit in bounds.REASONS) and issubclass(Recipe, BaseModel)
+
+
+@pytest.mark.parametrize("override", ['lora.roles=["student","student"]', 'output.trackers=["wandb","wandb"]'])
+def test_a_name_given_twice_in_a_list_of_names_is_refused(recipe, override):
+    with pytest.raises(ValueError, match=f"{override.partition('=')[0]} must name each only once"):
+        load_recipe(recipe, [override])

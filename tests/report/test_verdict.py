@@ -117,6 +117,11 @@ def test_a_run_that_nobody_scored_is_told_by_its_validation_and_says_how_to_scor
     assert told(run=ArmReport("x")).sentence == "x has not been scored yet."
 
 
+def test_a_run_scored_without_diversity_and_quality_is_not_called_unscored():
+    run = ArmReport("x", metrics={"num_prompts": 4, "images_per_prompt": 9, "saturation": 0.0})
+    assert told(run=run).sentence == "Of x neither the diversity kept nor the quality was measured."
+
+
 def test_a_size_that_nobody_scored_is_told_by_its_own_validation():
     row = {"step": 30, "validation/diversity_share": 0.96, "validation/quality": 0.65}
     row |= {"validation/24x40/diversity_share": 0.85, "validation/24x40/quality": 0.56}

@@ -301,6 +301,13 @@ class Recipe(Section):
     output: OutputConfig
 
     @model_validator(mode="after")
+    def _named_once(self):
+        for key, names in (("lora.roles", self.lora.roles), ("output.trackers", self.output.trackers)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key} must name each only once, got {list(names)}")
+        return self
+
+    @model_validator(mode="after")
     def _groups(self):
         if self.train.batch_size % self.data.samples_per_prompt:
             raise ValueError(

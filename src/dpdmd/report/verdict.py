@@ -181,6 +181,8 @@ def _without_scores(student: ArmReport, teacher: ArmReport | None) -> Verdict:
     command = score_command(student, teacher)
     how = [f"To score it: {command}"] if command else []
     seen = [(row["step"], found) for row in student.log if (found := _validated(student, row))]
+    if not seen and "num_prompts" in student.metrics:
+        return Verdict(f"Of {student.name} neither the diversity kept nor the quality was measured.", how)
     if not seen:
         return Verdict(f"{student.name} has not been scored yet.", how)
     step, found = seen[-1]
