@@ -34,7 +34,7 @@ def student_arms(settings: dict) -> list[Arm]:
     settings = settings | PUBLISHED
     paper = {"objective.anchor.steps": 5, "objective.anchor.weight": 0.05}
     return [
-        Arm("dmd", "scenes_dmd", settings),
+        Arm("dmd", "scenes_dmd", {"train.learning_rate": 5e-4} | settings),
         Arm("dp_dmd_paper", "scenes_dp_dmd", settings | paper),
         Arm("dp_dmd", "scenes_dp_dmd", settings),
     ]

@@ -49,7 +49,13 @@ BEFORE = {
     "train.reuse_samples": True,
     "train.schedule": "constant",
 }
-COMMON = {"train.num_updates": 150, "validation.every": 0, "checkpoint.every": 50, "checkpoint.keep": 1}
+COMMON = {
+    "train.num_updates": 150,
+    "train.learning_rate": 5e-4,
+    "validation.every": 0,
+    "checkpoint.every": 50,
+    "checkpoint.keep": 1,
+}
 PUBLISHED = str(Path(__file__).with_name("published.toml"))
 # DMD's schedule as published: uniform noise levels, fresh samples for every update, all steps trained at once.
 PUBLISHED_DMD = {"objective.tau_shift": 1.0, "train.reuse_samples": False, "train.random_step": False}
@@ -84,7 +90,7 @@ OPTIONS = {
 RIVAL_WEIGHTS = {"perceptual": (0.25, 0.05, 0.1, 1.0), "adversarial": (0.05, 0.01, 0.2)}  # the recipe's first
 STEPS = (2, 3, 4, 8)
 SCALES = (1.0, 2.0, 3.5, 5.0, 8.0)
-LEARNING_RATES = (2.5e-4, 1e-3)  # 5e-4 in the recipes, for both networks
+LEARNING_RATES = (2.5e-4, 1e-3)  # 5e-4 otherwise, for both networks
 
 
 def _dmd(name: str, settings: dict) -> Arm:

@@ -59,7 +59,8 @@ def edited(folder: str, out: Path, part: str, damage) -> str:
 
 
 def weighted_parts(folder: str) -> list[str]:
-    return sorted(path.parent.name for path in Path(folder).glob("*/*.safetensors"))
+    """All parts but the language model by which ERNIE-Image rewrites prompts, which is never loaded."""
+    return sorted(path.parent.name for path in Path(folder).glob("*/*.safetensors") if path.parent.name != "pe")
 
 
 @taking_turns(
