@@ -129,7 +129,7 @@ def main() -> None:
     run_all(runs, arguments.out, **how, jobs=arguments.jobs)
     reference, *others = runs
     rows = [row_of(run, reference) for run in others if failure(run) is None]
-    write_json(RESULTS, {"rows": with_those_before(rows), "provenance": surroundings()})
+    write_json(RESULTS, {"rows": with_those_before(rows), "provenance": surroundings("python -m benchmarks.drawings")})
     print(f"written to {RESULTS}")
     shown = [run for run in others if run.arm.name in COLUMNS and run.seed in (None, arguments.seeds[0])]
     if {run.arm.name for run in shown} == set(COLUMNS):
