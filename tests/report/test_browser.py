@@ -127,11 +127,21 @@ def colour_of(arm, prompt, seed):
     return 10 + 20 * prompt, 10 + 25 * seed, 50 + 60 * arm
 
 
+def visit(driver, address):
+    """Open a page and wait for its script's end: on a busy machine the driver's own wait may return before it."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    driver.execute_script("window.isLeft = true")
+    driver.get(address)
+    ready = "return window.isLeft === undefined && document.readyState === 'complete'"
+    WebDriverWait(driver, 60).until(lambda driver: driver.execute_script(ready))
+
+
 @pytest.fixture
 def opened(chromium, page):
     chromium.get_log("browser")
     chromium.get_log("performance")
-    chromium.get(page.as_uri())
+    visit(chromium, page.as_uri())
     yield chromium
     assert chromium.get_log("browser") == []
     assert chromium.execute_script("return window.hit === undefined")
@@ -322,7 +332,7 @@ def test_a_page_from_a_server_asks_for_nothing_either(chromium, page):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=page.parent)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        chromium.get(f"http://127.0.0.1:{server.server_port}/report.html")
+        visit(chromium, f"http://127.0.0.1:{server.server_port}/report.html")
         assert len(texts(chromium, "#prompts-table tbody tr")) == 50
         server.shutdown()
     assert Quiet.requested == ["/report.html"]
