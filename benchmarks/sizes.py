@@ -8,21 +8,19 @@ so that each size has as many in both. All are judged at every size by the oracl
 alone (`evaluate.scorers.latents`), against the teacher of the same prompts and seeds; the teacher at other seeds and
 rendered scenes say what can be reached.
 
-An interrupted command can be run again: finished runs are not repeated. Writes benchmarks/results/sizes.json and prints
-a table of means over the seeds.
+An interrupted command can be run again: finished runs are not repeated. Writes benchmarks/results/sizes.json, from
+which benchmarks.sizes_page makes the table of the documentation.
 """
 
 import argparse
 from functools import cache, partial
 from pathlib import Path
-from statistics import mean
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import dpdmd
-from benchmarks.pareto_page import markdown
 from dpdmd.evaluate.scorers.latents import latent_scores
 from dpdmd.method.randomness import generator
 from dpdmd.method.rollout import GuidedTeacher
@@ -42,7 +40,8 @@ from dpdmd.world.scenes import BACKGROUNDS, COLOURS, IMAGE_SIZE, SHAPES, palette
 from tools.pretrain.sizes import NUM_SCENES, NUM_STEPS, SIZES, render_window, train_at_sizes
 
 RECIPE, NUM_UPDATES, IMAGES_PER_PROMPT = "scenes_dp_dmd", 300, 16
-COLUMNS = ("clean", "named_right", "agreement", "latent_diversity_share", "latent_distance")
+RESULTS = Path("benchmarks", "results", "sizes.json")
+TOGETHER, ALONE = "student of three sizes", "student of this size"
 FILLS = 3  # how often what a window hides is filled by what was read
 
 
@@ -176,8 +175,8 @@ def measure(
     images_per_prompt: int,
     num_steps: int = NUM_STEPS,
     num_scenes: int = NUM_SCENES,
-) -> dict[str, dict[str, dict[str, float]]]:
-    """{size: {row: scores}}, means over the seeds for students. num_steps, num_scenes: of the teacher."""
+) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """{size: {row: scores}}, of students for each seed. num_steps, num_scenes: of the teacher."""
     teacher = train_at_sizes(out / "teacher", num_steps=num_steps, num_scenes=num_scenes)
     rows: dict[str, dict[str, list[dict[str, float]]]] = {name_of(size): {} for size in SIZES}
     for seed in seeds:
@@ -185,24 +184,20 @@ def measure(
         for size in SIZES:
             alone = train(teacher, out, (size,), seed, num_updates)
             of_size = rows[name_of(size)]
-            for row, run in (("student of three sizes", together), ("student of this size", alone)):
+            for row, run in ((TOGETHER, together), (ALONE, alone)):
                 found = judged(run, size, images_per_prompt, out)
                 of_size.setdefault(row, []).append(found["student"])
                 of_size["teacher"], of_size["teacher, other seeds"] = [found["teacher"]], [found["other seeds"]]
-    means = {
-        size: {row: {key: mean(one[key] for one in found) for key in found[0]} for row, found in of_size.items()}
-        for size, of_size in rows.items()
-    }
-    return {
-        size: own | {"rendered scenes": rendered_scores(s)} for s, (size, own) in zip(SIZES, means.items(), strict=True)
-    }
+    for size in SIZES:
+        rows[name_of(size)]["rendered scenes"] = [rendered_scores(size)]
+    return rows
 
 
 def main() -> None:
-    """Train, measure, write, print."""
+    """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs", "sizes"))
-    parser.add_argument("--results", type=Path, default=Path("benchmarks", "results", "sizes.json"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=NUM_UPDATES, help="of each size")
     parser.add_argument("--images-per-prompt", type=int, default=IMAGES_PER_PROMPT)
@@ -213,12 +208,7 @@ def main() -> None:
     settings = {"recipe": RECIPE, "seeds": arguments.seeds, **options}
     command = f"python -m benchmarks.sizes --seeds {' '.join(map(str, arguments.seeds))}"
     write_json(arguments.results, {"rows": rows, "settings": settings, "provenance": surroundings(command)})
-    cells = [
-        [size, row, *(f"{scores[key]:.3f}" if key in scores else "" for key in COLUMNS)]
-        for size, of_size in rows.items()
-        for row, scores in of_size.items()
-    ]
-    print(f"{markdown(['size', 'model', *COLUMNS], cells)}\n\nwritten to {arguments.results}")
+    print(f"written to {arguments.results}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks import sizes
-from benchmarks.sizes import measure, read_window, rendered_scores
+from benchmarks.sizes import ALONE, TOGETHER, measure, read_window, rendered_scores
+from benchmarks.sizes_page import COLUMNS, table
 from dpdmd.method.randomness import generator
 from dpdmd.world.oracle import read_scenes
 from dpdmd.world.prompts import evaluation_prompts
@@ -58,4 +59,15 @@ def test_it_measures_every_size(tmp_path, monkeypatch):
     assert set(rows) == {"24x40", "40x24"}
     for of_size in rows.values():
         assert {"student of three sizes", "student of this size", "teacher", "rendered scenes"} <= of_size.keys()
-        assert of_size["teacher"]["latent_distance"] == 0
+        assert of_size["teacher"][0]["latent_distance"] == 0
+    assert "| 24 x 40 | difference of the two |" in table(rows)
+
+
+def test_the_table_pairs_the_students_by_seed():
+    scores = dict.fromkeys(COLUMNS, 0.5)
+    higher = [scores | {"clean": 0.75}, scores | {"clean": 0.5}]
+    (difference,) = (
+        line for line in table({"8x8": {TOGETHER: higher, ALONE: [scores] * 2}}).splitlines() if "diff" in line
+    )
+    # Differences .25 and 0: mean .125, half of the interval t(.975; 1) * .1768 / sqrt(2) = 12.706 * .125.
+    assert [part.strip() for part in difference.split("|")][4] == "0.125 ± 1.588"

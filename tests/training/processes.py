@@ -1,5 +1,6 @@
 """Training in two gloo processes, as torchrun starts them."""
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -54,6 +55,7 @@ def in_processes(
 
 
 def _work(rank: int, number: int, on_machine: int | None, port: int, function: Callable, arguments: tuple) -> None:
+    faulthandler.enable()  # an exit code alone does not say where a process crashed
     on_machine = on_machine or number
     torch.set_num_threads(1)
     os.environ |= {
