@@ -120,20 +120,3 @@ def test_coarsened_grids_keep_start_stop_and_the_rest():
     assert stop == 3 and coarse.times[3] == fine.times[7]
     assert coarse.times[0] == 1 and coarse.times[4:] == fine.times[8:]
     assert coarsen(fine, 2, 5) == (fine, 2)
-
-
-@pytest.mark.parametrize("shift", [1.0, 3.0, 12.0])
-@pytest.mark.parametrize("stop", [4, 9, 15, 29])
-def test_coarse_steps_are_as_even_in_t_as_the_grid_allows(shift, stop):
-    fine = uniform_grid(30, shift=shift)
-    coarse, number = coarsen(fine, stop, 4)
-    assert number == 4 and set(coarse.times) <= set(fine.times)
-    even = torch.linspace(1, fine.times[stop], 5)
-    # No time of the grid between the neighbours is nearer to the even one.
-    for before, time, after, wanted in zip(coarse.times, coarse.times[1:4], coarse.times[2:5], even[1:4], strict=False):
-        nearest = min(abs(t - wanted.item()) for t in fine.times if after < t < before)
-        assert abs(time - wanted.item()) == pytest.approx(nearest, abs=1e-6)
-
-
-def test_coarse_steps_of_a_grid_that_is_even_in_t_are_even_in_index():
-    assert coarsen(uniform_grid(30, shift=1), 8, 4)[0].times[:5] == uniform_grid(30, shift=1).times[0:9:2]

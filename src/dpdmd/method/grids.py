@@ -58,18 +58,13 @@ def anchor_steps(teacher: Grid, target_time: float) -> int:
 
 
 def coarsen(grid: Grid, stop: int, num_steps: int) -> tuple[Grid, int]:
-    """`grid` with `num_steps` of the steps to index `stop` left, spread evenly in t, and the index of `stop` in it.
+    """`grid` with `num_steps` of the steps to index `stop` left, spread evenly, and the index of `stop` in it.
 
-    Kept is the time nearest to each j-th part of the way from t_0 to t_stop. A segment of at most `num_steps` steps
-    stays as it is.
+    A segment of at most `num_steps` steps stays as it is.
     """
     number = min(num_steps, stop)
-    kept = [0]
-    for j in range(1, number):
-        wanted = grid.times[0] + (grid.times[stop] - grid.times[0]) * j / number
-        free = range(kept[-1] + 1, stop - number + j + 1)
-        kept.append(min(free, key=lambda i: abs(grid.times[i] - wanted)))
-    return Grid(tuple(grid.times[i] for i in [*kept, stop]) + grid.times[stop + 1 :]), number
+    kept = [round(stop * j / number) for j in range(number + 1)]
+    return Grid(tuple(grid.times[i] for i in kept) + grid.times[stop + 1 :]), number
 
 
 def sample_times(batch_size: int, rng: torch.Generator, *, low: float, high: float, shift: float = 1.0) -> Tensor:
