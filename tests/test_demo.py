@@ -37,7 +37,7 @@ def test_students_share_all_but_the_objective_and_its_schedule():
 def test_what_the_demo_cannot_write_is_reported_before_it_trains(tmp_path, monkeypatch, name):
     (tmp_path / name).mkdir()
     monkeypatch.setattr(demo, "run_and_measure", lambda *args, **options: pytest.fail("began to train"))
-    with pytest.raises(OSError, match=f"cannot write .*{name}: Is a directory"):
+    with pytest.raises(OSError, match=f"cannot write .*{name}: it is a folder; name a file"):
         demo.run_demo(tmp_path)
 
 

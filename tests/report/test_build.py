@@ -137,7 +137,7 @@ def test_prompts_are_chosen_by_what_an_arm_lost(demo):
     arms = read_runs([demo])
     chosen = choose_prompts(arms, arms["dmd"], num_collapsed=1, num_kept=1)
     assert list(chosen) == [HOSTILE, "a red circle"]
-    assert "lost most: 20 % left" in chosen[HOSTILE] and "lost least: 70 % left" in chosen["a red circle"]
+    assert "keeps least: 20 %" in chosen[HOSTILE] and "keeps most: 70 %" in chosen["a red circle"]
 
 
 @pytest.mark.parametrize("missing", ["samples", "metrics.json", "metrics.jsonl"])

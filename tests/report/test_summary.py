@@ -106,6 +106,4 @@ def test_scores_of_networks_are_reported_and_compared_prompt_by_prompt():
 
 def test_the_worst_tenth_is_reported():
     arms = {"dmd": ArmReport("DMD", metrics={"diversity_share": 0.7, "diversity_share_worst_tenth": 0.12})}
-    assert "In the tenth of prompts that lost most diversity, 12 % is left for DMD." in " ".join(
-        summary_sentences(arms)
-    )
+    assert "In the tenth of prompts that keep least diversity, DMD keeps 12 %." in " ".join(summary_sentences(arms))

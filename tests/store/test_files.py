@@ -130,6 +130,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
         files.require_writable(tmp_path / place, "the page")
 
 
+def test_the_folder_that_takes_no_file_is_named_with_the_reason():
+    with pytest.raises(FileNotFoundError) as refused:
+        files.require_writable("/proc/nope/deeper/page.html")
+    assert str(refused.value) == (
+        "cannot write /proc/nope/deeper/page.html: no file can be made in /proc (No such file or directory); choose "
+        "another place"
+    )
+
+
 def test_tensors_that_cannot_be_written_are_an_oserror_naming_the_file(tmp_path):
     with files_of_at_most(100), pytest.raises(OSError, match=r"could not write .*a\.safetensors.*too large"):
         tensors_io.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1000)})

@@ -45,7 +45,7 @@ METRICS = (
     Metric(
         "diversity_share_worst_tenth",
         "kept in the worst tenth",
-        "Diversity kept in the tenth of prompts that lost most. A good mean may hide prompts that collapsed.",
+        "Diversity kept in the tenth of prompts that keep least. A good mean may hide prompts that collapsed.",
         "percent",
         group=DIVERSITY,
     ),

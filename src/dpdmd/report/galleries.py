@@ -66,7 +66,7 @@ def choose_prompts(
     num_collapsed: int = NUM_COLLAPSED,
     num_kept: int = NUM_KEPT,
 ) -> dict[str, str]:
-    """Prompts to show first and why: those where an arm lost most of the teacher's diversity, then where it lost least.
+    """Prompts to show first and why: those where an arm keeps least of the teacher's diversity, then most.
 
     decides: this arm; without one the first prompts are chosen, without a reason. Every arm that has images has images
     of these prompts.
@@ -77,12 +77,12 @@ def choose_prompts(
     shares, ranked = shares_of(decides.metrics), ranked_prompts(common, decides)
     collapsed = ranked[:num_collapsed]
     kept = ranked[len(collapsed) :][::-1][:num_kept]
-    reasons = {p: f"among the prompts where {decides.label} lost most: {percent(shares[p])} left" for p in collapsed}
-    return reasons | {p: f"among the prompts where {decides.label} lost least: {percent(shares[p])} left" for p in kept}
+    reasons = {p: f"among the prompts where {decides.label} keeps least: {percent(shares[p])}" for p in collapsed}
+    return reasons | {p: f"among the prompts where {decides.label} keeps most: {percent(shares[p])}" for p in kept}
 
 
 def ranked_prompts(prompts: list[str], decides: ArmReport) -> list[str]:
-    """The prompts of which an arm's diversity is known, from the one where it lost most."""
+    """The prompts of which an arm's diversity is known, from the one where it keeps least."""
     shares = shares_of(decides.metrics)
     return sorted((prompt for prompt in prompts if prompt in shares), key=lambda prompt: (shares[prompt], prompt))
 
@@ -132,7 +132,7 @@ def write_overview_png(path: str | Path, arms: dict[str, ArmReport], *, prompts:
     """Write one PNG: a line for each prompt, with a block of 3 x 3 images for each arm side by side.
 
     The nine seeds are the same in every block of a line; "teacher_few_steps" is left out. prompts: default those where
-    DMD lost most, most collapsed first, and one where it lost least.
+    DMD keeps least diversity, most collapsed first, and one where it keeps most.
     Raises ValueError when an arm lacks images of one of the prompts, or when no arm has any.
     """
     from PIL import Image, ImageDraw, ImageFont

@@ -51,7 +51,7 @@ def picture(arms: dict[str, ArmReport], leads: Leads) -> Picture | None:
     seeds = max(len(gallery.images) for row in rows for gallery in row.galleries)
     choice = f"{len(prompts)} of {len(common)} prompts" if len(prompts) < len(common) else ""
     if choice and ranked and decides:
-        choice += f", from the one where {decides.label} lost most diversity to the one where it lost least"
+        choice += f", from the one where {decides.label} keeps least diversity to the one where it keeps most"
     return Picture(rows, len(shown), seeds, choice)
 
 

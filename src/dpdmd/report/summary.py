@@ -54,8 +54,8 @@ def _diversity(students: dict[str, ArmReport]) -> str | None:
 def _worst(students: dict[str, ArmReport]) -> str | None:
     key = "diversity_share_worst_tenth"
     shares = {arm.label: arm.metrics.get(key) for arm in students.values()}
-    parts = [f"{percent(share)} is left for {label}" for label, share in shares.items() if is_number(share)]
-    return f"In the tenth of prompts that lost most diversity, {joined(parts)}." if parts else None
+    parts = [f"{label} keeps {percent(share)}" for label, share in shares.items() if is_number(share)]
+    return f"In the tenth of prompts that keep least diversity, {joined(parts)}." if parts else None
 
 
 def _diversity_verdict(a: ArmReport, b: ArmReport) -> str | None:

@@ -7,7 +7,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EACCES, EISDIR, ENXIO
+from errno import EACCES, ENXIO
 from pathlib import Path
 from typing import Any
 
@@ -153,13 +153,15 @@ def require_writable(path: str | Path, what: str = "") -> Path:
         if not os.access(path, os.W_OK):
             raise OSError(f"{named}: {os.strerror(EACCES)}")
         return place
+    if path.is_dir():
+        raise IsADirectoryError(f"{named}: it is a folder; name a file")
     try:
-        if path.is_dir():
-            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"0")
     except OSError as error:
-        raise type(error)(f"{named}: {error.strerror}") from error
+        raise type(error)(
+            f"{named}: no file can be made in {place} ({error.strerror}); choose another place"
+        ) from error
     return place
 
 

@@ -37,8 +37,8 @@ def diversity_scores(prompts: list[str], features: Features, of_teacher: Feature
 
     With the teacher's features also "..._share", the sum over prompts divided by the teacher's sum;
     "prompts_near_reference", the share of prompts whose diversity is within 20 % of the teacher's; and
-    "diversity_share_worst_tenth", the share in the tenth of prompts (at least one) that lost most. "worst_prompts" are
-    the ten prompts that lost most, or without a teacher the least diverse ones.
+    "diversity_share_worst_tenth", the share in the tenth of prompts (at least one) that keep least. "worst_prompts" are
+    the ten prompts that keep least, or without a teacher the least diverse ones.
     features: (P, R, D), as `Features.per_prompt` returns them.
     """
     ours = _by_prompt(features)
