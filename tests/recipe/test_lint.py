@@ -1,9 +1,10 @@
-"""Warnings about grids."""
+"""Warnings about grids, and about keys without effect."""
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from dpdmd.method.grids import Grid, anchor_steps, uniform_grid
-from dpdmd.recipe.lint import lint_grids
+from dpdmd.recipe.lint import lint_grids, lint_objective
+from dpdmd.recipe.objective_keys import ObjectiveConfig
 
 
 def stock_grid(num_steps: int) -> Grid:
@@ -40,3 +41,21 @@ def test_lint_is_silent_about_a_grid_where_every_call_counts():
 
 def test_lint_is_silent_about_an_anchor_that_no_other_step_of_a_coarse_teacher_betters():
     assert lint_grids(Grid((1.0, 0.8, 0.6, 0.0)), Grid((1.0, 0.9, 0.5, 0.0)), 1) == []
+
+
+def test_keys_of_another_objective_are_named():
+    given = {"anchor": {"weight": 1.0, "every": 2}, "perceptual": {"weight": 0.3}}
+    of_dmd = lint_objective(ObjectiveConfig(name="dmd", **given))
+    assert [message.partition(" without effect")[0] for message in of_dmd] == [
+        "objective.anchor.weight, objective.anchor.every",
+        "objective.perceptual.weight",
+    ]
+    (of_dp_dmd,) = lint_objective(ObjectiveConfig(name="dp_dmd", **given))
+    assert of_dp_dmd.startswith("objective.perceptual.weight") and 'only "dmd_perceptual" reads' in of_dp_dmd
+
+
+def test_keys_that_are_read_or_left_out_are_not_named():
+    assert lint_objective(ObjectiveConfig(name="dp_dmd", anchor={"weight": 1.0})) == []
+    assert lint_objective(ObjectiveConfig(name="dmd")) == []
+    # An objective of somebody's own may read any of them.
+    assert lint_objective(ObjectiveConfig(name="my_module:objective", anchor={"weight": 1.0})) == []

@@ -1,10 +1,13 @@
-"""Warnings in plain words about grids that a user is likely to regret."""
+"""Warnings in plain words about settings that a user is likely to regret."""
 
 from itertools import pairwise
 
 from dpdmd.method.grids import Grid, anchor_steps
+from dpdmd.recipe.objective_keys import OBJECTIVES, ObjectiveConfig
 
 NEAR_EMPTY_STEP = 0.02
+# Tables of [objective], and the one built-in objective that reads each.
+READ_BY = {"anchor": "dp_dmd", "perceptual": "dmd_perceptual", "adversarial": "dmd_adversarial"}
 
 
 def lint_grids(student: Grid, teacher: Grid | None = None, num_anchor_steps: int | None = None) -> list[str]:
@@ -26,5 +29,18 @@ def lint_grids(student: Grid, teacher: Grid | None = None, num_anchor_steps: int
                 f"the anchor is the teacher's step {num_anchor_steps}, t = {reached:.4f}, but the student's first step "
                 f"lands at t = {landing:.4f}, {first / span:.1f} times as far. Step {better} is at "
                 f"t = {teacher.times[better]:.4f}."
+            )
+    return messages
+
+
+def lint_objective(keys: ObjectiveConfig) -> list[str]:
+    """Plain-words warnings: keys that are not at their defaults and that the built-in objective does not read."""
+    messages = []
+    for table, reader in READ_BY.items():
+        given = [f"objective.{table}.{key}" for key in getattr(keys, table).model_dump(exclude_defaults=True)]
+        if given and keys.name in OBJECTIVES and keys.name != reader:
+            messages.append(
+                f'{", ".join(given)} without effect: objective.name is "{keys.name}", and only "{reader}" reads '
+                f"objective.{table}."
             )
     return messages

@@ -22,7 +22,7 @@ from dpdmd.models.quantised import missing_package
 from dpdmd.models.student_file import exported_student
 from dpdmd.recipe.calls import validation_interval
 from dpdmd.recipe.inputs import with_absolute_inputs
-from dpdmd.recipe.lint import lint_grids
+from dpdmd.recipe.lint import lint_grids, lint_objective
 from dpdmd.recipe.objectives import ObjectiveFunction, ObjectiveSetting, find_objective, name_of
 from dpdmd.recipe.optimisers import missing_optimiser
 from dpdmd.recipe.plan import (
@@ -102,6 +102,7 @@ def resolve(recipe: Recipe, adapter: ModelAdapter, *, objective: ObjectiveFuncti
         recipe_toml=dump_recipe(recipe),
         notes=adapter.notes
         + _notes(sizes, scale, embedded["teacher"])
+        + lint_objective(keys)
         + [missing for missing in (missing_package(model.dtype), missing_optimiser(train.optimiser)) if missing],
         sizes=sizes,
     )
