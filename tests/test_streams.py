@@ -93,6 +93,22 @@ def test_an_error_that_names_control_characters_shows_them_as_escapes(monkeypatc
     assert ended.value.code == 2 and "\x1b" not in shown and "no\\x1b[2Jwhere.toml" in shown
 
 
+@pytest.mark.parametrize(
+    ("command", "said"), [("sample", "interrupted; the same command continues\n"), ("export", "interrupted\n")]
+)
+def test_ctrl_c_says_in_one_line_whether_the_command_continues(command, said, monkeypatch, capsys, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpdmd.evaluate.generate.generate_folder", interrupt)
+    monkeypatch.setattr("dpdmd.publish.export.export_run", interrupt)
+    prompt = ["--prompt", "a"] if command == "sample" else []
+    monkeypatch.setattr(sys, "argv", ["dpdmd", command, "scenes", *prompt, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130 and capsys.readouterr().err == said
+
+
 def test_signals_that_stop_have_the_exit_codes_of_a_shell():
     from dpdmd.store.errors import StoppedBySignal
     from dpdmd.training.run.signals import STOPPING

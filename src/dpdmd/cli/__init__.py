@@ -31,6 +31,7 @@ for commands in (training, images, runs, demo):  # the order in which --help lis
 USER_ERROR = 2
 STOPPED_ERROR = 1
 DEBUG_VARIABLE = "DPDMD_DEBUG"
+INTERRUPTED = 130  # a shell's exit code after Ctrl-C
 # Commands that go on where they were interrupted; `train` says so itself.
 CONTINUED = ("sample", "evaluate", "audit", "compare", "demo")
 
@@ -90,10 +91,13 @@ def main() -> None:
             if os.environ.get("RANK", "0") == "0":  # a signal stops all processes; one message is enough
                 print(stop, file=sys.stderr)
             sys.exit(stop.exit_code)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as ended:
+            # typer makes an exit code of Ctrl-C, and says nothing.
+            if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+                raise
             command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
             print(f"interrupted{'; the same command continues' if command in CONTINUED else ''}", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
 
 
 def _exit_code(error: Exception) -> int:
