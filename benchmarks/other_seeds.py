@@ -85,7 +85,7 @@ def student_arms(group: str) -> list[Arm]:
         Arm("dmd_falling_rate", recipe, dmd | {"train.schedule": "cosine"}),
         Arm("dp_dmd_before", recipe, before),
         Arm("dp_dmd", recipe),
-        Arm("dp_dmd_unaligned", recipe, UNALIGNED),
+        Arm("dp_dmd_unaligned", recipe, UNALIGNED | {"objective.anchor.coarse_steps": 4}),
     ]
     if group == "flow":
         arms += [

@@ -44,6 +44,7 @@ BEFORE = {
     "student.kind": "ode",
     "objective.anchor.every": 2,
     "objective.anchor.fraction": 1.0,
+    "objective.anchor.coarse_steps": 4,
     "train.fake_updates": 5,
     "train.ida_decay": 1.0,
     "train.reuse_samples": True,

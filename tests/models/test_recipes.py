@@ -63,6 +63,7 @@ def test_a_shipped_recipe_is_what_new_writes_from_the_table_of_settings(name):
     is_flow = adapter.prediction_space == "velocity"
     assert anchor.weight == (kind.anchor_weight)
     assert (anchor.fraction, anchor.target) == (kind.anchor_fraction, "secant" if is_flow else "x0")
+    assert anchor.coarse_steps == (4 if is_flow else 3)
     scale = adapter.guidance_scale
     guided = pytest.approx(max(1, scale * 13 / 14), abs=1e-4) if is_flow and scale > 1 else None
     assert anchor.guidance_scale == guided

@@ -141,7 +141,12 @@ class StockAdapter:
             if not 0 < value <= SIDE:
                 raise InputError(f"{self.source}: {name}{own} must be up to {SIDE} pixels, got {value}")
             if value % (factor * patch):
-                raise InputError(f"{name} must be divisible by {factor * patch} for {self.source}, got {value}")
+                below = value - value % (factor * patch)
+                nearest = " and ".join(str(side) for side in (below, below + factor * patch) if side)
+                raise InputError(
+                    f"{name} must be divisible by {factor * patch} for {self.source}, got {value} "
+                    f"(of {height} x {width}, height x width); nearest: {nearest}"
+                )
         return height // factor, width // factor
 
     def load_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -31,6 +31,7 @@ COMMENTS = {
     "objective.anchor.weight": "lambda; more keeps more diversity",
     "objective.anchor.fraction": "of the samples of each update; the others cost no teacher steps",
     "objective.anchor.guidance_scale": "of the steps to the anchor; below the teacher's it keeps more diversity",
+    "objective.anchor.coarse_steps": "teacher steps to the anchor; the target x0 takes one more",
     "objective.anchor.target": "for networks that predict noise",
     "data.prompts": "captions to begin with; name a file with prompts like those that the student will be given",
     "train.batch_size": "samples per micro-batch",
@@ -140,6 +141,7 @@ def _settings(
         "objective.anchor.guidance_scale": _anchor_guidance(
             adapter.guidance_scale, kind.anchor_guidance if is_flow else 1
         ),
+        "objective.anchor.coarse_steps": None if is_flow else 3,
         "objective.anchor.target": None if is_flow else "x0",
         "data.prompts": world.name if (world := world_of_teacher(model)) else "generic",
         "train.num_updates": kind.num_updates,
