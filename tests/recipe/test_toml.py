@@ -218,10 +218,16 @@ def test_a_file_that_is_no_toml_or_missing_is_named(recipe_file, tmp_path):
         load_recipe(recipe_file("[model\n"))
     with pytest.raises(ValueError, match=r"no recipe file .*nowhere\.toml"):
         load_recipe(tmp_path / "nowhere.toml")
-    with pytest.raises(ValueError, match="no recipe file"):
-        load_recipe(tmp_path)
     with pytest.raises(ValueError, match=rf"did you mean {tmp_path / 'recipe.toml'}\?"):
         load_recipe(tmp_path / "recip.toml")
+
+
+def test_a_place_without_a_run_is_named_without_the_shipped_recipes(tmp_path):
+    with pytest.raises(ValueError, match=f"^{tmp_path} is a folder without a run; name a recipe, or the output.folder"):
+        load_recipe(tmp_path)
+    with pytest.raises(ValueError) as refused:
+        load_recipe("/no/such/folder")
+    assert str(refused.value) == "there is no recipe file /no/such/folder and no run in a folder of that name"
 
 
 def test_a_shipped_recipe_is_found_by_its_name_and_a_near_miss_gets_a_hint(tmp_path, monkeypatch):

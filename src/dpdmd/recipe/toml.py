@@ -254,6 +254,10 @@ def find_recipe(name: str | Path) -> Path:
         return path / RUN_RECIPE
     if str(name) in shipped:
         return _shipped_folder() / f"{name}.toml"
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder without a run; name a recipe, or the output.folder of a run")
+    if len(path.parts) > 1:  # a place, and no name of a shipped recipe
+        raise ValueError(f"there is no recipe file {path} and no run in a folder of that name{did_you_mean(path)}")
     nearest = difflib.get_close_matches(str(name), shipped, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else did_you_mean(path)
     known = ", ".join(shipped) or "none"
