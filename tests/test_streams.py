@@ -109,6 +109,24 @@ def test_ctrl_c_says_in_one_line_whether_the_command_continues(command, said, mo
     assert ended.value.code == 130 and capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "could not write into /dev/full: No space left on device"), "could not write into /dev/full: No"),
+        (PermissionError(13, "Permission denied", "vae/config.json"), "vae/config.json: Permission denied"),
+        (OSError("this machine has not enough memory"), "this machine has not enough memory"),
+    ],
+)
+def test_an_error_of_the_system_is_said_without_its_number(error, said, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
 def test_signals_that_stop_have_the_exit_codes_of_a_shell():
     from dpdmd.store.errors import StoppedBySignal
     from dpdmd.training.run.signals import STOPPING

@@ -49,7 +49,7 @@ def test_a_device_is_written_into_and_stays_a_device(tmp_path):
     write_json("/dev/null", {"loss": 1.0})
     after = os.stat("/dev/null")
     assert stat.S_ISCHR(after.st_mode) and (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match="could not write into /dev/full: No space left on device"):
         write_text("/dev/full", "a")
 
 

@@ -96,7 +96,10 @@ def _copied_into(stream: Path) -> Iterator[Path]:
         temporary.touch()
         yield temporary
         with temporary.open("rb") as source, _opened(stream) as target:
-            shutil.copyfileobj(source, target)
+            try:
+                shutil.copyfileobj(source, target)
+            except OSError as error:
+                raise OSError(error.errno, f"could not write into {stream}: {error.strerror}") from None
 
 
 def _opened(stream: Path) -> Any:
