@@ -249,7 +249,8 @@ def test_a_sharded_run_survives_being_killed_at_many_moments(recipe):
         during_a_write += any(checkpoints.glob(".step-*"))
         saved = newest_checkpoint(checkpoints)
         lines = Path(parts.output.folder, "metrics.jsonl").read_text().splitlines()
-        assert len(lines) - saved.step in (0, 1)
+        # While a checkpoint is written the next update runs and is logged; its own save waits for the one before.
+        assert len(lines) - saved.step in (0, 1, 2)
         step = saved.step
     assert during_a_write >= 2
     in_processes(train_until_stopped, parts)
