@@ -113,7 +113,7 @@ def test_ctrl_c_says_in_one_line_whether_the_command_continues(command, said, mo
     ("error", "said"),
     [
         (OSError(28, "could not write into /dev/full: No space left on device"), "could not write into /dev/full: No"),
-        (PermissionError(13, "Permission denied", "vae/config.json"), "vae/config.json: Permission denied"),
+        (PermissionError(13, "Permission denied", "vae/config.json"), "Permission denied: vae/config.json"),
         (OSError("this machine has not enough memory"), "this machine has not enough memory"),
     ],
 )

@@ -45,13 +45,14 @@ def test_lint_is_silent_about_an_anchor_that_no_other_step_of_a_coarse_teacher_b
 
 def test_keys_of_another_objective_are_named():
     given = {"anchor": {"weight": 1.0, "every": 2}, "perceptual": {"weight": 0.3}}
-    of_dmd = lint_objective(ObjectiveConfig(name="dmd", **given))
-    assert [message.partition(" without effect")[0] for message in of_dmd] == [
-        "objective.anchor.weight, objective.anchor.every",
-        "objective.perceptual.weight",
+    assert lint_objective(ObjectiveConfig(name="dmd", **given)) == [
+        'objective.name = "dmd" does not read objective.anchor.weight, objective.anchor.every; only "dp_dmd" reads '
+        "objective.anchor",
+        'objective.name = "dmd" does not read objective.perceptual.weight; only "dmd_perceptual" reads '
+        "objective.perceptual",
     ]
     (of_dp_dmd,) = lint_objective(ObjectiveConfig(name="dp_dmd", **given))
-    assert of_dp_dmd.startswith("objective.perceptual.weight") and 'only "dmd_perceptual" reads' in of_dp_dmd
+    assert "does not read objective.perceptual.weight;" in of_dp_dmd
 
 
 def test_keys_that_are_read_or_left_out_are_not_named():

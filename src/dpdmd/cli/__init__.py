@@ -13,7 +13,7 @@ import typer
 
 from dpdmd.cli import demo, images, runs, training
 from dpdmd.cli.streams import lasting_streams, printable
-from dpdmd.store.errors import StoppedBySignal
+from dpdmd.store.errors import StoppedBySignal, reason_of
 
 app = typer.Typer(
     name="dpdmd",
@@ -83,7 +83,8 @@ def main() -> None:
         except (ValueError, OSError, FloatingPointError) as error:
             if os.environ.get(DEBUG_VARIABLE):
                 raise
-            print(f"error: {printable(_message(error))}", file=sys.stderr)
+            said = reason_of(error) if isinstance(error, OSError) and error.strerror else str(error)
+            print(f"error: {printable(said)}", file=sys.stderr)
             sys.exit(_exit_code(error))
         except StoppedBySignal as stop:
             if os.environ.get(DEBUG_VARIABLE):
@@ -98,13 +99,6 @@ def main() -> None:
             command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
             print(f"interrupted{'; the same command continues' if command in CONTINUED else ''}", file=sys.stderr)
             sys.exit(INTERRUPTED)
-
-
-def _message(error: Exception) -> str:
-    """What is said of an error: of one of the system's the file and the reason, without its number."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
 
 
 def _exit_code(error: Exception) -> int:

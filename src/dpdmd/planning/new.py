@@ -14,7 +14,7 @@ from dpdmd.planning.cost import network_sizes, num_blocks, state_bytes
 from dpdmd.planning.fit import GIB, Need, Settings, counter, reserve, savings
 from dpdmd.recipe.plan import Plan
 from dpdmd.recipe.resolve import resolve
-from dpdmd.recipe.settings import OF_FAMILY, Trained, settings_for
+from dpdmd.recipe.settings import NOISE_ANCHOR_STEPS, OF_FAMILY, Trained, settings_for
 from dpdmd.recipe.toml import override, recipe_from
 from dpdmd.world.find import WORLDS, world_of_teacher
 
@@ -141,7 +141,7 @@ def _settings(
         "objective.anchor.guidance_scale": _anchor_guidance(
             adapter.guidance_scale, kind.anchor_guidance if is_flow else 1
         ),
-        "objective.anchor.coarse_steps": None if is_flow else 3,
+        "objective.anchor.coarse_steps": None if is_flow else NOISE_ANCHOR_STEPS,
         "objective.anchor.target": None if is_flow else "x0",
         "data.prompts": world.name if (world := world_of_teacher(model)) else "generic",
         "train.num_updates": kind.num_updates,

@@ -40,7 +40,7 @@ def lint_objective(keys: ObjectiveConfig) -> list[str]:
         given = [f"objective.{table}.{key}" for key in getattr(keys, table).model_dump(exclude_defaults=True)]
         if given and keys.name in OBJECTIVES and keys.name != reader:
             messages.append(
-                f'{", ".join(given)} without effect: objective.name is "{keys.name}", and only "{reader}" reads '
-                f"objective.{table}."
+                f'objective.name = "{keys.name}" does not read {", ".join(given)}; only "{reader}" reads '
+                f"objective.{table}"
             )
     return messages

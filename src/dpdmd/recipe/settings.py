@@ -58,6 +58,9 @@ _CHEAP = {
     "anchor_fraction": 0.5,
     "anchor_guidance": 13 / 14,
 }
+# Teacher steps to the anchor of a network that predicts noise, one fewer than the default: its target x0 takes one more
+# call. With four, students were the same over five seeds (diversity 1.07, Frechet distance 0.24 instead of 0.23).
+NOISE_ANCHOR_STEPS = 3
 # The rest as in arXiv 2602.03139, except for the anchor's weight: with one fake-score update a weight of 0.05 left a
 # student twice as far from its teacher as 1 did (one seed, docs/negative-results.md). For noise prediction it loses a
 # quarter of the diversity.
